@@ -1,0 +1,45 @@
+"""Denoise X-ray detector images from their physical symmetry while the experiment runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DenoiseCallback": "bluesky_symdenoise.acquisition.callback",
+    "Denoiser": "bluesky_symdenoise.denoiser.infer",
+    "SymDenoiseError": "bluesky_symdenoise.errors",
+    "aligned": "bluesky_symdenoise.catalog.query",
+    "denoised_for": "bluesky_symdenoise.catalog.query",
+    "embedded_catalog": "bluesky_symdenoise.catalog.serve",
+    "raw_for": "bluesky_symdenoise.catalog.query",
+    "recompute": "bluesky_symdenoise.acquisition.replay",
+    "replay": "bluesky_symdenoise.acquisition.replay",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.acquisition.callback import DenoiseCallback as DenoiseCallback
+    from bluesky_symdenoise.acquisition.replay import recompute as recompute
+    from bluesky_symdenoise.acquisition.replay import replay as replay
+    from bluesky_symdenoise.catalog.query import aligned as aligned
+    from bluesky_symdenoise.catalog.query import denoised_for as denoised_for
+    from bluesky_symdenoise.catalog.query import raw_for as raw_for
+    from bluesky_symdenoise.catalog.serve import embedded_catalog as embedded_catalog
+    from bluesky_symdenoise.denoiser.infer import Denoiser as Denoiser
+    from bluesky_symdenoise.errors import SymDenoiseError as SymDenoiseError
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import bluesky_symdenoise`` stays fast."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Bluesky: documents in, derived documents out; the only threads."""

@@ -1,0 +1,1 @@
+"""Tiled: the catalogue that is served, derived runs, queries."""

@@ -1,0 +1,1 @@
+"""The pretrained network and its use on frames. torch lives here and in training."""

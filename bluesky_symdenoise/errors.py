@@ -1,0 +1,11 @@
+"""The one exception that a user should be able to read: it names the value, the rule and the remedy."""
+
+from __future__ import annotations
+
+
+class SymDenoiseError(ValueError):
+    """Input that cannot be used, in one line: the value, the rule that it breaks, and what to do instead."""
+
+    def __init__(self, value: str, *, rule: str, remedy: str) -> None:
+        self.value, self.rule, self.remedy = value, rule, remedy
+        super().__init__(f"{value}: {rule}; {remedy}")

@@ -1,0 +1,1 @@
+"""What an X-ray frame is: counts, exposure, symmetry, noise. Pure numpy."""
