@@ -1,0 +1,151 @@
+"""The network: from a frame's counts and its mates' to the Gamma prior of each pixel's rate."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: Finest and coarsest level (powers of two) of the pyramid that the local mean rate is read from.
+FINEST, COARSEST = 2, 7
+#: Counts that a coarser level is worth when the next finer one is estimated.
+PYRAMID_COUNTS = 4.0
+#: Inputs per pixel.
+FEATURES = 6
+#: Rows and columns are padded to a multiple of this.
+MULTIPLE = 2**COARSEST
+_LOG_KAPPA = (-8.0, 14.0)
+_LOG_RATIO = 12.0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the U-Net; stored with the weights."""
+
+    channels: tuple[int, ...] = (24, 32, 48, 64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {key: list(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Architecture:
+        """The inverse of `to_dict`."""
+        return cls(channels=tuple(stored["channels"]))
+
+
+def pyramid_mean(counts: Tensor, exposure: Tensor) -> Tensor:
+    """Local mean rate: the Gamma posterior mean of pooled counts, each level's prior being the next coarser level.
+
+    m_l = (Y_l + k) / (N_l + k / m_{l+1}) with k = 4 counts, from blocks of 128 down to 4 pixels.
+
+    Parameters
+    ----------
+    counts, exposure
+        (batch, 1, y, x), sides multiples of 128.
+
+    Returns
+    -------
+    Tensor
+        (batch, 1, y, x) rate > 0.
+    """
+    levels = []
+    block = 2**FINEST
+    y, n = (block**2 * F.avg_pool2d(t, block) for t in (counts, exposure))
+    levels.append((y, n))
+    for _ in range(FINEST, COARSEST):
+        y, n = (4 * F.avg_pool2d(t, 2) for t in (y, n))
+        levels.append((y, n))
+    total_y, total_n = (t.sum(dim=(2, 3), keepdim=True) for t in levels[-1])
+    mean = (total_y + 0.5) / (total_n + 1.0)
+    mean = mean.expand_as(levels[-1][0])
+    for level, (y, n) in enumerate(reversed(levels)):
+        if level:
+            mean = F.interpolate(mean, scale_factor=2, mode="bilinear", align_corners=False)
+        mean = (y + PYRAMID_COUNTS) / (n + PYRAMID_COUNTS / mean)
+    return F.interpolate(mean, scale_factor=block, mode="bilinear", align_corners=False)
+
+
+def features(counts: Tensor, exposure: Tensor, mate_counts: Tensor, mate_exposure: Tensor) -> tuple[Tensor, Tensor]:
+    """The network's inputs (batch, 6, y, x) and the local mean rate (batch, 1, y, x) that they are relative to."""
+    mean = pyramid_mean(counts, exposure)
+    both = pyramid_mean(counts + mate_counts, exposure + mate_exposure)
+
+    def stabilised(y: Tensor, n: Tensor) -> Tensor:
+        difference = 2 * (torch.sqrt(y + 0.375) - torch.sqrt(n * mean + 0.375))
+        return torch.asinh(difference) * (n > 0)
+
+    inputs = torch.cat(
+        [
+            stabilised(counts, exposure),
+            stabilised(mate_counts, mate_exposure),
+            torch.log(mean) / 4,
+            exposure.clamp(max=4),
+            torch.log1p(mate_exposure) / 2,
+            torch.log(both / mean),
+        ],
+        dim=1,
+    )
+    return inputs, mean
+
+
+def _block(inside: int, outside: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inside, outside, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(outside, outside, 3, padding=1),
+        nn.ReLU(inplace=True),
+    )
+
+
+class PriorNet(nn.Module):
+    """A U-Net on 2 x 2-unshuffled pixels that predicts the Gamma prior (mean rate, shape) of each pixel."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        widths = architecture.channels
+        inside = (4 * FEATURES, *widths[:-1])
+        self.down = nn.ModuleList(_block(a, b) for a, b in zip(inside, widths, strict=True))
+        self.up = nn.ModuleList(
+            _block(deep + shallow, shallow)
+            for deep, shallow in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True)
+        )
+        self.head = nn.Conv2d(widths[0], 8, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Log of the prior's mean over the local mean, and log of its shape kappa; (batch, 1, y, x) each."""
+        x = F.pixel_unshuffle(inputs, 2)
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else F.max_pool2d(x, 2))
+            skips.append(x)
+        skips.pop()
+        for block in self.up:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = block(torch.cat([x, skips.pop()], dim=1))
+        out = F.pixel_shuffle(self.head(x), 2)
+        ratio = _LOG_RATIO * torch.tanh(out[:, :1].float() / _LOG_RATIO)
+        log_kappa = (out[:, 1:].float() + 1.0).clamp(*_LOG_KAPPA)
+        return ratio, log_kappa
+
+
+def posterior(
+    net: PriorNet, counts: Tensor, exposure: Tensor, mate_counts: Tensor, mate_exposure: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Shape and rate of the Gamma posterior of each pixel's rate: y + kappa and n + kappa / rate0.
+
+    Parameters
+    ----------
+    counts, exposure, mate_counts, mate_exposure
+        (batch, 1, y, x) float32, sides multiples of 128.
+    """
+    inputs, mean = features(counts, exposure, mate_counts, mate_exposure)
+    ratio, log_kappa = net(inputs)
+    kappa = torch.exp(log_kappa)
+    return counts + kappa, exposure + kappa / (mean * torch.exp(ratio))

@@ -1,0 +1,215 @@
+"""Training: maximise the likelihood of held-out counts; seeded, resumable, on the CPU or one GPU."""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm import tqdm
+
+from bluesky_symdenoise.denoiser.network import Architecture, PriorNet, posterior
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.training.pairs import RealFrames, real_frames, sample
+
+#: A step whose gradient is longer than this is shortened.
+GRADIENT_NORM = 1.0
+#: Decay of the running average of the weights, which is what gets shipped.
+AVERAGE_DECAY = 0.998
+#: Seconds between checkpoints.
+CHECKPOINT_EVERY = 60.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training recipe: the same values and seed give the same weights on the same machine and thread count."""
+
+    name: str
+    version: str
+    seed: int = 0
+    channels: tuple[int, ...] = (24, 32, 48, 64)
+    steps: int = 10_000
+    batch: int = 12
+    crop: int = 128
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    real_share: float = 0.4
+    bfloat16: bool = True
+    threads: int = 1
+
+    @classmethod
+    def read(cls, path: Path) -> TrainConfig:
+        """The recipe in a TOML file.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the file is missing or no recipe.
+        """
+        try:
+            stored = tomllib.loads(path.read_text())
+            return cls(**stored | {"channels": tuple(stored.get("channels", cls.channels))})
+        except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
+            raise SymDenoiseError(
+                f"training recipe {path}",
+                rule=f"it could not be read ({error})",
+                remedy="give a TOML file with the keys of bluesky_symdenoise/training/recipes/fast.toml",
+            ) from error
+
+
+class _Samples(IterableDataset[Tensor]):
+    """Batches numbered from ``first``; batch i depends on (seed, i) alone, so that a resumed run sees the same."""
+
+    def __init__(self, config: TrainConfig, sets: list[RealFrames], first: int) -> None:
+        self.config, self.sets, self.first = config, sets, first
+
+    def __iter__(self) -> Iterator[Tensor]:
+        config = self.config
+        for step in range(self.first, config.steps):
+            rng = np.random.default_rng([config.seed, step])
+            yield torch.from_numpy(
+                np.stack(
+                    [
+                        sample(rng, self.sets, size=config.crop, real_share=config.real_share).stacked()
+                        for _ in range(config.batch)
+                    ]
+                )
+            )
+
+
+def held_out_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
+    """Negative-binomial log-likelihood of the target per pixel, each sample's mean; and the weights of the samples.
+
+    With the posterior Gamma(shape a, rate b) and a target t at exposure e:
+    -log L = log G(a) - log G(t + a) + log G(t + 1) - a log(b / (b + e)) - t log(e / (b + e)), in float64.
+
+    Parameters
+    ----------
+    batch
+        (sample, 6, y, x) as stacked by `bluesky_symdenoise.training.pairs.Sample`.
+    """
+    counts, exposure, mate_counts, mate_exposure, target, target_exposure = batch.split(1, dim=1)
+    with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        shape, rate = posterior(net, counts, exposure, mate_counts, mate_exposure)
+    a, b, t, e = shape.double(), rate.double(), target.double(), target_exposure.double()
+    seen = e > 0
+    safe = torch.where(seen, e, torch.ones_like(e))
+    nll = (
+        torch.lgamma(a)
+        - torch.lgamma(t + a)
+        + torch.lgamma(t + 1)
+        + a * torch.log1p(safe / b)
+        + t * torch.log1p(b / safe)
+    )
+    per_sample = (nll * seen).sum(dim=(1, 2, 3)) / seen.sum(dim=(1, 2, 3)).clamp(min=1)
+    # Bright samples carry gradients of the square root of their counts: weighted so that they don't drown the others.
+    weights = 1 / torch.sqrt(1 + counts.double().mean(dim=(1, 2, 3)) / 10)
+    return per_sample, weights
+
+
+def fit(config: TrainConfig, *, output: Path, data: Path | None, device: str = "cpu") -> Path:
+    """Train the network that a recipe describes; continues from ``output/checkpoint.pt`` if it is there.
+
+    Parameters
+    ----------
+    output
+        Folder for the checkpoint, ``history.jsonl`` and the finished weights.
+    data
+        Folder with real frames to mix in, or None for simulations only.
+
+    Returns
+    -------
+    Path
+        The finished weights, safetensors.
+    """
+    from bluesky_symdenoise.denoiser.weights import save_weights
+
+    output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    sets = real_frames(data) if data is not None else []
+    net = PriorNet(Architecture(config.channels)).to(device)
+    average = PriorNet(Architecture(config.channels)).to(device)
+    average.load_state_dict(net.state_dict())
+    net.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-4)
+    checkpoint = output / "checkpoint.pt"
+    first, seconds = 0, 0.0
+    if checkpoint.exists():
+        stored = torch.load(checkpoint, weights_only=True, map_location=device)
+        if stored["config"] != _plain(config):
+            raise SymDenoiseError(
+                f"checkpoint {checkpoint}",
+                rule="it belongs to another recipe",
+                remedy="choose another --output folder",
+            )
+        net.load_state_dict(stored["net"])
+        average.load_state_dict(stored["average"])
+        optimiser.load_state_dict(stored["optimiser"])
+        first, seconds = stored["step"], stored["seconds"]
+
+    def save(step: int, spent: float) -> None:
+        state = {
+            "config": _plain(config),
+            "net": net.state_dict(),
+            "average": average.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "step": step,
+            "seconds": spent,
+        }
+        torch.save(state, checkpoint.with_suffix(".new"))
+        checkpoint.with_suffix(".new").replace(checkpoint)
+
+    loader = DataLoader(_Samples(config, sets, first), batch_size=None, num_workers=1, prefetch_factor=4)
+    begun = saved = time.monotonic()
+    with (output / "history.jsonl").open("a") as history:
+        progress = tqdm(loader, initial=first, total=config.steps, unit="step", mininterval=2)
+        for step, batch in enumerate(progress, start=first):
+            for group in optimiser.param_groups:
+                group["lr"] = _learning_rate(config, step)
+            per_sample, weights = held_out_loss(net, batch.to(device), bfloat16=config.bfloat16)
+            loss = (per_sample * weights).mean()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM)
+            if torch.isfinite(loss) and torch.isfinite(norm):
+                optimiser.step()
+            decay = min(AVERAGE_DECAY, (step + 1) / (step + 10))
+            with torch.no_grad():
+                for mean, now in zip(average.parameters(), net.parameters(), strict=True):
+                    mean.lerp_(now, 1 - decay)
+            history.write(json.dumps({"step": step, "loss": round(loss.item(), 6), "norm": round(norm.item(), 4)}) + "\n")
+            if time.monotonic() - saved > CHECKPOINT_EVERY:
+                saved = time.monotonic()
+                history.flush()
+                save(step + 1, seconds + saved - begun)
+    spent = seconds + time.monotonic() - begun
+    save(config.steps, spent)
+    training = {
+        "config": _plain(config),
+        "seconds": round(spent),
+        "device": device,
+        "real_sets": [frames.name for frames in sets],
+        "torch": torch.__version__,
+    }
+    return save_weights(average, output, name=config.name, version=config.version, training=training)
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+def _learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a half cosine to zero."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + float(np.cos(np.pi * min(1.0, done))))

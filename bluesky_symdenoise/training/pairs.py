@@ -1,0 +1,227 @@
+"""Independent evidence about one rate: a frame, its symmetry mates and a held-out target, simulated or thinned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bluesky_symdenoise.physics.fold import symmetry_gate
+from bluesky_symdenoise.physics.frame import Frame
+from bluesky_symdenoise.training.simulate import Image, random_mask, random_rate
+
+#: What the mates are, and how often: as symmetry says, missing, or wrong in one of four ways.
+MATE_KINDS = ("exact", "absent", "shifted", "scaled", "broken", "wrong")
+MATE_SHARES = (0.4, 0.12, 0.2, 0.09, 0.11, 0.08)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training case; all (y, x) float32. ``target`` was counted at ``target_exposure``, independently."""
+
+    counts: NDArray[np.float32]
+    exposure: NDArray[np.float32]
+    mate_counts: NDArray[np.float32]
+    mate_exposure: NDArray[np.float32]
+    target: NDArray[np.float32]
+    target_exposure: NDArray[np.float32]
+
+    def stacked(self) -> NDArray[np.float32]:
+        """(6, y, x) in the order of the fields."""
+        return np.stack(
+            [
+                self.counts,
+                self.exposure,
+                self.mate_counts,
+                self.mate_exposure,
+                self.target,
+                self.target_exposure,
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class RealFrames:
+    """Counts of real frames with their mask, (frame, y, x) and (y, x)."""
+
+    name: str
+    counts: NDArray[Any]
+    mask: NDArray[np.bool_]
+
+
+def real_frames(folder: Path) -> list[RealFrames]:
+    """The counting sets of a folder that are not marked ``role = test``: HDF5 with ``counts`` and ``mask``."""
+    out = []
+    for path in sorted(folder.glob("*.h5")):
+        with h5py.File(path) as file:
+            if "counts" not in file or file.attrs.get("role") != "train" or file.attrs.get("noise") != "counting":
+                continue
+            out.append(RealFrames(path.stem, file["counts"][()], file["mask"][()].astype(bool)))
+    return out
+
+
+def _poisson(rng: np.random.Generator, mean: Image) -> Image:
+    return rng.poisson(np.minimum(mean, 1e9)).astype(np.float64)
+
+
+def _half_plane(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    angle = rng.uniform(0, 2 * np.pi)
+    along = np.cos(angle) * (x - shape[1] / 2) + np.sin(angle) * (y - shape[0] / 2)
+    return np.asarray(along > rng.uniform(-0.5, 0.5) * max(shape))
+
+
+def _blobs(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    field = ndimage.gaussian_filter(rng.normal(size=shape), rng.uniform(2, 15), mode="wrap")
+    return np.asarray(field > np.quantile(field, rng.uniform(0.6, 0.97)))
+
+
+def _shift(rng: np.random.Generator) -> tuple[float, float]:
+    size = np.exp(rng.uniform(np.log(0.15), np.log(2.5)))
+    angle = rng.uniform(0, 2 * np.pi)
+    return float(size * np.sin(angle)), float(size * np.cos(angle))
+
+
+def _gradient(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
+    y, x = np.mgrid[-1 : 1 : 1j * shape[0], -1 : 1 : 1j * shape[1]]
+    slope = rng.normal(0, 0.15, size=3)
+    return np.asarray(np.exp(slope[0] + slope[1] * y + slope[2] * x))
+
+
+def _mate_exposure(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
+    """How many mates each pixel has: one or three, fewer where some are masked or off the detector."""
+    number = int(rng.choice([1, 3]))
+    exposure = np.zeros(shape)
+    for _ in range(number):
+        seen = ~random_mask(rng, shape)
+        if rng.uniform() < 0.2:
+            seen &= _half_plane(rng, shape)
+        exposure += seen
+    return exposure
+
+
+def simulated_sample(rng: np.random.Generator, size: int) -> Sample:
+    """A random pattern: Poisson counts of about 0.02 to 10^4 per pixel, mates that may be wrong, and a target."""
+    shape = (size, size)
+    level = np.exp(rng.uniform(np.log(0.02), np.log(300 if rng.uniform() < 0.85 else 1e4)))
+    rate = random_rate(rng, shape) * level
+    kind = rng.choice(MATE_KINDS, p=MATE_SHARES)
+    mate_rate = rate
+    if kind == "wrong":
+        mate_rate = random_rate(rng, shape) * level
+    if kind == "shifted" or (kind == "broken" and rng.uniform() < 0.3):
+        mate_rate = ndimage.shift(mate_rate, _shift(rng), order=1, mode="nearest")
+    if kind == "scaled":
+        mate_rate = mate_rate * _gradient(rng, shape)
+    if kind == "broken":
+        other = random_rate(rng, shape) * level if rng.uniform() < 0.5 else mate_rate * np.exp(rng.normal(0, 1))
+        mate_rate = np.where(_blobs(rng, shape), other, mate_rate)
+    exposure = (~random_mask(rng, shape)).astype(np.float64)
+    mate_exposure = np.zeros(shape) if kind == "absent" else _mate_exposure(rng, shape)
+    target_exposure = np.full(shape, np.exp(rng.uniform(0, np.log(1000))))
+    return _gated(
+        counts=_poisson(rng, exposure * rate),
+        exposure=exposure,
+        mate_counts=_poisson(rng, mate_exposure * mate_rate),
+        mate_exposure=mate_exposure,
+        target=_poisson(rng, target_exposure * rate),
+        target_exposure=target_exposure,
+    )
+
+
+def _moved(rng: np.random.Generator, counts: NDArray[np.int64], shift: tuple[float, float]) -> NDArray[np.int64]:
+    """Each photon moves by the whole or the next whole pixel, so that means are interpolated and counts stay Poisson."""
+    for axis, distance in enumerate(shift):
+        whole = int(np.floor(distance))
+        further = rng.binomial(counts, distance - whole)
+        counts = np.roll(counts - further, whole, axis) + np.roll(further, whole + 1, axis)
+    return counts
+
+
+def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int) -> Sample:
+    """A crop of a real frame, its counts split three ways by binomial thinning: frame, mates, target."""
+    while True:
+        frames = sets[rng.integers(len(sets))]
+        _, height, width = frames.counts.shape
+        y0, x0 = rng.integers(0, max(1, height - size + 1)), rng.integers(0, max(1, width - size + 1))
+        at = np.s_[y0 : y0 + size, x0 : x0 + size]
+        counts = frames.counts[rng.integers(len(frames.counts))][at].astype(np.int64)
+        good = ~frames.mask[at]
+        mean = counts[good].mean() if good.mean() > 0.3 else 0.0
+        if mean > 0.02:
+            break
+    counts = np.where(good, counts, 0)
+    k, flips = rng.integers(4), rng.uniform() < 0.5
+    counts, good = np.rot90(counts, k), np.rot90(good, k)
+    if flips:
+        counts, good = counts[::-1], good[::-1]
+    share = min(0.6, np.exp(rng.uniform(np.log(0.02), np.log(max(0.6 * mean, 0.03)))) / mean)
+    kind = rng.choice(MATE_KINDS, p=MATE_SHARES)
+    shape = counts.shape
+    exposure = (good & ~random_mask(rng, (shape[0], shape[1]))).astype(np.float64)
+    number = 0.0 if kind == "absent" else min(float(rng.choice([1, 3])), 0.6 * (1 - share) / share)
+    own = rng.binomial(counts, share)
+    rest = counts - own
+    mate_counts = rng.binomial(rest, number * share / (1 - share))
+    target = rest - mate_counts
+    mate_good = good
+    if kind == "shifted":
+        shift = _shift(rng)
+        mate_counts = _moved(rng, mate_counts, shift)
+        mate_good = _moved(rng, (good * 1000).astype(np.int64), shift) > 999
+    if kind == "scaled":
+        gain = _gradient(rng, (shape[0], shape[1]))
+        mate_counts = rng.binomial(mate_counts, gain / gain.max())
+    if kind in ("broken", "wrong"):
+        where = _blobs(rng, (shape[0], shape[1])) if kind == "broken" else np.ones(shape, bool)
+        turned = (slice(None, None, -1), slice(None, None, -1))
+        mate_counts = np.where(where, mate_counts[turned], mate_counts)
+        mate_good = np.where(where, mate_good[turned], mate_good)
+    mate_seen = mate_good & ~random_mask(rng, (shape[0], shape[1]))
+    mate_exposure = np.where(mate_seen, number, 0.0)
+    pad = [(0, size - side) for side in shape]
+    return _gated(
+        counts=np.pad(own * exposure, pad),
+        exposure=np.pad(exposure, pad),
+        mate_counts=np.pad(np.where(mate_exposure > 0, mate_counts, 0.0), pad),
+        mate_exposure=np.pad(mate_exposure, pad),
+        target=np.pad(target.astype(np.float64), pad),
+        target_exposure=np.pad(np.where(good, (1 - share - number * share) / share, 0.0), pad),
+    )
+
+
+def _gated(
+    *,
+    counts: Image,
+    exposure: Image,
+    mate_counts: Image,
+    mate_exposure: Image,
+    target: Image,
+    target_exposure: Image,
+) -> Sample:
+    """The sample with the mates that the symmetry test lets in, as inference would; unknowable pixels don't count."""
+    if mate_exposure.any():
+        holds = symmetry_gate(Frame(counts, exposure, 1.0), Frame(mate_counts, mate_exposure, 1.0))
+        mate_counts, mate_exposure = mate_counts * holds, mate_exposure * holds
+    knowable = (exposure + mate_exposure) > 0
+    return Sample(
+        counts.astype(np.float32),
+        exposure.astype(np.float32),
+        mate_counts.astype(np.float32),
+        mate_exposure.astype(np.float32),
+        (target * knowable).astype(np.float32),
+        (target_exposure * knowable).astype(np.float32),
+    )
+
+
+def sample(rng: np.random.Generator, sets: Sequence[RealFrames], *, size: int, real_share: float) -> Sample:
+    """One case, real with probability ``real_share`` if there are real frames."""
+    if sets and rng.uniform() < real_share:
+        return real_sample(rng, sets, size)
+    return simulated_sample(rng, size)
