@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Finest and coarsest level (powers of two) of the pyramid that the local mean rate is read from.
+#: Finest and coarsest level (powers of two) of the pyramid that local mean rates are read from.
 FINEST, COARSEST = 2, 7
 #: Counts that a coarser level is worth when the next finer one is estimated.
 PYRAMID_COUNTS = 4.0
-#: Inputs per pixel.
-FEATURES = 6
+#: Inputs per pixel, and inputs per block of 2 x 2 pixels: two mean rates at each level between finest and coarsest.
+PIXEL_FEATURES, BLOCK_FEATURES = 6, 2 * (COARSEST - FINEST - 1)
 #: Rows and columns are padded to a multiple of this.
 MULTIPLE = 2**COARSEST
 _LOG_KAPPA = (-8.0, 14.0)
@@ -25,7 +25,7 @@ _LOG_RATIO = 12.0
 class Architecture:
     """Sizes of the U-Net; stored with the weights."""
 
-    channels: tuple[int, ...] = (24, 32, 48, 64)
+    channels: tuple[int, ...] = (32, 48, 64, 96, 96)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -37,8 +37,8 @@ class Architecture:
         return cls(channels=tuple(stored["channels"]))
 
 
-def pyramid_mean(counts: Tensor, exposure: Tensor) -> Tensor:
-    """Local mean rate: the Gamma posterior mean of pooled counts, each level's prior being the next coarser level.
+def pyramid_means(counts: Tensor, exposure: Tensor) -> list[Tensor]:
+    """Local mean rates at each level, finest first: each level's Gamma prior is the next coarser level.
 
     m_l = (Y_l + k) / (N_l + k / m_{l+1}) with k = 4 counts, from blocks of 128 down to 4 pixels.
 
@@ -49,47 +49,65 @@ def pyramid_mean(counts: Tensor, exposure: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor
-        (batch, 1, y, x) rate > 0.
+    list of Tensor
+        (batch, 1, y / 2^l, x / 2^l) rate > 0 for l = 2 ... 7.
     """
-    levels = []
     block = 2**FINEST
-    y, n = (block**2 * F.avg_pool2d(t, block) for t in (counts, exposure))
-    levels.append((y, n))
+    sums = [tuple(block**2 * F.avg_pool2d(t, block) for t in (counts, exposure))]
     for _ in range(FINEST, COARSEST):
-        y, n = (4 * F.avg_pool2d(t, 2) for t in (y, n))
-        levels.append((y, n))
-    total_y, total_n = (t.sum(dim=(2, 3), keepdim=True) for t in levels[-1])
-    mean = (total_y + 0.5) / (total_n + 1.0)
-    mean = mean.expand_as(levels[-1][0])
-    for level, (y, n) in enumerate(reversed(levels)):
-        if level:
+        sums.append(tuple(4 * F.avg_pool2d(t, 2) for t in sums[-1]))
+    total_counts, total_exposure = (t.sum(dim=(2, 3), keepdim=True) for t in sums[-1])
+    mean = ((total_counts + 0.5) / (total_exposure + 1.0)).expand_as(sums[-1][0])
+    means: list[Tensor] = []
+    for y, n in reversed(sums):
+        if means:
             mean = F.interpolate(mean, scale_factor=2, mode="bilinear", align_corners=False)
         mean = (y + PYRAMID_COUNTS) / (n + PYRAMID_COUNTS / mean)
-    return F.interpolate(mean, scale_factor=block, mode="bilinear", align_corners=False)
+        means.insert(0, mean)
+    return means
 
 
-def features(counts: Tensor, exposure: Tensor, mate_counts: Tensor, mate_exposure: Tensor) -> tuple[Tensor, Tensor]:
-    """The network's inputs (batch, 6, y, x) and the local mean rate (batch, 1, y, x) that they are relative to."""
-    mean = pyramid_mean(counts, exposure)
-    both = pyramid_mean(counts + mate_counts, exposure + mate_exposure)
+def _at(level: int, mean: Tensor) -> Tensor:
+    return F.interpolate(mean, scale_factor=2**level, mode="bilinear", align_corners=False)
+
+
+def features(
+    counts: Tensor, exposure: Tensor, mate_counts: Tensor, mate_exposure: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The network's inputs and the local mean rate that they are relative to.
+
+    Returns
+    -------
+    tuple of Tensor
+        (batch, 6, y, x) inputs per pixel, (batch, 8, y/2, x/2) inputs per block, (batch, 1, y, x) mean rate.
+    """
+    own = pyramid_means(counts, exposure)
+    both = pyramid_means(counts + mate_counts, exposure + mate_exposure)
+    mean = _at(FINEST, own[0])
 
     def stabilised(y: Tensor, n: Tensor) -> Tensor:
         difference = 2 * (torch.sqrt(y + 0.375) - torch.sqrt(n * mean + 0.375))
         return torch.asinh(difference) * (n > 0)
 
-    inputs = torch.cat(
+    log_mean = torch.log(mean)
+    per_pixel = torch.cat(
         [
             stabilised(counts, exposure),
             stabilised(mate_counts, mate_exposure),
-            torch.log(mean) / 4,
+            log_mean / 4,
             exposure.clamp(max=4),
             torch.log1p(mate_exposure) / 2,
-            torch.log(both / mean),
+            torch.log(_at(FINEST, both[0])) - log_mean,
         ],
         dim=1,
     )
-    return inputs, mean
+    coarser = [
+        _at(level - 1, torch.log(means[level - FINEST]))
+        for means in (own, both)
+        for level in range(FINEST + 1, COARSEST)
+    ]
+    per_block = torch.cat(coarser, dim=1) - F.avg_pool2d(log_mean, 2)
+    return per_pixel, per_block, mean
 
 
 def _block(inside: int, outside: int) -> nn.Sequential:
@@ -108,7 +126,7 @@ class PriorNet(nn.Module):
         super().__init__()
         self.architecture = architecture
         widths = architecture.channels
-        inside = (4 * FEATURES, *widths[:-1])
+        inside = (4 * PIXEL_FEATURES + BLOCK_FEATURES, *widths[:-1])
         self.down = nn.ModuleList(_block(a, b) for a, b in zip(inside, widths, strict=True))
         self.up = nn.ModuleList(
             _block(deep + shallow, shallow)
@@ -118,12 +136,13 @@ class PriorNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor]:
         """Log of the prior's mean over the local mean, and log of its shape kappa; (batch, 1, y, x) each."""
-        x = F.pixel_unshuffle(inputs, 2)
+        x = torch.cat([F.pixel_unshuffle(per_pixel, 2), per_block], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
         skips = []
         for level, block in enumerate(self.down):
-            x = block(x if level == 0 else F.max_pool2d(x, 2))
+            x = block(x if level == 0 else F.avg_pool2d(x, 2))
             skips.append(x)
         skips.pop()
         for block in self.up:
@@ -145,7 +164,7 @@ def posterior(
     counts, exposure, mate_counts, mate_exposure
         (batch, 1, y, x) float32, sides multiples of 128.
     """
-    inputs, mean = features(counts, exposure, mate_counts, mate_exposure)
-    ratio, log_kappa = net(inputs)
+    per_pixel, per_block, mean = features(counts, exposure, mate_counts, mate_exposure)
+    ratio, log_kappa = net(per_pixel, per_block)
     kappa = torch.exp(log_kappa)
     return counts + kappa, exposure + kappa / (mean * torch.exp(ratio))

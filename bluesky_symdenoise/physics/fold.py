@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import INVERSION, MIRROR_X, MIRROR_Y, Operation, Symmetry, mate
+from bluesky_symdenoise.physics.symmetry import INVERSION, Operation, Symmetry, mate
 
 #: Side, in pixels, of the blocks that the test is averaged over before it is smoothed.
 BLOCK = 4
@@ -135,16 +136,19 @@ def _fixed_points(
 REGION = 32
 #: Share of the testable regions that must agree.
 AGREEING = 0.7
-#: Standard deviations by which mates must resemble each other more than a smooth pattern makes them.
+#: A symmetry is told from none if moving its centre by this many pixels ...
+DISPLACED = 12
+#: ... makes the mates differ by this many more standard deviations.
 EVIDENCE_Z = 6.0
 
 
 def supported(frame: Frame, operation: Operation, beam_center: tuple[float, float]) -> bool:
-    """Whether the data support an operation: most regions agree with their mates, and there is contrast to tell.
+    """Whether the data support an operation about a centre: its regions agree, and about another centre they would not.
 
-    A region (32 x 32 pixels) is testable if its pair has at least 25 counts and agrees if its difference is within
-    three standard deviations. Contrast: the regions' log rates must correlate with their mates' by more than chance
-    (Fisher's z of 6), else the data cannot tell this symmetry from another and it is refused.
+    A region (32 x 32 pixels) is testable if its pair has at least 25 counts, and agrees if both tests of
+    `pair_statistics` are within three standard deviations. The sum of D^2/variance over blocks of 8 x 8 pixels must
+    grow by six standard deviations when the centre moves by 12 pixels either way along each turned axis: where it
+    does not, the data cannot tell this symmetry from another, and it is refused.
     """
     other = mated(frame, operation, beam_center)
     difference, variance, chi, chi_variance = pair_statistics(frame, other, block=REGION)
@@ -155,67 +159,66 @@ def supported(frame: Frame, operation: Operation, beam_center: tuple[float, floa
     chi_score = chi[testable] / np.sqrt(np.maximum(chi_variance[testable], 1e-12))
     if np.mean((score <= 3) & (chi_score <= 3)) < AGREEING:
         return False
-    rates = [
-        np.log(np.maximum(block_sum(f.counts, REGION), 0.5) / np.maximum(block_sum(f.exposure, REGION), 1e-9))
-        for f in (frame, other)
-    ]
-    a, b = rates[0][testable], rates[1][testable]
-    if a.std() < 1e-6 or b.std() < 1e-6:
-        return False
-    # Mates count twice in a region map that holds both halves.
-    correlation = min(float(np.corrcoef(a, b)[0, 1]), 1 - 1e-12)
-    return bool(np.arctanh(correlation) * np.sqrt(max(testable.sum() / 2 - 3, 1)) > EVIDENCE_Z)
+    here = _misfit(frame, operation, beam_center)
+    for axis, sign in enumerate(operation):
+        for step in (-DISPLACED, DISPLACED) if sign < 0 else ():
+            moved = (beam_center[0] + step * (axis == 0), beam_center[1] + step * (axis == 1))
+            if _misfit(frame, operation, moved) - here < EVIDENCE_Z:
+                return False
+    return True
 
 
-def found_beam_center(frame: Frame) -> tuple[float, float] | None:
-    """The centre of inversion on the half-pixel grid, by correlating the frame with itself turned round.
+def _misfit(frame: Frame, operation: Operation, beam_center: tuple[float, float]) -> float:
+    """Sum of D^2/variance - 1 over blocks, in standard deviations of that sum under symmetry."""
+    difference, variance, _, _ = pair_statistics(frame, mated(frame, operation, beam_center), block=8)
+    testable = variance >= 1
+    excess = np.minimum(difference[testable] ** 2 / variance[testable], 100.0) - 1
+    return float(excess.sum() / np.sqrt(2 * max(testable.sum(), 1)))
 
-    The masked normalised correlation of log(1 + counts), smoothed, is maximal at twice the centre. None if the
-    overlap at the best place is under a quarter of the detector or the correlation is under 0.5.
+
+def found_beam_center(frame: Frame, operation: Operation = INVERSION) -> tuple[float, float] | None:
+    """The centre of an operation on the half-pixel grid, by correlating the frame with its image under it.
+
+    The masked normalised correlation of the logarithm of the smoothed counts is maximal at twice the centre. Along
+    an axis that the operation keeps, the centre is the detector's. None if the correlation stays under 0.5 or is
+    largest where less than a quarter of the detector overlaps.
     """
-    weight = (frame.exposure > 0).astype(np.float64)
-    if not weight.any():
-        return None
-    smooth = ndimage.gaussian_filter(frame.counts * weight, 2.0, mode="constant")
-    norm = ndimage.gaussian_filter(weight, 2.0, mode="constant")
-    image = np.log1p(np.divide(smooth, norm, out=np.zeros_like(smooth), where=norm > 0.05) * 8) * weight
-    shape = [2 * size for size in image.shape]
+    weight = (frame.exposure > 0).astype(np.float32)
+    axes = [axis for axis, sign in enumerate(operation) if sign < 0]
+    smooth = ndimage.gaussian_filter(frame.counts.astype(np.float32), 2.0, mode="constant")
+    norm = ndimage.gaussian_filter(frame.exposure.astype(np.float32), 2.0, mode="constant")
+    image = np.log1p(8 * np.divide(smooth, norm, out=np.zeros_like(smooth), where=norm > 0.05)) * weight
+    padded = [fft.next_fast_len(2 * image.shape[axis], real=True) for axis in axes]
+    of_image, of_square, of_weight = (fft.rfftn(array, padded, axes) for array in (image, image**2, weight))
 
-    def spectrum(array: NDArray[np.float64]) -> NDArray[np.complex128]:
-        return np.fft.rfft2(array, shape)
+    def correlated(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float32]:
+        """Sum over pixels of a(u) b(s - u) for each sum of coordinates s along the turned axes, from the spectra."""
+        product = a * b
+        for axis in {0, 1} - set(axes):
+            product = product.sum(axis=axis, keepdims=True)
+        return np.asarray(fft.irfftn(product, padded, axes))
 
-    f, f2, w = spectrum(image), spectrum(image**2), spectrum(weight)
-
-    def convolved(a: NDArray[np.complex128], b: NDArray[np.complex128]) -> NDArray[np.float64]:
-        return np.fft.irfft2(a * b, shape)
-
-    overlap = convolved(w, w)
-    enough = overlap > 0.25 * weight.sum()
-    if not enough.any():
-        return None
+    overlap = correlated(of_weight, of_weight)
+    enough = overlap > 0.25 * max(weight.sum(), 1)
     overlap = np.where(enough, overlap, 1)
-    mean = convolved(f, w) / overlap
-    covariance = convolved(f, f) / overlap - mean**2
-    variance = convolved(f2, w) / overlap - mean**2
+    mean = correlated(of_image, of_weight) / overlap
+    covariance = correlated(of_image, of_image) / overlap - mean**2
+    variance = correlated(of_square, of_weight) / overlap - mean**2
     correlation = np.where(enough & (variance > 1e-6), covariance / np.maximum(variance, 1e-6), -1)
-    total = np.unravel_index(int(np.argmax(correlation)), correlation.shape)
-    if correlation[total] < 0.5:
+    best = np.unravel_index(int(np.argmax(correlation)), correlation.shape)
+    if correlation[best] < 0.5:
         return None
-    return float(total[0]) / 2, float(total[1]) / 2
+    center = [(size - 1) / 2 for size in image.shape]
+    for axis in axes:
+        center[axis] = float(best[axis]) / 2
+    return center[0], center[1]
 
 
 def supported_symmetry(frame: Frame, beam_center: tuple[float, float] | None) -> Symmetry:
     """The largest point group that the frame supports about the centre, or about the one found; else ``1``."""
-    center = found_beam_center(frame) if beam_center is None else beam_center
-    if center is None:
-        return Symmetry()
-    held = {op for op in (INVERSION, MIRROR_X, MIRROR_Y) if supported(frame, op, center)}
-    for symbol, needed in (
-        ("2mm", {INVERSION, MIRROR_X, MIRROR_Y}),
-        ("2", {INVERSION}),
-        ("m", {MIRROR_X}),
-        ("my", {MIRROR_Y}),
-    ):
-        if needed <= held:
+    for symbol in ("2mm", "2", "m", "my"):
+        operations = Symmetry(symbol).operations
+        center = found_beam_center(frame, operations[0]) if beam_center is None else beam_center
+        if center is not None and all(supported(frame, operation, center) for operation in operations):
             return Symmetry(symbol, center)
     return Symmetry()

@@ -35,7 +35,7 @@ class TrainConfig:
     name: str
     version: str
     seed: int = 0
-    channels: tuple[int, ...] = (24, 32, 48, 64)
+    channels: tuple[int, ...] = (32, 48, 64, 96, 96)
     steps: int = 10_000
     batch: int = 12
     crop: int = 128

@@ -69,6 +69,17 @@ def _rings(rng: np.random.Generator, view: View) -> Image:
     return out
 
 
+def _haloes(rng: np.random.Generator, view: View) -> Image:
+    """Amorphous rings, broad and hardly textured."""
+    out = np.zeros_like(view.radius)
+    for _ in range(rng.integers(1, 4)):
+        position, width = rng.uniform(0, 1.2) * view.reach, rng.uniform(0.05, 0.6) * view.reach
+        phase = rng.uniform(0, np.pi)
+        tilt = 1 + rng.uniform(0, 0.5) * np.cos(2 * (view.azimuth - phase))
+        out += rng.gamma(1.0) * tilt * np.exp(-(((view.radius - position) / width) ** 2))
+    return out
+
+
 def _saxs(rng: np.random.Generator, view: View) -> Image:
     stretch, phase = rng.uniform(0.5, 1.0), rng.uniform(0, np.pi)
     along = view.x * np.cos(phase) + view.y * np.sin(phase)
@@ -171,7 +182,7 @@ def _beam_stop(rng: np.random.Generator, view: View) -> Image:
     return 1 - (1 - _log_uniform(rng, 0.001, 0.3)) * np.maximum(inside, holder * rng.integers(0, 2))
 
 
-_PATTERNS = (_rings, _rings, _saxs, _saxs, _fibre, _arcs, _gisaxs, _spots, _rings)
+_PATTERNS = (_rings, _rings, _haloes, _haloes, _haloes, _saxs, _saxs, _fibre, _arcs, _gisaxs, _spots)
 
 
 def random_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:

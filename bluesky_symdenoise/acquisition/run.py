@@ -1,0 +1,442 @@
+"""One raw run in, one derived run out: the path that live documents and stored runs share."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time as clock
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from bluesky_tiled_plugins import TiledWriter
+from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
+from event_model import DocumentRouter
+from numpy.typing import ArrayLike, NDArray
+from tiled.client.utils import ClientError
+
+from bluesky_symdenoise import __version__
+from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
+from bluesky_symdenoise.catalog.query import SPEC
+from bluesky_symdenoise.catalog.serve import FRAMES_FOLDER
+from bluesky_symdenoise.catalog.writer import DerivedRun, DerivedStream, Row, empty_row
+from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
+from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
+from bluesky_symdenoise.recipe import Recipe, array_sha256
+
+if TYPE_CHECKING:
+    from tiled.client.container import Container
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+#: Keys of a raw start document that the derived one does not take over.
+_OWN_KEYS = frozenset({"uid", "time", "scan_id", "versions", "tiled_specs"})
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to do with every frame, and where the result goes.
+
+    Attributes
+    ----------
+    container
+        Client of the catalogue of derived runs.
+    folder
+        Where the HDF5 files go; the server must be able to read it.
+    activity
+        ``callback`` or ``replay``: how the derived run came to be.
+    """
+
+    container: Container
+    denoiser: Denoiser
+    recipe: Recipe
+    folder: Path
+    mask: NDArray[np.bool_] | None
+    exposure: NDArray[np.float64] | None
+    activity: str
+
+    @classmethod
+    def planned(
+        cls,
+        container: Container,
+        *,
+        activity: str,
+        denoiser: Denoiser | None,
+        directory: str | Path | None,
+        mask: ArrayLike | None,
+        exposure: ArrayLike | None,
+        symmetry: str,
+        beam_center: Sequence[float] | None,
+        streams: Sequence[str] | None,
+        data_keys: Sequence[str] | None,
+    ) -> Work:
+        """Check what can be checked before a run starts.
+
+        Raises
+        ------
+        SymDenoiseError
+            For anything that could not work whatever the frames are.
+        """
+        if not isinstance(container, CatalogOfBlueskyRuns):
+            raise SymDenoiseError(
+                f"{getattr(container, 'uri', container)!s}",
+                rule="it is no catalogue of Bluesky runs",
+                remedy='pass the container of the derived runs, client["denoised"]',
+            )
+        if symmetry != "auto":
+            checked_point_group(symmetry)
+        if beam_center is not None and (
+            len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()
+        ):
+            raise SymDenoiseError(
+                f"beam centre {beam_center!r}",
+                rule="it must be two finite numbers",
+                remedy="give (y, x) in pixels",
+            )
+        bad = None if mask is None else np.asarray(mask).astype(bool)
+        n = None if exposure is None else np.asarray(exposure, np.float64)
+        for array, what in ((bad, "mask"), (n, "exposure")):
+            if array is not None and array.ndim != 2:
+                raise SymDenoiseError(
+                    f"{what} of shape {array.shape}", rule="it must be (y, x)", remedy="give one for all frames"
+                )
+        if n is not None:
+            as_exposure(n, n.shape)
+        model = denoiser or Denoiser.pretrained()
+        recipe = Recipe(
+            model_sha256=model.model.sha256,
+            algorithm=ALGORITHM,
+            symmetry=symmetry,
+            beam_center=None if beam_center is None else (float(beam_center[0]), float(beam_center[1])),
+            mask_sha256=None if bad is None else array_sha256(bad),
+            exposure_sha256=None if n is None else array_sha256(n),
+            streams=None if streams is None else tuple(streams),
+            data_keys=None if data_keys is None else tuple(data_keys),
+        )
+        return cls(
+            container=container,
+            denoiser=model,
+            recipe=recipe,
+            folder=_folder(container, directory),
+            mask=bad,
+            exposure=n,
+            activity=activity,
+        )
+
+    def provenance(self, raw_uid: str, stream: str, keys: Sequence[str]) -> Document:
+        """The provenance block of the start document, in the words of W3C PROV."""
+        return {
+            "wasDerivedFrom": [{"run": raw_uid, "stream": stream, "data_key": key} for key in keys],
+            "wasGeneratedBy": {"activity": self.activity, "startedAtTime": _now()},
+            "wasAssociatedWith": {"name": "bluesky-symdenoise", "version": __version__},
+            "model": self.denoiser.model.identity(),
+            "recipe": self.recipe.to_dict(),
+            "recipe_sha256": self.recipe.sha256,
+            "environment": {"python": platform.python_version(), **self.denoiser.environment()},
+        }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _folder(container: Container, directory: str | Path | None) -> Path:
+    """The folder for derived files: the one given, or the one that the container itself names."""
+    named = directory if directory is not None else container.metadata.get(FRAMES_FOLDER)
+    if named is None:
+        raise SymDenoiseError(
+            f"container {container.uri}",
+            rule="it does not say where files of denoised frames go",
+            remedy="pass directory=..., a folder that this computer writes and the server reads (readable_storage)",
+        )
+    folder = Path(named).resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".symdenoise-writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SymDenoiseError(
+            f"folder {folder}",
+            rule=f"denoised frames cannot be written there ({error.strerror})",
+            remedy="pass directory=..., a folder that this computer writes and the server reads",
+        ) from error
+    return folder
+
+
+def denoised_row(work: Work, image: NDArray[Any], symmetry: Symmetry) -> Row:
+    """One image as stored: denoised, rounded, with its scalars; the same for live, replayed and recomputed frames."""
+    begun = clock.perf_counter()
+    result = work.denoiser(image, mask=work.mask, exposure=work.exposure, symmetry=symmetry)
+    intensity, sigma = result["intensity"].values, result["sigma"].values
+    shape = (image.shape[-2], image.shape[-1])
+    measured = ~(as_mask(work.mask, shape) | sentinel_mask(image)) & (as_exposure(work.exposure, shape) > 0)
+    center = symmetry.beam_center or (float("nan"), float("nan"))
+    return Row(
+        intensity=rounded_to_sigma(intensity, sigma, fraction=work.recipe.rounding),
+        sigma=rounded_mantissa(sigma, bits=work.recipe.sigma_bits),
+        scalars={
+            "counts_in": float(image[measured].sum(dtype=np.float64)),
+            "counts_out": float(intensity[measured].sum(dtype=np.float64)),
+            "symmetry": symmetry.point_group,
+            "center_y": center[0],
+            "center_x": center[1],
+            "ms": (clock.perf_counter() - begun) * 1000,
+        },
+    )
+
+
+@dataclass
+class _Stream:
+    """What is known so far of one stream with images."""
+
+    name: str
+    keys: list[str]
+    descriptor: Document
+    frames: FrameSource
+    derived: DerivedStream
+    waiting: deque[tuple[int, float, Mapping[str, Any]]] = field(default_factory=deque)
+    done: set[int] = field(default_factory=set)
+
+
+class RunDenoiser(DocumentRouter):  # type: ignore[misc]
+    """Takes the documents of one raw run and writes its derived run.
+
+    Parameters
+    ----------
+    work
+        What to do.
+    source
+        Makes the frame source of a stream from its descriptor; by default files that documents announce.
+    finished_frame
+        Called after each row with True if it was denoised, False if it is a NaN row.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        *,
+        source: Callable[[Document], FrameSource] = AnnouncedFrames,
+        finished_frame: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        super().__init__()
+        self._work, self._source, self._finished_frame = work, source, finished_frame
+        self._start: Document = {}
+        self._derived: DerivedRun | None = None
+        self._streams: dict[str, _Stream] = {}
+        self._resources: dict[str, Document] = {}
+        self._symmetry: dict[str, Symmetry] = {}
+        self._failures: Counter[str] = Counter()
+        self._frames = 0
+        self._begun = 0.0
+        #: The derived run's uid once it is known, and what became of it in one line.
+        self.derived_uid: str | None = None
+        self.outcome = "no image in this run"
+        self.closed = False
+
+    def start(self, doc: Document) -> None:
+        """Remember the raw run; the derived one starts with its first stream of images."""
+        self._start = doc
+
+    def descriptor(self, doc: Document) -> None:
+        """Open the derived stream, and with the first one the derived run."""
+        keys = self._image_keys(doc)
+        if not keys:
+            return
+        if self._derived is None:
+            self._derived = self._open(doc, keys)
+        frames = self._source(doc)
+        self._streams[doc["uid"]] = _Stream(
+            name=doc["name"],
+            keys=keys,
+            descriptor=doc,
+            frames=frames,
+            derived=self._derived.stream(doc, keys),
+        )
+
+    def stream_resource(self, doc: Document) -> None:
+        """Keep the reference; which stream it belongs to is known with its first stream_datum."""
+        self._resources[doc["uid"]] = doc
+
+    def stream_datum(self, doc: Document) -> None:
+        """Note where frames are; rows whose event has come are done now."""
+        stream = self._streams.get(doc["descriptor"])
+        resource = self._resources[doc["stream_resource"]]
+        if stream is None or resource["data_key"] not in stream.keys:
+            return
+        if isinstance(stream.frames, AnnouncedFrames):
+            stream.frames.take(resource, doc)
+        self._advance(stream)
+
+    def event(self, doc: Document) -> Document:
+        """Queue the row; it is done when all its frames have been announced."""
+        stream = self._streams.get(doc["descriptor"])
+        if stream is not None:
+            inline = {key: doc["data"][key] for key in stream.keys if key in doc["data"]}
+            stream.waiting.append((doc["seq_num"], doc["time"], inline))
+            self._advance(stream)
+        return doc
+
+    def stop(self, doc: Document) -> None:
+        """Finish the rows that are left and close the derived run with the raw run's exit status."""
+        for stream in self._streams.values():
+            while stream.waiting:
+                self._row(stream, *stream.waiting.popleft())
+            for seq_num in stream.frames.announced():
+                if seq_num not in stream.done:
+                    self._row(stream, seq_num, doc["time"], {})
+        self._close(exit_status=doc["exit_status"], reason=doc.get("reason", ""))
+
+    def owns(self, descriptor_uid: str | None) -> bool:
+        """Whether a descriptor belongs to this run."""
+        return descriptor_uid in self._streams
+
+    def abandon(self, reason: str) -> None:
+        """Close the derived run of a raw run whose stop document never came."""
+        if not self.closed:
+            self._close(exit_status="fail", reason=reason)
+
+    def _close(self, *, exit_status: str, reason: str) -> None:
+        self.closed = True
+        for stream in self._streams.values():
+            stream.frames.close()
+        if self._derived is None:
+            return
+        failures = [{"reason": why, "frames": count} for why, count in self._failures.items()]
+        self._derived.stop(
+            exit_status=exit_status,
+            reason=reason,
+            provenance={
+                "endedAtTime": _now(),
+                "frames": self._frames,
+                "failures": failures,
+                "seconds": round(clock.perf_counter() - self._begun, 3),
+                "bytes": sum(stream.derived.bytes_written for stream in self._streams.values()),
+            },
+        )
+        failed = sum(self._failures.values())
+        self.outcome = f"{self._frames - failed} frames denoised" + (f", {failed} failed" if failed else "")
+
+    def _image_keys(self, descriptor: Document) -> list[str]:
+        recipe = self._work.recipe
+        if recipe.streams is not None and descriptor["name"] not in recipe.streams:
+            return []
+        return [
+            key
+            for key, value in descriptor["data_keys"].items()
+            if (recipe.data_keys is None or key in recipe.data_keys) and _is_image(value)
+        ]
+
+    def _open(self, descriptor: Document, keys: Sequence[str]) -> DerivedRun:
+        work, raw_uid = self._work, self._start["uid"]
+        self.derived_uid = uid = work.recipe.derived_uid(raw_uid)
+        self._begun = clock.perf_counter()
+        start = {key: value for key, value in self._start.items() if key not in _OWN_KEYS} | {
+            "raw_uid": raw_uid,
+            "raw_time": self._start["time"],
+            "tiled_specs": [SPEC],
+            "provenance": work.provenance(raw_uid, descriptor["name"], keys),
+        }
+        if "scan_id" in self._start:
+            start["raw_scan_id"] = self._start["scan_id"]
+        arrays = {
+            name: array
+            for name, array in (("mask", work.mask), ("exposure", work.exposure))
+            if array is not None
+        }
+        try:
+            return DerivedRun(
+                TiledWriter(work.container, batch_size=1),
+                folder=work.folder,
+                start=start,
+                uid=uid,
+                time=clock.time(),
+                arrays=arrays,
+            )
+        except ClientError as error:
+            raise _refusal(error, uid, work) from error
+
+    def _advance(self, stream: _Stream) -> None:
+        while stream.waiting:
+            seq_num, _, inline = stream.waiting[0]
+            if any(key not in inline and not stream.frames.has(key, seq_num) for key in stream.keys):
+                return
+            self._row(stream, *stream.waiting.popleft())
+
+    def _row(self, stream: _Stream, seq_num: int, time: float, inline: Mapping[str, Any]) -> None:
+        """Denoise the images of one event and write it; what fails becomes a NaN row with its reason in stop."""
+        if seq_num in stream.done:
+            return
+        rows = {}
+        for key in stream.keys:
+            self._frames += 1
+            try:
+                rows[key] = self._denoised(stream, key, seq_num, inline)
+            except Exception as error:
+                self._failures[f"{stream.name}/{key}: {error}"] += 1
+                log.warning("run %s, %s, event %d: %s", self._start["uid"][:8], key, seq_num, error)
+                rows[key] = empty_row(stream.derived.shapes[key])
+                self._finished_frame(False)
+            else:
+                self._finished_frame(True)
+        stream.done.add(seq_num)
+        stream.derived.append(seq_num=seq_num, time=time, rows=rows)
+
+    def _denoised(self, stream: _Stream, key: str, seq_num: int, inline: Mapping[str, Any]) -> Row:
+        if key in inline:
+            image = np.asarray(inline[key])
+        elif stream.frames.has(key, seq_num):
+            image = stream.frames.read(key, seq_num)
+        else:
+            raise SymDenoiseError(
+                f"event {seq_num}", rule="its frame was never announced", remedy="replay the run when it is there"
+            )
+        name = f"{stream.name}/{key}"
+        if name not in self._symmetry:
+            self._symmetry[name] = self._work.denoiser.resolve(
+                image,
+                mask=self._work.mask,
+                exposure=self._work.exposure,
+                symmetry=self._work.recipe.symmetry,
+                beam_center=self._work.recipe.beam_center,
+            )
+        return denoised_row(self._work, image, self._symmetry[name])
+
+
+def _is_image(data_key: Document) -> bool:
+    """Whether a data key holds 2D images, perhaps several an event: (..., y, x) with y and x above 1."""
+    shape = data_key.get("shape") or []
+    dtype = data_key.get("dtype_numpy", "<f8")
+    numeric = isinstance(dtype, str) and np.dtype(dtype).kind in "iuf"
+    known = None not in shape and 2 <= len(shape) <= 3
+    return data_key["dtype"] == "array" and known and numeric and min(shape[-2:]) > 1
+
+
+def _refusal(error: ClientError, uid: str, work: Work) -> SymDenoiseError:
+    status = error.response.status_code
+    if status == 409:
+        return SymDenoiseError(
+            f"derived run {uid}",
+            rule="this raw run has one with the same recipe already, finished or being written",
+            remedy="use it, or delete it first",
+        )
+    if status in (401, 403):
+        return SymDenoiseError(
+            f"container {work.container.uri}",
+            rule=f"the server refuses to let this client write ({status})",
+            remedy="use an API key with the scopes create, write:metadata, write:data and register",
+        )
+    return SymDenoiseError(
+        f"container {work.container.uri}",
+        rule=f"the server did not take a new run ({error})",
+        remedy="check its log, then replay the run",
+    )

@@ -1,0 +1,226 @@
+"""Scores of an estimate against held-out counts, in count units, never rescaled per image.
+
+Everywhere ``estimate`` is the expected counts per pixel of the *input* frame, ``target`` are independent
+counts of the same scene at ``k`` times the input's exposure, and ``mask`` is True for bad pixels, which are
+left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+FloatArray = npt.NDArray[np.floating[Any]]
+Mask = npt.NDArray[np.bool_]
+
+FLOORS: npt.NDArray[np.float64] = np.geomspace(1e-5, 10.0, 49)
+"""Floors (counts per pixel of the input) that `best_floor_nll` may choose from: eight a decade."""
+
+
+class BestFloor(NamedTuple):
+    """The smallest likelihood loss over a grid of floors and the floor (counts per pixel) that gave it."""
+
+    nll: float
+    floor: float
+
+
+class Psnr(NamedTuple):
+    """Peak signal-to-noise ratio and its standard error, both in dB."""
+
+    value: float
+    standard_error: float
+
+
+class FluxError(NamedTuple):
+    """Relative error of the total flux, with its statistical error and the two parts that this is made of."""
+
+    value: float
+    standard_error: float
+    input_error: float
+    target_error: float
+
+
+def poisson_nll(
+    estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask, floor: float = 0.0
+) -> float:
+    """Give the Poisson negative log-likelihood of held-out counts, per valid pixel.
+
+    mean[k e - t log(k e) + log t!] with e = max(estimate, floor). An estimate of zero where a photon arrived
+    costs infinity; NaN at a valid pixel gives NaN.
+
+    Parameters
+    ----------
+    estimate
+        Expected counts per pixel of the input frame.
+    target
+        Independent counts at `k` times the input's exposure.
+    k
+        Exposure of the target in units of the input's.
+    mask
+        True for bad pixels.
+    floor
+        Smallest estimate, counts per pixel of the input.
+
+    Returns
+    -------
+    float
+        Loss in nat per pixel, evaluated in float64.
+    """
+    e, t = _valid(mask, estimate, target)
+    mean = k * np.maximum(e, floor)
+    return float(np.mean(mean - special.xlogy(t, mean) + special.gammaln(t + 1)))
+
+
+def best_floor_nll(
+    estimate: FloatArray,
+    target: FloatArray,
+    k: float,
+    *,
+    mask: Mask,
+    floors: npt.NDArray[np.float64] = FLOORS,
+) -> BestFloor:
+    """Give the smallest `poisson_nll` over a grid of floors.
+
+    An oracle, for methods without a predictive distribution: the floor is the one that suits the method best
+    on these very held-out counts, so a comparison with it is generous to them.
+
+    Parameters
+    ----------
+    estimate, target, k, mask
+        As in `poisson_nll`.
+    floors
+        Candidates in increasing order, counts per pixel of the input.
+
+    Returns
+    -------
+    BestFloor
+        Loss in nat per pixel, and the floor.
+    """
+    e, t = _valid(mask, estimate, target)
+    first = np.searchsorted(floors, e)  # index of the first floor that clips the pixel; 0: every floor does
+    own = np.where(first > 0, k * e - special.xlogy(t, k * np.maximum(e, floors[0])), 0.0)
+    clipped, clipped_counts, clipped_own = (
+        np.cumsum(np.bincount(first, weights, floors.size + 1))[:-1] for weights in (None, t, own)
+    )
+    loss = own.sum() - clipped_own + k * floors * clipped - clipped_counts * np.log(k * floors)
+    best = int(np.argmin(loss))
+    return BestFloor(float((loss[best] + special.gammaln(t + 1).sum()) / t.size), float(floors[best]))
+
+
+def robust_peak(target: FloatArray, k: float, *, mask: Mask) -> float:
+    """Give the peak of a case: the 99.9th percentile of t/k over valid pixels, in counts of the input."""
+    (t,) = _valid(mask, target)
+    return float(np.percentile(t, 99.9) / k)
+
+
+def unbiased_psnr(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask, peak: float) -> Psnr:
+    """Give the peak signal-to-noise ratio against the unknown truth.
+
+    10 log10(peak^2 / mse) with mse = mean[(e - t/k)^2 - t/k^2], whose expectation is the mean square error
+    against the true rate because the target is Poisson and independent of the estimate.
+
+    Parameters
+    ----------
+    estimate, target, k, mask
+        As in `poisson_nll`.
+    peak
+        Counts per pixel of the input, see `robust_peak`.
+
+    Returns
+    -------
+    Psnr
+        In dB; the standard error takes pixels as independent. Both NaN where the mean square error is not
+        positive by more than two standard errors: the target then is too noisy to tell.
+    """
+    e, t = _valid(mask, estimate, target)
+    square = (e - t / k) ** 2 - t / k**2
+    mse, error = float(square.mean()), float(square.std() / np.sqrt(square.size))
+    if not mse > 2 * error:
+        return Psnr(float("nan"), float("nan"))
+    return Psnr(10 * float(np.log10(peak**2 / mse)), 10 / float(np.log(10)) * error / mse)
+
+
+def flux_error(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask) -> FluxError:
+    """Give the relative error of the total flux: k sum(e) / sum(t) - 1.
+
+    The statistical error has two parts, added in quadrature: the photons of the input, sqrt(k / sum(t)),
+    which an estimate that conserves flux inherits, and those of the target, 1 / sqrt(sum(t)). They hold where
+    `k` is known beforehand. Where it was taken from the total counts, flux errors are relative to the raw
+    frame's, which is zero by construction.
+
+    Parameters
+    ----------
+    estimate, target, k, mask
+        As in `poisson_nll`.
+    """
+    e, t = _valid(mask, estimate, target)
+    total = t.sum()
+    return FluxError(
+        float(k * e.sum() / total - 1),
+        float(np.sqrt((k + 1) / total)),
+        float(np.sqrt(k / total)),
+        float(np.sqrt(1 / total)),
+    )
+
+
+def coverage(
+    estimate: FloatArray,
+    sigma: FloatArray,
+    target: FloatArray,
+    k: float,
+    *,
+    mask: Mask,
+    levels: tuple[float, ...] = (0.68, 0.95),
+) -> tuple[float, ...]:
+    """Give the fraction of held-out counts inside the central predictive intervals.
+
+    The predictive distribution is the negative binomial of mean m = k e and variance m + k^2 sigma^2 (Poisson
+    counts at a Gamma-distributed rate). Counts are discrete, so a count t stands for the interval
+    [F(t-1), F(t)] of the probability integral transform, and the share of it inside the central interval is
+    added up: the expectation of the randomised transform (Czado, Gneiting and Held, Biometrics 65, 1254,
+    2009), unbiased at any rate and without random numbers. `k` of 50 and more tests the intervals of the
+    rate; a small `k` tests mostly Poisson noise.
+
+    Parameters
+    ----------
+    estimate, target, k, mask
+        As in `poisson_nll`.
+    sigma
+        Standard deviation of the estimate, counts per pixel of the input.
+    levels
+        Nominal coverages.
+
+    Returns
+    -------
+    tuple of float
+        One fraction for each level; NaN if the estimate is NaN at a valid pixel.
+    """
+    e, s, t = _valid(mask, estimate, sigma, target)
+    mean, extra = k * e, (k * s) ** 2
+    upper = _predictive_cdf(t, mean, extra)
+    lower = np.where(t > 0, _predictive_cdf(np.maximum(t - 1, 0), mean, extra), 0.0)
+    width = upper - lower
+    inside = []
+    for level in levels:
+        overlap = np.minimum(upper, (1 + level) / 2) - np.maximum(lower, (1 - level) / 2)
+        # Far out in a tail the width underflows to zero, and so does the overlap: not covered.
+        share = np.divide(np.maximum(overlap, 0), width, out=np.zeros_like(width), where=width != 0)
+        inside.append(float(share.mean()))
+    return tuple(inside)
+
+
+def _predictive_cdf(t: FloatArray, mean: FloatArray, extra: FloatArray) -> FloatArray:
+    """Give P(count <= t) for the negative binomial of variance mean + extra; Poisson where extra vanishes."""
+    # Below 1e-7 of the mean the extra variance is invisible, and the shape mean^2/extra outgrows betainc.
+    narrow = extra <= 1e-7 * mean
+    safe = np.where(narrow, mean + 1e-300, extra)
+    spread = special.betainc(np.maximum(mean**2 / safe, 1e-300), t + 1, mean / (mean + safe))
+    return np.asarray(np.where(narrow, special.pdtr(t, mean), spread))
+
+
+def _valid(mask: Mask, *images: FloatArray) -> tuple[npt.NDArray[np.float64], ...]:
+    """Take the valid pixels of each image as float64."""
+    return tuple(np.asarray(image)[~mask].astype(np.float64) for image in images)

@@ -1,0 +1,289 @@
+"""Frames in, posterior out: expected counts with their standard deviation."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from bluesky_symdenoise.denoiser.network import MULTIPLE, features
+from bluesky_symdenoise.denoiser.weights import Model, load_model
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.fold import found_beam_center, gated_mates, supported_symmetry
+from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
+
+#: Changes when the same weights would give other pixels; part of every recipe.
+ALGORITHM = "1"
+#: Frames of more rows times columns than this are run in bands of rows.
+BAND_PIXELS = 2**22
+#: Rows on either side of a band that the network sees and that are thrown away; more than it can look across.
+HALO = 256
+
+#: torch's thread count belongs to the process: one denoiser at a time.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class Denoiser:
+    """A pretrained symmetry denoiser for photon counts.
+
+    The network gives each pixel's rate a Gamma prior (mean rate0, shape kappa), from its surroundings and its
+    symmetry mates; the pixel's own counts y at exposure n make it the posterior Gamma(y + kappa, n + kappa/rate0).
+
+    Parameters
+    ----------
+    model
+        The network with its identity; `pretrained` loads one.
+    device
+        ``cpu``, ``cuda``, ``cuda:1``, ... or ``auto``: a GPU if there is one.
+    threads
+        Threads on the CPU; None leaves torch's choice. Results are bit-identical only at equal thread counts.
+    """
+
+    def __init__(self, model: Model, *, device: str = "auto", threads: int | None = None) -> None:
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        try:
+            self.device = torch.device(chosen)
+            self._net = model.net.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise SymDenoiseError(
+                f"device {device!r}",
+                rule=f"torch cannot use it ({str(error).splitlines()[0]})",
+                remedy="use device='cpu' or install the torch build for this GPU",
+            ) from error
+        self.model = model
+        self.threads = torch.get_num_threads() if threads is None else threads
+
+    @classmethod
+    def pretrained(
+        cls, name: str | Path | None = None, *, device: str = "auto", threads: int | None = None
+    ) -> Denoiser:
+        """A model of the package by name (None: the default one), or the one in a ``.safetensors`` file.
+
+        Raises
+        ------
+        SymDenoiseError
+            If there is none of that name or its sha256 is not the recorded one.
+        """
+        return cls(load_model(name), device=device, threads=threads)
+
+    def environment(self) -> dict[str, Any]:
+        """What beside the recipe decides the last bits: torch, device, dtype, threads."""
+        device = (
+            torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        )
+        return {
+            "torch": torch.__version__,
+            "device": device,
+            "dtype": "float32",
+            "threads": self.threads,
+        }
+
+    def resolve(
+        self,
+        counts: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        exposure: ArrayLike | None = None,
+        symmetry: str | Symmetry = "auto",
+        beam_center: ArrayLike | None = None,
+    ) -> Symmetry:
+        """The point group and beam centre that `__call__` would use for these frames, pooled.
+
+        ``auto`` keeps the largest group that the data support and falls back to ``1``. A named group without a
+        centre takes the one found by correlating the frame with itself.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the group is unknown, the centre is off the detector, or none was given and none can be found.
+        """
+        stack = _stack(counts)
+        shape = (stack.shape[1], stack.shape[2])
+        center = None if beam_center is None else checked_beam_center(beam_center, shape)
+        if isinstance(symmetry, Symmetry):
+            if symmetry.beam_center is not None:
+                checked_beam_center(symmetry.beam_center, shape)
+            return symmetry
+        if symmetry == "1" or (symmetry != "auto" and checked_point_group(symmetry) and center is not None):
+            return Symmetry(symmetry, center if symmetry != "1" else None)
+        bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
+        pooled = _pooled([frame_from_counts(frame, mask=bad, exposure=n) for frame in stack], shape)
+        if symmetry == "auto":
+            return supported_symmetry(pooled, center)
+        found = found_beam_center(pooled, Symmetry(symmetry).operations[0])
+        if found is None:
+            raise SymDenoiseError(
+                f"symmetry {symmetry!r} without a beam centre",
+                rule="none could be found in the image",
+                remedy="give beam_center=(y, x) in pixels, or use symmetry 1",
+            )
+        return Symmetry(symmetry, checked_beam_center(found, shape))
+
+    def __call__(
+        self,
+        counts: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        exposure: ArrayLike | None = None,
+        symmetry: str | Symmetry = "auto",
+        beam_center: ArrayLike | None = None,
+    ) -> xr.Dataset:
+        """Denoise frames of photon counts.
+
+        Parameters
+        ----------
+        counts
+            (..., y, x) counts of any integer or float dtype. Negative values, NaN and detector codes (2^16-1,
+            2^32-2, 2^32-1) are masked. Frames are denoised one by one.
+        mask
+            (y, x), True = bad.
+        exposure
+            (y, x) or a number: relative exposure of each pixel (flat field times solid angle times time), 0 = masked.
+        symmetry
+            ``1``, ``2``, ``m`` (left onto right), ``my`` (top onto bottom), ``2mm`` or ``auto``, which is decided
+            once from all frames given; or a resolved `Symmetry`.
+        beam_center
+            (y, x) in pixels, the centre of the first pixel is 0.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``intensity`` (..., y, x) float32, expected counts per pixel of that frame: rate times exposure, so that
+            it stands in for the raw frame in what follows. ``sigma``, float32, its posterior standard deviation, of
+            one pixel: neighbouring errors are correlated, so sums have larger errors than the quadratic sum of
+            sigma. Both are NaN where neither the pixel nor a mate was measured; where only a mate was, they are the
+            counts that the frame's median exposure would give. Attributes: model, symmetry, beam centre, device.
+
+        Raises
+        ------
+        SymDenoiseError
+            For input that cannot be used.
+        """
+        stack = _stack(counts)
+        shape = (stack.shape[1], stack.shape[2])
+        bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
+        resolved = self.resolve(
+            stack, mask=bad, exposure=n, symmetry=symmetry, beam_center=beam_center
+        )
+        intensity = np.empty(stack.shape, np.float32)
+        sigma = np.empty(stack.shape, np.float32)
+        for index, image in enumerate(stack):
+            frame = frame_from_counts(image, mask=bad, exposure=n)
+            if frame.mask.all():
+                raise SymDenoiseError(
+                    f"frame {index} with all pixels masked",
+                    rule="at least one pixel must have been measured",
+                    remedy="check the mask (True = bad) and the detector",
+                )
+            intensity[index], sigma[index] = self._posterior(frame, resolved)
+        leading = np.shape(counts)[:-2]
+        dims = ("frame",) if len(leading) == 1 else tuple(f"dim_{i}" for i in range(len(leading)))
+        return xr.Dataset(
+            {
+                "intensity": (
+                    (*dims, "y", "x"),
+                    intensity.reshape(*leading, *shape),
+                    {"units": "counts", "long_name": "expected counts per pixel"},
+                ),
+                "sigma": (
+                    (*dims, "y", "x"),
+                    sigma.reshape(*leading, *shape),
+                    {
+                        "units": "counts",
+                        "long_name": "posterior standard deviation",
+                        "note": "errors of neighbouring pixels are correlated",
+                    },
+                ),
+            },
+            attrs={
+                "model": self.model.identity(),
+                "algorithm": ALGORITHM,
+                "symmetry": resolved.point_group,
+                "beam_center": list(resolved.beam_center) if resolved.beam_center else None,
+                "environment": self.environment(),
+            },
+        )
+
+    def _posterior(self, frame: Frame, symmetry: Symmetry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Expected counts and their standard deviation, (y, x)."""
+        mates = gated_mates(frame, symmetry)
+        with _ONE_AT_A_TIME, torch.inference_mode():
+            torch.set_num_threads(self.threads)
+            y, n, mate_y, mate_n = (
+                self._tensor(image)
+                for image in (frame.counts, frame.exposure, mates.counts, mates.exposure)
+            )
+            per_pixel, per_block, mean = features(y, n, mate_y, mate_n)
+            ratio, log_kappa = self._prior(per_pixel, per_block)
+            kappa = torch.exp(log_kappa)
+            shape, rate = y + kappa, n + kappa / (mean * torch.exp(ratio))
+            # A pixel that only its mates saw is given at the median exposure, which is 1.
+            exposure = torch.where(n > 0, n, 1.0)
+            result = torch.cat([shape / rate, torch.sqrt(shape) / rate], dim=1) * exposure
+            result = torch.where((n + mate_n) > 0, result, torch.nan)
+            height, width = frame.counts.shape
+            intensity, sigma = result[0, :, :height, :width].cpu().numpy()
+        return intensity, sigma
+
+    def _tensor(self, image: NDArray[np.float64]) -> Tensor:
+        """(1, 1, y, x) float32 on the device, padded with zeros, which is what an unmeasured pixel holds."""
+        height, width = image.shape
+        padded = np.zeros((1, 1, height + -height % MULTIPLE, width + -width % MULTIPLE), np.float32)
+        padded[0, 0, :height, :width] = image
+        return torch.from_numpy(padded).to(self.device)
+
+    def _prior(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's output; large frames in bands that overlap by more than the network looks across."""
+        height, width = per_pixel.shape[2:]
+        if height * width <= BAND_PIXELS:
+            ratio, log_kappa = self._net(per_pixel, per_block)
+            return ratio, log_kappa
+        band = max(MULTIPLE, BAND_PIXELS // width // MULTIPLE * MULTIPLE - 2 * HALO)
+        outputs = []
+        for start in range(0, height, band):
+            stop = min(height, start + band)
+            first, last = max(0, start - HALO), min(height, stop + HALO)
+            parts = self._net(per_pixel[:, :, first:last], per_block[:, :, first // 2 : last // 2])
+            outputs.append([part[:, :, start - first : stop - first] for part in parts])
+        ratio, log_kappa = (torch.cat(parts, dim=2) for parts in zip(*outputs, strict=True))
+        return ratio, log_kappa
+
+
+def _stack(counts: ArrayLike) -> NDArray[Any]:
+    """Counts as (frame, y, x).
+
+    Raises
+    ------
+    SymDenoiseError
+        If they are no numeric array of at least two dimensions, each of them with a length.
+    """
+    given = np.asarray(counts)
+    if given.ndim < 2 or 0 in given.shape:
+        raise SymDenoiseError(
+            f"counts of shape {given.shape}",
+            rule="at least one frame of at least one pixel, (..., y, x), is needed",
+            remedy="give the detector image, not its profile",
+        )
+    if given.dtype.kind not in "iuf":
+        raise SymDenoiseError(
+            f"counts of dtype {given.dtype}",
+            rule="counts are integers or floats",
+            remedy="give the counts as measured; colour, complex and boolean images are none",
+        )
+    return given.reshape(-1, *given.shape[-2:])
+
+
+def _pooled(frames: list[Frame], shape: tuple[int, int]) -> Frame:
+    """All frames' counts and exposures added up."""
+    counts, exposure = np.zeros(shape), np.zeros(shape)
+    for frame in frames:
+        counts += frame.counts
+        exposure += frame.exposure
+    return Frame(counts=counts, exposure=exposure, reference=1.0)

@@ -1,0 +1,32 @@
+"""How many digits a pixel is worth: values rounded to a fraction of their own standard deviation."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.float32]
+
+
+def rounded_to_sigma(value: Image, sigma: Image, *, fraction: float) -> Image:
+    """Values rounded to multiples of 2^floor(log2(fraction * sigma)).
+
+    The error is at most half of ``fraction * sigma``; the last bits of the mantissa become zero, which compresses.
+
+    Parameters
+    ----------
+    value, sigma
+        Arrays of one shape, any unit; NaN stays NaN.
+    fraction
+        Largest step, in standard deviations.
+    """
+    _, exponent = np.frexp(np.float32(fraction) * np.where(sigma > 0, sigma, np.float32(np.nan)))
+    step = np.where(np.isfinite(sigma), exponent - 1, -149)
+    return np.ldexp(np.round(np.ldexp(value, -step)), step)
+
+
+def rounded_mantissa(value: Image, *, bits: int) -> Image:
+    """Values rounded to ``bits`` bits after the leading one: a relative error of at most 2^-(bits + 1)."""
+    mantissa, exponent = np.frexp(value)
+    scale = np.float32(2 ** (bits + 1))
+    return np.ldexp(np.round(mantissa * scale) / scale, exponent)

@@ -1,0 +1,111 @@
+"""What several test modules share: a real Tiled server on a temporary folder, and runs in it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from bluesky_tiled_plugins import TiledWriter
+from event_model import compose_run
+from tiled.client.container import Container
+
+from bluesky_symdenoise.catalog.serve import embedded_catalog
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_tiled_environment() -> Iterator[None]:
+    """A developer's own Tiled settings must not decide whether a test passes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.upper().startswith("TILED_")]:
+            patch.delenv(name)
+        yield
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Container]:
+    """Client of a served catalogue with empty containers ``raw`` and ``denoised``."""
+    with embedded_catalog(tmp_path / "catalog") as client:
+        yield client
+
+
+@pytest.fixture
+def frames_folder(tmp_path: Path) -> Path:
+    """Folder from which the server of `catalog` reads frames."""
+    return tmp_path / "catalog" / "frames"
+
+
+@pytest.fixture
+def write_run() -> Callable[..., str]:
+    """Function that writes one run; see `_write_run`."""
+    return _write_run
+
+
+def _write_run(
+    container: Container,
+    folder: Path,
+    images: Mapping[str, np.ndarray],
+    *,
+    scalars: Mapping[str, Sequence[Any]] | None = None,
+    times: Sequence[float] | None = None,
+    start: Mapping[str, Any] | None = None,
+    stop: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    events: bool = True,
+) -> str:
+    """Write stacks of frames (n, H, W) as external HDF5, and scalars in events; return the run's uid."""
+    writer = TiledWriter(container, batch_size=1)
+    metadata = dict(start or {})
+    run = compose_run(uid=metadata.pop("uid", None), time=metadata.pop("time", None), metadata=metadata)
+    writer("start", run.start_doc)
+    n = len(next(iter(images.values())))
+    times = times if times is not None else [run.start_doc["time"] + i for i in range(n)]
+    scalars = scalars or {}
+    keys: dict[str, Any] = {
+        key: {
+            "source": "test",
+            "dtype": "array",
+            "dtype_numpy": stack.dtype.str,
+            "shape": [1, *stack.shape[1:]],
+            "external": "STREAM:",
+            "dims": list((dims or {}).get(key, [f"{key}_dim{i}" for i in range(3)])),
+        }
+        for key, stack in images.items()
+    }
+    for key, column in scalars.items():
+        keys[key] = {
+            "source": "test",
+            "dtype": "string" if isinstance(column[0], str) else "number",
+            "shape": [],
+        }
+    descriptor = run.compose_descriptor(name="primary", data_keys=keys, time=times[0])
+    writer("descriptor", descriptor.descriptor_doc)
+    path = folder / f"{run.start_doc['uid']}.h5"
+    with h5py.File(path, "w") as file:
+        for key, stack in images.items():
+            file.create_dataset(key, data=stack[:, np.newaxis], chunks=(1, 1, *stack.shape[1:]))
+    for key, stack in images.items():
+        resource = run.compose_stream_resource(
+            mimetype="application/x-hdf5",
+            uri=f"file://localhost{path}",
+            data_key=key,
+            parameters={"dataset": key, "chunk_shape": (1, 1, *stack.shape[1:])},
+        )
+        writer("stream_resource", resource.stream_resource_doc)
+        indices = {"start": 0, "stop": n}
+        seq_nums = {"start": 1, "stop": n + 1}
+        writer("stream_datum", resource.compose_stream_datum(indices, seq_nums, descriptor.descriptor_doc))
+    if events:
+        for i, moment in enumerate(times):
+            data = {key: column[i] for key, column in scalars.items()}
+            stamps = dict.fromkeys(data, time.time())
+            event = descriptor.compose_event(data=data, timestamps=stamps, seq_num=i + 1, time=moment)
+            writer("event", event)
+    writer("stop", {**run.compose_stop(), **(stop or {})})
+    uid: str = run.start_doc["uid"]
+    return uid
