@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 
 from bluesky_symdenoise.bench import metrics, peers, quality
+from bluesky_symdenoise.bench.cases import cases, pair_statistic, thin
 from bluesky_symdenoise.bench.peers import PEERS
+from bluesky_symdenoise.bench.report import report, summary
 from bluesky_symdenoise.errors import SymDenoiseError
 
 SHAPE = (96, 80)
@@ -275,7 +277,7 @@ def test_thinned_halves_are_independent_and_sum_to_the_frame(rng, mask):
     """The covariance of Poisson halves vanishes; that of an input with the whole does not."""
     counts = frozen(rng.poisson(4.0, (40, *SHAPE)).astype(float))
     bad = np.broadcast_to(mask, counts.shape)
-    part, rest, k = quality.thin(counts, bad, level=1.0, rng=rng)
+    part, rest, k = thin(counts, bad, level=1.0, rng=rng)
     np.testing.assert_array_equal(part + rest, counts)
     valid = ~bad
     assert part[valid].mean() == pytest.approx(1.0, rel=0.01)
@@ -287,13 +289,13 @@ def test_thinned_halves_are_independent_and_sum_to_the_frame(rng, mask):
 
 def test_pair_statistic_tells_repeats_from_another_scene(rng, rate, mask):
     a = rng.poisson(rate)
-    assert quality.pair_statistic(a, rng.poisson(rate), mask) == pytest.approx(1, abs=0.06)
-    assert quality.pair_statistic(a, rng.poisson(0.3 * rate), mask) == pytest.approx(1, abs=0.06)
-    assert quality.pair_statistic(a, rng.poisson(np.roll(rate, 9, axis=0)), mask) > 1.2
+    assert pair_statistic(a, rng.poisson(rate), mask) == pytest.approx(1, abs=0.06)
+    assert pair_statistic(a, rng.poisson(0.3 * rate), mask) == pytest.approx(1, abs=0.06)
+    assert pair_statistic(a, rng.poisson(np.roll(rate, 9, axis=0)), mask) > 1.2
 
 
 def test_cases_are_those_that_the_data_allow(data, mask):
-    found = list(quality.cases(data, levels=(0.1, 1.0, 10.0)))
+    found = list(cases(data, levels=(0.1, 1.0, 10.0)))
     assert [(case.set, case.kind) for case in found] == [
         ("a", "thinning"),
         ("a", "thinning"),
@@ -310,7 +312,7 @@ def test_cases_are_those_that_the_data_allow(data, mask):
 
 
 def test_repeats_stop_where_the_scene_changes(data, mask):
-    (repeats,) = (case for case in quality.cases(data) if case.kind == "repeats")
+    (repeats,) = (case for case in cases(data) if case.kind == "repeats")
     with h5py.File(data / "a.h5") as file:
         frames = file["counts"][()].astype(float)
     np.testing.assert_array_equal(repeats.counts, frames[0])
@@ -320,7 +322,7 @@ def test_repeats_stop_where_the_scene_changes(data, mask):
 
 def test_a_case_is_the_same_whatever_else_is_asked_for(data):
     def thinned(**options):
-        return {(c.set, c.level, c.frame): c.counts for c in quality.cases(data, **options)}
+        return {(c.set, c.level, c.frame): c.counts for c in cases(data, **options)}
 
     few, many = thinned(levels=(1.0,)), thinned(levels=(0.1, 1.0), roles=("test", "train"), frames=2)
     assert len(many) > len(few)
@@ -332,7 +334,7 @@ def test_a_case_is_the_same_whatever_else_is_asked_for(data):
 
 def test_a_folder_without_benchmark_images_says_so(tmp_path):
     with pytest.raises(SymDenoiseError, match="give the folder"):
-        list(quality.cases(tmp_path))
+        list(cases(tmp_path))
 
 
 # The whole run
@@ -356,7 +358,7 @@ def test_a_run_scores_every_method_on_every_case_and_survives_json(data, tmp_pat
     assert all((row["coverage_68"] is None) == (row["method"] in PEERS) for row in results)
     quality.write_json(results, tmp_path / "scores.json")
     assert json.loads((tmp_path / "scores.json").read_text()) == results
-    shown = text(quality.report(results), quality.summary(results))
+    shown = text(report(results), summary(results))
     won = sum(
         row["nll"]
         < min(
@@ -372,6 +374,25 @@ def test_a_run_scores_every_method_on_every_case_and_survives_json(data, tmp_pat
     assert capsys.readouterr().out == ""
 
 
+def test_the_summary_says_whether_our_flux_is_within_one_per_cent(data):
+    results = quality.run(data, stand_in, levels=(1.0,))
+
+    def verdict(worst, *, of="symdenoise"):
+        first = next(row for row in results if row["method"] == of)
+        rows = [row | {"flux_error": worst if row is first else 0.002} for row in results]
+        shown = text(summary(rows))
+        (line,) = (line.strip() for line in shown.splitlines() if "|flux error| of ours" in line)
+        return line
+
+    where = "(symdenoise, a thinning 1)"
+    assert verdict(-0.0099) == f"worst |flux error| of ours: 0.99 % {where}, within 1 %"
+    assert verdict(-0.0101) == f"worst |flux error| of ours: 1.01 % {where}, not within 1 %"
+    assert verdict(None) == f"worst |flux error| of ours: undefined {where}, not within 1 %"
+    assert "(symdenoise+symmetry, a thinning 1), not" in verdict(0.5, of="symdenoise+symmetry")
+    assert ": 0.20 %" in verdict(0.5, of="gaussian_1")
+    assert "of ours" not in text(summary([row for row in results if row["method"] in PEERS]))
+
+
 def test_our_estimate_must_be_defined_at_every_valid_pixel(data):
     def holed(counts, **how):
         estimate, sigma = stand_in(counts, **how)
@@ -383,7 +404,7 @@ def test_our_estimate_must_be_defined_at_every_valid_pixel(data):
     assert {row["invalid_pixels"] for row in ours} == {3}
     assert {row["nll"] for row in ours} == {None}
     assert not any(row["invalid_pixels"] for row in results if row["method"] in PEERS)
-    assert "0 of 4" in text(quality.summary(results))
+    assert "0 of 4" in text(summary(results))
     json.dumps(results, allow_nan=False)
 
 
@@ -418,7 +439,7 @@ def test_the_command_prints_each_role_apart_and_writes_json(data, tmp_path, caps
 @pytest.mark.skipif("SYMDENOISE_REAL_DATA" not in os.environ, reason="needs SYMDENOISE_REAL_DATA=folder")
 def test_real_sets_repeat_where_they_say_so():
     folder = Path(os.environ["SYMDENOISE_REAL_DATA"])
-    found = list(quality.cases(folder, roles=("test", "train"), levels=(0.1,)))
+    found = list(cases(folder, roles=("test", "train"), levels=(0.1,)))
     repeats = {case.set: case.k for case in found if case.kind == "repeats"}
     assert repeats == pytest.approx({"muscle_p40": 4.82, "saxs_ssrl": 2.0, "waxs_ssrl": 1.99}, abs=0.02)
     assert "alloy_pixium" not in {case.set for case in found}

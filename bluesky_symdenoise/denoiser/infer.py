@@ -26,6 +26,9 @@ BAND_PIXELS = 2**22
 #: Rows on either side of a band that the network sees and that are thrown away; more than it can look across.
 HALO = 256
 
+#: Steps towards the total counts of the frame, and the counts that damp them.
+FLUX_ITERATIONS, FLUX_DAMPING = 3, 1000.0
+
 #: torch's thread count belongs to the process: one denoiser at a time.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -223,7 +226,7 @@ class Denoiser:
             per_pixel, per_block, mean = features(y, n, mate_y, mate_n)
             ratio, log_kappa = self._prior(per_pixel, per_block)
             kappa = torch.exp(log_kappa)
-            shape, rate = y + kappa, n + kappa / (mean * torch.exp(ratio))
+            shape, rate = y + kappa, n + kappa / _flux_kept(y, n, kappa, mean * torch.exp(ratio))
             # A pixel that only its mates saw is given at the median exposure, which is 1.
             exposure = torch.where(n > 0, n, 1.0)
             result = torch.cat([shape / rate, torch.sqrt(shape) / rate], dim=1) * exposure
@@ -254,6 +257,19 @@ class Denoiser:
             outputs.append([part[:, :, start - first : stop - first] for part in parts])
         ratio, log_kappa = (torch.cat(parts, dim=2) for parts in zip(*outputs, strict=True))
         return ratio, log_kappa
+
+
+def _flux_kept(y: Tensor, n: Tensor, kappa: Tensor, prior_mean: Tensor) -> Tensor:
+    """The prior mean times the one factor that makes the frame's expected counts add up to its counts.
+
+    The network's bias is a fraction of a percent of the total, which the frame itself knows better; the factor is
+    damped where a frame has not many more than a thousand counts.
+    """
+    total = y.double().sum()
+    for _ in range(FLUX_ITERATIONS):
+        expected = (n * (y + kappa) / (n + kappa / prior_mean)).double().sum()
+        prior_mean = prior_mean * ((total + FLUX_DAMPING) / (expected + FLUX_DAMPING)).float()
+    return prior_mean
 
 
 def _stack(counts: ArrayLike) -> NDArray[Any]:

@@ -74,8 +74,8 @@ def _standard_score(value: NDArray[np.float64], variance: NDArray[np.float64], s
     return np.divide(total, scale, out=np.zeros_like(total), where=scale > 1e-12)
 
 
-def symmetry_gate(frame: Frame, other: Frame) -> NDArray[np.bool_]:
-    """Where a mate may be used: True where neither test sees a difference within any window.
+def symmetry_score(frame: Frame, other: Frame) -> NDArray[np.float64]:
+    """How strongly mates differ: the largest standard score of both tests in any window; noise alone gives about 1.
 
     Parameters
     ----------
@@ -87,16 +87,21 @@ def symmetry_gate(frame: Frame, other: Frame) -> NDArray[np.bool_]:
     Returns
     -------
     ndarray
-        (y, x) booleans.
+        (y, x); 0 where no pair was measured.
     """
     difference, variance, chi, chi_variance = pair_statistics(frame, other, block=BLOCK)
-    holds = np.ones(difference.shape, bool)
+    worst = np.zeros(difference.shape)
     for window in WINDOWS:
         sigma = window / BLOCK
-        holds &= np.abs(_standard_score(difference, variance, sigma)) <= GATE_Z
-        holds &= _standard_score(chi, chi_variance, sigma) <= GATE_Z
+        np.maximum(worst, np.abs(_standard_score(difference, variance, sigma)), out=worst)
+        np.maximum(worst, _standard_score(chi, chi_variance, sigma), out=worst)
     height, width = frame.counts.shape
-    return holds.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)[:height, :width]
+    return worst.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)[:height, :width]
+
+
+def symmetry_gate(frame: Frame, other: Frame) -> NDArray[np.bool_]:
+    """Where a mate may be used, (y, x): True where neither test sees a difference within any window."""
+    return symmetry_score(frame, other) <= GATE_Z
 
 
 def mated(frame: Frame, operation: Operation, beam_center: tuple[float, float]) -> Frame:

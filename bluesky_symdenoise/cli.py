@@ -1,0 +1,159 @@
+"""The command ``symdenoise``: parse, call, exit code. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bluesky_symdenoise import __version__
+from bluesky_symdenoise.errors import SymDenoiseError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Denoise X-ray detector images from their physical symmetry while the experiment runs.",
+)
+bench = typer.Typer(no_args_is_help=True, help="Measure; prints a table and writes JSON.")
+app.add_typer(bench, name="bench")
+
+Symmetry = Annotated[
+    str, typer.Option(help="1, 2, m (left onto right), my (top onto bottom), 2mm, or auto: what the data support.")
+]
+Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help="Beam centre in pixels.")]
+ModelName = Annotated[str | None, typer.Option(help="Name of a model of the package, or a .safetensors file.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"symdenoise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder that keeps the catalogue.")] = Path("symdenoise-demo"),
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="FILE_OR_GLOB", help="Play these frames: HDF5, TIFF, NPY, CBF, EDF, ..."),
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="How many frames to play. [default: all, at most 12]")] = None,
+    symmetry: Symmetry = "auto",
+    beam_center: Center = None,
+    model: ModelName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, the rest to stderr.")] = False,
+) -> None:
+    """Acquire, denoise, catalogue and query back: the main job, with nothing to set up."""
+    from rich.console import Console
+
+    from bluesky_symdenoise import demo as job
+
+    report = job.run(
+        output=output,
+        images=images,
+        frames=frames,
+        symmetry=symmetry,
+        beam_center=beam_center,
+        model=model,
+        console=Console(stderr=as_json),
+    )
+    if as_json:
+        typer.echo(job.as_json(report))
+
+
+@app.command()
+def serve(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `symdenoise demo --output` made.")],
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 8000,
+) -> None:
+    """Serve the catalogue kept in a folder; the API key comes from TILED_SINGLE_USER_API_KEY or is made."""
+    from bluesky_symdenoise.catalog.serve import serve as serve_folder
+
+    serve_folder(directory, port=port, announce=typer.echo)
+
+
+@app.command()
+def denoise(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="File or glob pattern of frames.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HDF5 (NeXus) file to write.")],
+    symmetry: Symmetry = "auto",
+    beam_center: Center = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="File with one image, not 0 = bad; added to the mask that FILE has.")
+    ] = None,
+    model: ModelName = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUTPUT if it exists.")] = False,
+) -> None:
+    """Denoise plain files, without a catalogue: intensity and sigma of every frame into one HDF5 file."""
+    from rich.progress import track
+
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.files import NexusWriter, open_frames
+
+    denoiser = Denoiser.pretrained(model, device=device, threads=threads)
+    with open_frames(file) as stack:
+        bad = stack.mask
+        if mask is not None:
+            with open_frames(mask) as masks:
+                bad = masks[0] != 0 if bad is None else bad | (masks[0] != 0)
+        center = beam_center or stack.beam_center
+        found = denoiser.resolve(stack[0], mask=bad, symmetry=symmetry, beam_center=center)
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        with NexusWriter(
+            output, (stack.shape[1], stack.shape[2]), date=date, sources=stack.sources, overwrite=overwrite
+        ) as writer:
+            for index in track(range(len(stack)), description="denoising", disable=not sys.stderr.isatty()):
+                writer.append(denoiser(stack[index : index + 1], mask=bad, symmetry=found))
+    about = f" about (y, x) = {found.beam_center}" if found.beam_center else ""
+    typer.echo(f"{output}: {len(stack)} frames, symmetry {found.point_group}{about}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="Recipe (TOML), such as training/recipes/fast.toml.")],
+    output: Annotated[Path, typer.Option(help="Folder for checkpoint, history and weights; continued if it exists.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with real frames to mix in.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Train a denoiser from a recipe; stop it and start it again as you like."""
+    from bluesky_symdenoise.training.fit import TrainConfig, fit
+
+    typer.echo(fit(TrainConfig.read(config), output=output, data=data, device=device))
+
+
+@bench.command()
+def quality(
+    data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")],
+    json_path: Annotated[Path, typer.Option("--json", help="Where to write the figures.")] = Path("quality.json"),
+    model: ModelName = None,
+    training_sets: Annotated[bool, typer.Option(help="Also the sets that the model was trained on, apart.")] = False,
+) -> None:
+    """Held-out likelihood, PSNR, flux and coverage on real frames, beside raw, Gaussian and non-local means."""
+    from bluesky_symdenoise.bench.quality import main as measure
+
+    measure(data, json_path=json_path, model=model, roles=("test", "train") if training_sets else ("test",))
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point; what a user can mend is one line and exit status 2."""
+    try:
+        return app(arguments)
+    except SymDenoiseError as error:
+        typer.echo(f"symdenoise: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+__all__ = ["app", "main"]

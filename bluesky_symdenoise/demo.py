@@ -1,0 +1,411 @@
+"""The main job on embedded defaults: acquire, denoise, catalogue, query back, show."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import bluesky.plans as bp
+import numpy as np
+from bluesky import RunEngine
+from bluesky_tiled_plugins import TiledWriter
+from numpy.typing import NDArray
+from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bluesky_symdenoise.acquisition.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.play import Frames, PlayDetector
+from bluesky_symdenoise.bench.metrics import best_floor_nll, poisson_nll
+from bluesky_symdenoise.catalog.query import aligned, denoised_for
+from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files import open_frames
+from bluesky_symdenoise.physics.fold import mated, symmetry_score
+from bluesky_symdenoise.physics.frame import as_exposure, as_mask, frame_from_counts, sentinel_mask
+from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.training.series import textured_series
+
+if TYPE_CHECKING:
+    from tiled.client.container import Container
+
+#: Frames played where none are asked for.
+DEFAULT_FRAMES = 12
+#: Name of the detector and of its data key.
+DATA_KEY = "det"
+
+
+@dataclass(frozen=True)
+class Input:
+    """What the detector plays; truth is known for simulations only."""
+
+    title: str
+    frames: Frames
+    mask: NDArray[np.bool_] | None
+    beam_center: tuple[float, float] | None
+    truth: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the demo did, as `--json` prints it. Bytes are of the runs' files, errors in photons per pixel."""
+
+    raw_uid: str
+    denoised_uid: str
+    catalog: str
+    frames: int
+    shape: list[int]
+    data_key: str
+    symmetry: str
+    beam_center: list[float] | None
+    seconds_per_frame: float
+    scan_seconds: float
+    callback_us_per_event: float
+    raw_bytes: int
+    denoised_bytes: int
+    bytes_ratio: float
+    held_out_nll_raw: float
+    held_out_nll_denoised: float
+    flux_change: float
+    rms_error_raw: float | None
+    rms_error_denoised: float | None
+    truth_within_1_sigma: float | None
+    peak_memory_mib: int
+    picture: str
+
+
+def run(
+    *,
+    output: Path,
+    images: str | None = None,
+    frames: int | None = None,
+    symmetry: str = "auto",
+    beam_center: Sequence[float] | None = None,
+    model: str | None = None,
+    console: Console,
+) -> Report:
+    """Run the demo and print what it did.
+
+    Parameters
+    ----------
+    output
+        Folder of the catalogue; made if absent, added to if not.
+    images
+        File or glob pattern to play instead of the simulation.
+    frames
+        How many; by default all of `images`, at most 12.
+    symmetry, beam_center
+        As `bluesky_symdenoise.DenoiseCallback`; the centre by default from the file, if it has one.
+    """
+    if frames is not None and frames < 1:
+        raise SymDenoiseError(f"--frames {frames}", rule="at least one frame is played", remedy="give 1 or more")
+    played = _simulated(frames or DEFAULT_FRAMES) if images is None else _opened(images, beam_center)
+    number = frames or min(len(played.frames), DEFAULT_FRAMES)  # type: ignore[arg-type]
+    denoiser = Denoiser.pretrained(model)
+    console.print(
+        f"[bold]{played.title}[/]: {number} frames of {played.frames.shape[1]} x {played.frames.shape[2]} pixels"
+    )
+    with embedded_catalog(output) as client:
+        folder = output.resolve() / "frames"
+        raw_uid, seconds, per_event = _scan(
+            client,
+            folder,
+            played,
+            number=number,
+            denoiser=denoiser,
+            symmetry=symmetry,
+            beam_center=beam_center or played.beam_center,
+            console=console,
+        )
+        return _shown(
+            client,
+            raw_uid,
+            played,
+            denoiser=denoiser,
+            output=output,
+            scan_seconds=seconds,
+            per_event=per_event,
+            console=console,
+        )
+
+
+def _simulated(frames: int) -> Input:
+    series = textured_series(np.random.default_rng(1), frames=frames)
+    return Input(
+        title="Simulated series, 1 photon/pixel, texture growing",
+        frames=series.counts,
+        mask=None,
+        beam_center=None,
+        truth=series.truth,
+    )
+
+
+def _opened(images: str, beam_center: Sequence[float] | None) -> Input:
+    stack = open_frames(images)
+    center = stack.beam_center if beam_center is None else (beam_center[0], beam_center[1])
+    return Input(title=images, frames=stack, mask=stack.mask, beam_center=center, truth=None)
+
+
+def _scan(
+    client: Container,
+    folder: Path,
+    played: Input,
+    *,
+    number: int,
+    denoiser: Denoiser,
+    symmetry: str,
+    beam_center: Sequence[float] | None,
+    console: Console,
+) -> tuple[str, float, list[float]]:
+    """Acquire with a RunEngine, raw and derived runs written as at a beamline; the raw uid and two timings."""
+    per_event: list[float] = []
+    RE = RunEngine(call_returns_result=True)
+    with init_devices():
+        det = PlayDetector(played.frames, StaticPathProvider(UUIDFilenameProvider(), folder), name=DATA_KEY)
+    RE.subscribe(TiledWriter(client["raw"], batch_size=1))
+    callback = DenoiseCallback(
+        client["denoised"], denoiser=denoiser, mask=played.mask, symmetry=symmetry, beam_center=beam_center
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress, callback:
+        acquired = progress.add_task("acquired", total=number)
+        denoised = progress.add_task("denoised", total=number)
+
+        def attach(name: str, doc: dict[str, Any]) -> None:
+            begun = time.perf_counter()
+            callback(name, doc)
+            if name == "event":
+                per_event.append(time.perf_counter() - begun)
+                progress.advance(acquired)
+
+        def look() -> bool:
+            status = callback.status()
+            progress.update(denoised, completed=status.frames + status.failed)
+            return bool(status.runs)
+
+        RE.subscribe(attach)
+        begun = time.perf_counter()
+        (raw_uid,) = RE(bp.count([det], num=number)).run_start_uids
+        seconds = time.perf_counter() - begun
+        while not look():
+            time.sleep(0.05)
+        status = callback.close()
+        look()
+    if status.errors:
+        raise SymDenoiseError(f"run {raw_uid}", rule="it was not denoised", remedy=status.errors[0])
+    return raw_uid, seconds, per_event
+
+
+def _shown(
+    client: Container,
+    raw_uid: str,
+    played: Input,
+    *,
+    denoiser: Denoiser,
+    output: Path,
+    scan_seconds: float,
+    per_event: list[float],
+    console: Console,
+) -> Report:
+    """Query the derived run back and print what is there."""
+    derived = denoised_for(client, raw_uid)
+    if derived is None:
+        raise SymDenoiseError(f"run {raw_uid}", rule="it has no derived run", remedy="look at the log above")
+    raw = client["raw"][raw_uid]
+    stopped = derived.metadata["stop"]["provenance"]
+    if stopped["failures"]:
+        first = stopped["failures"][0]
+        raise SymDenoiseError(f"{first['frames']} frames", rule="they were not denoised", remedy=first["reason"])
+    data = aligned(raw, derived)
+    counts = np.asarray(data[DATA_KEY])[:, 0]
+    intensity = np.asarray(data[f"{DATA_KEY}_denoised"])[:, 0]
+    sigma = np.asarray(data[f"{DATA_KEY}_sigma"])[:, 0]
+    group = str(data[f"{DATA_KEY}_symmetry"].values[0])
+    center = tuple(float(data[f"{DATA_KEY}_center_{axis}"].values[0]) for axis in "yx")
+    found = Symmetry(group, center if np.isfinite(center[0]) else None)
+    measured = ~(as_mask(played.mask, (counts.shape[1], counts.shape[2])) | sentinel_mask(counts))
+    nll = _held_out(counts[0], measured[0], denoiser, found)
+    errors = _errors(counts, intensity, sigma, measured, played.truth)
+    picture = output / f"{raw_uid[:8]}.png"
+    _draw(picture, counts[0], intensity[0], sigma[0], measured[0], found, title=played.title)
+    sizes = [_bytes_of(run) for run in (raw, derived)]
+    seconds = [float(value) / 1000 for value in data[f"{DATA_KEY}_ms"].values]
+    report = Report(
+        raw_uid=raw_uid,
+        denoised_uid=derived.start["uid"],
+        catalog=str(output.resolve()),
+        frames=len(counts),
+        shape=list(counts.shape[1:]),
+        data_key=DATA_KEY,
+        symmetry=group,
+        beam_center=list(found.beam_center) if found.beam_center else None,
+        seconds_per_frame=round(statistics.median(seconds), 4),
+        scan_seconds=round(scan_seconds, 3),
+        callback_us_per_event=round(statistics.median(per_event) * 1e6, 1),
+        raw_bytes=sizes[0],
+        denoised_bytes=sizes[1],
+        bytes_ratio=round(sizes[1] / sizes[0], 2),
+        held_out_nll_raw=round(nll[0], 4),
+        held_out_nll_denoised=round(nll[1], 4),
+        flux_change=round(float(data[f"{DATA_KEY}_counts_out"].sum() / data[f"{DATA_KEY}_counts_in"].sum()) - 1, 5),
+        rms_error_raw=errors[0],
+        rms_error_denoised=errors[1],
+        truth_within_1_sigma=errors[2],
+        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        picture=str(picture.resolve()),
+    )
+    _print(console, report, output)
+    return report
+
+
+def _held_out(
+    counts: NDArray[Any], measured: NDArray[np.bool_], denoiser: Denoiser, symmetry: Symmetry
+) -> tuple[float, float]:
+    """Held-out negative log-likelihood per pixel of half the photons, given the other half raw and denoised."""
+    rng = np.random.default_rng(0)
+    whole = np.where(measured, counts, 0).astype(np.int64)
+    half = rng.binomial(whole, 0.5)
+    estimate = denoiser(half, mask=~measured, symmetry=symmetry)["intensity"].values
+    raw = best_floor_nll(half.astype(float), (whole - half).astype(float), 1.0, mask=~measured).nll
+    safe = np.where(measured, estimate, 1.0).astype(float)
+    return raw, poisson_nll(safe, (whole - half).astype(float), 1.0, mask=~measured, floor=1e-6)
+
+
+def _errors(
+    counts: NDArray[Any],
+    intensity: NDArray[np.float32],
+    sigma: NDArray[np.float32],
+    measured: NDArray[np.bool_],
+    truth: NDArray[np.float32] | None,
+) -> tuple[float | None, float | None, float | None]:
+    """Root-mean-square errors of raw and denoised against the truth, and how often it is within one sigma."""
+    if truth is None:
+        return None, None, None
+    expected = truth[: len(counts)][measured]
+    off = intensity[measured] - expected
+    raw = counts[measured] - expected
+    return (
+        round(float(np.sqrt(np.mean(raw**2))), 4),
+        round(float(np.sqrt(np.mean(off**2))), 4),
+        round(float(np.mean(np.abs(off) <= sigma[measured])), 4),
+    )
+
+
+def _bytes_of(run: Any) -> int:
+    """Size of the files that a run's primary stream announces."""
+    from tiled.utils import path_from_uri
+
+    sources = run["primary"][DATA_KEY].data_sources()
+    return sum(os.path.getsize(path_from_uri(asset.data_uri)) for asset in sources[0].assets)
+
+
+def agreement(counts: NDArray[Any], measured: NDArray[np.bool_], symmetry: Symmetry) -> NDArray[np.float64]:
+    """The strongest disagreement of each pixel's surroundings with any mate, in standard deviations; NaN unmeasured."""
+    frame = frame_from_counts(counts, mask=~measured, exposure=as_exposure(None, measured.shape))
+    worst = np.zeros(measured.shape)
+    for operation in symmetry.operations:
+        assert symmetry.beam_center is not None
+        np.maximum(worst, symmetry_score(frame, mated(frame, operation, symmetry.beam_center)), out=worst)
+    return np.where(measured, worst, np.nan)
+
+
+def _draw(
+    path: Path,
+    counts: NDArray[Any],
+    intensity: NDArray[np.float32],
+    sigma: NDArray[np.float32],
+    measured: NDArray[np.bool_],
+    symmetry: Symmetry,
+    *,
+    title: str,
+) -> None:
+    """Raw, denoised, sigma and the mates' agreement side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
+
+    shown = np.where(measured, counts, np.nan)
+    top = float(np.nanpercentile(intensity, 99.8))
+    low = max(float(np.nanpercentile(intensity, 1)) / 2, top * 1e-4, 1e-3)
+    norm = LogNorm(low, max(top, 10 * low))
+    wide = counts.shape[1] > 2 * counts.shape[0]
+    figure, axes = plt.subplots(
+        4 if wide else 1, 1 if wide else 4, figsize=(9, 11) if wide else (17, 4.6), layout="constrained"
+    )
+    if symmetry.point_group == "1":
+        score, label = np.full(measured.shape, np.nan), "no symmetry used"
+    else:
+        score = agreement(counts, measured, symmetry)
+        label = f"mates' disagreement under {symmetry.point_group} (standard deviations)"
+    panels = (
+        ("raw frame (counts)", np.maximum(shown, low), norm, "viridis"),
+        ("denoised (expected counts)", intensity, norm, "viridis"),
+        ("sigma of one pixel (counts)", sigma, LogNorm(norm.vmin / 10, norm.vmax / 3), "magma"),
+        (label, score, plt.Normalize(0, 6), "coolwarm"),
+    )
+    for axis, (name, image, scale, colours) in zip(np.ravel(axes), panels, strict=True):
+        drawn = axis.imshow(image, norm=scale, cmap=colours, interpolation="nearest")
+        axis.set_title(name, fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_facecolor("0.75")
+        figure.colorbar(drawn, ax=axis, shrink=0.8)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def _print(console: Console, report: Report, output: Path) -> None:
+    """The table, the figures and the lines to type next."""
+    table = Table(title="What is in the catalogue now", title_justify="left")
+    for column in ("container", "run", "data keys of stream primary", "frames", "file", "bytes"):
+        table.add_column(column, justify="right" if column in ("frames", "bytes") else "left", overflow="fold")
+    key = report.data_key
+    table.add_row("raw", report.raw_uid[:8], key, str(report.frames), "uint counts", f"{report.raw_bytes:,}")
+    table.add_row(
+        "denoised",
+        report.denoised_uid[:8],
+        f"{key}, {key}_sigma",
+        str(report.frames),
+        f"float32, {report.bytes_ratio:.1f} x the raw file",
+        f"{report.denoised_bytes:,}",
+    )
+    console.print(table)
+    about = f" about (y, x) = ({report.beam_center[0]:g}, {report.beam_center[1]:g})" if report.beam_center else ""
+    console.print(f"Symmetry used: {report.symmetry}{about}")
+    console.print(
+        f"Held-out half of the photons of frame 1, -log likelihood per pixel: raw {report.held_out_nll_raw:.4f}, "
+        f"denoised {report.held_out_nll_denoised:.4f} (lower is better); total counts {report.flux_change:+.2%}"
+    )
+    if report.rms_error_raw is not None:
+        console.print(
+            f"Against the known truth, rms error in photons/pixel: raw {report.rms_error_raw:.3f}, "
+            f"denoised {report.rms_error_denoised:.3f}; truth within 1 sigma in {report.truth_within_1_sigma:.1%} of pixels"
+        )
+    console.print(
+        f"{report.seconds_per_frame:.2f} s per frame in the worker, {report.callback_us_per_event:.0f} us per event "
+        f"on the RunEngine's thread, peak memory {report.peak_memory_mib} MiB"
+    )
+    console.print(f"Picture: {report.picture}", soft_wrap=True)
+    console.print("\n[bold]Next[/]: serve this catalogue; it prints a URL for the browser and a key")
+    console.print(f"    symdenoise serve {output}", soft_wrap=True)
+    console.print("and query it in Python with the client lines that it prints:")
+    console.print("    from bluesky_symdenoise import aligned, denoised_for")
+    console.print(f'    raw = client["raw"]["{report.raw_uid}"]', soft_wrap=True)
+    console.print("    ds = aligned(raw, denoised_for(client, raw))")
+
+
+def as_json(report: Report) -> str:
+    """One line."""
+    return json.dumps(asdict(report))

@@ -1,0 +1,164 @@
+"""Denoised frames as a NeXus-style HDF5 file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from bluesky_symdenoise import __version__
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class NexusWriter:
+    """Write denoised frames to a NeXus-style HDF5 file, a few frames at a time.
+
+    ``/entry/data`` (NXdata) holds ``intensity`` and ``intensity_errors`` (one standard deviation), one
+    bitshuffle/zstd chunk per frame; ``/entry/process`` (NXprocess) says how they came to be. The file appears
+    under its name when the ``with`` block ends well, and not at all when it ends with an exception.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    frame_shape
+        (H, W).
+    date
+        When the frames were denoised, ISO 8601.
+    sources
+        The files that the frames come from; none of them is ever overwritten.
+    overwrite
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    SymDenoiseError
+        If `path` is a source or exists, its folder does not, or no frame was appended.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        frame_shape: tuple[int, int],
+        *,
+        date: str,
+        sources: Sequence[str | Path] = (),
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self._frame_shape = (int(frame_shape[0]), int(frame_shape[1]))
+        self._frames = 0
+        self._parameters: str | None = None
+        if not self.path.parent.is_dir():
+            raise SymDenoiseError(
+                f"{self.path}", rule="its folder does not exist", remedy="create it or give another name"
+            )
+        if self.path.exists():
+            if any(Path(source).exists() and self.path.samefile(source) for source in sources):
+                raise SymDenoiseError(
+                    f"{self.path}", rule="a source is never overwritten", remedy="give another name"
+                )
+            if not overwrite:
+                raise SymDenoiseError(
+                    f"{self.path}", rule="the file exists", remedy="give another name or ask to overwrite it"
+                )
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self._file = h5py.File(self._temporary, "w")
+        self._lay_out(date, [str(Path(source).absolute()) for source in sources])
+
+    def append(self, frames: xr.Dataset) -> None:
+        """Write ``intensity`` and ``sigma`` of one or more frames, dims (frame, y, x).
+
+        The attributes are stored as JSON, once for as long as they stay the same. A ``frame`` coordinate is
+        kept; without it, frames are counted from zero.
+        """
+        intensity = frames["intensity"].transpose("frame", "y", "x")
+        sigma = frames["sigma"].transpose("frame", "y", "x")
+        if intensity.shape[1:] != self._frame_shape:
+            raise SymDenoiseError(
+                f"frames of shape {intensity.shape[1:]}",
+                rule=f"all frames of {self.path} must have shape {self._frame_shape}",
+                remedy="write the frames of each shape to a file of their own",
+            )
+        start, stop = self._frames, self._frames + len(intensity)
+        numbers = frames["frame"].values if "frame" in frames.coords else range(start, stop)
+        for name, values in (
+            ("intensity", intensity.values),
+            ("intensity_errors", sigma.values),
+            ("frame", numbers),
+        ):
+            dataset = self._file["entry/data"][name]
+            dataset.resize(stop, axis=0)
+            dataset[start:stop] = values
+        self._frames = stop
+        parameters = json.dumps(frames.attrs, default=_plain)
+        if parameters != self._parameters:
+            name = "parameters" if self._parameters is None else f"parameters_from_{start}"
+            note = _group(self._file["entry/process"], name, "NXnote")
+            note["type"] = "application/json"
+            note["data"] = parameters
+            self._parameters = parameters
+
+    def __enter__(self) -> NexusWriter:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *rest: object) -> None:
+        self._file.close()
+        if exc_type is None and self._frames:
+            os.replace(self._temporary, self.path)
+            return
+        self._temporary.unlink()
+        if exc_type is None:
+            raise SymDenoiseError(
+                f"{self.path}", rule="no frame was written", remedy="append at least one frame"
+            )
+
+    def _lay_out(self, date: str, sources: Sequence[str]) -> None:
+        height, width = self._frame_shape
+        self._file.attrs.update(NX_class="NXroot", default="entry", creator="bluesky-symdenoise")
+        entry = _group(self._file, "entry", "NXentry")
+        entry.attrs["default"] = "data"
+        data = _group(entry, "data", "NXdata")
+        data.attrs.update(signal="intensity", axes=["frame", "y", "x"])
+        for name in ("intensity", "intensity_errors"):
+            data.create_dataset(
+                name,
+                (0, height, width),
+                "f4",
+                maxshape=(None, height, width),
+                chunks=(1, height, width),
+                **hdf5plugin.Bitshuffle(cname="zstd"),
+            )
+        data.create_dataset("frame", (0,), "i8", maxshape=(None,), chunks=(1024,))
+        for name, size in (("y", height), ("x", width)):
+            data[name] = np.arange(size)
+            data[name].attrs["units"] = "pixel"
+        process = _group(entry, "process", "NXprocess")
+        process["program"] = "bluesky-symdenoise"
+        process["version"] = __version__
+        process["date"] = date
+        process.create_dataset("sources", data=list(sources), dtype=h5py.string_dtype())
+
+
+def _group(parent: Any, name: str, nx_class: str) -> Any:
+    group = parent.create_group(name)
+    group.attrs["NX_class"] = nx_class
+    return group
+
+
+def _plain(value: object) -> object:
+    """Return a value that JSON knows for one that provenance may hold."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"provenance holds a {type(value).__name__}, which JSON cannot store")
