@@ -22,7 +22,8 @@ bench = typer.Typer(no_args_is_help=True, help="Measure; prints a table and writ
 app.add_typer(bench, name="bench")
 
 Symmetry = Annotated[
-    str, typer.Option(help="1, 2, m (left onto right), my (top onto bottom), 2mm, or auto: what the data support.")
+    str,
+    typer.Option(help="1, 2, m (left onto right), my (top onto bottom), 2mm, or auto: what the data support."),
 ]
 Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help="Beam centre in pixels.")]
 ModelName = Annotated[str | None, typer.Option(help="Name of a model of the package, or a .safetensors file.")]
@@ -52,12 +53,15 @@ def demo(
     symmetry: Symmetry = "auto",
     beam_center: Center = None,
     model: ModelName = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, the rest to stderr.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object to stdout, the rest to stderr.")
+    ] = False,
 ) -> None:
     """Acquire, denoise, catalogue and query back: the main job, with nothing to set up."""
     from rich.console import Console
 
-    from bluesky_symdenoise import demo as job
+    from bluesky_symdenoise.demo import job
+    from bluesky_symdenoise.demo.report import as_json as as_json_line
 
     report = job.run(
         output=output,
@@ -69,7 +73,7 @@ def demo(
         console=Console(stderr=as_json),
     )
     if as_json:
-        typer.echo(job.as_json(report))
+        typer.echo(as_json_line(report))
 
 
 @app.command()
@@ -145,6 +149,21 @@ def quality(
     from bluesky_symdenoise.bench.quality import main as measure
 
     measure(data, json_path=json_path, model=model, roles=("test", "train") if training_sets else ("test",))
+
+
+@bench.command()
+def live(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    size: Annotated[int, typer.Option(min=8, help="Pixels along each side.")] = 1024,
+    events: Annotated[int, typer.Option(min=3, help="Events of each scan.")] = 30,
+    dwell: Annotated[float, typer.Option(min=0, help="Seconds from frame to frame.")] = 0.1,
+    repeats: Annotated[int, typer.Option(min=1, help="Scans without and with the callback.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the denoiser.")] = 1,
+) -> None:
+    """What the callback costs a scan: the same scan without and with it."""
+    from bluesky_symdenoise.bench.live import main as measure
+
+    measure(json_path=json_path, size=size, events=events, dwell=dwell, repeats=repeats, threads=threads)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -49,16 +49,15 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
         """The inverse of `to_dict`."""
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-        )
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
+        }
+        return cls(**values)
 
     @property
     def sha256(self) -> str:

@@ -575,3 +575,12 @@ def test_a_real_frame_survives_cbf_edf_tiff_and_npy(tmp_path: Path) -> None:
     for source in ("a.edf", "a.tif", "a.npy", "?.cbf"):
         with open_frames(f"{tmp_path}/{source}") as stack:
             np.testing.assert_array_equal(stack[:], frames)
+
+
+def test_a_nexus_default_of_dot_means_the_group_itself(tmp_path: Path) -> None:
+    """``default="."`` is legal and must not be followed for ever."""
+    with h5py.File(tmp_path / "dot.h5", "w") as file:
+        file.attrs.update(default=".", signal="image")
+        file["image"] = np.ones((2, 5, 6))
+    with open_frames(tmp_path / "dot.h5") as stack:
+        assert stack.shape == (2, 5, 6)

@@ -69,9 +69,7 @@ class AnnouncedFrames:
             shape = tuple(self._descriptor["data_keys"][key]["shape"])
             is_hdf5 = resource["mimetype"] == "application/x-hdf5"
             one_file = is_hdf5 and not resource["parameters"].get("template")
-            self._files[uid] = (
-                _Hdf5File(resource, shape) if one_file else _OtherFile(resource, self._descriptor)
-            )
+            self._files[uid] = _Hdf5File(resource, shape) if one_file else _OtherFile(resource, self._descriptor)
         file = self._files[uid]
         if isinstance(file, _OtherFile):
             file.announce(datum)

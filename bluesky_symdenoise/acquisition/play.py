@@ -189,9 +189,7 @@ class PlayDetector(StandardDetector):  # type: ignore[misc]
         If `frames` is not (n, H, W) with at least one frame, or `period` is negative.
     """
 
-    def __init__(
-        self, frames: Frames, path_provider: PathProvider, *, period: float = 0.0, name: str = ""
-    ) -> None:
+    def __init__(self, frames: Frames, path_provider: PathProvider, *, period: float = 0.0, name: str = "") -> None:
         if len(frames.shape) != 3 or 0 in frames.shape:
             raise SymDenoiseError(
                 f"frames of shape {frames.shape}",

@@ -175,7 +175,8 @@ def recompute(
     recipe = Recipe.from_dict(provenance["recipe"])
     if denoiser is None:
         denoiser = Denoiser.pretrained(
-            provenance["model"]["name"], device="cpu" if provenance["environment"]["device"] == "cpu" else "auto",
+            provenance["model"]["name"],
+            device="cpu" if provenance["environment"]["device"] == "cpu" else "auto",
             threads=provenance["environment"]["threads"],
         )
     if denoiser.model.sha256 != recipe.model_sha256 or recipe.algorithm != ALGORITHM:
@@ -199,7 +200,7 @@ def recompute(
         activity="recompute",
     )
     row = denoised_row(work, image, symmetry)
-    dims = tuple(f"dim_{i}" for i in range(image.ndim - 2)) + ("y", "x")
+    dims = (*(f"dim_{i}" for i in range(image.ndim - 2)), "y", "x")
     return xr.Dataset({"intensity": (dims, row.intensity), "sigma": (dims, row.sigma)})
 
 
@@ -222,7 +223,5 @@ def _stored_array(run: BlueskyRun, stream: str, key: str, name: str, sha256: str
             remedy="run this where the derived run's files can be seen",
         ) from error
     if array_sha256(array) != sha256:
-        raise SymDenoiseError(
-            f"{name} in {path}", rule="its sha256 is not the recorded one", remedy="restore the file"
-        )
+        raise SymDenoiseError(f"{name} in {path}", rule="its sha256 is not the recorded one", remedy="restore the file")
     return array

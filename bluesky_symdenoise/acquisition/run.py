@@ -94,9 +94,7 @@ class Work:
             )
         if symmetry != "auto":
             checked_point_group(symmetry)
-        if beam_center is not None and (
-            len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()
-        ):
+        if beam_center is not None and (len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()):
             raise SymDenoiseError(
                 f"beam centre {beam_center!r}",
                 rule="it must be two finite numbers",
@@ -107,7 +105,9 @@ class Work:
         for array, what in ((bad, "mask"), (n, "exposure")):
             if array is not None and array.ndim != 2:
                 raise SymDenoiseError(
-                    f"{what} of shape {array.shape}", rule="it must be (y, x)", remedy="give one for all frames"
+                    f"{what} of shape {array.shape}",
+                    rule="it must be (y, x)",
+                    remedy="give one for all frames",
                 )
         if n is not None:
             as_exposure(n, n.shape)
@@ -349,9 +349,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         if "scan_id" in self._start:
             start["raw_scan_id"] = self._start["scan_id"]
         arrays = {
-            name: array
-            for name, array in (("mask", work.mask), ("exposure", work.exposure))
-            if array is not None
+            name: array for name, array in (("mask", work.mask), ("exposure", work.exposure)) if array is not None
         }
         try:
             return DerivedRun(
@@ -398,7 +396,9 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             image = stream.frames.read(key, seq_num)
         else:
             raise SymDenoiseError(
-                f"event {seq_num}", rule="its frame was never announced", remedy="replay the run when it is there"
+                f"event {seq_num}",
+                rule="its frame was never announced",
+                remedy="replay the run when it is there",
             )
         name = f"{stream.name}/{key}"
         if name not in self._symmetry:

@@ -43,9 +43,7 @@ class FluxError(NamedTuple):
     target_error: float
 
 
-def poisson_nll(
-    estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask, floor: float = 0.0
-) -> float:
+def poisson_nll(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask, floor: float = 0.0) -> float:
     """Give the Poisson negative log-likelihood of held-out counts, per valid pixel.
 
     mean[k e - t log(k e) + log t!] with e = max(estimate, floor). An estimate of zero where a photon arrived

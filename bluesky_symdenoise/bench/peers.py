@@ -39,9 +39,7 @@ def gaussian(counts: FloatArray, mask: Mask, *, sigma: float) -> FloatArray:
     return np.asarray(np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0))
 
 
-def nlm(
-    counts: FloatArray, mask: Mask, *, h: float = 0.8, patch_size: int = 7, patch_distance: int = 11
-) -> FloatArray:
+def nlm(counts: FloatArray, mask: Mask, *, h: float = 0.8, patch_size: int = 7, patch_distance: int = 11) -> FloatArray:
     """Give non-local means on the Anscombe-transformed frame, returned by the exact unbiased inverse.
 
     Parameters

@@ -81,9 +81,7 @@ def score(case: Case, denoise: Denoise | None, peers: Mapping[str, Peer] = PEERS
         results.append(_row(case, method, estimate, sigma, seconds, peak))
     known = [number(row["nll"]) for row in results if row["nll"] is not None]
     best = min(known, default=0.0)
-    return [
-        row | {"nll_excess": None if row["nll"] is None else number(row["nll"]) - best} for row in results
-    ]
+    return [row | {"nll_excess": None if row["nll"] is None else number(row["nll"]) - best} for row in results]
 
 
 def write_json(results: list[Result], path: Path) -> None:

@@ -152,8 +152,7 @@ def aligned(raw: BlueskyRun, denoised: BlueskyRun, *, stream: str = "primary") -
         if column.ndim > 1 or name not in left
     }
     named = {
-        name: ((column.dims[:1] + _pixel_dims(name, column, left)), column.data)
-        for name, column in columns.items()
+        name: ((column.dims[:1] + _pixel_dims(name, column, left)), column.data) for name, column in columns.items()
     }
     both = xr.merge(
         [left, xr.Dataset(named, coords=right.coords)],

@@ -194,9 +194,7 @@ def serve(
 
 
 @contextmanager
-def _running(
-    directory: Path, *, port: int, api_key: str, readable: Sequence[str | Path] = ()
-) -> Iterator[str]:
+def _running(directory: Path, *, port: int, api_key: str, readable: Sequence[str | Path] = ()) -> Iterator[str]:
     config = embedded_config(directory, api_key=api_key, readable=readable)
     with ExitStack() as stack:
         stack.enter_context(_only_server(directory))
@@ -207,9 +205,7 @@ def _running(
         settings = Settings(single_user_api_key=api_key, allow_anonymous_access=False)
         settings.database_settings = DatabaseSettings()
         app.dependency_overrides[get_settings] = lambda: settings
-        server = _Server(
-            uvicorn.Config(app, loop="asyncio", log_config=None, timeout_graceful_shutdown=_GRACE_S)
-        )
+        server = _Server(uvicorn.Config(app, loop="asyncio", log_config=None, timeout_graceful_shutdown=_GRACE_S))
         server.listener = listener
         yield stack.enter_context(server.run_in_thread())
 
@@ -284,9 +280,7 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
     stop = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

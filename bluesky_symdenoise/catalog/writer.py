@@ -15,8 +15,6 @@ import numpy as np
 from event_model import compose_run
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.catalog.query import SPEC
-
 Document = dict[str, Any]
 Emit = Callable[[str, Document], Any]
 

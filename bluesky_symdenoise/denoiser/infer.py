@@ -78,9 +78,7 @@ class Denoiser:
 
     def environment(self) -> dict[str, Any]:
         """What beside the recipe decides the last bits: torch, device, dtype, threads."""
-        device = (
-            torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        )
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {
             "torch": torch.__version__,
             "device": device,
@@ -172,9 +170,7 @@ class Denoiser:
         stack = _stack(counts)
         shape = (stack.shape[1], stack.shape[2])
         bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
-        resolved = self.resolve(
-            stack, mask=bad, exposure=n, symmetry=symmetry, beam_center=beam_center
-        )
+        resolved = self.resolve(stack, mask=bad, exposure=n, symmetry=symmetry, beam_center=beam_center)
         intensity = np.empty(stack.shape, np.float32)
         sigma = np.empty(stack.shape, np.float32)
         for index, image in enumerate(stack):
@@ -220,8 +216,7 @@ class Denoiser:
         with _ONE_AT_A_TIME, torch.inference_mode():
             torch.set_num_threads(self.threads)
             y, n, mate_y, mate_n = (
-                self._tensor(image)
-                for image in (frame.counts, frame.exposure, mates.counts, mates.exposure)
+                self._tensor(image) for image in (frame.counts, frame.exposure, mates.counts, mates.exposure)
             )
             per_pixel, per_block, mean = features(y, n, mate_y, mate_n)
             ratio, log_kappa = self._prior(per_pixel, per_block)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 #: Finest and coarsest level (powers of two) of the pyramid that local mean rates are read from.
 FINEST, COARSEST = 2, 7
@@ -134,7 +134,7 @@ class PriorNet(nn.Module):
         )
         self.head = nn.Conv2d(widths[0], 8, 1)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(self.head.get_parameter("bias"))
 
     def forward(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor]:
         """Log of the prior's mean over the local mean, and log of its shape kappa; (batch, 1, y, x) each."""

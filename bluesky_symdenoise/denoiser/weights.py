@@ -39,10 +39,8 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def save_weights(
-    net: PriorNet, folder: Path, *, name: str, version: str, training: dict[str, Any]
-) -> Path:
-    """Write ``folder/name.safetensors`` with the architecture in its header, and ``name.json`` with sha256 and training.
+def save_weights(net: PriorNet, folder: Path, *, name: str, version: str, training: dict[str, Any]) -> Path:
+    """Write ``folder/name.safetensors``, architecture in its header, and ``name.json`` with sha256 and training.
 
     Returns
     -------
@@ -66,9 +64,7 @@ def save_weights(
 def available() -> list[str]:
     """Names of the models in the package."""
     return sorted(
-        entry.name.removesuffix(".safetensors")
-        for entry in _shipped().iterdir()
-        if entry.name.endswith(".safetensors")
+        entry.name.removesuffix(".safetensors") for entry in _shipped().iterdir() if entry.name.endswith(".safetensors")
     )
 
 
@@ -116,8 +112,9 @@ def load_model(name: str | Path | None = None) -> Model:
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise SymDenoiseError(f"model {source}", rule=f"it is no model of ours ({error})", remedy=remedy) from error
     net.requires_grad_(False).eval()
+    torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
     return Model(
-        net=net.to(memory_format=torch.channels_last),
+        net=net,
         name=described["name"],
         version=described["version"],
         sha256=digest,

@@ -82,7 +82,8 @@ def _candidates(file: Any) -> dict[str, tuple[int, ...]]:
 def _nexus_signal(file: Any) -> str | None:
     """Follow the NeXus attributes ``default`` and ``signal`` from the root to the dataset to plot."""
     node = file
-    while isinstance(node, h5py.Group) and "default" in node.attrs:
+    # "." means the group itself.
+    while isinstance(node, h5py.Group) and _text(node.attrs.get("default", ".")) != ".":
         node = node.get(_text(node.attrs["default"]))
     if isinstance(node, h5py.Group) and "signal" in node.attrs:
         signal = node.get(_text(node.attrs["signal"]))

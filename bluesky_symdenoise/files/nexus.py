@@ -64,9 +64,7 @@ class NexusWriter:
             )
         if self.path.exists():
             if any(Path(source).exists() and self.path.samefile(source) for source in sources):
-                raise SymDenoiseError(
-                    f"{self.path}", rule="a source is never overwritten", remedy="give another name"
-                )
+                raise SymDenoiseError(f"{self.path}", rule="a source is never overwritten", remedy="give another name")
             if not overwrite:
                 raise SymDenoiseError(
                     f"{self.path}", rule="the file exists", remedy="give another name or ask to overwrite it"
@@ -118,9 +116,7 @@ class NexusWriter:
             return
         self._temporary.unlink()
         if exc_type is None:
-            raise SymDenoiseError(
-                f"{self.path}", rule="no frame was written", remedy="append at least one frame"
-            )
+            raise SymDenoiseError(f"{self.path}", rule="no frame was written", remedy="append at least one frame")
 
     def _lay_out(self, date: str, sources: Sequence[str]) -> None:
         height, width = self._frame_shape

@@ -63,9 +63,7 @@ def _parts(path: Path, dataset: str | None) -> list[Part]:
         if h5py.is_hdf5(path):
             return hdf5_parts(path, dataset)
         if dataset is not None:
-            raise SymDenoiseError(
-                f"{path}::{dataset}", rule="only HDF5 files have datasets", remedy=f"write {path}"
-            )
+            raise SymDenoiseError(f"{path}::{dataset}", rule="only HDF5 files have datasets", remedy=f"write {path}")
         if path.stat().st_size == 0:
             raise SymDenoiseError(f"{path}", rule="the file is empty", remedy="copy or write it again")
         return [image_part(path)]

@@ -127,9 +127,7 @@ def gated_mates(frame: Frame, symmetry: Symmetry) -> Mates:
     return Mates(counts=counts, exposure=exposure)
 
 
-def _fixed_points(
-    shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]
-) -> NDArray[np.bool_]:
+def _fixed_points(shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.bool_]:
     on_element = [
         np.ones(size, bool) if sign > 0 else np.arange(size) * 2 == round(2 * center)
         for size, sign, center in zip(shape, operation, beam_center, strict=True)

@@ -104,9 +104,7 @@ def as_exposure(exposure: ArrayLike | None, shape: tuple[int, int]) -> NDArray[n
     return np.broadcast_to(given, shape)
 
 
-def frame_from_counts(
-    counts: NDArray[Any], *, mask: NDArray[np.bool_], exposure: NDArray[np.float64]
-) -> Frame:
+def frame_from_counts(counts: NDArray[Any], *, mask: NDArray[np.bool_], exposure: NDArray[np.float64]) -> Frame:
     """Counts, a mask (True = bad) and an exposure, all (y, x), as a `Frame`; detector codes are masked too.
 
     Raises
@@ -126,6 +124,4 @@ def frame_from_counts(
     n = np.where(bad, 0.0, exposure)
     good = n > 0
     reference = float(np.median(n[good])) if good.any() else 1.0
-    return Frame(
-        counts=np.where(good, counts, 0).astype(np.float64), exposure=n / reference, reference=reference
-    )
+    return Frame(counts=np.where(good, counts, 0).astype(np.float64), exposure=n / reference, reference=reference)

@@ -96,7 +96,7 @@ def held_out_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool) -> tuple[Tens
     batch
         (sample, 6, y, x) as stacked by `bluesky_symdenoise.training.pairs.Sample`.
     """
-    counts, exposure, mate_counts, mate_exposure, target, target_exposure = batch.split(1, dim=1)
+    counts, exposure, mate_counts, mate_exposure, target, target_exposure = batch.split(1, dim=1)  # type: ignore[no-untyped-call]
     with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         shape, rate = posterior(net, counts, exposure, mate_counts, mate_exposure)
     a, b, t, e = shape.double(), rate.double(), target.double(), target_exposure.double()
@@ -139,7 +139,7 @@ def fit(config: TrainConfig, *, output: Path, data: Path | None, device: str = "
     net = PriorNet(Architecture(config.channels)).to(device)
     average = PriorNet(Architecture(config.channels)).to(device)
     average.load_state_dict(net.state_dict())
-    net.to(memory_format=torch.channels_last)
+    torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
     optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-4)
     checkpoint = output / "checkpoint.pt"
     first, seconds = 0, 0.0
@@ -186,7 +186,9 @@ def fit(config: TrainConfig, *, output: Path, data: Path | None, device: str = "
             with torch.no_grad():
                 for mean, now in zip(average.parameters(), net.parameters(), strict=True):
                     mean.lerp_(now, 1 - decay)
-            history.write(json.dumps({"step": step, "loss": round(loss.item(), 6), "norm": round(norm.item(), 4)}) + "\n")
+            history.write(
+                json.dumps({"step": step, "loss": round(loss.item(), 6), "norm": round(norm.item(), 4)}) + "\n"
+            )
             if time.monotonic() - saved > CHECKPOINT_EVERY:
                 saved = time.monotonic()
                 history.flush()

@@ -136,7 +136,7 @@ def simulated_sample(rng: np.random.Generator, size: int) -> Sample:
 
 
 def _moved(rng: np.random.Generator, counts: NDArray[np.int64], shift: tuple[float, float]) -> NDArray[np.int64]:
-    """Each photon moves by the whole or the next whole pixel, so that means are interpolated and counts stay Poisson."""
+    """Each photon moves by the whole or the next whole pixel: means are interpolated and counts stay Poisson."""
     for axis, distance in enumerate(shift):
         whole = int(np.floor(distance))
         further = rng.binomial(counts, distance - whole)
@@ -147,7 +147,7 @@ def _moved(rng: np.random.Generator, counts: NDArray[np.int64], shift: tuple[flo
 def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int) -> Sample:
     """A crop of a real frame, its counts split three ways by binomial thinning: frame, mates, target."""
     while True:
-        frames = sets[rng.integers(len(sets))]
+        frames = sets[int(rng.integers(len(sets)))]
         _, height, width = frames.counts.shape
         y0, x0 = rng.integers(0, max(1, height - size + 1)), rng.integers(0, max(1, width - size + 1))
         at = np.s_[y0 : y0 + size, x0 : x0 + size]
@@ -157,7 +157,7 @@ def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int)
         if mean > 0.02:
             break
     counts = np.where(good, counts, 0)
-    k, flips = rng.integers(4), rng.uniform() < 0.5
+    k, flips = int(rng.integers(4)), rng.uniform() < 0.5
     counts, good = np.rot90(counts, k), np.rot90(good, k)
     if flips:
         counts, good = counts[::-1], good[::-1]

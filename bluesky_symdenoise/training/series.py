@@ -29,7 +29,12 @@ def textured_rate(view: View, *, orientation: float) -> Image:
     rate = 0.25 + 6.0 / (1 + (view.radius / 28) ** 2) ** 1.3
     halo = np.hypot(view.x, view.y * (1 + orientation))
     rate += 1.5 * np.exp(-((halo / 90) ** 2))
-    for radius, width, height, fold in ((74, 3.0, 2.2, 2), (118, 4.0, 1.6, 4), (167, 2.5, 2.6, 2), (206, 7.0, 0.8, 2)):
+    for radius, width, height, fold in (
+        (74, 3.0, 2.2, 2),
+        (118, 4.0, 1.6, 4),
+        (167, 2.5, 2.6, 2),
+        (206, 7.0, 0.8, 2),
+    ):
         profile = np.exp(-(((view.radius - radius) / width) ** 2) / 2)
         texture = np.exp(2.5 * orientation * (np.cos(fold * view.azimuth) - 0.3))
         rate += height * profile * texture
@@ -60,12 +65,7 @@ def textured_series(
     stop = 1 / (1 + np.exp(np.clip((16 - view.radius) / 0.7, -30, 30)))
     holder = 1 / (1 + np.exp(np.clip((4 - np.abs(view.x + 0.35 * view.y)) / 0.7, -30, 30)))
     through = 0.01 + 0.99 * stop * np.where(view.y > 0, holder, 1.0)
-    truth = np.stack(
-        [
-            textured_rate(view, orientation=step / max(1, frames - 1)) * through
-            for step in range(frames)
-        ]
-    )
+    truth = np.stack([textured_rate(view, orientation=step / max(1, frames - 1)) * through for step in range(frames)])
     truth *= photons_per_pixel / truth[0][~mask].mean()
     counts: NDArray[Any] = np.where(mask, GAP, rng.poisson(truth))
     return Series(counts.astype(np.uint16), truth.astype(np.float32), mask, center)

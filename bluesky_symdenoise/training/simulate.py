@@ -102,8 +102,10 @@ def _fibre(rng: np.random.Generator, view: View) -> Image:
     tilt = rng.normal(0, 0.2) if rng.uniform() < 0.5 else rng.uniform(0, np.pi)
     meridian = view.y * np.cos(tilt) - view.x * np.sin(tilt)
     equator = view.x * np.cos(tilt) + view.y * np.sin(tilt)
-    out = rng.uniform(0, 2) * np.exp(-np.minimum(np.abs(equator) / _log_uniform(rng, 10, 150), 60)) * _peak(
-        rng, meridian, _log_uniform(rng, 1, 6)
+    out = (
+        rng.uniform(0, 2)
+        * np.exp(-np.minimum(np.abs(equator) / _log_uniform(rng, 10, 150), 60))
+        * _peak(rng, meridian, _log_uniform(rng, 1, 6))
     )
     spacing, width = _log_uniform(rng, 8, 60), _log_uniform(rng, 0.8, 4)
     decay = rng.uniform(2, 8)
@@ -162,7 +164,9 @@ def _direct_beam(rng: np.random.Generator, view: View) -> Image:
         along = view.x * np.cos(angle) + view.y * np.sin(angle)
         across = view.y * np.cos(angle) - view.x * np.sin(angle)
         streak = np.exp(-np.minimum((across / _log_uniform(rng, 0.7, 4)) ** 2, 60))
-        out += _log_uniform(rng, 0.003, 0.3) * streak * np.exp(-np.abs(along) / _log_uniform(rng, 10, 100)) * (along > 0)
+        out += (
+            _log_uniform(rng, 0.003, 0.3) * streak * np.exp(-np.abs(along) / _log_uniform(rng, 10, 100)) * (along > 0)
+        )
     return out * _log_uniform(rng, 3, 300)
 
 
@@ -200,7 +204,7 @@ def random_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
     background = _log_uniform(rng, 0.003, 1)
     rate = np.full(shape, background)
     if rng.uniform() < 0.7:
-        rate += _log_uniform(rng, 0.01, 3) * np.exp(-(view.radius / (view.reach * rng.uniform(0.1, 1))) ** 2)
+        rate += _log_uniform(rng, 0.01, 3) * np.exp(-((view.radius / (view.reach * rng.uniform(0.1, 1))) ** 2))
     for _ in range(rng.integers(1, 4)):
         rate += _PATTERNS[rng.integers(len(_PATTERNS))](rng, view) * _log_uniform(rng, 0.1, 10)
     if rng.uniform() < 0.2:

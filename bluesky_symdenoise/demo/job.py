@@ -1,14 +1,13 @@
-"""The main job on embedded defaults: acquire, denoise, catalogue, query back, show."""
+"""The job: a server, a RunEngine, a detector, both writers; then the derived run is queried back."""
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +19,18 @@ from numpy.typing import NDArray
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from bluesky_symdenoise.acquisition.callback import DenoiseCallback
 from bluesky_symdenoise.acquisition.play import Frames, PlayDetector
 from bluesky_symdenoise.bench.metrics import best_floor_nll, poisson_nll
 from bluesky_symdenoise.catalog.query import aligned, denoised_for
 from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.demo.picture import draw
+from bluesky_symdenoise.demo.report import Report, show
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files import open_frames
-from bluesky_symdenoise.physics.fold import mated, symmetry_score
-from bluesky_symdenoise.physics.frame import as_exposure, as_mask, frame_from_counts, sentinel_mask
+from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.training.series import textured_series
 
@@ -53,34 +52,6 @@ class Input:
     mask: NDArray[np.bool_] | None
     beam_center: tuple[float, float] | None
     truth: NDArray[np.float32] | None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the demo did, as `--json` prints it. Bytes are of the runs' files, errors in photons per pixel."""
-
-    raw_uid: str
-    denoised_uid: str
-    catalog: str
-    frames: int
-    shape: list[int]
-    data_key: str
-    symmetry: str
-    beam_center: list[float] | None
-    seconds_per_frame: float
-    scan_seconds: float
-    callback_us_per_event: float
-    raw_bytes: int
-    denoised_bytes: int
-    bytes_ratio: float
-    held_out_nll_raw: float
-    held_out_nll_denoised: float
-    flux_change: float
-    rms_error_raw: float | None
-    rms_error_denoised: float | None
-    truth_within_1_sigma: float | None
-    peak_memory_mib: int
-    picture: str
 
 
 def run(
@@ -230,13 +201,13 @@ def _shown(
     intensity = np.asarray(data[f"{DATA_KEY}_denoised"])[:, 0]
     sigma = np.asarray(data[f"{DATA_KEY}_sigma"])[:, 0]
     group = str(data[f"{DATA_KEY}_symmetry"].values[0])
-    center = tuple(float(data[f"{DATA_KEY}_center_{axis}"].values[0]) for axis in "yx")
-    found = Symmetry(group, center if np.isfinite(center[0]) else None)
+    y, x = (float(data[f"{DATA_KEY}_center_{axis}"].values[0]) for axis in "yx")
+    found = Symmetry(group, (y, x) if np.isfinite(y) else None)
     measured = ~(as_mask(played.mask, (counts.shape[1], counts.shape[2])) | sentinel_mask(counts))
     nll = _held_out(counts[0], measured[0], denoiser, found)
     errors = _errors(counts, intensity, sigma, measured, played.truth)
     picture = output / f"{raw_uid[:8]}.png"
-    _draw(picture, counts[0], intensity[0], sigma[0], measured[0], found, title=played.title)
+    draw(picture, counts[0], intensity[0], sigma[0], measured[0], found, title=played.title)
     sizes = [_bytes_of(run) for run in (raw, derived)]
     seconds = [float(value) / 1000 for value in data[f"{DATA_KEY}_ms"].values]
     report = Report(
@@ -263,7 +234,7 @@ def _shown(
         peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         picture=str(picture.resolve()),
     )
-    _print(console, report, output)
+    show(console, report, output)
     return report
 
 
@@ -306,106 +277,3 @@ def _bytes_of(run: Any) -> int:
 
     sources = run["primary"][DATA_KEY].data_sources()
     return sum(os.path.getsize(path_from_uri(asset.data_uri)) for asset in sources[0].assets)
-
-
-def agreement(counts: NDArray[Any], measured: NDArray[np.bool_], symmetry: Symmetry) -> NDArray[np.float64]:
-    """The strongest disagreement of each pixel's surroundings with any mate, in standard deviations; NaN unmeasured."""
-    frame = frame_from_counts(counts, mask=~measured, exposure=as_exposure(None, measured.shape))
-    worst = np.zeros(measured.shape)
-    for operation in symmetry.operations:
-        assert symmetry.beam_center is not None
-        np.maximum(worst, symmetry_score(frame, mated(frame, operation, symmetry.beam_center)), out=worst)
-    return np.where(measured, worst, np.nan)
-
-
-def _draw(
-    path: Path,
-    counts: NDArray[Any],
-    intensity: NDArray[np.float32],
-    sigma: NDArray[np.float32],
-    measured: NDArray[np.bool_],
-    symmetry: Symmetry,
-    *,
-    title: str,
-) -> None:
-    """Raw, denoised, sigma and the mates' agreement side by side."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import LogNorm
-
-    shown = np.where(measured, counts, np.nan)
-    top = float(np.nanpercentile(intensity, 99.8))
-    low = max(float(np.nanpercentile(intensity, 1)) / 2, top * 1e-4, 1e-3)
-    norm = LogNorm(low, max(top, 10 * low))
-    wide = counts.shape[1] > 2 * counts.shape[0]
-    figure, axes = plt.subplots(
-        4 if wide else 1, 1 if wide else 4, figsize=(9, 11) if wide else (17, 4.6), layout="constrained"
-    )
-    if symmetry.point_group == "1":
-        score, label = np.full(measured.shape, np.nan), "no symmetry used"
-    else:
-        score = agreement(counts, measured, symmetry)
-        label = f"mates' disagreement under {symmetry.point_group} (standard deviations)"
-    panels = (
-        ("raw frame (counts)", np.maximum(shown, low), norm, "viridis"),
-        ("denoised (expected counts)", intensity, norm, "viridis"),
-        ("sigma of one pixel (counts)", sigma, LogNorm(norm.vmin / 10, norm.vmax / 3), "magma"),
-        (label, score, plt.Normalize(0, 6), "coolwarm"),
-    )
-    for axis, (name, image, scale, colours) in zip(np.ravel(axes), panels, strict=True):
-        drawn = axis.imshow(image, norm=scale, cmap=colours, interpolation="nearest")
-        axis.set_title(name, fontsize=10)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_facecolor("0.75")
-        figure.colorbar(drawn, ax=axis, shrink=0.8)
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
-def _print(console: Console, report: Report, output: Path) -> None:
-    """The table, the figures and the lines to type next."""
-    table = Table(title="What is in the catalogue now", title_justify="left")
-    for column in ("container", "run", "data keys of stream primary", "frames", "file", "bytes"):
-        table.add_column(column, justify="right" if column in ("frames", "bytes") else "left", overflow="fold")
-    key = report.data_key
-    table.add_row("raw", report.raw_uid[:8], key, str(report.frames), "uint counts", f"{report.raw_bytes:,}")
-    table.add_row(
-        "denoised",
-        report.denoised_uid[:8],
-        f"{key}, {key}_sigma",
-        str(report.frames),
-        f"float32, {report.bytes_ratio:.1f} x the raw file",
-        f"{report.denoised_bytes:,}",
-    )
-    console.print(table)
-    about = f" about (y, x) = ({report.beam_center[0]:g}, {report.beam_center[1]:g})" if report.beam_center else ""
-    console.print(f"Symmetry used: {report.symmetry}{about}")
-    console.print(
-        f"Held-out half of the photons of frame 1, -log likelihood per pixel: raw {report.held_out_nll_raw:.4f}, "
-        f"denoised {report.held_out_nll_denoised:.4f} (lower is better); total counts {report.flux_change:+.2%}"
-    )
-    if report.rms_error_raw is not None:
-        console.print(
-            f"Against the known truth, rms error in photons/pixel: raw {report.rms_error_raw:.3f}, "
-            f"denoised {report.rms_error_denoised:.3f}; truth within 1 sigma in {report.truth_within_1_sigma:.1%} of pixels"
-        )
-    console.print(
-        f"{report.seconds_per_frame:.2f} s per frame in the worker, {report.callback_us_per_event:.0f} us per event "
-        f"on the RunEngine's thread, peak memory {report.peak_memory_mib} MiB"
-    )
-    console.print(f"Picture: {report.picture}", soft_wrap=True)
-    console.print("\n[bold]Next[/]: serve this catalogue; it prints a URL for the browser and a key")
-    console.print(f"    symdenoise serve {output}", soft_wrap=True)
-    console.print("and query it in Python with the client lines that it prints:")
-    console.print("    from bluesky_symdenoise import aligned, denoised_for")
-    console.print(f'    raw = client["raw"]["{report.raw_uid}"]', soft_wrap=True)
-    console.print("    ds = aligned(raw, denoised_for(client, raw))")
-
-
-def as_json(report: Report) -> str:
-    """One line."""
-    return json.dumps(asdict(report))

@@ -1,0 +1,1 @@
+"""The main job on embedded defaults: acquire, denoise, catalogue, query back, show."""
