@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from bluesky_symdenoise.acquisition.run import RunDenoiser, Work
 from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     from tiled.client.container import Container
@@ -207,12 +208,16 @@ class DenoiseCallback:
 
     def _give_up(self, name: str, doc: Document, error: Exception) -> None:
         """Leave a run that cannot be written, and say so once; other runs go on."""
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        if not isinstance(error, SymDenoiseError):
+            line = f"{type(error).__name__}: {line}; the raw run is as it was: replay it when the cause is mended"
         uid = self._uid_of(name, doc)
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if uid is None or uid not in self._open:
-            return
-        log.error("run %s is not denoised: %s", uid[:8], line, exc_info=log.isEnabledFor(logging.DEBUG))
-        self._abandon(uid, line)
+        log.error("run %s is not denoised: %s", (uid or "?")[:8], line, exc_info=log.isEnabledFor(logging.DEBUG))
+        if uid in self._open:
+            self._abandon(uid, line)
+        else:
+            with self._lock:
+                self._errors.append(f"{name} document: {line}")
 
     def _uid_of(self, name: str, doc: Document) -> str | None:
         if name == "start":

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 from bluesky_tiled_plugins import TiledWriter
 from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
@@ -201,7 +202,6 @@ class _Stream:
 
     name: str
     keys: list[str]
-    descriptor: Document
     frames: FrameSource
     derived: DerivedStream
     waiting: deque[tuple[int, float, Mapping[str, Any]]] = field(default_factory=deque)
@@ -233,6 +233,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         self._start: Document = {}
         self._derived: DerivedRun | None = None
         self._streams: dict[str, _Stream] = {}
+        self._by_descriptor: dict[str, _Stream] = {}
         self._resources: dict[str, Document] = {}
         self._symmetry: dict[str, Symmetry] = {}
         self._failures: Counter[str] = Counter()
@@ -243,25 +244,30 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         self.outcome = "no image in this run"
         self.closed = False
 
+    def __call__(self, name: str, doc: Document, validate: bool = False) -> Any:
+        """Take a document; one that comes after the run was closed is none of ours."""
+        return None if self.closed else super().__call__(name, doc, validate)
+
     def start(self, doc: Document) -> None:
         """Remember the raw run; the derived one starts with its first stream of images."""
         self._start = doc
 
     def descriptor(self, doc: Document) -> None:
-        """Open the derived stream, and with the first one the derived run."""
+        """Open the derived stream, and with the first one the derived run.
+
+        A stream's second descriptor says that its configuration changed: the rows go on where they were.
+        """
+        if doc["name"] in self._streams:
+            self._by_descriptor[doc["uid"]] = self._streams[doc["name"]]
+            return
         keys = self._image_keys(doc)
         if not keys:
             return
         if self._derived is None:
             self._derived = self._open(doc, keys)
         frames = self._source(doc)
-        self._streams[doc["uid"]] = _Stream(
-            name=doc["name"],
-            keys=keys,
-            descriptor=doc,
-            frames=frames,
-            derived=self._derived.stream(doc, keys),
-        )
+        stream = _Stream(name=doc["name"], keys=keys, frames=frames, derived=self._derived.stream(doc, keys))
+        self._streams[stream.name] = self._by_descriptor[doc["uid"]] = stream
 
     def stream_resource(self, doc: Document) -> None:
         """Keep the reference; which stream it belongs to is known with its first stream_datum."""
@@ -269,7 +275,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
 
     def stream_datum(self, doc: Document) -> None:
         """Note where frames are; rows whose event has come are done now."""
-        stream = self._streams.get(doc["descriptor"])
+        stream = self._by_descriptor.get(doc["descriptor"])
         resource = self._resources[doc["stream_resource"]]
         if stream is None or resource["data_key"] not in stream.keys:
             return
@@ -279,7 +285,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
 
     def event(self, doc: Document) -> Document:
         """Queue the row; it is done when all its frames have been announced."""
-        stream = self._streams.get(doc["descriptor"])
+        stream = self._by_descriptor.get(doc["descriptor"])
         if stream is not None:
             inline = {key: doc["data"][key] for key in stream.keys if key in doc["data"]}
             stream.waiting.append((doc["seq_num"], doc["time"], inline))
@@ -298,7 +304,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
 
     def owns(self, descriptor_uid: str | None) -> bool:
         """Whether a descriptor belongs to this run."""
-        return descriptor_uid in self._streams
+        return descriptor_uid in self._by_descriptor
 
     def abandon(self, reason: str) -> None:
         """Close the derived run of a raw run whose stop document never came."""
@@ -362,6 +368,12 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             )
         except ClientError as error:
             raise _refusal(error, uid, work) from error
+        except httpx.TransportError as error:
+            raise SymDenoiseError(
+                f"container {work.container.uri}",
+                rule=f"the server cannot be reached ({str(error) or type(error).__name__})",
+                remedy="start it again, then replay the run; the raw run is as it was",
+            ) from error
 
     def _advance(self, stream: _Stream) -> None:
         while stream.waiting:
