@@ -47,6 +47,11 @@ class Recipe:
     rounding: float = 1 / 8
     sigma_bits: int = 2
 
+    def __post_init__(self) -> None:
+        if self.beam_center is not None:
+            y, x = self.beam_center
+            object.__setattr__(self, "beam_center", (float(y), float(x)))
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

@@ -334,6 +334,8 @@ class TestDerivedRun:
             np.testing.assert_array_equal(data["det"][:], images_of(derived))
             np.testing.assert_array_equal(data["det_sigma"][:], images_of(derived, "det_sigma"))
 
+    # event-model's RunRouter blames the refusal of a start document on how its factory was written.
+    @pytest.mark.filterwarnings("ignore:The callback .* raised ClientError:UserWarning")
     def test_second_callback_of_the_same_recipe_leaves_it_alone(
         self, counted: tuple[Scan, Any, Any], client: Container, denoiser: Denoiser
     ) -> None:
@@ -351,20 +353,18 @@ class TestDerivedRun:
         assert file_of(derived).read_bytes() == before
 
 
-def test_raw_file_is_byte_for_byte_what_it_was(client: Container, denoiser: Denoiser, tmp_path: Path) -> None:
-    path = write(rings(), tmp_path / "raw.h5")
+def test_raw_file_and_documents_are_byte_for_byte_what_they_were(
+    client: Container, denoiser: Denoiser, tmp_path: Path
+) -> None:
+    path = write(rings(2), tmp_path / "raw.h5")
     path.chmod(0o444)
     before = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns
-    done = fed(DenoiseCallback(client["denoised"], denoiser=denoiser), composed(rings(), path))
-    assert done.status.frames == 3
+    documents = composed(rings(2), path, start={"sample": {"name": "x"}})
+    written = repr(documents)
+    done = fed(DenoiseCallback(client["denoised"], denoiser=denoiser), documents)
+    assert done.status.frames == 2
+    assert repr(documents) == written
     assert (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) == before
-
-
-def test_documents_are_not_changed(client: Container, denoiser: Denoiser, tmp_path: Path) -> None:
-    documents = composed(rings(), write(rings(), tmp_path / "raw.h5"), start={"sample": {"name": "x"}})
-    before = repr(documents)
-    fed(DenoiseCallback(client["denoised"], denoiser=denoiser), documents)
-    assert repr(documents) == before
 
 
 def test_two_runs_at_once_do_not_mix(client: Container, denoiser: Denoiser, tmp_path: Path) -> None:
@@ -434,6 +434,25 @@ def test_only_the_data_keys_asked_for(
     derived = derived_of(client, scan(bp.count([det, camera]), callback))
     assert "camera" in derived["primary"]
     assert "det" not in derived["primary"]
+
+
+def test_stream_that_is_configured_anew_goes_on_in_the_same_derived_stream(
+    client: Container, denoiser: Denoiser, tmp_path: Path
+) -> None:
+    """A detector that is configured within a run gets a second descriptor."""
+    done = fed(
+        DenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1"),
+        composed(rings(), write(rings(), tmp_path / "raw.h5"), descriptors=2),
+    )
+    assert done.status.ok
+    derived = derived_of(client, done)
+    np.testing.assert_array_equal(column(derived, "det_counts_in"), rings().sum(axis=(1, 2)))
+
+
+@pytest.mark.xfail(strict=True, reason="the letters of the name are taken for names")
+def test_one_name_is_no_list_of_names(client: Container, denoiser: Denoiser) -> None:
+    with pytest.raises(SymDenoiseError, match="det"):
+        DenoiseCallback(client["denoised"], denoiser=denoiser, data_keys="det").close()
 
 
 def test_run_without_images_has_no_derived_run(
@@ -538,12 +557,12 @@ class TestTrouble:
         monkeypatch.setattr(frames_module, "PATIENCE_S", 0.05)
         done = fed(
             DenoiseCallback(client["denoised"], denoiser=denoiser),
-            composed(rings(), tmp_path / "deleted.h5"),
+            composed(rings(1), tmp_path / "deleted.h5"),
         )
-        assert (done.status.frames, done.status.failed) == (0, 3)
+        assert (done.status.frames, done.status.failed) == (0, 1)
         derived = derived_of(client, done)
         assert np.isnan(images_of(derived)).all()
-        assert sum(failure["frames"] for failure in outcome(derived)["failures"]) == 3
+        assert outcome(derived)["failures"][0]["frames"] == 1
         assert "replay the run" in outcome(derived)["failures"][0]["reason"]
 
     def test_frame_that_comes_late_is_waited_for(
@@ -551,12 +570,12 @@ class TestTrouble:
     ) -> None:
         path = tmp_path / "raw.h5"
         callback = DenoiseCallback(client["denoised"], denoiser=denoiser)
-        documents = composed(rings(), path)
+        documents = composed(rings(1), path)
         for name, doc in documents:
             callback(name, doc)
         time.sleep(0.3)
-        write(rings(), tmp_path / "hidden.h5").rename(path)
-        assert callback.close(timeout=60).frames == 3
+        write(rings(1), tmp_path / "hidden.h5").rename(path)
+        assert callback.close(timeout=60).frames == 1
 
     def test_event_whose_frame_was_never_announced(
         self, client: Container, denoiser: Denoiser, tmp_path: Path
@@ -576,74 +595,67 @@ class TestTrouble:
         callback = DenoiseCallback(
             client["denoised"], denoiser=denoiser, symmetry="2", beam_center=(5000.0, 5000.0)
         )
-        done = fed(callback, composed(rings(), write(rings(), tmp_path / "raw.h5")))
+        done = fed(callback, composed(rings(2), write(rings(2), tmp_path / "raw.h5")))
         derived = derived_of(client, done)
         assert np.isnan(images_of(derived)).all()
         (failure,) = outcome(derived)["failures"]
-        assert failure["frames"] == 3
+        assert failure["frames"] == 2
         assert "5000" in failure["reason"]
 
     def test_mask_of_another_detector(self, client: Container, denoiser: Denoiser, tmp_path: Path) -> None:
         callback = DenoiseCallback(client["denoised"], denoiser=denoiser, mask=np.zeros((8, 8), bool))
-        done = fed(callback, composed(rings(), write(rings(), tmp_path / "raw.h5")))
-        assert done.status.failed == 3
+        done = fed(callback, composed(rings(1), write(rings(1), tmp_path / "raw.h5")))
+        assert done.status.failed == 1
         assert "mask of shape (8, 8)" in outcome(derived_of(client, done))["failures"][0]["reason"]
 
-    @pytest.mark.parametrize("when", ["before the scan", "during the scan"])
     def test_server_of_derived_runs_is_gone(
-        self,
-        engine: RunEngine,
-        denoiser: Denoiser,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        when: str,
+        self, engine: RunEngine, denoiser: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """During one scan and before the next: both complete, and each has its line."""
         monkeypatch.setattr(tiled.client.utils, "TILED_RETRY_ATTEMPTS", 1)
         det = detector(rings(), tmp_path)
+        ends: list[str] = []
+        engine_said = engine.subscribe(lambda _, doc: ends.append(doc["exit_status"]), "stop")
+
+        @bpp.stage_decorator([det])
+        @bpp.run_decorator()
+        def plan() -> Any:
+            yield from bps.trigger_and_read([det])
+            while not callback.status().frames:
+                yield from bps.sleep(0.02)
+            server.close()
+            yield from bps.trigger_and_read([det])
+
         with ExitStack() as server:
             embedded = server.enter_context(embedded_catalog(tmp_path / "catalogue"))
-            key = embedded.context.api_key
-            with from_uri(embedded.uri, api_key=key, trust_env=False).context as context:
-                client = from_uri(embedded.uri, api_key=key, trust_env=False)
-                with client.context:
-                    callback = DenoiseCallback(client["denoised"], denoiser=denoiser)
-                    if when == "before the scan":
-                        server.close()
-
-                    def plan() -> Any:
-                        yield from bps.open_run()
-                        yield from bps.stage(det)
-                        for point in range(2):
-                            yield from bps.trigger_and_read([det])
-                            while when != "before the scan" and point == 0 and callback.status().frames < 1:
-                                yield from bps.sleep(0.02)
-                            if point == 0:
-                                server.close()
-                        yield from bps.unstage(det)
-                        yield from bps.close_run()
-
-                    documents: Documents = []
-                    token = engine.subscribe(callback)
-                    engine(plan(), lambda name, doc: documents.append((name, doc)))
+            # A client of its own: the embedded catalogue closes its client with the server.
+            client = from_uri(embedded.uri, api_key=embedded.context.api_key, trust_env=False)
+            with client.context:
+                callback, later = (DenoiseCallback(client["denoised"], denoiser=denoiser) for _ in range(2))
+                for subscribed, scanned in ((callback, plan()), (later, bp.count([det]))):
+                    token = engine.subscribe(subscribed)
+                    engine(scanned)
                     engine.unsubscribe(token)
-                    status = callback.close(timeout=60)
-                assert context is not None
-        assert documents[-1][1]["exit_status"] == "success"
-        (line,) = status.errors
-        assert "\n" not in line
-        assert documents[0][1]["uid"][:8] in line
-        assert not status.ok
-        assert status.waiting == 0
+                    status = subscribed.close(timeout=60)
+                    (line,) = status.errors
+                    assert "\n" not in line
+                    assert len(status.runs) == 1
+                    assert status.runs[0][0][:8] in line
+                    assert "replay" in line
+                    assert not status.ok
+                    assert status.waiting == 0
+        engine.unsubscribe(engine_said)
+        assert ends == ["success", "success"]
 
     def test_closing_with_a_run_open_leaves_a_finished_derived_run(
         self, client: Container, denoiser: Denoiser, tmp_path: Path
     ) -> None:
-        documents = composed(rings(), write(rings(), tmp_path / "raw.h5"))
+        documents = composed(rings(1), write(rings(1), tmp_path / "raw.h5"))
         done = fed(DenoiseCallback(client["denoised"], denoiser=denoiser), documents[:-1])
         derived = derived_of(client, done)
         assert derived.metadata["stop"]["exit_status"] == "fail"
         assert "before the run's stop document" in derived.metadata["stop"]["reason"]
-        assert images_of(derived).shape[0] == 3
+        assert images_of(derived).shape[0] == 1
         (line,) = done.status.errors
         assert done.uid[:8] in line
 
@@ -668,7 +680,7 @@ class TestTrouble:
 
         slow = Gated(denoiser.model, threads=1)
         callback = DenoiseCallback(client["denoised"], denoiser=slow)
-        documents = composed(rings(), write(rings(), tmp_path / "raw.h5"))
+        documents = composed(rings(1), write(rings(1), tmp_path / "raw.h5"))
         begun = time.monotonic()
         for name, doc in documents:
             callback(name, doc)
@@ -680,7 +692,7 @@ class TestTrouble:
         slow.gate.set()
         status = callback.close(timeout=60)
         assert status.ok
-        assert status.frames == 3
+        assert status.frames == 1
 
 
 class TestConstructor:

@@ -109,7 +109,7 @@ class Denoiser:
         shape = (stack.shape[1], stack.shape[2])
         center = None if beam_center is None else checked_beam_center(beam_center, shape)
         if isinstance(symmetry, Symmetry):
-            if symmetry.beam_center is not None:
+            if checked_point_group(symmetry.point_group) != "1":
                 checked_beam_center(symmetry.beam_center, shape)
             return symmetry
         if symmetry == "1" or (symmetry != "auto" and checked_point_group(symmetry) and center is not None):

@@ -48,12 +48,8 @@ def save_weights(net: PriorNet, folder: Path, *, name: str, version: str, traini
         The safetensors file.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    header = {
-        "name": name,
-        "version": version,
-        "architecture": json.dumps(net.architecture.to_dict()),
-    }
-    content = save(state, metadata=header)
+    # One entry: safetensors writes several in random order, and the same weights would have many sha256.
+    content = save(state, metadata={"architecture": json.dumps(net.architecture.to_dict())})
     path = folder / f"{name}.safetensors"
     path.write_bytes(content)
     described = {"name": name, "version": version, "sha256": sha256_of(content), "training": training}
@@ -95,13 +91,14 @@ def load_model(name: str | Path | None = None) -> Model:
     remedy = "install the package again, or write the file again with `symdenoise train`"
     try:
         content, described = source.read_bytes(), json.loads(record.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        recorded, name, version = (str(described[key]) for key in ("sha256", "name", "version"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SymDenoiseError(f"model {source}", rule=f"it cannot be read ({error})", remedy=remedy) from error
     digest = sha256_of(content)
-    if digest != described["sha256"]:
+    if digest != recorded:
         raise SymDenoiseError(
             f"model {source} with sha256 {digest[:12]}",
-            rule=f"{record.name} records {described['sha256'][:12]}: the file is damaged or was exchanged",
+            rule=f"{record.name} records {recorded[:12]}: the file is damaged or was exchanged",
             remedy=remedy,
         )
     try:
@@ -109,14 +106,14 @@ def load_model(name: str | Path | None = None) -> Model:
         architecture = Architecture.from_dict(json.loads(_header(content)["architecture"]))
         net = PriorNet(architecture)
         net.load_state_dict(state)
-    except (SafetensorError, KeyError, RuntimeError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise SymDenoiseError(f"model {source}", rule=f"it is no model of ours ({error})", remedy=remedy) from error
     net.requires_grad_(False).eval()
     torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
     return Model(
         net=net,
-        name=described["name"],
-        version=described["version"],
+        name=name,
+        version=version,
         sha256=digest,
     )
 

@@ -51,6 +51,9 @@ def pair_statistics(
     total_exposure = frame.exposure + other.exposure
     both = (frame.exposure > 0) & (other.exposure > 0)
     share = np.divide(frame.exposure, total_exposure, out=np.full(both.shape, 0.5), where=both)
+    # Exposures that differ by more than the digits of a float leave nothing to compare.
+    both &= (share > 0) & (share < 1)
+    share = np.where(both, share, 0.5)
     n = np.where(both, frame.counts + other.counts, 0.0)
     difference = np.where(both, frame.counts - n * share, 0.0)
     variance = n * share * (1 - share)
@@ -116,12 +119,14 @@ def mated(frame: Frame, operation: Operation, beam_center: tuple[float, float]) 
 def gated_mates(frame: Frame, symmetry: Symmetry) -> Mates:
     """Counts and exposures of all mates where the test lets them in: a broken region keeps its own photons only."""
     counts, exposure = np.zeros_like(frame.counts), np.zeros_like(frame.exposure)
-    for operation in symmetry.operations:
+    for index, operation in enumerate(symmetry.operations):
         assert symmetry.beam_center is not None
         other = mated(frame, operation, symmetry.beam_center)
-        # A pixel on the symmetry element is its own mate: it brings nothing new.
-        fixed = _fixed_points(frame.counts.shape, operation, symmetry.beam_center)
-        use = symmetry_gate(frame, other) & ~fixed
+        use = symmetry_gate(frame, other)
+        # On a symmetry element an operation gives the pixel itself, or the mate of an earlier operation: nothing new.
+        for y, x in ((1, 1), *symmetry.operations[:index]):
+            same = (operation[0] * y, operation[1] * x)
+            use &= ~_fixed_points(frame.counts.shape, same, symmetry.beam_center)
         counts += np.where(use, other.counts, 0)
         exposure += np.where(use, other.exposure, 0)
     return Mates(counts=counts, exposure=exposure)
@@ -191,6 +196,8 @@ def found_beam_center(frame: Frame, operation: Operation = INVERSION) -> tuple[f
     smooth = ndimage.gaussian_filter(frame.counts.astype(np.float32), 2.0, mode="constant")
     norm = ndimage.gaussian_filter(frame.exposure.astype(np.float32), 2.0, mode="constant")
     image = np.log1p(8 * np.divide(smooth, norm, out=np.zeros_like(smooth), where=norm > 0.05)) * weight
+    # The correlation does not depend on a constant; the digits of float32 do.
+    image = (image - image.sum() / max(weight.sum(), 1)) * weight
     padded = [fft.next_fast_len(2 * image.shape[axis], real=True) for axis in axes]
     of_image, of_square, of_weight = (fft.rfftn(array, padded, axes) for array in (image, image**2, weight))
 

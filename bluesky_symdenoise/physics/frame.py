@@ -49,8 +49,9 @@ def sentinel_mask(counts: NDArray[Any]) -> NDArray[np.bool_]:
     if counts.dtype.kind == "u" and counts.dtype.itemsize == 1:
         return np.zeros(counts.shape, bool)
     bad = np.zeros(counts.shape, bool)
+    largest = float(np.finfo(counts.dtype).max) if counts.dtype.kind == "f" else np.iinfo(counts.dtype).max
     for value in SENTINELS:
-        if counts.dtype.kind == "f" or value <= np.iinfo(counts.dtype).max:
+        if value <= largest:
             bad |= counts == value
     if counts.dtype.kind == "f":
         bad |= ~np.isfinite(counts)

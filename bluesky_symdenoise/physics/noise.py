@@ -20,9 +20,10 @@ def rounded_to_sigma(value: Image, sigma: Image, *, fraction: float) -> Image:
     fraction
         Largest step, in standard deviations.
     """
-    _, exponent = np.frexp(np.float32(fraction) * np.where(sigma > 0, sigma, np.float32(np.nan)))
-    step = np.where(np.isfinite(sigma), exponent - 1, -149)
-    return np.ldexp(np.round(np.ldexp(value, -step)), step)
+    known = np.isfinite(sigma) & (sigma > 0)
+    _, exponent = np.frexp(np.float32(fraction) * np.where(known, sigma, np.float32(1)))
+    rounded = np.ldexp(np.round(np.ldexp(value, 1 - exponent)), exponent - 1)
+    return np.where(known, rounded, value)
 
 
 def rounded_mantissa(value: Image, *, bits: int) -> Image:

@@ -113,8 +113,10 @@ def mate(image: NDArray[Any], operation: Operation, beam_center: tuple[float, fl
             continue
         total = round(2 * center)
         first, last = max(0, total - size + 1), min(size - 1, total)
-        target.append(slice(first, last + 1))
-        source.append(slice(first, last + 1))
+        # Off the detector, last < first: an empty slice, and never one that counts from the other edge.
+        overlap = slice(first, max(first, last + 1))
+        target.append(overlap)
+        source.append(overlap)
     part = image[tuple(source)]
     out[tuple(target)] = part[tuple(slice(None, None, sign) for sign in operation)]
     return out
