@@ -106,13 +106,15 @@ def denoise(
 
     from bluesky_symdenoise.denoiser.infer import Denoiser
     from bluesky_symdenoise.files import NexusWriter, open_frames
+    from bluesky_symdenoise.physics.frame import as_mask
 
     denoiser = Denoiser.pretrained(model, device=device, threads=threads)
     with open_frames(file) as stack:
         bad = stack.mask
         if mask is not None:
             with open_frames(mask) as masks:
-                bad = masks[0] != 0 if bad is None else bad | (masks[0] != 0)
+                given = as_mask(masks[0] != 0, (stack.shape[1], stack.shape[2]))
+                bad = given if bad is None else bad | given
         center = beam_center or stack.beam_center
         found = denoiser.resolve(stack[0], mask=bad, symmetry=symmetry, beam_center=center)
         date = datetime.now(UTC).isoformat(timespec="seconds")

@@ -11,6 +11,8 @@ from uuid import UUID, uuid5
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.errors import SymDenoiseError
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -72,7 +74,14 @@ class Recipe:
 
     def derived_uid(self, raw_uid: str) -> str:
         """uuid5 of the raw run and this recipe: the same work has the same name."""
-        return str(uuid5(UUID(raw_uid), self.sha256))
+        try:
+            return str(uuid5(UUID(raw_uid), self.sha256))
+        except ValueError as error:
+            raise SymDenoiseError(
+                f"run uid {raw_uid!r}",
+                rule="it must be a UUID, as Bluesky makes them",
+                remedy="export the run with one",
+            ) from error
 
 
 def array_sha256(array: NDArray[Any]) -> str:

@@ -141,9 +141,7 @@ def test_masked_pixels_are_never_scored(rate, mask):
     target = np.ones(SHAPE)
     hidden = np.where(mask, np.nan, rate)
     poisoned = np.where(mask, 1e9, target)
-    assert metrics.poisson_nll(hidden, poisoned, 1.0, mask=mask) == metrics.poisson_nll(
-        rate, target, 1.0, mask=mask
-    )
+    assert metrics.poisson_nll(hidden, poisoned, 1.0, mask=mask) == metrics.poisson_nll(rate, target, 1.0, mask=mask)
 
 
 # PSNR and flux
@@ -361,11 +359,7 @@ def test_a_run_scores_every_method_on_every_case_and_survives_json(data, tmp_pat
     shown = text(report(results), summary(results))
     won = sum(
         row["nll"]
-        < min(
-            r["nll"]
-            for r in results
-            if r["set"] == row["set"] and r["kind"] == row["kind"] and r["method"] in PEERS
-        )
+        < min(r["nll"] for r in results if r["set"] == row["set"] and r["kind"] == row["kind"] and r["method"] in PEERS)
         for row in results
         if row["method"] == "symdenoise"
     )

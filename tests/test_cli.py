@@ -128,7 +128,7 @@ class TestDemo:
         assert report["held_out_nll_denoised"] < report["held_out_nll_raw"]
         assert report["rms_error_denoised"] < report["rms_error_raw"]
         assert abs(report["flux_change"]) < 0.01
-        assert "symdenoise serve" in result.stderr
+        assert f"serve {output}" in result.stderr
 
     def test_draws_a_picture(self, done: tuple[Path, Any]) -> None:
         picture = Path(json.loads(done[1].stdout)["picture"])
@@ -150,16 +150,12 @@ class TestDemo:
 
     def test_plays_a_users_frames(self, tmp_path: Path) -> None:
         path = stack(tmp_path / "mine.npy")
-        result = invoked(
-            "demo", "--json", "--images", str(path), "--output", str(tmp_path / "kept"), "--symmetry", "1"
-        )
+        result = invoked("demo", "--json", "--images", str(path), "--output", str(tmp_path / "kept"), "--symmetry", "1")
         report = json.loads(result.stdout.splitlines()[-1])
         assert (report["frames"], report["shape"], report["symmetry"]) == (2, [64, 96], "1")
         assert report["rms_error_raw"] is None
         (raw_file,) = (
-            path
-            for path in (tmp_path / "kept" / "frames").glob("*.h5")
-            if not path.stem.endswith("-primary")
+            path for path in (tmp_path / "kept" / "frames").glob("*.h5") if not path.stem.endswith("-primary")
         )
         with h5py.File(raw_file) as file:
             np.testing.assert_array_equal(file["entry/data/data"][:], np.load(path))
@@ -169,9 +165,7 @@ class TestDemo:
         assert "at least one frame" in line
         assert not (tmp_path / "kept").exists()
 
-    def test_refuses_frames_that_are_not_there(
-        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
+    def test_refuses_frames_that_are_not_there(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         line = refused(capsys, "demo", "--images", str(tmp_path / "no*.h5"), "--output", str(tmp_path / "kept"))
         assert "no file matches" in line
         assert not (tmp_path / "kept").exists()
@@ -211,9 +205,7 @@ class TestDenoise:
         intensity, _ = self.read(out)
         assert np.isfinite(intensity[:, :, :5]).all(), "the mates of these pixels were measured"
 
-    def test_refuses_to_overwrite_unless_asked(
-        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
+    def test_refuses_to_overwrite_unless_asked(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         path, out = stack(tmp_path / "in.npy", 1), tmp_path / "out.h5"
         out.write_text("precious")
         assert str(out) in refused(capsys, "denoise", str(path), "-o", str(out), "--symmetry", "1")
@@ -244,7 +236,6 @@ class TestDenoise:
             assert said in refused(capsys, "denoise", *arguments, "-o", out)
             assert not Path(out).exists()
 
-    @pytest.mark.xfail(strict=True, raises=ValueError, reason="the two masks are joined before they are checked")
     def test_mask_of_another_shape_beside_the_files_own(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
@@ -262,14 +253,13 @@ class TestErrors:
 
     def test_no_traceback(self, tmp_path: Path) -> None:
         command = [sys.executable, "-c", "from bluesky_symdenoise.cli import main; main()"]
-        done = subprocess.run(
-            [*command, "serve", str(tmp_path)], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*command, "serve", str(tmp_path)], capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert done.stdout == ""
         (line,) = done.stderr.splitlines()
         assert line == (
-            f"symdenoise: {tmp_path}: holds no catalogue (catalog.db); make one with `symdenoise demo --output {tmp_path}`"
+            f"symdenoise: {tmp_path}: holds no catalogue (catalog.db); "
+            f"make one with `symdenoise demo --output {tmp_path}`"
         )
 
     def test_unknown_option(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,9 +123,7 @@ def test_a_file_that_says_nothing_more_gives_none(tmp_path: Path, counts: np.nda
 
 
 @pytest.mark.parametrize("shape", [SHAPE[1:], (1, *SHAPE[1:]), (6, 1, *SHAPE[1:])])
-def test_single_frames_and_area_detector_rank_four(
-    tmp_path: Path, counts: np.ndarray, shape: tuple[int, ...]
-) -> None:
+def test_single_frames_and_area_detector_rank_four(tmp_path: Path, counts: np.ndarray, shape: tuple[int, ...]) -> None:
     data = np.resize(counts, shape)
     with open_frames(write_h5(tmp_path / "a.h5", "entry/data/data", data)) as stack:
         check(stack, data.reshape(-1, *SHAPE[1:]))
@@ -223,9 +221,7 @@ def test_file_that_the_user_has_open_can_be_read_too(tmp_path: Path, counts: np.
         np.testing.assert_array_equal(stack[:], file["counts"])
 
 
-@pytest.mark.parametrize(
-    ("name", "write"), [("a.tif", write_tiff), ("a.edf", write_edf), ("a.npy", write_npy)]
-)
+@pytest.mark.parametrize(("name", "write"), [("a.tif", write_tiff), ("a.edf", write_edf), ("a.npy", write_npy)])
 def test_multi_frame_files(
     tmp_path: Path, counts: np.ndarray, name: str, write: Callable[[Path, np.ndarray], Path]
 ) -> None:

@@ -59,9 +59,7 @@ def folder(tmp_path: Path) -> Path:
 def play(engine: RunEngine, folder: Path) -> Callable[..., PlayDetector]:
     def make(frames: Any, **options: Any) -> PlayDetector:
         with init_devices():
-            det = PlayDetector(
-                frames, StaticPathProvider(UUIDFilenameProvider(), folder), name="det", **options
-            )
+            det = PlayDetector(frames, StaticPathProvider(UUIDFilenameProvider(), folder), name="det", **options)
         return det
 
     return make
@@ -114,9 +112,7 @@ def test_count_plays_the_frames_and_announces_them(
     (resource,) = named(docs, "stream_resource")
     assert resource["mimetype"] == "application/x-hdf5"
     assert resource["data_key"] == "det"
-    assert [doc["indices"] for doc in named(docs, "stream_datum")] == [
-        {"start": i, "stop": i + 1} for i in range(5)
-    ]
+    assert [doc["indices"] for doc in named(docs, "stream_datum")] == [{"start": i, "stop": i + 1} for i in range(5)]
     np.testing.assert_array_equal(read(resource), frames[[0, 1, 2, 3, 0]])
     assert named(docs, "stop")[0]["exit_status"] == "success"
 
@@ -129,10 +125,7 @@ def test_file_is_compressed_like_an_eigers_and_closed_after_the_run(
     with h5py.File(path, "r") as file:
         dataset = file["entry/data/data"]
         assert dataset.chunks == (1, 20, 30)
-        assert (
-            dataset._filters[str(hdf5plugin.BSHUF_ID)][4]
-            == hdf5plugin.Bitshuffle(cname="lz4").filter_options[1]
-        )
+        assert dataset._filters[str(hdf5plugin.BSHUF_ID)][4] == hdf5plugin.Bitshuffle(cname="lz4").filter_options[1]
     assert closed_by_writer(path)
 
 
@@ -174,9 +167,7 @@ def test_frames_can_be_read_while_the_run_goes_on(
     assert seen == [frames[0].sum(), frames[1].sum()]
 
 
-def test_several_frames_per_trigger(
-    engine: RunEngine, play: Callable[..., PlayDetector], frames: np.ndarray
-) -> None:
+def test_several_frames_per_trigger(engine: RunEngine, play: Callable[..., PlayDetector], frames: np.ndarray) -> None:
     det = play(frames)
 
     @bpp.stage_decorator([det])

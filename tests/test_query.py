@@ -37,9 +37,7 @@ def client(folder: Path) -> Iterator[Container]:
 
 @pytest.fixture
 def raw(client: Container, folder: Path, write_run: WriteRun) -> str:
-    return write_run(
-        client["raw"], folder / "frames", {"det": FRAMES}, scalars={"motor": [1.0, 2.0, 3.0]}, times=TIMES
-    )
+    return write_run(client["raw"], folder / "frames", {"det": FRAMES}, scalars={"motor": [1.0, 2.0, 3.0]}, times=TIMES)
 
 
 @pytest.fixture

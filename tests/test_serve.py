@@ -70,9 +70,7 @@ def test_all_storage_lies_in_the_folder_and_nothing_is_made_yet(tmp_path):
 def test_an_environment_that_redirects_the_server_is_refused(tmp_path, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with (
-        pytest.raises(
-            SymDenoiseError, match=f"{name}: the environment redirects .*; unset {name}"
-        ) as refusal,
+        pytest.raises(SymDenoiseError, match=f"{name}: the environment redirects .*; unset {name}") as refusal,
         embedded_catalog(tmp_path / "catalog"),
     ):
         pass
@@ -105,9 +103,7 @@ def test_a_new_folder_has_two_empty_catalogues_of_runs(catalog):
     assert set(catalog) == {"raw", "denoised"}
     assert not catalog.specs
     for name in catalog:
-        assert [(spec.name, spec.version) for spec in catalog[name].specs] == [
-            ("CatalogOfBlueskyRuns", "3.0")
-        ]
+        assert [(spec.name, spec.version) for spec in catalog[name].specs] == [("CatalogOfBlueskyRuns", "3.0")]
         assert len(catalog[name]) == 0
 
 
@@ -146,9 +142,7 @@ def test_the_server_is_reachable_from_this_computer_only(catalog):
 
 def test_two_folders_in_one_process_have_a_key_each(tmp_path):
     def status(client, key):
-        return httpx.get(
-            f"{client.context.api_uri}metadata/", headers={"Authorization": f"Apikey {key}"}
-        ).status_code
+        return httpx.get(f"{client.context.api_uri}metadata/", headers={"Authorization": f"Apikey {key}"}).status_code
 
     with (
         embedded_catalog(tmp_path / "a", api_key="keyA") as a,

@@ -35,7 +35,7 @@ class Status:
     frames, failed
         Frames written as denoised, and as NaN.
     waiting
-        Documents that the worker has not looked at.
+        Documents that the worker has not finished.
     runs
         Raw uid and outcome in one line of each run that has ended.
     errors
@@ -119,7 +119,7 @@ class DenoiseCallback:
         self._frames, self._failed = 0, 0
         self._runs: list[tuple[str, str]] = []
         self._errors: list[str] = []
-        self._closing = False
+        self._closing, self._busy, self._alive = False, False, True
         self._worker = threading.Thread(target=self._run, name="symdenoise", daemon=True)
         self._worker.start()
         atexit.register(self.close)
@@ -141,7 +141,7 @@ class DenoiseCallback:
             return Status(
                 frames=self._frames,
                 failed=self._failed,
-                waiting=self._queue.qsize(),
+                waiting=max(0, self._queue.qsize() - (self._closing and self._alive)) + self._busy,
                 runs=tuple(self._runs),
                 errors=tuple(self._errors),
             )
@@ -169,6 +169,7 @@ class DenoiseCallback:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
+            self._busy = True
             name, doc = item
             try:
                 self._router(name, doc)
@@ -176,8 +177,11 @@ class DenoiseCallback:
                 self._give_up(name, doc, error)
             if name == "stop":
                 self._end(doc["run_start"])
+            self._busy = False
+        self._alive, self._busy = False, bool(self._open)
         for uid in list(self._open):
             self._abandon(uid, "the callback was closed before the run's stop document came")
+        self._busy = False
 
     def _begin(self, name: str, doc: Document) -> tuple[list[RunDenoiser], list[Any]]:
         run = RunDenoiser(self._work, finished_frame=self._count)

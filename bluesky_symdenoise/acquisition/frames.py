@@ -73,6 +73,14 @@ class AnnouncedFrames:
         file = self._files[uid]
         if isinstance(file, _OtherFile):
             file.announce(datum)
+        if (datum["indices"]["stop"] - datum["indices"]["start"]) != (
+            datum["seq_nums"]["stop"] - datum["seq_nums"]["start"]
+        ):
+            raise SymDenoiseError(
+                f"stream_datum with indices {datum['indices']} and seq_nums {datum['seq_nums']}",
+                rule="each row belongs to one event number",
+                remedy="mend the device that announces them, or replay the run from Tiled",
+            )
         indices = range(datum["indices"]["start"], datum["indices"]["stop"])
         seq_nums = range(datum["seq_nums"]["start"], datum["seq_nums"]["stop"])
         for seq_num, index in zip(seq_nums, indices, strict=True):

@@ -77,14 +77,18 @@ def replay(
         raise SymDenoiseError(
             f"run {start['uid']}", rule="it has no stop document yet", remedy="replay it when it has ended"
         )
+    if "raw_uid" in start:
+        raise SymDenoiseError(
+            f"run {start['uid']}", rule="it is denoised already", remedy="give its raw run, raw_for(run)"
+        )
     uid = work.recipe.derived_uid(start["uid"])
     if uid in into:
         existing = into[uid]
-        if existing.metadata.get("stop"):
+        if (existing.metadata.get("stop") or {}).get("provenance", {}).get("complete"):
             return existing
         raise SymDenoiseError(
             f"derived run {uid}",
-            rule="it has no stop document: it is being written, or was interrupted",
+            rule="it is being written, or was interrupted",
             remedy=f"wait, or remove it with into[{uid!r}].delete(recursive=True, external_only=False)",
         )
     if run.access_tags:
@@ -92,15 +96,15 @@ def replay(
     stored = {descriptor["uid"]: _Stored(run, descriptor) for descriptor in run.descriptors}
     pipeline = RunDenoiser(work, source=lambda descriptor: stored[descriptor["uid"]].frames())
     pipeline.start(start)
-    for stream in stored.values():
-        pipeline.descriptor(stream.descriptor)
-    if pipeline.derived_uid is None:
-        raise SymDenoiseError(
-            f"run {start['uid']}",
-            rule=f"no stream of {', '.join(run) or 'none'} holds a 2D image that was asked for",
-            remedy="check streams and data_keys",
-        )
     try:
+        for stream in stored.values():
+            pipeline.descriptor(stream.descriptor)
+        if pipeline.derived_uid is None:
+            raise SymDenoiseError(
+                f"run {start['uid']}",
+                rule=f"no stream of {', '.join(run) or 'none'} holds a 2D image that was asked for",
+                remedy="check streams and data_keys",
+            )
         for uid_, stream in stored.items():
             for seq_num, time in zip(stream.seq_nums, stream.times, strict=True):
                 pipeline.event({"descriptor": uid_, "seq_num": seq_num, "time": time, "data": {}})
@@ -169,9 +173,19 @@ def recompute(
     SymDenoiseError
         If the recipe's model or algorithm is not this package's, or the raw run or the mask is gone.
     """
+    raw = raw_for(run)
     provenance: Document = dict(run.start["provenance"])
     source = provenance["wasDerivedFrom"][0]
     key, stream = key or source["data_key"], stream or source["stream"]
+    if stream not in run or key not in run[stream]:
+        raise SymDenoiseError(
+            f"{stream}/{key}",
+            rule="the run has no such image",
+            remedy=f"{source['stream']}/{source['data_key']} is one",
+        )
+    rows = run[stream][key].shape[0]
+    if not 0 <= index < rows:
+        raise SymDenoiseError(f"row {index}", rule=f"stream {stream!r} has {rows} rows", remedy=f"give 0 to {rows - 1}")
     recipe = Recipe.from_dict(provenance["recipe"])
     if denoiser is None:
         denoiser = Denoiser.pretrained(
@@ -185,7 +199,7 @@ def recompute(
             rule=f"the run was made with {recipe.model_sha256[:12]} and algorithm {recipe.algorithm}",
             remedy=f"install version {provenance['wasAssociatedWith']['version']}",
         )
-    image = np.asarray(raw_for(run)[stream][key][index : index + 1])[0]
+    image = np.asarray(raw[stream][key][index : index + 1])[0]
     events = run[stream]
     group = str(np.asarray(events[f"{key}_symmetry"].read())[index])
     center = tuple(float(np.asarray(events[f"{key}_center_{axis}"].read())[index]) for axis in "yx")

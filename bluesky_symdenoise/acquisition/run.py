@@ -101,6 +101,11 @@ class Work:
                 rule="it must be two finite numbers",
                 remedy="give (y, x) in pixels",
             )
+        for names, what in ((streams, "streams"), (data_keys, "data_keys")):
+            if isinstance(names, str):
+                raise SymDenoiseError(
+                    f"{what}={names!r}", rule="it must be a list of names", remedy=f"give [{names!r}]"
+                )
         bad = None if mask is None else np.asarray(mask).astype(bool)
         n = None if exposure is None else np.asarray(exposure, np.float64)
         for array, what in ((bad, "mask"), (n, "exposure")):
@@ -239,6 +244,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         self._failures: Counter[str] = Counter()
         self._frames = 0
         self._begun = 0.0
+        self._ended = False
         #: The derived run's uid once it is known, and what became of it in one line.
         self.derived_uid: str | None = None
         self.outcome = "no image in this run"
@@ -294,6 +300,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
 
     def stop(self, doc: Document) -> None:
         """Finish the rows that are left and close the derived run with the raw run's exit status."""
+        self._ended = True
         for stream in self._streams.values():
             while stream.waiting:
                 self._row(stream, *stream.waiting.popleft())
@@ -323,6 +330,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             reason=reason,
             provenance={
                 "endedAtTime": _now(),
+                "complete": self._ended,
                 "frames": self._frames,
                 "failures": failures,
                 "seconds": round(clock.perf_counter() - self._begun, 3),
@@ -344,7 +352,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
 
     def _open(self, descriptor: Document, keys: Sequence[str]) -> DerivedRun:
         work, raw_uid = self._work, self._start["uid"]
-        self.derived_uid = uid = work.recipe.derived_uid(raw_uid)
+        uid = work.recipe.derived_uid(raw_uid)
         self._begun = clock.perf_counter()
         start = {key: value for key, value in self._start.items() if key not in _OWN_KEYS} | {
             "raw_uid": raw_uid,
@@ -358,7 +366,9 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             name: array for name, array in (("mask", work.mask), ("exposure", work.exposure)) if array is not None
         }
         try:
-            return DerivedRun(
+            if uid in work.container:
+                raise _doubled(uid)
+            derived = DerivedRun(
                 TiledWriter(work.container, batch_size=1),
                 folder=work.folder,
                 start=start,
@@ -366,6 +376,8 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 time=clock.time(),
                 arrays=arrays,
             )
+            self.derived_uid = uid
+            return derived
         except ClientError as error:
             raise _refusal(error, uid, work) from error
         except httpx.TransportError as error:
@@ -402,6 +414,12 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         stream.derived.append(seq_num=seq_num, time=time, rows=rows)
 
     def _denoised(self, stream: _Stream, key: str, seq_num: int, inline: Mapping[str, Any]) -> Row:
+        if isinstance(inline.get(key), str):
+            raise SymDenoiseError(
+                f"event {seq_num} with a datum id for its image",
+                rule="legacy resource and datum documents are not read live",
+                remedy="replay the run from Tiled when it has ended",
+            )
         if key in inline:
             image = np.asarray(inline[key])
         elif stream.frames.has(key, seq_num):
@@ -412,16 +430,22 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 rule="its frame was never announced",
                 remedy="replay the run when it is there",
             )
-        name = f"{stream.name}/{key}"
-        if name not in self._symmetry:
-            self._symmetry[name] = self._work.denoiser.resolve(
+        return denoised_row(self._work, image, self._resolved(f"{stream.name}/{key}", image))
+
+    def _resolved(self, name: str, image: NDArray[Any]) -> Symmetry:
+        """The symmetry of a data key, decided with its first frame that has counts."""
+        found = self._symmetry.get(name)
+        if found is None:
+            found = self._work.denoiser.resolve(
                 image,
                 mask=self._work.mask,
                 exposure=self._work.exposure,
                 symmetry=self._work.recipe.symmetry,
                 beam_center=self._work.recipe.beam_center,
             )
-        return denoised_row(self._work, image, self._symmetry[name])
+            if np.any(image[~sentinel_mask(image)]):
+                self._symmetry[name] = found
+        return found
 
 
 def _is_image(data_key: Document) -> bool:
@@ -433,14 +457,18 @@ def _is_image(data_key: Document) -> bool:
     return data_key["dtype"] == "array" and known and numeric and min(shape[-2:]) > 1
 
 
+def _doubled(uid: str) -> SymDenoiseError:
+    return SymDenoiseError(
+        f"derived run {uid}",
+        rule="this raw run has one with the same recipe already, finished or being written",
+        remedy="use it, or delete it first",
+    )
+
+
 def _refusal(error: ClientError, uid: str, work: Work) -> SymDenoiseError:
     status = error.response.status_code
     if status == 409:
-        return SymDenoiseError(
-            f"derived run {uid}",
-            rule="this raw run has one with the same recipe already, finished or being written",
-            remedy="use it, or delete it first",
-        )
+        return _doubled(uid)
     if status in (401, 403):
         return SymDenoiseError(
             f"container {work.container.uri}",
