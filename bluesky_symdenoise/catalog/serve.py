@@ -102,6 +102,9 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
             rule=f"the environment redirects the server of {home} elsewhere",
             remedy=f"unset {' '.join(redirects)} for this command",
         ) from None
+    # SQLite refuses a second writer at once ("database is locked"), and there are two: one for the raw run, one for the
+    # denoised run. With one connection to the tables they wait for each other. Tiled's file cannot say 0 here.
+    config.trees[0].args |= {"storage_pool_size": 1, "storage_max_overflow": 0}
     return config
 
 
