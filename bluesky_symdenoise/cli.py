@@ -29,6 +29,10 @@ Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help=
 ModelName = Annotated[str | None, typer.Option(help="Name of a model of the package, or a .safetensors file.")]
 
 
+#: Frames that `denoise` adds up to find the symmetry.
+POOLED = 8
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"symdenoise {__version__}")
@@ -49,7 +53,7 @@ def demo(
         str | None,
         typer.Option(metavar="FILE_OR_GLOB", help="Play these frames: HDF5, TIFF, NPY, CBF, EDF, ..."),
     ] = None,
-    frames: Annotated[int | None, typer.Option(help="How many frames to play. [default: all, at most 12]")] = None,
+    frames: Annotated[int | None, typer.Option(help="How many frames to play; by default all, at most 12.")] = None,
     symmetry: Symmetry = "auto",
     beam_center: Center = None,
     model: ModelName = None,
@@ -74,6 +78,8 @@ def demo(
     )
     if as_json:
         typer.echo(as_json_line(report))
+    if report.failures:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -104,7 +110,7 @@ def denoise(
     """Denoise plain files, without a catalogue: intensity and sigma of every frame into one HDF5 file."""
     from rich.progress import track
 
-    from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.denoiser.infer import Denoiser, empty_result
     from bluesky_symdenoise.files import NexusWriter, open_frames
     from bluesky_symdenoise.physics.frame import as_mask
 
@@ -116,15 +122,24 @@ def denoise(
                 given = as_mask(masks[0] != 0, (stack.shape[1], stack.shape[2]))
                 bad = given if bad is None else bad | given
         center = beam_center or stack.beam_center
-        found = denoiser.resolve(stack[0], mask=bad, symmetry=symmetry, beam_center=center)
+        found = denoiser.resolve(stack[:POOLED], mask=bad, symmetry=symmetry, beam_center=center)
+        failed = 0
         date = datetime.now(UTC).isoformat(timespec="seconds")
         with NexusWriter(
             output, (stack.shape[1], stack.shape[2]), date=date, sources=stack.sources, overwrite=overwrite
         ) as writer:
             for index in track(range(len(stack)), description="denoising", disable=not sys.stderr.isatty()):
-                writer.append(denoiser(stack[index : index + 1], mask=bad, symmetry=found))
+                try:
+                    result = denoiser(stack[index : index + 1], mask=bad, symmetry=found)
+                except SymDenoiseError as error:
+                    typer.echo(f"symdenoise: frame {index} of {file} is written as NaN: {error}", err=True)
+                    failed += 1
+                    result = empty_result(stack.shape[1:])
+                writer.append(result)
     about = f" about (y, x) = {found.beam_center}" if found.beam_center else ""
-    typer.echo(f"{output}: {len(stack)} frames, symmetry {found.point_group}{about}")
+    typer.echo(f"{output}: {len(stack) - failed} frames, symmetry {found.point_group}{about}")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -132,12 +147,13 @@ def train(
     config: Annotated[Path, typer.Argument(help="Recipe (TOML), such as training/recipes/fast.toml.")],
     output: Annotated[Path, typer.Option(help="Folder for checkpoint, history and weights; continued if it exists.")],
     data: Annotated[Path | None, typer.Option(help="Folder with real frames to mix in.")] = None,
+    initial: Annotated[Path | None, typer.Option(help="Weights (.safetensors) to start from.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Train a denoiser from a recipe; stop it and start it again as you like."""
     from bluesky_symdenoise.training.fit import TrainConfig, fit
 
-    typer.echo(fit(TrainConfig.read(config), output=output, data=data, device=device))
+    typer.echo(fit(TrainConfig.read(config), output=output, data=data, initial=initial, device=device))
 
 
 @bench.command()

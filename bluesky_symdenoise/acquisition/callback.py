@@ -176,7 +176,7 @@ class DenoiseCallback:
             except Exception as error:
                 self._give_up(name, doc, error)
             if name == "stop":
-                self._end(doc["run_start"])
+                self._end(doc.get("run_start", ""))
             self._busy = False
         self._alive, self._busy = False, bool(self._open)
         for uid in list(self._open):
@@ -188,10 +188,12 @@ class DenoiseCallback:
         self._open[doc["uid"]] = run
         return [run], []
 
-    def _count(self, denoised: bool) -> None:
+    def _count(self, reason: str | None) -> None:
         with self._lock:
-            self._frames += denoised
-            self._failed += not denoised
+            self._frames += reason is None
+            self._failed += reason is not None
+            if reason is not None and reason not in self._errors:
+                self._errors.append(reason)
 
     def _end(self, uid: str) -> None:
         run = self._open.pop(uid, None)
@@ -216,7 +218,8 @@ class DenoiseCallback:
         if not isinstance(error, SymDenoiseError):
             line = f"{type(error).__name__}: {line}; the raw run is as it was: replay it when the cause is mended"
         uid = self._uid_of(name, doc)
-        log.error("run %s is not denoised: %s", (uid or "?")[:8], line, exc_info=log.isEnabledFor(logging.DEBUG))
+        # A document may be malformed in any way: what is said of it must not fail in turn.
+        log.error("run %s is not denoised: %s", str(uid or "?")[:8], line, exc_info=log.isEnabledFor(logging.DEBUG))
         if uid in self._open:
             self._abandon(uid, line)
         else:
@@ -225,7 +228,7 @@ class DenoiseCallback:
 
     def _uid_of(self, name: str, doc: Document) -> str | None:
         if name == "start":
-            return str(doc["uid"])
+            return doc.get("uid")
         if "run_start" in doc:
             return str(doc["run_start"])
         for uid, run in self._open.items():

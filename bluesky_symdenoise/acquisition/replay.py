@@ -40,7 +40,8 @@ def replay(
 ) -> BlueskyRun:
     """Denoise a stored run and write what the callback would have written while it was acquired.
 
-    A complete derived run of the same recipe is returned as it is. Parameters after `into` are those of
+    A derived run of the same recipe is returned as it is if it is complete; one that was interrupted or has frames that
+    failed is replaced. Parameters after `into` are those of
     `bluesky_symdenoise.DenoiseCallback`.
 
     Parameters
@@ -84,13 +85,16 @@ def replay(
     uid = work.recipe.derived_uid(start["uid"])
     if uid in into:
         existing = into[uid]
-        if (existing.metadata.get("stop") or {}).get("provenance", {}).get("complete"):
+        ended = existing.metadata.get("stop")
+        if not ended:
+            raise SymDenoiseError(
+                f"derived run {uid}",
+                rule="it has no stop document: it is being written, or was cut off",
+                remedy=f"wait, or remove it with into[{uid!r}].delete(recursive=True, external_only=False)",
+            )
+        if ended["provenance"]["complete"] and not ended["provenance"]["failures"]:
             return existing
-        raise SymDenoiseError(
-            f"derived run {uid}",
-            rule="it is being written, or was interrupted",
-            remedy=f"wait, or remove it with into[{uid!r}].delete(recursive=True, external_only=False)",
-        )
+        existing.delete(recursive=True, external_only=False)
     if run.access_tags:
         start["tiled_access_tags"] = list(run.access_tags)
     stored = {descriptor["uid"]: _Stored(run, descriptor) for descriptor in run.descriptors}
@@ -202,6 +206,12 @@ def recompute(
     image = np.asarray(raw[stream][key][index : index + 1])[0]
     events = run[stream]
     group = str(np.asarray(events[f"{key}_symmetry"].read())[index])
+    if not group:
+        raise SymDenoiseError(
+            f"row {index}",
+            rule="its frame was not denoised",
+            remedy="the run's stop document says why; replay the raw run",
+        )
     center = tuple(float(np.asarray(events[f"{key}_center_{axis}"].read())[index]) for axis in "yx")
     symmetry = Symmetry(group, None if np.isnan(center[0]) else (center[0], center[1]))
     work = Work(

@@ -223,7 +223,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
     source
         Makes the frame source of a stream from its descriptor; by default files that documents announce.
     finished_frame
-        Called after each row with True if it was denoised, False if it is a NaN row.
+        Called after each frame with None, or with the reason why it is NaN.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         work: Work,
         *,
         source: Callable[[Document], FrameSource] = AnnouncedFrames,
-        finished_frame: Callable[[bool], None] = lambda _: None,
+        finished_frame: Callable[[str | None], None] = lambda _: None,
     ) -> None:
         super().__init__()
         self._work, self._source, self._finished_frame = work, source, finished_frame
@@ -247,7 +247,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         self._ended = False
         #: The derived run's uid once it is known, and what became of it in one line.
         self.derived_uid: str | None = None
-        self.outcome = "no image in this run"
+        self.outcome = "nothing to denoise: no stream"
         self.closed = False
 
     def __call__(self, name: str, doc: Document, validate: bool = False) -> Any:
@@ -268,6 +268,11 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             return
         keys = self._image_keys(doc)
         if not keys:
+            if self._derived is None:
+                self.outcome = (
+                    f"nothing to denoise: no 2D image that was asked for among the data keys of stream {doc['name']} "
+                    f"({', '.join(doc['data_keys'])}); check streams and data_keys"
+                )
             return
         if self._derived is None:
             self._derived = self._open(doc, keys)
@@ -404,12 +409,13 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             try:
                 rows[key] = self._denoised(stream, key, seq_num, inline)
             except Exception as error:
-                self._failures[f"{stream.name}/{key}: {error}"] += 1
+                reason = f"{stream.name}/{key}: {error}"
+                self._failures[reason] += 1
                 log.warning("run %s, %s, event %d: %s", self._start["uid"][:8], key, seq_num, error)
                 rows[key] = empty_row(stream.derived.shapes[key])
-                self._finished_frame(False)
+                self._finished_frame(reason)
             else:
-                self._finished_frame(True)
+                self._finished_frame(None)
         stream.done.add(seq_num)
         stream.derived.append(seq_num=seq_num, time=time, rows=rows)
 

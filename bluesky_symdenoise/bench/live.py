@@ -84,7 +84,7 @@ def main(
     title = f"{events} events of {size} x {size}, {dwell:g} s dwell, denoiser on {threads} thread(s)"
     table = Table(title=title, title_justify="left")
     for column in results[0]:
-        table.add_column(column, justify="left" if column == "callback" else "right")
+        table.add_column(column.replace("_", " "), justify="left" if column == "callback" else "right")
     for row in results:
         table.add_row(*(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))
     Console().print(table)

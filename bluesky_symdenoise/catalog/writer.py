@@ -15,6 +15,8 @@ import numpy as np
 from event_model import compose_run
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.recipe import array_sha256
+
 Document = dict[str, Any]
 Emit = Callable[[str, Document], Any]
 
@@ -177,7 +179,8 @@ class DerivedStream:
                 self._datasets[name].attrs["units"] = "counts"
             self._datasets[f"{key}_sigma"].attrs["note"] = "errors of neighbouring pixels are correlated"
         for name, array in arrays.items():
-            process.create_dataset(name, data=array, **hdf5plugin.Bitshuffle(cname="zstd"))
+            stored = process.create_dataset(name, data=array, **hdf5plugin.Bitshuffle(cname="zstd"))
+            stored.attrs["sha256"] = array_sha256(array)
         self._file.swmr_mode = True
 
     def append(self, *, seq_num: int, time: float, rows: Mapping[str, Row]) -> None:

@@ -31,7 +31,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files import open_frames
 from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
-from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
 from bluesky_symdenoise.training.series import textured_series
 
 if TYPE_CHECKING:
@@ -79,7 +79,11 @@ def run(
     """
     if frames is not None and frames < 1:
         raise SymDenoiseError(f"--frames {frames}", rule="at least one frame is played", remedy="give 1 or more")
+    if symmetry != "auto":
+        checked_point_group(symmetry)
     played = _simulated(frames or DEFAULT_FRAMES) if images is None else _opened(images, beam_center)
+    if beam_center is not None:
+        checked_beam_center(beam_center, (played.frames.shape[1], played.frames.shape[2]))
     number = frames or min(len(played.frames), DEFAULT_FRAMES)  # type: ignore[arg-type]
     denoiser = Denoiser.pretrained(model)
     console.print(
@@ -171,7 +175,7 @@ def _scan(
             time.sleep(0.05)
         status = callback.close()
         look()
-    if status.errors:
+    if status.errors and not status.frames:
         raise SymDenoiseError(f"run {raw_uid}", rule="it was not denoised", remedy=status.errors[0])
     return raw_uid, seconds, per_event
 
@@ -193,9 +197,6 @@ def _shown(
         raise SymDenoiseError(f"run {raw_uid}", rule="it has no derived run", remedy="look at the log above")
     raw = client["raw"][raw_uid]
     stopped = derived.metadata["stop"]["provenance"]
-    if stopped["failures"]:
-        first = stopped["failures"][0]
-        raise SymDenoiseError(f"{first['frames']} frames", rule="they were not denoised", remedy=first["reason"])
     data = aligned(raw, derived)
     counts = np.asarray(data[DATA_KEY])[:, 0]
     intensity = np.asarray(data[f"{DATA_KEY}_denoised"])[:, 0]
@@ -215,6 +216,7 @@ def _shown(
         denoised_uid=derived.start["uid"],
         catalog=str(output.resolve()),
         frames=len(counts),
+        failures=[f"{failure['frames']} frames: {failure['reason']}" for failure in stopped["failures"]],
         shape=list(counts.shape[1:]),
         data_key=DATA_KEY,
         symmetry=group,
@@ -227,7 +229,8 @@ def _shown(
         bytes_ratio=round(sizes[1] / sizes[0], 2),
         held_out_nll_raw=round(nll[0], 4),
         held_out_nll_denoised=round(nll[1], 4),
-        flux_change=round(float(data[f"{DATA_KEY}_counts_out"].sum() / data[f"{DATA_KEY}_counts_in"].sum()) - 1, 5),
+        flux_change=0.0
+        + round(float(data[f"{DATA_KEY}_counts_out"].sum() / data[f"{DATA_KEY}_counts_in"].sum()) - 1, 5),
         rms_error_raw=errors[0],
         rms_error_denoised=errors[1],
         truth_within_1_sigma=errors[2],

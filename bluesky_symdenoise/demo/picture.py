@@ -18,10 +18,13 @@ def agreement(counts: NDArray[Any], measured: NDArray[np.bool_], symmetry: Symme
     """The strongest disagreement of each pixel's surroundings with any mate, in standard deviations; NaN unmeasured."""
     frame = frame_from_counts(counts, mask=~measured, exposure=as_exposure(None, measured.shape))
     worst = np.zeros(measured.shape)
+    seen = np.zeros(measured.shape, bool)
     for operation in symmetry.operations:
         assert symmetry.beam_center is not None
-        np.maximum(worst, symmetry_score(frame, mated(frame, operation, symmetry.beam_center)), out=worst)
-    return np.where(measured, worst, np.nan)
+        other = mated(frame, operation, symmetry.beam_center)
+        np.maximum(worst, symmetry_score(frame, other), out=worst)
+        seen |= other.exposure > 0
+    return np.where(measured & seen, worst, np.nan)
 
 
 def draw(
@@ -56,7 +59,7 @@ def draw(
     panels = (
         ("raw frame (counts)", np.maximum(shown, low), norm, "viridis"),
         ("denoised (expected counts)", intensity, norm, "viridis"),
-        ("sigma of one pixel (counts)", sigma, LogNorm(low / 10, top / 3), "magma"),
+        ("sigma of one pixel (counts)", sigma, LogNorm(*np.nanpercentile(sigma, [0.5, 99.8])), "magma"),
         (label, score, Normalize(0, 6), "coolwarm"),
     )
     for axis, (name, image, scale, colours) in zip(np.ravel(axes), panels, strict=True):

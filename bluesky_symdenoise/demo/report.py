@@ -19,6 +19,7 @@ class Report:
     denoised_uid: str
     catalog: str
     frames: int
+    failures: list[str]
     shape: list[int]
     data_key: str
     symmetry: str
@@ -45,7 +46,7 @@ def show(console: Console, report: Report, output: Path) -> None:
     for column in ("container", "run", "data keys of stream primary", "frames", "file", "bytes"):
         table.add_column(column, justify="right" if column in ("frames", "bytes") else "left", overflow="fold")
     key = report.data_key
-    table.add_row("raw", report.raw_uid[:8], key, str(report.frames), "uint counts", f"{report.raw_bytes:,}")
+    table.add_row("raw", report.raw_uid[:8], key, str(report.frames), "counts as written", f"{report.raw_bytes:,}")
     table.add_row(
         "denoised",
         report.denoised_uid[:8],
@@ -71,6 +72,8 @@ def show(console: Console, report: Report, output: Path) -> None:
         f"{report.seconds_per_frame:.2f} s per frame in the worker, {report.callback_us_per_event:.0f} us per event "
         f"on the RunEngine's thread, peak memory {report.peak_memory_mib} MiB"
     )
+    for failure in report.failures:
+        console.print(f"[red]Not denoised[/]: {failure}", soft_wrap=True)
     console.print(f"Picture: {report.picture}", soft_wrap=True)
     console.print("\n[bold]Next[/]: serve this catalogue; it prints a URL for the browser and a key")
     console.print(f"    {sys.argv[0]} serve {output}", soft_wrap=True)

@@ -50,6 +50,8 @@ class Denoiser:
     """
 
     def __init__(self, model: Model, *, device: str = "auto", threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise SymDenoiseError(f"threads={threads}", rule="at least one is needed", remedy="give 1 or more, or None")
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         try:
             self.device = torch.device(chosen)
@@ -254,6 +256,12 @@ class Denoiser:
         return ratio, log_kappa
 
 
+def empty_result(shape: tuple[int, ...]) -> xr.Dataset:
+    """What a frame (y, x) that could not be denoised is: NaN."""
+    nothing = (("frame", "y", "x"), np.full((1, *shape), np.nan, np.float32))
+    return xr.Dataset({"intensity": nothing, "sigma": nothing})
+
+
 def _flux_kept(y: Tensor, n: Tensor, kappa: Tensor, prior_mean: Tensor) -> Tensor:
     """The prior mean times the one factor that makes the frame's expected counts add up to its counts.
 
@@ -275,6 +283,12 @@ def _stack(counts: ArrayLike) -> NDArray[Any]:
     SymDenoiseError
         If they are no numeric array of at least two dimensions, each of them with a length.
     """
+    if isinstance(counts, np.ma.MaskedArray):
+        raise SymDenoiseError(
+            "counts as a numpy masked array",
+            rule="its mask would be lost",
+            remedy="give counts.data and mask=counts.mask",
+        )
     given = np.asarray(counts)
     if given.ndim < 2 or 0 in given.shape:
         raise SymDenoiseError(

@@ -44,11 +44,14 @@ def _slicing(array: Array) -> ReadFrames:
 def _tiff_part(path: Path) -> Part:
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
-        if page.samplesperpixel != 1 or page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+        colour = page.samplesperpixel != 1 and page.planarconfig != tifffile.PLANARCONFIG.SEPARATE
+        if colour or page.photometric == tifffile.PHOTOMETRIC.PALETTE:
             raise SymDenoiseError(
                 f"{path}", rule="colour images hold no counts", remedy="give the detector's own files"
             )
-        stored = tiff.series[0].shape if _stored_as_one_block(tiff) else (len(tiff.pages), *page.shape)
+        # tifffile writes three frames as the planes of one image, unless told otherwise.
+        planes = page.samplesperpixel != 1 and len(tiff.pages) == 1
+        stored = tiff.series[0].shape if planes or _stored_as_one_block(tiff) else (len(tiff.pages), *page.shape)
         return Part(path, stack_shape(stored, page.dtype, f"{path}"), page.dtype, lambda: _tiff_frames(path))
 
 
@@ -63,6 +66,8 @@ def _tiff_frames(path: Path) -> Iterator[ReadFrames]:
     with tifffile.TiffFile(path) as tiff:
         if _stored_as_one_block(tiff):
             yield _slicing(tifffile.memmap(path, mode="r"))
+        elif tiff.pages.first.samplesperpixel != 1:
+            yield _slicing(tiff.pages.first.asarray())
         else:
             yield lambda start, stop: np.stack([tiff.pages[i].asarray() for i in range(start, stop)])
 

@@ -225,10 +225,15 @@ def found_beam_center(frame: Frame, operation: Operation = INVERSION) -> tuple[f
 
 
 def supported_symmetry(frame: Frame, beam_center: tuple[float, float] | None) -> Symmetry:
-    """The largest point group that the frame supports about the centre, or about the one found; else ``1``."""
-    for symbol in ("2mm", "2", "m", "my"):
-        operations = Symmetry(symbol).operations
-        center = found_beam_center(frame, operations[0]) if beam_center is None else beam_center
-        if center is not None and all(supported(frame, operation, center) for operation in operations):
+    """The largest point group that the frame supports about the centre, or about the one found; else ``1``.
+
+    Without a centre only groups with inversion are looked for: a smooth pattern is nearly its own mirror image about
+    some line anywhere, and that would be a guess.
+    """
+    center = found_beam_center(frame) if beam_center is None else beam_center
+    if center is None:
+        return Symmetry()
+    for symbol in ("2mm", "2") if beam_center is None else ("2mm", "2", "m", "my"):
+        if all(supported(frame, operation, center) for operation in Symmetry(symbol).operations):
             return Symmetry(symbol, center)
     return Symmetry()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from bluesky_symdenoise.denoiser.network import Architecture, PriorNet, posterior
+from bluesky_symdenoise.denoiser.network import MULTIPLE, Architecture, PriorNet, posterior
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.training.pairs import RealFrames, real_frames, sample
 
@@ -42,6 +42,7 @@ class TrainConfig:
     learning_rate: float = 2e-3
     warmup: int = 200
     real_share: float = 0.4
+    shadow_share: float = 0.0
     bfloat16: bool = True
     threads: int = 1
 
@@ -56,13 +57,18 @@ class TrainConfig:
         """
         try:
             stored = tomllib.loads(path.read_text())
-            return cls(**stored | {"channels": tuple(stored.get("channels", cls.channels))})
+            config = cls(**stored | {"channels": tuple(stored.get("channels", cls.channels))})
         except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
             raise SymDenoiseError(
                 f"training recipe {path}",
                 rule=f"it could not be read ({error})",
                 remedy="give a TOML file with the keys of bluesky_symdenoise/training/recipes/fast.toml",
             ) from error
+        if config.crop % MULTIPLE or config.crop < MULTIPLE:
+            raise SymDenoiseError(
+                f"crop = {config.crop}", rule=f"it must be a multiple of {MULTIPLE}", remedy=f"use {MULTIPLE}"
+            )
+        return config
 
 
 class _Samples(IterableDataset[Tensor]):
@@ -78,7 +84,13 @@ class _Samples(IterableDataset[Tensor]):
             yield torch.from_numpy(
                 np.stack(
                     [
-                        sample(rng, self.sets, size=config.crop, real_share=config.real_share).stacked()
+                        sample(
+                            rng,
+                            self.sets,
+                            size=config.crop,
+                            real_share=config.real_share,
+                            shadow_share=config.shadow_share,
+                        ).stacked()
                         for _ in range(config.batch)
                     ]
                 )
@@ -115,7 +127,14 @@ def held_out_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool) -> tuple[Tens
     return per_sample, weights
 
 
-def fit(config: TrainConfig, *, output: Path, data: Path | None, device: str = "cpu") -> Path:
+def fit(
+    config: TrainConfig,
+    *,
+    output: Path,
+    data: Path | None,
+    initial: Path | None = None,
+    device: str = "cpu",
+) -> Path:
     """Train the network that a recipe describes; continues from ``output/checkpoint.pt`` if it is there.
 
     Parameters
@@ -124,19 +143,38 @@ def fit(config: TrainConfig, *, output: Path, data: Path | None, device: str = "
         Folder for the checkpoint, ``history.jsonl`` and the finished weights.
     data
         Folder with real frames to mix in, or None for simulations only.
+    initial
+        Weights to start from, of the same architecture; None starts from random ones.
 
     Returns
     -------
     Path
         The finished weights, safetensors.
     """
-    from bluesky_symdenoise.denoiser.weights import save_weights
+    from bluesky_symdenoise.denoiser.weights import load_model, save_weights
 
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SymDenoiseError(f"device {device!r}", rule="torch sees no GPU", remedy="use --device cpu")
+    sets = real_frames(data) if data is not None else []
+    if data is not None and not sets:
+        raise SymDenoiseError(
+            f"{data}",
+            rule="it has no HDF5 file with counts, role = train and noise = counting",
+            remedy="mark the files, or leave --data out to train on simulations only",
+        )
     output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    sets = real_frames(data) if data is not None else []
     net = PriorNet(Architecture(config.channels)).to(device)
+    parent = None if initial is None else load_model(initial)
+    if parent is not None:
+        if parent.net.architecture != net.architecture:
+            raise SymDenoiseError(
+                f"initial weights {initial}",
+                rule=f"they have channels {parent.net.architecture.channels}",
+                remedy="start from weights of the recipe's architecture",
+            )
+        net.load_state_dict(parent.net.state_dict())
     average = PriorNet(Architecture(config.channels)).to(device)
     average.load_state_dict(net.state_dict())
     torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
@@ -197,6 +235,7 @@ def fit(config: TrainConfig, *, output: Path, data: Path | None, device: str = "
     save(config.steps, spent)
     training = {
         "config": _plain(config),
+        "initial": None if parent is None else parent.identity(),
         "seconds": round(spent),
         "device": device,
         "real_sets": [frames.name for frames in sets],

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import symmetry_gate
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.training.simulate import Image, random_mask, random_rate
+from bluesky_symdenoise.training.simulate import Image, random_mask, random_rate, straight_shadow
 
 #: What the mates are, and how often: as symmetry says, missing, or wrong in one of four ways.
 MATE_KINDS = ("exact", "absent", "shifted", "scaled", "broken", "wrong")
@@ -57,6 +58,8 @@ class RealFrames:
 
 def real_frames(folder: Path) -> list[RealFrames]:
     """The counting sets of a folder that are not marked ``role = test``: HDF5 with ``counts`` and ``mask``."""
+    if not folder.is_dir():
+        raise SymDenoiseError(f"{folder}", rule="there is no such folder", remedy="give the folder of the real frames")
     out = []
     for path in sorted(folder.glob("*.h5")):
         with h5py.File(path) as file:
@@ -106,13 +109,19 @@ def _mate_exposure(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
     return exposure
 
 
-def simulated_sample(rng: np.random.Generator, size: int) -> Sample:
-    """A random pattern: Poisson counts of about 0.02 to 10^4 per pixel, mates that may be wrong, and a target."""
+def simulated_sample(rng: np.random.Generator, size: int, shadow_share: float = 0.0) -> Sample:
+    """A random pattern: Poisson counts of about 0.02 to 10^4 per pixel, mates that may be wrong, and a target.
+
+    With probability ``shadow_share`` there are straight shadows in it, in half of these not on the mates.
+    """
     shape = (size, size)
     level = np.exp(rng.uniform(np.log(0.02), np.log(300 if rng.uniform() < 0.85 else 1e4)))
     rate = random_rate(rng, shape) * level
     kind = rng.choice(MATE_KINDS, p=MATE_SHARES)
     mate_rate = rate
+    if shadow_share and rng.uniform() < shadow_share:
+        rate = rate * straight_shadow(rng, shape)
+        mate_rate = rate if rng.uniform() < 0.5 else mate_rate
     if kind == "wrong":
         mate_rate = random_rate(rng, shape) * level
     if kind == "shifted" or (kind == "broken" and rng.uniform() < 0.3):
@@ -220,8 +229,15 @@ def _gated(
     )
 
 
-def sample(rng: np.random.Generator, sets: Sequence[RealFrames], *, size: int, real_share: float) -> Sample:
+def sample(
+    rng: np.random.Generator,
+    sets: Sequence[RealFrames],
+    *,
+    size: int,
+    real_share: float,
+    shadow_share: float = 0.0,
+) -> Sample:
     """One case, real with probability ``real_share`` if there are real frames."""
     if sets and rng.uniform() < real_share:
         return real_sample(rng, sets, size)
-    return simulated_sample(rng, size)
+    return simulated_sample(rng, size, shadow_share)

@@ -186,6 +186,19 @@ def _beam_stop(rng: np.random.Generator, view: View) -> Image:
     return 1 - (1 - _log_uniform(rng, 0.001, 0.3)) * np.maximum(inside, holder * rng.integers(0, 2))
 
 
+def straight_shadow(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
+    """Transmission of one to three straight bars anywhere: beam-stop holders, module frames, apertures."""
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float64)
+    through = np.ones(shape)
+    for _ in range(rng.integers(1, 4)):
+        angle = rng.choice([0.0, np.pi / 2, rng.uniform(0, np.pi)], p=[0.35, 0.25, 0.4])
+        across = (y - rng.uniform(0, shape[0])) * np.cos(angle) + (x - rng.uniform(0, shape[1])) * np.sin(angle)
+        edge = _log_uniform(rng, 0.05, 1.5)
+        bar = 1 / (1 + np.exp(np.clip((np.abs(across) - _log_uniform(rng, 0.6, 25)) / edge, -30, 30)))
+        through *= 1 - (1 - _log_uniform(rng, 0.001, 0.7)) * bar
+    return through
+
+
 _PATTERNS = (_rings, _rings, _haloes, _haloes, _haloes, _saxs, _saxs, _fibre, _arcs, _gisaxs, _spots)
 
 
