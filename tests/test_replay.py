@@ -295,7 +295,7 @@ class TestReplay:
         while callback.status().frames < FRAMES:
             time.sleep(0.02)
         ended = acquired_stop(client, raw)
-        with pytest.raises(SymDenoiseError, match="it is being written, or was interrupted"):
+        with pytest.raises(SymDenoiseError, match="it is being written, or was cut off"):
             replay(ended, client["denoised"], denoiser=denoiser)
         callback.close(timeout=60)
 
@@ -317,8 +317,50 @@ class TestReplay:
         raw = acquired()
         with pytest.raises(KeyboardInterrupt):
             replay(raw, client["denoised"], denoiser=Interrupted(denoiser.model, threads=1))
-        with pytest.raises(SymDenoiseError, match="interrupted"):
-            replay(raw, client["denoised"], denoiser=denoiser)
+        done = replay(raw, client["denoised"], denoiser=denoiser)
+        assert done["primary"]["det"].shape[0] == FRAMES
+        assert done.metadata["stop"]["exit_status"] == "success"
+
+    def test_frames_that_failed_are_done_when_the_cause_is_mended(
+        self, acquired: Callable[..., Any], client: Container, denoiser: Denoiser
+    ) -> None:
+        """A run with NaN rows is replaced, not returned."""
+
+        class Broken(Denoiser):
+            def __call__(self, counts: Any, **options: Any) -> Any:
+                raise RuntimeError("no memory")
+
+        raw = acquired()
+        failed = replay(raw, client["denoised"], denoiser=Broken(denoiser.model, threads=1))
+        assert np.isnan(np.asarray(failed["primary"]["det"])).all()
+        with pytest.raises(SymDenoiseError, match="was not denoised"):
+            recompute(failed, 0)
+        mended = replay(raw, client["denoised"], denoiser=denoiser)
+        assert mended.start["uid"] == failed.start["uid"]
+        assert np.isfinite(np.asarray(mended["primary"]["det"])).all()
+
+    def test_a_dark_first_frame_does_not_decide_the_symmetry(self, client: Container, home: Path) -> None:
+        """The shutter opened late: the first frame with counts decides for the run."""
+        from bluesky_symdenoise.acquisition.run import RunDenoiser, Work
+
+        work = Work.planned(
+            client["denoised"],
+            activity="replay",
+            denoiser=Denoiser.pretrained(threads=1),
+            directory=home / "frames",
+            mask=None,
+            exposure=None,
+            symmetry="2mm",
+            beam_center=None,
+            streams=None,
+            data_keys=None,
+        )
+        run = RunDenoiser(work)
+        with pytest.raises(SymDenoiseError, match="none could be found"):
+            run._resolved("primary/det", np.zeros((HEIGHT, WIDTH), np.uint32))
+        assert run._resolved("primary/det", spots()[0]).point_group == "2mm"
+        dark = run._resolved("primary/det", np.zeros((HEIGHT, WIDTH), np.uint32))
+        assert dark == run._resolved("primary/det", spots()[0])
 
 
 def acquired_stop(client: Container, raw: Any) -> Any:
