@@ -22,6 +22,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.files import open_frames
 
 REPORTED = {
+    "failures",
     "raw_uid",
     "denoised_uid",
     "catalog",

@@ -25,8 +25,15 @@ FRAMES = np.arange(24, dtype="<u2").reshape(2, 3, 4)
 # --- the configuration
 
 
-def test_the_configuration_of_the_source_tree_is_used():
-    assert config_path() == Path(__file__).parents[1] / "tiled_config.yml"
+def test_the_configuration_of_this_version_is_used():
+    """Installed or not, it is the one at the top of the source tree."""
+    assert config_path().read_bytes() == (Path(__file__).parents[1] / "tiled_config.yml").read_bytes()
+
+
+def test_in_a_source_tree_the_configuration_lies_beside_the_package(tmp_path, monkeypatch):
+    module = tmp_path / "bluesky_symdenoise" / "catalog" / "serve.py"
+    monkeypatch.setattr("bluesky_symdenoise.catalog.serve.__file__", str(module))
+    assert config_path() == tmp_path / "tiled_config.yml"
 
 
 def test_an_installed_package_has_its_own_configuration(tmp_path, monkeypatch):
@@ -44,6 +51,8 @@ def test_all_storage_lies_in_the_folder_and_nothing_is_made_yet(tmp_path):
     assert storage["uri"] == f"sqlite:///{home}/catalog.db"
     assert storage["writable_storage"] == [f"{home}/arrays", f"sqlite:///{home}/tables.db"]
     assert storage["readable_storage"] == [f"{home}/frames", str(more)]
+    # Two clients write to the tables at a time, and SQLite lets one.
+    assert (storage["storage_pool_size"], storage["storage_max_overflow"]) == (1, 0)
     assert not home.exists()
 
 

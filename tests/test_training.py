@@ -400,7 +400,7 @@ def test_frames_smaller_than_the_crop_are_padded(rng):
 
 
 def test_the_share_of_real_samples(rng, monkeypatch):
-    monkeypatch.setattr(pairs, "simulated_sample", lambda rng, size: "simulated")
+    monkeypatch.setattr(pairs, "simulated_sample", lambda rng, size, shadow_share: "simulated")
     monkeypatch.setattr(pairs, "real_sample", lambda rng, sets, size: "real")
 
     def drawn(sets, share):
@@ -435,7 +435,8 @@ def test_test_sets_and_integrating_detectors_are_no_training_data(tmp_path, rng)
     np.testing.assert_array_equal(sets[1].counts, counts)
     assert sets[1].mask.dtype == bool
     np.testing.assert_array_equal(sets[1].mask, mask > 0)
-    assert real_frames(tmp_path / "nowhere") == []
+    with pytest.raises(SymDenoiseError, match="no such folder"):
+        real_frames(tmp_path / "nowhere")
 
 
 # The simulations
