@@ -267,7 +267,7 @@ def test_abort_closes_the_file_with_the_frames_so_far(
     engine: RunEngine, play: Callable[..., PlayDetector], frames: np.ndarray, folder: Path
 ) -> None:
     """Aborted while a frame is being written, which then must not reach a closed file."""
-    slow = SlowFrames(frames, 0.4)
+    slow = SlowFrames(frames, 2.0)
     det = play(slow)
 
     @bpp.stage_decorator([det])
