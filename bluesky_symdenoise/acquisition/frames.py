@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import h5py
-import hdf5plugin  # noqa: F401  (registers the filters that detectors write with)
 import numpy as np
 from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
 from numpy.typing import NDArray
@@ -16,6 +13,7 @@ from tiled.ndslice import NDSlice
 from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.rows import Hdf5Rows
 
 Document = dict[str, Any]
 
@@ -56,7 +54,7 @@ class AnnouncedFrames:
 
     def __init__(self, descriptor: Document) -> None:
         self._descriptor = descriptor
-        self._files: dict[str, _Hdf5File | _OtherFile] = {}
+        self._files: dict[str, Hdf5Rows | _OtherFile] = {}
         self._where: dict[tuple[str, int], tuple[str, int]] = {}
 
     def take(self, resource: Document, datum: Document) -> None:
@@ -69,7 +67,7 @@ class AnnouncedFrames:
             shape = tuple(self._descriptor["data_keys"][key]["shape"])
             is_hdf5 = resource["mimetype"] == "application/x-hdf5"
             one_file = is_hdf5 and not resource["parameters"].get("template")
-            self._files[uid] = _Hdf5File(resource, shape) if one_file else _OtherFile(resource, self._descriptor)
+            self._files[uid] = _hdf5_rows(resource, shape) if one_file else _OtherFile(resource, self._descriptor)
         file = self._files[uid]
         if isinstance(file, _OtherFile):
             file.announce(datum)
@@ -111,59 +109,9 @@ class AnnouncedFrames:
             file.close()
 
 
-class _Hdf5File:
-    """Rows of one dataset, sliced by h5py: other readers load all of a contiguous or virtual dataset."""
-
-    def __init__(self, resource: Document, shape: tuple[int, ...]) -> None:
-        self._path = Path(path_from_uri(resource["uri"]))
-        self._dataset_name = resource["parameters"]["dataset"]
-        self._shape = shape
-        self._file: Any = None
-
-    def read(self, index: int) -> NDArray[Any]:
-        """Row ``index``; waits for a file that is still being written."""
-        deadline = time.monotonic() + PATIENCE_S
-        pause = 0.01
-        while True:
-            try:
-                return self._read_now(index)
-            except (OSError, KeyError, IndexError) as error:
-                self.close()
-                if time.monotonic() > deadline:
-                    raise SymDenoiseError(
-                        f"frame {index} of {self._path}",
-                        rule=f"it was announced but could not be read for {PATIENCE_S:g} s ({error})",
-                        remedy="check that this computer sees the detector's files, then replay the run",
-                    ) from error
-            time.sleep(pause)
-            pause = min(2 * pause, 0.5)
-
-    def _read_now(self, index: int) -> NDArray[Any]:
-        if self._file is None:
-            self._file = _open_for_reading(self._path)
-        dataset = self._file[self._dataset_name]
-        dataset.id.refresh()
-        # Rows may be stacked as (row, 1, y, x) or laid end to end as (frame, y, x).
-        if dataset.ndim > len(self._shape):
-            wanted = slice(index, index + 1)
-        else:
-            per_row = self._shape[0]
-            wanted = slice(index * per_row, (index + 1) * per_row)
-        if wanted.stop > dataset.shape[0]:
-            raise IndexError(f"the dataset has {dataset.shape[0]} rows so far")
-        return np.asarray(dataset[wanted]).reshape(self._shape)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def _open_for_reading(path: Path) -> Any:
-    try:
-        return h5py.File(path, "r", libver="latest", swmr=True)
-    except (OSError, ValueError):
-        return h5py.File(path, "r")
+def _hdf5_rows(resource: Document, shape: tuple[int, ...]) -> Hdf5Rows:
+    path = Path(path_from_uri(resource["uri"]))
+    return Hdf5Rows(path, resource["parameters"]["dataset"], shape, patience=PATIENCE_S)
 
 
 class _OtherFile:

@@ -11,8 +11,9 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise.acquisition.frames import StoredFrames
-from bluesky_symdenoise.acquisition.run import RunDenoiser, Work, denoised_row
+from bluesky_symdenoise.acquisition.run import RunDenoiser, Work
 from bluesky_symdenoise.catalog.query import raw_for
+from bluesky_symdenoise.catalog.row import denoised_row
 from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -214,16 +215,14 @@ def recompute(
         )
     center = tuple(float(np.asarray(events[f"{key}_center_{axis}"].read())[index]) for axis in "yx")
     symmetry = Symmetry(group, None if np.isnan(center[0]) else (center[0], center[1]))
-    work = Work(
-        container=run,
-        denoiser=denoiser,
-        recipe=recipe,
-        folder=Path(),
+    row = denoised_row(
+        denoiser,
+        recipe,
+        image,
         mask=_stored_array(run, stream, key, "mask", recipe.mask_sha256),
         exposure=_stored_array(run, stream, key, "exposure", recipe.exposure_sha256),
-        activity="recompute",
+        symmetry=symmetry,
     )
-    row = denoised_row(work, image, symmetry)
     dims = (*(f"dim_{i}" for i in range(image.ndim - 2)), "y", "x")
     return xr.Dataset({"intensity": (dims, row.intensity), "sigma": (dims, row.sigma)})
 

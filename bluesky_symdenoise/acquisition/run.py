@@ -23,12 +23,12 @@ from tiled.client.utils import ClientError
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
 from bluesky_symdenoise.catalog.query import SPEC
+from bluesky_symdenoise.catalog.row import Row, denoised_row, empty_row
 from bluesky_symdenoise.catalog.serve import FRAMES_FOLDER
-from bluesky_symdenoise.catalog.writer import DerivedRun, DerivedStream, Row, empty_row
+from bluesky_symdenoise.catalog.writer import DerivedRun, DerivedStream
 from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
-from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
+from bluesky_symdenoise.physics.frame import as_exposure, sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
 from bluesky_symdenoise.recipe import Recipe, array_sha256
 
@@ -177,28 +177,6 @@ def _folder(container: Container, directory: str | Path | None) -> Path:
             remedy="pass directory=..., a folder that this computer writes and the server reads",
         ) from error
     return folder
-
-
-def denoised_row(work: Work, image: NDArray[Any], symmetry: Symmetry) -> Row:
-    """One image as stored: denoised, rounded, with its scalars; the same for live, replayed and recomputed frames."""
-    begun = clock.perf_counter()
-    result = work.denoiser(image, mask=work.mask, exposure=work.exposure, symmetry=symmetry)
-    intensity, sigma = result["intensity"].values, result["sigma"].values
-    shape = (image.shape[-2], image.shape[-1])
-    measured = ~(as_mask(work.mask, shape) | sentinel_mask(image)) & (as_exposure(work.exposure, shape) > 0)
-    center = symmetry.beam_center or (float("nan"), float("nan"))
-    return Row(
-        intensity=rounded_to_sigma(intensity, sigma, fraction=work.recipe.rounding),
-        sigma=rounded_mantissa(sigma, bits=work.recipe.sigma_bits),
-        scalars={
-            "counts_in": float(image[measured].sum(dtype=np.float64)),
-            "counts_out": float(intensity[measured].sum(dtype=np.float64)),
-            "symmetry": symmetry.point_group,
-            "center_y": center[0],
-            "center_x": center[1],
-            "ms": (clock.perf_counter() - begun) * 1000,
-        },
-    )
 
 
 @dataclass
@@ -436,7 +414,11 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 rule="its frame was never announced",
                 remedy="replay the run when it is there",
             )
-        return denoised_row(self._work, image, self._resolved(f"{stream.name}/{key}", image))
+        work = self._work
+        symmetry = self._resolved(f"{stream.name}/{key}", image)
+        return denoised_row(
+            work.denoiser, work.recipe, image, mask=work.mask, exposure=work.exposure, symmetry=symmetry
+        )
 
     def _resolved(self, name: str, image: NDArray[Any]) -> Symmetry:
         """The symmetry of a data key, decided with its first frame that has counts."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from event_model import compose_run
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.catalog.row import SCALARS, Row
 from bluesky_symdenoise.recipe import array_sha256
 
 Document = dict[str, Any]
@@ -23,41 +23,6 @@ Emit = Callable[[str, Document], Any]
 
 #: Large blocks: the smooth upper bits of whole frames compress together, by a seventh better than the filter's default.
 COMPRESSION = hdf5plugin.Bitshuffle(nelems=2**20, cname="zstd", clevel=9)
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one event gets for one image data key.
-
-    Attributes
-    ----------
-    intensity, sigma
-        float32, in the shape of the raw data key.
-    scalars
-        Values of ``<key>_<name>``.
-    """
-
-    intensity: NDArray[np.float32]
-    sigma: NDArray[np.float32]
-    scalars: Mapping[str, Any]
-
-
-#: Names and dtypes of the scalars of every row.
-SCALARS = {
-    "counts_in": "number",
-    "counts_out": "number",
-    "symmetry": "string",
-    "center_y": "number",
-    "center_x": "number",
-    "ms": "number",
-}
-
-
-def empty_row(shape: Sequence[int]) -> Row:
-    """The row of a frame that could not be denoised: NaN."""
-    nothing = np.full(tuple(shape), np.nan, np.float32)
-    scalars = {name: "" if dtype == "string" else float("nan") for name, dtype in SCALARS.items()}
-    return Row(intensity=nothing, sigma=nothing, scalars=scalars)
 
 
 class DerivedRun:

@@ -1,49 +1,19 @@
-"""The command ``symdenoise``: parse, call, exit code. Nothing heavy is imported before a command runs."""
+"""Commands that acquire, serve, denoise and train."""
 
 from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from bluesky_symdenoise import __version__
+from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
 from bluesky_symdenoise.errors import SymDenoiseError
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Denoise X-ray detector images from their physical symmetry while the experiment runs.",
-)
-bench = typer.Typer(no_args_is_help=True, help="Measure; prints a table and writes JSON.")
-app.add_typer(bench, name="bench")
-
-Symmetry = Annotated[
-    str,
-    typer.Option(help="1, 2, m (left onto right), my (top onto bottom), 2mm, or auto: what the data support."),
-]
-Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help="Beam centre in pixels.")]
-ModelName = Annotated[str | None, typer.Option(help="Name of a model of the package, or a .safetensors file.")]
-
 
 #: Frames that `denoise` adds up to find the symmetry.
 POOLED = 8
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"symdenoise {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
-) -> None:
-    pass
 
 
 @app.command()
@@ -154,43 +124,3 @@ def train(
     from bluesky_symdenoise.training.fit import TrainConfig, fit
 
     typer.echo(fit(TrainConfig.read(config), output=output, data=data, initial=initial, device=device))
-
-
-@bench.command()
-def quality(
-    data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")],
-    json_path: Annotated[Path, typer.Option("--json", help="Where to write the figures.")] = Path("quality.json"),
-    model: ModelName = None,
-    training_sets: Annotated[bool, typer.Option(help="Also the sets that the model was trained on, apart.")] = False,
-) -> None:
-    """Held-out likelihood, PSNR, flux and coverage on real frames, beside raw, Gaussian and non-local means."""
-    from bluesky_symdenoise.bench.quality import main as measure
-
-    measure(data, json_path=json_path, model=model, roles=("test", "train") if training_sets else ("test",))
-
-
-@bench.command()
-def live(
-    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
-    size: Annotated[int, typer.Option(min=8, help="Pixels along each side.")] = 1024,
-    events: Annotated[int, typer.Option(min=3, help="Events of each scan.")] = 30,
-    dwell: Annotated[float, typer.Option(min=0, help="Seconds from frame to frame.")] = 0.1,
-    repeats: Annotated[int, typer.Option(min=1, help="Scans without and with the callback.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the denoiser.")] = 1,
-) -> None:
-    """What the callback costs a scan: the same scan without and with it."""
-    from bluesky_symdenoise.bench.live import main as measure
-
-    measure(json_path=json_path, size=size, events=events, dwell=dwell, repeats=repeats, threads=threads)
-
-
-def main(arguments: list[str] | None = None) -> Any:
-    """Entry point; what a user can mend is one line and exit status 2."""
-    try:
-        return app(arguments)
-    except SymDenoiseError as error:
-        typer.echo(f"symdenoise: {error}", err=True)
-        raise SystemExit(2) from None
-
-
-__all__ = ["app", "main"]

@@ -1,0 +1,82 @@
+"""What one event gets for one image: the same for live, replayed, recomputed and lazily read frames."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
+from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
+from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one event gets for one image data key.
+
+    Attributes
+    ----------
+    intensity, sigma
+        float32, in the shape of the raw data key.
+    scalars
+        Values of ``<key>_<name>``.
+    """
+
+    intensity: NDArray[np.float32]
+    sigma: NDArray[np.float32]
+    scalars: Mapping[str, Any]
+
+
+#: Names and dtypes of the scalars of every row.
+SCALARS = {
+    "counts_in": "number",
+    "counts_out": "number",
+    "symmetry": "string",
+    "center_y": "number",
+    "center_x": "number",
+    "ms": "number",
+}
+
+
+def empty_row(shape: Sequence[int]) -> Row:
+    """The row of a frame that could not be denoised: NaN."""
+    nothing = np.full(tuple(shape), np.nan, np.float32)
+    scalars = {name: "" if dtype == "string" else float("nan") for name, dtype in SCALARS.items()}
+    return Row(intensity=nothing, sigma=nothing, scalars=scalars)
+
+
+def denoised_row(
+    denoiser: Denoiser,
+    recipe: Recipe,
+    image: NDArray[Any],
+    *,
+    mask: NDArray[np.bool_] | None,
+    exposure: NDArray[np.float64] | None,
+    symmetry: Symmetry,
+) -> Row:
+    """One image as stored: denoised, rounded as the recipe says, with its scalars."""
+    begun = clock.perf_counter()
+    result = denoiser(image, mask=mask, exposure=exposure, symmetry=symmetry)
+    intensity, sigma = result["intensity"].values, result["sigma"].values
+    shape = (image.shape[-2], image.shape[-1])
+    measured = ~(as_mask(mask, shape) | sentinel_mask(image)) & (as_exposure(exposure, shape) > 0)
+    center = symmetry.beam_center or (float("nan"), float("nan"))
+    return Row(
+        intensity=rounded_to_sigma(intensity, sigma, fraction=recipe.rounding),
+        sigma=rounded_mantissa(sigma, bits=recipe.sigma_bits),
+        scalars={
+            "counts_in": float(image[measured].sum(dtype=np.float64)),
+            "counts_out": float(intensity[measured].sum(dtype=np.float64)),
+            "symmetry": symmetry.point_group,
+            "center_y": center[0],
+            "center_x": center[1],
+            "ms": (clock.perf_counter() - begun) * 1000,
+        },
+    )

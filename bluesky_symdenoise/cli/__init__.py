@@ -1,0 +1,23 @@
+"""The command ``symdenoise``: parse, call, exit code. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from bluesky_symdenoise.cli import benches, jobs
+from bluesky_symdenoise.cli.root import app
+from bluesky_symdenoise.errors import SymDenoiseError
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point; what a user can mend is one line and exit status 2."""
+    try:
+        return app(arguments)
+    except SymDenoiseError as error:
+        typer.echo(f"symdenoise: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+__all__ = ["app", "benches", "jobs", "main"]

@@ -1,0 +1,38 @@
+"""The command itself and the options that several of its commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bluesky_symdenoise import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Denoise X-ray detector images from their physical symmetry while the experiment runs.",
+)
+bench = typer.Typer(no_args_is_help=True, help="Measure; prints a table and writes JSON.")
+app.add_typer(bench, name="bench")
+
+Symmetry = Annotated[
+    str,
+    typer.Option(help="1, 2, m (left onto right), my (top onto bottom), 2mm, or auto: what the data support."),
+]
+Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help="Beam centre in pixels.")]
+ModelName = Annotated[str | None, typer.Option(help="Name of a model of the package, or a .safetensors file.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"symdenoise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
