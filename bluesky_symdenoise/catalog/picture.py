@@ -126,11 +126,11 @@ def panels(
     shown = np.where(measured, counts, np.nan)
     drawn.insert(0, Panel("raw frame (counts)", shrunk(shown, block), limits, "viridis", logarithmic=True))
     z = residual(shown, intensity, block=block)
-    drawn.append(Panel("residual z = (raw - denoised) / sqrt(denoised)", z, (-4, 4), "RdBu_r"))
+    drawn.append(Panel("residual z\n(raw - denoised) / sqrt(denoised)", z, (-4, 4), "RdBu_r"))
     if symmetry.operations:
         n = np.ones(measured.shape) if exposure is None else exposure
         score = disagreement(frame_from_counts(counts, mask=~measured, exposure=n), symmetry)
-        label = f"mates' disagreement under {symmetry.point_group} (standard deviations)"
+        label = f"mates' disagreement under {symmetry.point_group}\n(standard deviations)"
         drawn.append(Panel(label, shrunk(score, block), (0, 6), "coolwarm"))
     return drawn
 
@@ -138,6 +138,7 @@ def panels(
 def draw_panels(axes: Sequence[Axes], drawn: Sequence[Panel]) -> None:
     """Each panel on an axes of its own, with its colour bar."""
     from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.ticker import LogLocator, NullLocator
 
     for axis, panel in zip(axes, drawn, strict=True):
         norm = LogNorm(*panel.limits) if panel.logarithmic else Normalize(*panel.limits)
@@ -147,7 +148,11 @@ def draw_panels(axes: Sequence[Axes], drawn: Sequence[Panel]) -> None:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_facecolor(NO_DATA)
-        axis.figure.colorbar(shown, ax=axis, shrink=0.8)
+        bar = axis.figure.colorbar(shown, ax=axis, shrink=0.8)
+        if panel.logarithmic:
+            bar.locator = LogLocator(subs=(1, 2, 5), numticks=12)
+            bar.ax.yaxis.set_minor_locator(NullLocator())
+            bar.ax.yaxis.set_major_formatter("{x:g}")
 
 
 def panel_figure(drawn: Sequence[Panel], *, title: str = "") -> Figure:
