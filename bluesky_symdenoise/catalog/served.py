@@ -111,11 +111,11 @@ async def raw_stream(run: Any, name: str, filter_for_access: Filter) -> ServedSt
         return set(scopes) <= set(allowed)
 
     raw_uid = run.metadata().get("start", {}).get("raw_uid")
-    *above, _, _ = ["", "", *await run.path_segments()]
-    root = CatalogContainerAdapter(run.context, RootNode({}, [], []))
-    folder = [*above[2:], "raw"]
-    if not isinstance(raw_uid, str):
+    path = await run.path_segments()
+    if not isinstance(raw_uid, str) or len(path) < 2:
         return None
+    root = CatalogContainerAdapter(run.context, RootNode({}, [], []))
+    folder = [*path[:-2], "raw"]
     try:
         container = await root.lookup_adapter(folder)
         raw = await root.lookup_adapter([*folder, raw_uid])
