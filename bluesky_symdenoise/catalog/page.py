@@ -122,7 +122,9 @@ def _whole_run(columns: Mapping[str, Any], key: str) -> str:
     if good.any():
         line += f", {before[good].sum():,.0f} counts, {np.median(before[good]):,.0f} in the median frame"
         if before[good].sum() > 0:
-            line += f"; denoised frames add up to {after[good].sum() / before[good].sum() - 1:+.2%} of that"
+            line += (
+                f"; the denoised frames' sum differs from theirs by {after[good].sum() / before[good].sum() - 1:.2%}"
+            )
     if not good.all():
         line += f"; {rows - good.sum()} not denoised"
     groups = sorted({str(group) for group in columns.get(f"{key}_symmetry", [])} - {""})
@@ -144,7 +146,7 @@ def _tests(tests: Sequence[PairTest]) -> str:
     rows = "".join(
         f"<tr><td>{escape(_NAMES[test.operation])}</td><td class=n>{_p(test.p_regions)}</td>"
         f"<td class=n>{_p(test.p_pixels)}</td><td class=n>{_share(test.agreeing)} of {test.regions}</td>"
-        f"<td class=n>{_share(test.difference)}</td></tr>"
+        f"<td class=n>{'within noise' if test.p_regions > 0.05 else _share(test.difference)}</td></tr>"
         for test in tests
     )
     return (
@@ -167,7 +169,6 @@ def _share(value: float) -> str:
 def _provenance(start: Mapping[str, Any], stop: Mapping[str, Any]) -> str:
     provenance = _mapping(start.get("provenance"))
     rows = {
-        "model sha256": _mapping(provenance.get("model")).get("sha256"),
         "recipe sha256": provenance.get("recipe_sha256"),
         **{f"recipe: {name}": value for name, value in _mapping(provenance.get("recipe")).items() if value is not None},
         **{f"machine: {name}": value for name, value in _mapping(provenance.get("environment")).items()},

@@ -15,7 +15,7 @@ MOST_BINS = 300
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the detector stands, in the words and units (m, rad) of pyFAI's ``.poni`` files."""
+    """Where the detector stands, in the words and units (m, rad) of pyFAI's ``.poni`` files; lengths are positive."""
 
     dist: float
     poni1: float
@@ -83,20 +83,24 @@ def stated_geometry(start: Mapping[str, Any], configuration: Mapping[str, Any], 
     return _from_nexus(configured)
 
 
+def _positive(value: float | None) -> float | None:
+    return value if value is not None and value > 0 else None
+
+
 def _from_poni(stated: Mapping[str, Any]) -> Geometry | None:
     given = {str(name).lower(): _number(value) for name, value in stated.items()}
-    dist = given.get("dist") or given.get("distance")
-    poni1, poni2, pixel1, pixel2 = (given.get(name) for name in ("poni1", "poni2", "pixel1", "pixel2"))
+    dist = _positive(given.get("dist") or given.get("distance"))
+    pixel1, pixel2 = _positive(given.get("pixel1")), _positive(given.get("pixel2"))
+    poni1, poni2 = given.get("poni1"), given.get("poni2")
     if dist is None or poni1 is None or poni2 is None or pixel1 is None or pixel2 is None:
         return None
-    wavelength = given.get("wavelength")
     return Geometry(
         dist=dist,
         poni1=poni1,
         poni2=poni2,
         pixel1=pixel1,
         pixel2=pixel2,
-        wavelength=wavelength if wavelength and wavelength > 0 else None,
+        wavelength=_positive(given.get("wavelength")),
         rot1=given.get("rot1") or 0.0,
         rot2=given.get("rot2") or 0.0,
         rot3=given.get("rot3") or 0.0,
@@ -105,11 +109,11 @@ def _from_poni(stated: Mapping[str, Any]) -> Geometry | None:
 
 def _from_nexus(stated: Mapping[str, Any]) -> Geometry | None:
     given = {str(name): _number(value) for name, value in stated.items()}
-    names = ("distance", "beam_center_y", "beam_center_x", "y_pixel_size", "x_pixel_size")
-    dist, y, x, pixel1, pixel2 = (given.get(name) for name in names)
+    dist, pixel1, pixel2 = (_positive(given.get(name)) for name in ("distance", "y_pixel_size", "x_pixel_size"))
+    y, x = given.get("beam_center_y"), given.get("beam_center_x")
     if dist is None or y is None or x is None or pixel1 is None or pixel2 is None:
         return None
-    angstrom = given.get("incident_wavelength")
+    angstrom = _positive(given.get("incident_wavelength"))
     return Geometry(
         dist=dist,
         # pyFAI counts from the edge of the first pixel.
@@ -117,7 +121,7 @@ def _from_nexus(stated: Mapping[str, Any]) -> Geometry | None:
         poni2=(x + 0.5) * pixel2,
         pixel1=pixel1,
         pixel2=pixel2,
-        wavelength=angstrom * 1e-10 if angstrom and angstrom > 0 else None,
+        wavelength=None if angstrom is None else angstrom * 1e-10,
     )
 
 

@@ -136,7 +136,7 @@ class NexusWriter:
             )
         data.create_dataset("frame", (0,), "i8", maxshape=(None,), chunks=(1024,))
         for name, size in (("y", height), ("x", width)):
-            data[name] = np.arange(size)
+            data[name] = np.arange(size, dtype=float)
             data[name].attrs["units"] = "pixel"
         process = add_process(entry, version=__version__, date=date)
         process.create_dataset("sources", data=list(sources), dtype=h5py.string_dtype())
@@ -176,7 +176,7 @@ def add_images(entry: Any, shapes: Mapping[str, Sequence[int]], **storage: Any) 
     unnamed = ["."] * (len(shapes[signal]) - 1)
     data.attrs.update(signal=signal, axes=[*unnamed, "y", "x"])
     for name, size in zip("yx", shapes[signal][-2:], strict=True):
-        data[name] = np.arange(size)
+        data[name] = np.arange(size, dtype=float)
         data[name].attrs["units"] = "pixel"
     datasets = {}
     for key, shape in shapes.items():

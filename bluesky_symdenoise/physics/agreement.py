@@ -88,7 +88,7 @@ def _pair_test(frame: Frame, operation: Operation, beam_center: tuple[float, flo
         p_regions=float(stats.chi2.sf(score.sum(), regions)) if regions else float("nan"),
         p_pixels=float(stats.norm.sf(chi.sum() / np.sqrt(spread))) if spread > 0 else float("nan"),
         # With equal exposures n = 4 V, so that 2 (a - b) / (a + b) = D / V.
-        difference=float(np.sqrt(max(0.0, float((d**2 - v).sum())) / np.sqrt((v**2).sum()))) if regions else np.nan,
+        difference=float(np.sqrt(max(0.0, (d**2 - v).sum()) / (v**2).sum())) if regions else float("nan"),
     )
 
 
