@@ -22,6 +22,7 @@ from tiled.client.utils import ClientError
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
+from bluesky_symdenoise.catalog.marks import mark_images
 from bluesky_symdenoise.catalog.query import SPEC
 from bluesky_symdenoise.catalog.row import Row, denoised_row, empty_row
 from bluesky_symdenoise.catalog.serve import FRAMES_FOLDER
@@ -320,6 +321,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 "bytes": sum(stream.derived.bytes_written for stream in self._streams.values()),
             },
         )
+        mark_images(self._work.container, self._derived.uid, {name: each.keys for name, each in self._streams.items()})
         failed = sum(self._failures.values())
         self.outcome = f"{self._frames - failed} frames denoised" + (f", {failed} failed" if failed else "")
 
