@@ -14,7 +14,7 @@ from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlues
 from bluesky_tiled_plugins.queries import PartialUID
 from tiled.client.constructors import from_context
 from tiled.client.utils import ClientError
-from tiled.queries import FullText, Key, KeyPresent, Like, SpecsQuery
+from tiled.queries import Key, KeyPresent, Like, SpecsQuery
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import checked_point_group
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 SPEC = "SymDenoised"
 _FULL_UID = 36
 _PARTIAL_UID = re.compile(r"[0-9a-fA-F-]{8,35}")
-_WORD = re.compile(r"[0-9a-fA-F]{8}")
 _SHA256_PREFIX = re.compile(r"[0-9a-fA-F]{8,64}")
 
 
@@ -198,16 +197,13 @@ def _full_uid(client: Container, uid: str) -> str | None:
 
 def _made_from(denoised: Container, raw_uid: str, model: str | None) -> list[BlueskyRun]:
     """All denoised runs of a raw run, newest first."""
-    made = denoised.search(SpecsQuery([SPEC])).search(Key("start.raw_uid") == raw_uid)
+    # In this order, because SQLite has no index for metadata and tests each run in it.
+    made = denoised.search(Key("start.raw_uid") == raw_uid).search(SpecsQuery([SPEC]))
     if model is not None:
         made = _of_model(made, model)
-    # SQLite has no index for metadata but one for words, so ask for a word of the uid first. How a server cuts text
-    # into words is its own affair, but it does it alike in every run of this uid: if one is found, all are.
-    word = raw_uid.split("-")[0]
-    narrowed = made.search(FullText(word)) if _WORD.fullmatch(word) else made
-    # SQLite compares JSON numbers as text: right for times in seconds from 2001 to 2286, all of ten digits.
-    newest_first = ("start.time", -1)
-    return list(narrowed.sort(newest_first).values()) or list(made.sort(newest_first).values())
+    # A page of results would cost a second pass, for its length.
+    uids = [one["value"] for one in made.distinct("start.uid")["metadata"]["start.uid"]]
+    return sorted((denoised[uid] for uid in uids), key=lambda run: run.start["time"], reverse=True)
 
 
 def _of_model(runs: Container, model: str) -> Container:

@@ -14,7 +14,8 @@ import numpy as np
 from event_model import compose_run
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.catalog.row import SCALARS, Row
+from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.catalog.row import Row
 from bluesky_symdenoise.recipe import array_sha256
 
 Document = dict[str, Any]
