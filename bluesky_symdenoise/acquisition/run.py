@@ -309,6 +309,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         if self._derived is None:
             return
         failures = [{"reason": why, "frames": count} for why, count in self._failures.items()]
+        groups = {name: found.point_group for name, found in self._symmetry.items()}
         self._derived.stop(
             exit_status=exit_status,
             reason=reason,
@@ -317,6 +318,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 "complete": self._ended,
                 "frames": self._frames,
                 "failures": failures,
+                "symmetry": {used: [key for key, group in groups.items() if group == used] for used in groups.values()},
                 "seconds": round(clock.perf_counter() - self._begun, 3),
                 "bytes": sum(stream.derived.bytes_written for stream in self._streams.values()),
             },

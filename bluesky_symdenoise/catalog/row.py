@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.catalog.columns import SCALARS
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
 from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
@@ -32,17 +33,6 @@ class Row:
     intensity: NDArray[np.float32]
     sigma: NDArray[np.float32]
     scalars: Mapping[str, Any]
-
-
-#: Names and dtypes of the scalars of every row.
-SCALARS = {
-    "counts_in": "number",
-    "counts_out": "number",
-    "symmetry": "string",
-    "center_y": "number",
-    "center_x": "number",
-    "ms": "number",
-}
 
 
 def empty_row(shape: Sequence[int]) -> Row:

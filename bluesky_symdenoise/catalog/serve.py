@@ -199,8 +199,14 @@ def serve(
 @contextmanager
 def _running(directory: Path, *, port: int, api_key: str, readable: Sequence[str | Path] = ()) -> Iterator[str]:
     config = embedded_config(directory, api_key=api_key, readable=readable)
+    with _only_server(directory), running(config, port=port, api_key=api_key) as url:
+        yield url
+
+
+@contextmanager
+def running(config: Config, *, port: int, api_key: str) -> Iterator[str]:
+    """Serve what a configuration describes on 127.0.0.1 while the context lasts, and give the URL."""
     with ExitStack() as stack:
-        stack.enter_context(_only_server(directory))
         listener = stack.enter_context(_listening(port))
         stack.enter_context(_quiet())
         app = build_app_from_config(config)

@@ -14,7 +14,8 @@ from event_model import compose_run
 from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
-from bluesky_symdenoise.catalog.row import SCALARS, Row
+from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.catalog.row import Row
 from bluesky_symdenoise.files.nexus import add_entry, add_images, add_parameters, add_process
 from bluesky_symdenoise.recipe import array_sha256
 

@@ -23,8 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bluesky_symdenoise.acquisition.callback import DenoiseCallback
 from bluesky_symdenoise.acquisition.play import Frames, PlayDetector
 from bluesky_symdenoise.bench.metrics import best_floor_nll, poisson_nll
+from bluesky_symdenoise.catalog.align import aligned
 from bluesky_symdenoise.catalog.picture import panel_figure, panels, png
-from bluesky_symdenoise.catalog.query import aligned, denoised_for
+from bluesky_symdenoise.catalog.query import denoised_for
 from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.demo.report import Report, show
 from bluesky_symdenoise.denoiser.infer import Denoiser
