@@ -20,16 +20,14 @@ from tiled.config import Config
 from tiled.server.app import build_app_from_config
 from tiled.server.settings import DatabaseSettings, Settings, get_settings
 from tiled.server.simple import ThreadedServer
-from tiled.structures.core import Spec
 from tiled.utils import parse
 
+from bluesky_symdenoise.catalog.containers import FRAMES_FOLDER as FRAMES_FOLDER
+from bluesky_symdenoise.catalog.containers import prepare
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     from tiled.client.container import Container
-
-#: Metadata key under which a catalogue of derived runs names the folder for its frames.
-FRAMES_FOLDER = "symdenoise_frames"
 
 KEY_VARIABLE = "TILED_SINGLE_USER_API_KEY"
 # pydantic-settings gives these precedence over the file and over values set in code.
@@ -138,12 +136,7 @@ def embedded_catalog(
     with _running(Path(directory), port=port, api_key=key, readable=readable) as url:
         client = from_uri(f"{url}/api/v1", api_key=key, trust_env=False)
         with closing(client.context.http_client):
-            for name in ("raw", "denoised"):
-                if name not in client:
-                    client.create_container(name, specs=[Spec("CatalogOfBlueskyRuns", "3.0")])
-            frames = str(Path(directory).resolve() / "frames")
-            if client["denoised"].metadata.get(FRAMES_FOLDER) != frames:
-                client["denoised"].update_metadata({FRAMES_FOLDER: frames})
+            prepare(client, frames=Path(directory) / "frames")
             yield client
 
 
