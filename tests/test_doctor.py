@@ -1,4 +1,4 @@
-"""`symdenoise doctor` on a good server and on broken ones: each fault is named, with its remedy, and nothing is left behind."""
+"""`symdenoise doctor` on a good server and on broken ones: each fault is named, and nothing is left behind."""
 
 from __future__ import annotations
 

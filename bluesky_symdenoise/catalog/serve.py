@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -31,7 +32,16 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "TILED_SINGLE_USER_API_KEY"
 # pydantic-settings gives these precedence over the file and over values set in code.
-_REDIRECTING = ("TILED_CATALOG", "TILED_STREAMING_CACHE", "TILED_TREES", "TILED_AUTH")
+_REDIRECTING = (
+    "TILED_CATALOG",
+    "TILED_STREAMING_CACHE",
+    "TILED_TREES",
+    "TILED_AUTH",
+    "TILED_MEDIA_TYPES",
+    "TILED_ROUTERS",
+    "ACCESS_CONTROL",
+)
+_NOT_ASKED = ("mount_node", "metadata", "specs", "top_level_access_tags")
 _CHATTY = ("tiled", "tiled.server.app", "uvicorn", "uvicorn.access", "uvicorn.asgi", "uvicorn.error")
 _GRACE_S = 5
 
@@ -91,7 +101,13 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
         config = None
     if config is None or (
         {name: config.trees[0].args[name] for name in storage} != storage
-        or config.trees[0].args["mount_node"] is not None
+        or any(config.trees[0].args[name] is not None for name in _NOT_ASKED)
+        or set(config.trees[0].args["adapters_by_mimetype"] or ())
+        != set(asked["catalog"].get("adapters_by_mimetype", ()))
+        or {family: set(types) for family, types in config.media_types.items()}
+        != {family: set(types) for family, types in asked["media_types"].items()}
+        or config.access_policy is not None
+        or len(config.routers) != len(asked.get("routers", ()))
         or config.streaming_cache.uri != asked["streaming_cache"]["uri"]
         or {name: getattr(config.authentication, name) for name in authentication} != authentication
     ):
@@ -150,7 +166,7 @@ def serve(
     """Serve the catalogue in a folder until Ctrl-C or SIGTERM, and say how to open it.
 
     The key is ``api_key``, else that in ``TILED_SINGLE_USER_API_KEY``, else a random one; only the random one
-    is shown, because nobody else knows it. Call it from the main thread: that is where signals arrive.
+    is shown, because nobody else knows it, and only on a terminal. Call it from the main thread: that is where signals arrive.
 
     Parameters
     ----------
@@ -166,7 +182,7 @@ def serve(
     Raises
     ------
     SymDenoiseError
-        If the folder holds no catalogue, and as `embedded_catalog`.
+        If the folder holds no catalogue, if there is no key and the output is no terminal, and as `embedded_catalog`.
     """
     home = Path(directory)
     if not (home / "catalog.db").is_file():
@@ -176,6 +192,12 @@ def serve(
             remedy=f"make one with `symdenoise demo --output {home}`",
         )
     known = api_key or os.environ.get(KEY_VARIABLE)
+    if not (known or sys.stdout.isatty()):
+        raise SymDenoiseError(
+            "API key",
+            rule=f"{KEY_VARIABLE} is not set, and one made here would be written to the log that this output goes to",
+            remedy=f"set {KEY_VARIABLE}, for example to the output of `openssl rand -hex 32`",
+        )
     key = known or secrets.token_hex(32)
     with _stop_signal() as stop, _running(home, port=port, api_key=key) as url:
         spelled = "..." if api_key else f'os.environ["{KEY_VARIABLE}"]' if known else f'"{key}"'
