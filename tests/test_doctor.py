@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +41,26 @@ def configuration() -> dict[str, Any]:
 
 def assets(server: TiledProcess) -> list[str]:
     """What the catalogue's own database holds of files."""
-    import sqlite3
-    from contextlib import closing
-
     with closing(sqlite3.connect(server.folder / "symdenoise-catalog.db")) as database:
         return sorted(uri for (uri,) in database.execute("SELECT data_uri FROM assets"))
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pip notes of the package, which a source tree on the path lacks."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    folder = tmp_path_factory.mktemp("site")
+    noted = folder / "bluesky_symdenoise-0.dist-info"
+    noted.mkdir()
+    (noted / "METADATA").write_text("Metadata-Version: 2.1\nName: bluesky-symdenoise\nVersion: 0\n")
+    (noted / "entry_points.txt").write_text(
+        "\n".join(
+            line
+            for group, points in project["entry-points"].items()
+            for line in (f"[{group}]", *(f"{name} = {where}" for name, where in points.items()))
+        )
+    )
+    monkeypatch.syspath_prepend(folder)
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,8 @@ def serve(
     """Serve the catalogue in a folder until Ctrl-C or SIGTERM, and say how to open it.
 
     The key is ``api_key``, else that in ``TILED_SINGLE_USER_API_KEY``, else a random one; only the random one
-    is shown, because nobody else knows it, and only on a terminal. Call it from the main thread: that is where signals arrive.
+    is shown, because nobody else knows it, and only on a terminal. Call it from the main thread: that is where signals
+    arrive.
 
     Parameters
     ----------
@@ -182,7 +183,8 @@ def serve(
     Raises
     ------
     SymDenoiseError
-        If the folder holds no catalogue, if there is no key and the output is no terminal, and as `embedded_catalog`.
+        If the folder holds no catalogue, if a key would have to be shown and the output is no terminal, and as
+        `embedded_catalog`.
     """
     home = Path(directory)
     if not (home / "catalog.db").is_file():

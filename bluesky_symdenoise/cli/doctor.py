@@ -51,6 +51,8 @@ def prepare(
     ] = None,
 ) -> None:
     """Make the containers `raw` and `denoised` on a Tiled server; the API key is TILED_API_KEY."""
+    from contextlib import closing
+
     import httpx
     from tiled.client import from_uri
     from tiled.client.utils import ClientError
@@ -60,7 +62,8 @@ def prepare(
 
     try:
         client = from_uri(uri, api_key=os.environ.get("TILED_API_KEY"), trust_env=False)
-        prepare_root(client, frames=frames, access_tags=access_tag or ())
+        with closing(client.context.http_client):
+            prepare_root(client, frames=frames, access_tags=access_tag or ())
     except (ClientError, httpx.TransportError) as error:
         raise SymDenoiseError(
             uri, rule=f"the server did not do it ({error})", remedy="run `symdenoise doctor` on it"
