@@ -16,6 +16,7 @@ from facility import KEY, TiledProcess, scan, tiled_process
 from servers import free_port
 from typer.testing import CliRunner
 
+from bluesky_symdenoise import SymDenoiseError
 from bluesky_symdenoise.catalog.containers import prepare
 from bluesky_symdenoise.catalog.serve import config_path
 from bluesky_symdenoise.cli import app
@@ -122,8 +123,10 @@ def test_a_server_that_is_down() -> None:
     assert "cannot be reached" in found["server"][1]
 
 
-def test_no_address_at_all() -> None:
-    done = CliRunner().invoke(app, ["doctor", "facility"])
+@pytest.mark.parametrize("uri", ["facility", "ftp://facility", "http://", "http://[", ""])
+def test_no_address_at_all(uri: str) -> None:
+    done = CliRunner().invoke(app, ["doctor", uri])
+    assert isinstance(done.exception, SymDenoiseError), "exit status 2 and one line"
     assert "no address" in str(done.exception)
 
 

@@ -57,7 +57,7 @@ def private_postgres(directory: str | Path) -> Iterator[str]:
         if user is not None:
             shutil.chown(secret, user)
         data = home / "data"
-        command = [initdb, "-D", data, "-U", _ROLE, "--auth=scram-sha-256", f"--pwfile={secret}"]
+        command: list[str | Path] = [initdb, "-D", data, "-U", _ROLE, "--auth=scram-sha-256", f"--pwfile={secret}"]
         made = _run([*command, "--encoding=UTF8", "--locale=C", "--no-sync"], user=user, cwd=home)
         if made.returncode:
             raise _failed("initdb", made.stdout)

@@ -65,13 +65,23 @@ def examine(uri: str, *, api_key: str | None, directory: str | Path | None = Non
             f"{uri} cannot be reached ({str(error) or type(error).__name__})",
             "start it, or check host, port and firewall",
         )
+    except httpx.HTTPStatusError as error:
+        yield Finding(
+            "server",
+            "problem",
+            f"{error.request.url.path} is answered with {error.response.status_code}",
+            "see the server's log",
+        )
 
 
 def _api(uri: str) -> str:
-    url = httpx.URL(uri)
+    try:
+        url = httpx.URL(uri)
+    except httpx.InvalidURL:
+        url = httpx.URL("")
     if url.scheme not in ("http", "https") or not url.host:
         raise SymDenoiseError(uri, rule="it is no address of a Tiled server", remedy="give http://HOST:PORT")
-    return str(url.copy_with(path="/api/v1/", query=None)) if "/api/v1" not in url.path else f"{uri.rstrip('/')}/"
+    return str(url.copy_with(path=f"{url.path.partition('/api/v1')[0].rstrip('/')}/api/v1/", query=None))
 
 
 def _installation() -> Iterator[Finding]:
@@ -93,7 +103,6 @@ class _Server:
     def __init__(self, http: httpx.Client, *, directory: str | Path | None) -> None:
         self._http, self._directory = http, directory
         self._scopes: frozenset[str] | None = None
-        self._uri_note = str(http.base_url)
 
     def findings(self) -> Iterator[Finding]:
         begun = time.time()
@@ -102,7 +111,7 @@ class _Server:
             yield Finding(
                 "server",
                 "problem",
-                f"{self._uri_note} answers {answer.status_code}, not as Tiled does",
+                f"{self._http.base_url} answers {answer.status_code}, not as Tiled does",
                 "check the URL",
             )
             return
