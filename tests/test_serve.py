@@ -76,6 +76,7 @@ def test_all_storage_lies_in_the_folder_and_nothing_is_made_yet(tmp_path):
         ("TILED_CATALOG_TOP_LEVEL_ACCESS_TAGS", '["facility"]'),
         ("TILED_CATALOG_ADAPTERS_BY_MIMETYPE", '{"application/x-facility": "json:loads"}'),
         ("TILED_MEDIA_TYPES", '{"array": {"image/x-facility": "json:dumps"}}'),
+        ("TILED_MEDIA_TYPES", '{"BlueskyRun": {"application/json-seq": "json:dumps"}}'),
         ("TILED_ROUTERS", '["json:loads"]'),
         ("access_control", '{"access_policy": "builtins:dict", "args": {"facility": 1}}'),
         (

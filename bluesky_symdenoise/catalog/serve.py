@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from tiled.client import from_uri
@@ -21,7 +22,7 @@ from tiled.config import Config
 from tiled.server.app import build_app_from_config
 from tiled.server.settings import DatabaseSettings, Settings, get_settings
 from tiled.server.simple import ThreadedServer
-from tiled.utils import parse
+from tiled.utils import import_object, parse
 
 from bluesky_symdenoise.catalog.containers import FRAMES_FOLDER as FRAMES_FOLDER
 from bluesky_symdenoise.catalog.containers import prepare
@@ -41,7 +42,6 @@ _REDIRECTING = (
     "TILED_ROUTERS",
     "ACCESS_CONTROL",
 )
-_NOT_ASKED = ("mount_node", "metadata", "specs", "top_level_access_tags")
 _CHATTY = ("tiled", "tiled.server.app", "uvicorn", "uvicorn.access", "uvicorn.asgi", "uvicorn.error")
 _GRACE_S = 5
 
@@ -99,18 +99,7 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
         if not redirects:
             raise
         config = None
-    if config is None or (
-        {name: config.trees[0].args[name] for name in storage} != storage
-        or any(config.trees[0].args[name] is not None for name in _NOT_ASKED)
-        or set(config.trees[0].args["adapters_by_mimetype"] or ())
-        != set(asked["catalog"].get("adapters_by_mimetype", ()))
-        or {family: set(types) for family, types in config.media_types.items()}
-        != {family: set(types) for family, types in asked["media_types"].items()}
-        or config.access_policy is not None
-        or len(config.routers) != len(asked.get("routers", ()))
-        or config.streaming_cache.uri != asked["streaming_cache"]["uri"]
-        or {name: getattr(config.authentication, name) for name in authentication} != authentication
-    ):
+    if config is None or not _is_as_asked(config, asked):
         raise SymDenoiseError(
             ", ".join(redirects),
             rule=f"the environment redirects the server of {home} elsewhere",
@@ -120,6 +109,32 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
     # denoised run. With one connection to the tables they wait for each other. Tiled's file cannot say 0 here.
     config.trees[0].args |= {"storage_pool_size": 1, "storage_max_overflow": 0}
     return config
+
+
+def _is_as_asked(config: Config, asked: dict[str, Any]) -> bool:
+    """Whether the environment left alone what decides who reads, what code runs and where things are stored."""
+    storage, imported = config.trees[0].args, _imported(asked)
+    given = {name: storage[name] for name in ("uri", "writable_storage", "readable_storage")}
+    return (
+        given == {name: asked["catalog"][name] for name in given}
+        and all(storage[name] is None for name in ("mount_node", "metadata", "specs", "top_level_access_tags"))
+        and (storage["adapters_by_mimetype"] or {}) == imported["catalog"].get("adapters_by_mimetype", {})
+        and config.media_types == imported["media_types"]
+        and config.routers == imported.get("routers", [])
+        and config.access_policy is None
+        and config.streaming_cache.uri == asked["streaming_cache"]["uri"]
+        and {name: getattr(config.authentication, name) for name in asked["authentication"]} == asked["authentication"]
+    )
+
+
+def _imported(asked: Any) -> Any:
+    """The configuration with objects where it names them, ``package.module:name``."""
+    if isinstance(asked, dict):
+        return {key: _imported(value) for key, value in asked.items()}
+    if isinstance(asked, list):
+        return [_imported(value) for value in asked]
+    is_name = isinstance(asked, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", asked)
+    return import_object(asked) if is_name else asked
 
 
 @contextmanager
