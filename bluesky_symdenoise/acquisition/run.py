@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
-from bluesky_tiled_plugins import TiledWriter
 from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
 from event_model import DocumentRouter
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +21,7 @@ from tiled.client.utils import ClientError
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
+from bluesky_symdenoise.catalog.access import derived_writer
 from bluesky_symdenoise.catalog.marks import mark_images
 from bluesky_symdenoise.catalog.query import SPEC
 from bluesky_symdenoise.catalog.row import Row, denoised_row, empty_row
@@ -356,7 +356,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             if uid in work.container:
                 raise _doubled(uid)
             derived = DerivedRun(
-                TiledWriter(work.container, batch_size=1),
+                derived_writer(work.container),
                 folder=work.folder,
                 start=start,
                 uid=uid,
