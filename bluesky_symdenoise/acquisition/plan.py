@@ -116,7 +116,7 @@ class Work:
             container=container,
             denoiser=model,
             recipe=recipe,
-            folder=_folder(container, directory),
+            folder=frames_folder(container, directory),
             mask=bad,
             exposure=n,
             activity=activity,
@@ -140,7 +140,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _folder(container: Container, directory: str | Path | None) -> Path:
+def frames_folder(container: Container, directory: str | Path | None) -> Path:
     """The folder for derived files: the one given, or the one that the container itself names."""
     named = directory if directory is not None else container.metadata.get(FRAMES_FOLDER)
     if named is None:

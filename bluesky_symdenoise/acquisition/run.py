@@ -205,14 +205,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         try:
             if uid in work.container:
                 raise _doubled(uid)
-            derived = DerivedRun(
-                TiledWriter(work.container, batch_size=1),
-                folder=work.folder,
-                start=start,
-                uid=uid,
-                time=clock.time(),
-                arrays=arrays,
-            )
+            derived = self._derived_run(start=start, uid=uid, arrays=arrays)
             self.derived_uid = uid
             return derived
         except ClientError as error:
@@ -223,6 +216,16 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 rule=f"the server cannot be reached ({str(error) or type(error).__name__})",
                 remedy="start it again, then replay the run; the raw run is as it was",
             ) from error
+
+    def _derived_run(self, *, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]) -> DerivedRun:
+        return DerivedRun(
+            TiledWriter(self._work.container, batch_size=1),
+            folder=self._work.folder,
+            start=start,
+            uid=uid,
+            time=clock.time(),
+            arrays=arrays,
+        )
 
     def _advance(self, stream: _Stream) -> None:
         while stream.waiting:
