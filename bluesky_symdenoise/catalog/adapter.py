@@ -41,7 +41,7 @@ CACHE_BYTES = 2**29
 READERS = 8
 
 _READERS: RunVar[anyio.CapacityLimiter] = RunVar("symdenoise_readers")
-_UNPROCESSABLE, _TOO_LARGE = 422, 400
+_UNPROCESSABLE, _BAD_REQUEST = 422, 400
 
 
 class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
@@ -109,8 +109,8 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
     def _cut(self, window: list[range], slice: NDSlice) -> NDArray[np.float32]:
         try:
             index = (slice or NDSlice(...)).expand_for_shape(tuple(len(part) for part in window))
-        except IndexError as error:
-            raise HTTPException(_TOO_LARGE, f"slice: {error}") from error
+        except (IndexError, ValueError) as error:
+            raise HTTPException(_BAD_REQUEST, f"slice: {error}") from error
         asked = [part[each] for part, each in zip(window, index, strict=True)]
         rows, pixels = asked[0], tuple(_indices(part) for part in asked[1:])
         lines = [rows] if isinstance(rows, int) else rows
@@ -128,7 +128,7 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
         whole = math.prod(self._source.row_shape) * 4
         if rows * whole > limit and math.prod(shape):
             raise HTTPException(
-                _TOO_LARGE,
+                _BAD_REQUEST,
                 f"{rows} frames of {whole} bytes: a request may have {limit} bytes of frames denoised; "
                 f"ask for at most {limit // whole} frames at a time",
             )

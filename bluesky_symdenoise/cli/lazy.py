@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,13 +36,12 @@ def register(
     from bluesky_symdenoise.acquisition.register import register as register_run
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
-    client = _client(catalog)
     denoiser = Denoiser.pretrained(model, threads=threads)
-    for uid in runs:
-        made = register_run(
-            _run(client, "raw", uid), client["denoised"], denoiser=denoiser, symmetry=symmetry, beam_center=beam_center
-        )
-        typer.echo(f"{uid}: {made.start['uid']}")
+    with _opened(catalog) as client:
+        for uid in runs:
+            raw = _run(client, "raw", uid)
+            made = register_run(raw, client["denoised"], denoiser=denoiser, symmetry=symmetry, beam_center=beam_center)
+            typer.echo(f"{uid}: {made.start['uid']}")
 
 
 @app.command()
@@ -48,9 +49,9 @@ def evict(catalog: Catalog, runs: Runs) -> None:
     """Delete the stored pixels of denoised RUNs, after checking that they can be computed again bit for bit."""
     from bluesky_symdenoise.acquisition.pixels import evict as evict_run
 
-    client = _client(catalog)
-    for uid in runs:
-        typer.echo(f"{uid}: {evict_run(_run(client, 'denoised', uid))} bytes freed")
+    with _opened(catalog) as client:
+        for uid in runs:
+            typer.echo(f"{uid}: {evict_run(_run(client, 'denoised', uid))} bytes freed")
 
 
 @app.command()
@@ -58,12 +59,13 @@ def materialize(catalog: Catalog, runs: Runs) -> None:
     """Compute and store the pixels of lazy denoised RUNs: the inverse of evict."""
     from bluesky_symdenoise.acquisition.pixels import materialize as materialize_run
 
-    client = _client(catalog)
-    for uid in runs:
-        typer.echo(f"{uid}: {materialize_run(_run(client, 'denoised', uid))} bytes written")
+    with _opened(catalog) as client:
+        for uid in runs:
+            typer.echo(f"{uid}: {materialize_run(_run(client, 'denoised', uid))} bytes written")
 
 
-def _client(uri: str) -> Container:
+@contextmanager
+def _opened(uri: str) -> Iterator[Container]:
     import httpx
     from tiled.client import from_uri
     from tiled.client.utils import ClientError
@@ -81,7 +83,8 @@ def _client(uri: str) -> Container:
         raise SymDenoiseError(
             uri, rule=f"its root has no {' and no '.join(sorted(missing))}", remedy="give the URL of the root"
         )
-    return client
+    with closing(client.context.http_client):
+        yield client
 
 
 def _run(client: Container, part: str, uid: str) -> Any:

@@ -289,11 +289,14 @@ def _check_virtual(dataset: Any, part: slice, own: Path, root: Path, depth: int)
         # What is missing, HDF5 would look for in the working directory, and else fill in.
         path = own if mapping.file_name == "." else (own.parent / mapping.file_name).resolve(strict=True)
         _inside(path, root, own.name)
-        low, high = (int(bound[0]) for bound in mapping.src_space.get_select_bounds())
-        if high - low == last - first:
-            low, high = low + max(0, part.start - first), low + min(last, part.stop - 1) - first
         with open_for_reading(path) as file:
-            _check_dataset(file[mapping.dset_name], slice(low, high + 1), root, depth + 1)
+            source = file[mapping.dset_name]
+            whole = mapping.src_space.get_select_type() == h5py.h5s.SEL_ALL
+            bounds = ((0,), (source.shape[0] - 1,)) if whole else mapping.src_space.get_select_bounds()
+            low, high = (int(bound[0]) for bound in bounds)
+            if high - low == last - first:
+                low, high = low + max(0, part.start - first), low + min(last, part.stop - 1) - first
+            _check_dataset(source, slice(low, high + 1), root, depth + 1)
 
 
 def _check_chunks(dataset: Any, part: slice) -> None:
