@@ -9,13 +9,17 @@ __version__ = "0.1.0"
 _HOME = {
     "DenoiseCallback": "bluesky_symdenoise.acquisition.callback",
     "Denoiser": "bluesky_symdenoise.denoiser.infer",
+    "RegisterCallback": "bluesky_symdenoise.acquisition.registering",
     "SymDenoiseError": "bluesky_symdenoise.errors",
     "aligned": "bluesky_symdenoise.catalog.align",
     "denoised_for": "bluesky_symdenoise.catalog.query",
     "embedded_catalog": "bluesky_symdenoise.catalog.serve",
     "find": "bluesky_symdenoise.catalog.query",
+    "evict": "bluesky_symdenoise.acquisition.pixels",
+    "materialize": "bluesky_symdenoise.acquisition.pixels",
     "raw_for": "bluesky_symdenoise.catalog.query",
     "recompute": "bluesky_symdenoise.acquisition.replay",
+    "register": "bluesky_symdenoise.acquisition.register",
     "replay": "bluesky_symdenoise.acquisition.replay",
 }
 
@@ -23,6 +27,10 @@ __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.callback import DenoiseCallback as DenoiseCallback
+    from bluesky_symdenoise.acquisition.pixels import evict as evict
+    from bluesky_symdenoise.acquisition.pixels import materialize as materialize
+    from bluesky_symdenoise.acquisition.register import register as register
+    from bluesky_symdenoise.acquisition.registering import RegisterCallback as RegisterCallback
     from bluesky_symdenoise.acquisition.replay import recompute as recompute
     from bluesky_symdenoise.acquisition.replay import replay as replay
     from bluesky_symdenoise.catalog.align import aligned as aligned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,10 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise.acquisition.frames import StoredFrames
-from bluesky_symdenoise.acquisition.run import RunDenoiser, Work
+from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.catalog.query import raw_for
-from bluesky_symdenoise.catalog.row import denoised_row
+from bluesky_symdenoise.catalog.row import Row, denoised_row
 from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -74,35 +75,59 @@ def replay(
         streams=streams,
         data_keys=data_keys,
     )
-    start, stop = dict(run.start), run.metadata.get("stop")
-    if not stop:
+    existing = derived_already(run, work)
+    if existing is not None:
+        return existing
+    stored = {descriptor["uid"]: StoredStream(run, descriptor) for descriptor in run.descriptors}
+    pipeline = RunDenoiser(work, source=lambda descriptor: stored[descriptor["uid"]].frames())
+    drive(pipeline, run, stored.values())
+    return into[pipeline.derived_uid]
+
+
+def derived_already(run: BlueskyRun, work: Work) -> BlueskyRun | None:
+    """The derived run of this work, if it is there and whole; one that was cut short or has failures is deleted.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the run has not ended or is no raw run, or an unfinished derived run is in the way.
+    """
+    uid, into = run.start["uid"], work.container
+    if not run.metadata.get("stop"):
+        raise SymDenoiseError(f"run {uid}", rule="it has no stop document yet", remedy="replay it when it has ended")
+    if "raw_uid" in run.start:
+        raise SymDenoiseError(f"run {uid}", rule="it is denoised already", remedy="give its raw run, raw_for(run)")
+    uid = work.recipe.derived_uid(uid)
+    if uid not in into:
+        return None
+    existing = into[uid]
+    ended = existing.metadata.get("stop")
+    if not ended:
         raise SymDenoiseError(
-            f"run {start['uid']}", rule="it has no stop document yet", remedy="replay it when it has ended"
+            f"derived run {uid}",
+            rule="it has no stop document: it is being written, or was cut off",
+            remedy=f"wait, or remove it with into[{uid!r}].delete(recursive=True, external_only=False)",
         )
-    if "raw_uid" in start:
-        raise SymDenoiseError(
-            f"run {start['uid']}", rule="it is denoised already", remedy="give its raw run, raw_for(run)"
-        )
-    uid = work.recipe.derived_uid(start["uid"])
-    if uid in into:
-        existing = into[uid]
-        ended = existing.metadata.get("stop")
-        if not ended:
-            raise SymDenoiseError(
-                f"derived run {uid}",
-                rule="it has no stop document: it is being written, or was cut off",
-                remedy=f"wait, or remove it with into[{uid!r}].delete(recursive=True, external_only=False)",
-            )
-        if ended["provenance"]["complete"] and not ended["provenance"]["failures"]:
-            return existing
-        existing.delete(recursive=True, external_only=False)
+    if ended["provenance"]["complete"] and not ended["provenance"]["failures"]:
+        return existing
+    existing.delete(recursive=True, external_only=False)
+    return None
+
+
+def drive(pipeline: RunDenoiser, run: BlueskyRun, streams: Collection[StoredStream]) -> None:
+    """Give a pipeline the documents of a stored run, with its access tags.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the run has no image that was asked for.
+    """
+    start, stop = dict(run.start), dict(run.metadata["stop"])
     if run.access_tags:
         start["tiled_access_tags"] = list(run.access_tags)
-    stored = {descriptor["uid"]: _Stored(run, descriptor) for descriptor in run.descriptors}
-    pipeline = RunDenoiser(work, source=lambda descriptor: stored[descriptor["uid"]].frames())
     pipeline.start(start)
     try:
-        for stream in stored.values():
+        for stream in streams:
             pipeline.descriptor(stream.descriptor)
         if pipeline.derived_uid is None:
             raise SymDenoiseError(
@@ -110,16 +135,15 @@ def replay(
                 rule=f"no stream of {', '.join(run) or 'none'} holds a 2D image that was asked for",
                 remedy="check streams and data_keys",
             )
-        for uid_, stream in stored.items():
+        for stream in streams:
             for seq_num, time in zip(stream.seq_nums, stream.times, strict=True):
-                pipeline.event({"descriptor": uid_, "seq_num": seq_num, "time": time, "data": {}})
-        pipeline.stop(dict(stop))
+                pipeline.event({"descriptor": stream.descriptor["uid"], "seq_num": seq_num, "time": time, "data": {}})
+        pipeline.stop(stop)
     finally:
         pipeline.abandon("the replay was interrupted")
-    return into[uid]
 
 
-class _Stored:
+class StoredStream:
     """Event numbers and times of one stream of a stored run."""
 
     def __init__(self, run: BlueskyRun, descriptor: Document) -> None:
@@ -178,9 +202,7 @@ def recompute(
     SymDenoiseError
         If the recipe's model or algorithm is not this package's, or the raw run or the mask is gone.
     """
-    raw = raw_for(run)
-    provenance: Document = dict(run.start["provenance"])
-    source = provenance["wasDerivedFrom"][0]
+    source = run.start["provenance"]["wasDerivedFrom"][0]
     key, stream = key or source["data_key"], stream or source["stream"]
     if stream not in run or key not in run[stream]:
         raise SymDenoiseError(
@@ -191,40 +213,70 @@ def recompute(
     rows = run[stream][key].shape[0]
     if not 0 <= index < rows:
         raise SymDenoiseError(f"row {index}", rule=f"stream {stream!r} has {rows} rows", remedy=f"give 0 to {rows - 1}")
-    recipe = Recipe.from_dict(provenance["recipe"])
-    if denoiser is None:
-        denoiser = Denoiser.pretrained(
-            provenance["model"]["name"],
-            device="cpu" if provenance["environment"]["device"] == "cpu" else "auto",
-            threads=provenance["environment"]["threads"],
-        )
-    if denoiser.model.sha256 != recipe.model_sha256 or recipe.algorithm != ALGORITHM:
-        raise SymDenoiseError(
-            f"model {denoiser.model.name} ({denoiser.model.sha256[:12]}), algorithm {ALGORITHM}",
-            rule=f"the run was made with {recipe.model_sha256[:12]} and algorithm {recipe.algorithm}",
-            remedy=f"install version {provenance['wasAssociatedWith']['version']}",
-        )
-    image = np.asarray(raw[stream][key][index : index + 1])[0]
-    events = run[stream]
-    group = str(np.asarray(events[f"{key}_symmetry"].read())[index])
-    if not group:
-        raise SymDenoiseError(
-            f"row {index}",
-            rule="its frame was not denoised",
-            remedy="the run's stop document says why; replay the raw run",
-        )
-    center = tuple(float(np.asarray(events[f"{key}_center_{axis}"].read())[index]) for axis in "yx")
-    symmetry = Symmetry(group, None if np.isnan(center[0]) else (center[0], center[1]))
-    row = denoised_row(
-        denoiser,
-        recipe,
-        image,
-        mask=_stored_array(run, stream, key, "mask", recipe.mask_sha256),
-        exposure=_stored_array(run, stream, key, "exposure", recipe.exposure_sha256),
-        symmetry=symmetry,
-    )
-    dims = (*(f"dim_{i}" for i in range(image.ndim - 2)), "y", "x")
+    again = Again(run, stream, key, denoiser or recorded_denoiser(run))
+    row = again.row(index, np.asarray(raw_for(run)[stream][key][index : index + 1])[0])
+    dims = (*(f"dim_{i}" for i in range(row.intensity.ndim - 2)), "y", "x")
     return xr.Dataset({"intensity": (dims, row.intensity), "sigma": (dims, row.sigma)})
+
+
+def recorded_denoiser(run: BlueskyRun) -> Denoiser:
+    """The model that the provenance of a derived run names, with its device and thread count."""
+    provenance: Document = dict(run.start["provenance"])
+    return Denoiser.pretrained(
+        provenance["model"]["name"],
+        device="cpu" if provenance["environment"]["device"] == "cpu" else "auto",
+        threads=provenance["environment"]["threads"],
+    )
+
+
+class Again:
+    """Rows of one image of a derived run, computed again from the raw run and the provenance.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the recipe's model or algorithm is not this package's, or the raw run or the mask is gone.
+    """
+
+    def __init__(self, run: BlueskyRun, stream: str, key: str, denoiser: Denoiser) -> None:
+        provenance: Document = dict(run.start["provenance"])
+        self.recipe = recipe = Recipe.from_dict(provenance["recipe"])
+        if denoiser.model.sha256 != recipe.model_sha256 or recipe.algorithm != ALGORITHM:
+            raise SymDenoiseError(
+                f"model {denoiser.model.name} ({denoiser.model.sha256[:12]}), algorithm {ALGORITHM}",
+                rule=f"the run was made with {recipe.model_sha256[:12]} and algorithm {recipe.algorithm}",
+                remedy=f"install version {provenance['wasAssociatedWith']['version']}",
+            )
+        self.denoiser = denoiser
+        self.mask = _stored_array(run, stream, key, "mask", recipe.mask_sha256)
+        self.exposure = _stored_array(run, stream, key, "exposure", recipe.exposure_sha256)
+        events = run[stream]
+        self.groups = [str(group) for group in np.asarray(events[f"{key}_symmetry"].read())]
+        centers = (np.asarray(events[f"{key}_center_{axis}"].read(), float) for axis in "yx")
+        self.centers = [None if np.isnan(y) else (float(y), float(x)) for y, x in zip(*centers, strict=True)]
+
+    def row(self, index: int, image: NDArray[Any]) -> Row:
+        """One row as it was stored, from its raw image.
+
+        Raises
+        ------
+        SymDenoiseError
+            If its frame was not denoised.
+        """
+        if not self.groups[index]:
+            raise SymDenoiseError(
+                f"row {index}",
+                rule="its frame was not denoised",
+                remedy="the run's stop document says why; replay the raw run",
+            )
+        return denoised_row(
+            self.denoiser,
+            self.recipe,
+            image,
+            mask=self.mask,
+            exposure=self.exposure,
+            symmetry=Symmetry(self.groups[index], self.centers[index]),
+        )
 
 
 def _stored_array(run: BlueskyRun, stream: str, key: str, name: str, sha256: str | None) -> NDArray[Any] | None:
@@ -234,12 +286,15 @@ def _stored_array(run: BlueskyRun, stream: str, key: str, name: str, sha256: str
     import h5py
     from tiled.utils import path_from_uri
 
-    asset = run[stream][key].data_sources()[0].assets[0]
-    path = path_from_uri(asset.data_uri)
+    assets = {asset.parameter: asset for asset in run[stream][key].data_sources()[0].assets}
+    path = path_from_uri(assets[name if name in assets else "data_uris"].data_uri)
     try:
-        with h5py.File(path, "r", swmr=True) as file:
-            array: NDArray[Any] = file[f"entry/process/{name}"][()]
-    except (OSError, KeyError) as error:
+        if name in assets:  # A lazy run has a file for each array.
+            array: NDArray[Any] = np.load(path, allow_pickle=False)
+        else:
+            with h5py.File(path, "r", swmr=True) as file:
+                array = file[f"entry/process/{name}"][()]
+    except (OSError, KeyError, ValueError) as error:
         raise SymDenoiseError(
             f"{name} of run {run.start['uid']}",
             rule=f"it cannot be read from {path} ({error})",

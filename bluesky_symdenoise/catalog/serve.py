@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -94,7 +95,10 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
     asked |= {"catalog": asked["catalog"] | storage, "authentication": authentication}
     redirects = sorted(name for name in os.environ if name.upper().startswith(_REDIRECTING))
     try:
-        config = Config.model_validate(asked)
+        with warnings.catch_warnings():
+            # Tiled dumps the adapters' classes where its model says strings.
+            warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
+            config = Config.model_validate(asked)
     except ValueError:
         if not redirects:
             raise

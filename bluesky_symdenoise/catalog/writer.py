@@ -107,7 +107,7 @@ class DerivedStream:
         self._composed = run.compose_descriptor(
             name=descriptor["name"],
             time=descriptor["time"],
-            data_keys=_data_keys(descriptor, keys),
+            data_keys=derived_data_keys(descriptor, keys),
         )
         emit("descriptor", self._composed.descriptor_doc)
         self._open(arrays, start)
@@ -172,7 +172,7 @@ class DerivedStream:
         return os.path.getsize(self.path)
 
 
-def _data_keys(descriptor: Document, keys: Sequence[str]) -> Document:
+def derived_data_keys(descriptor: Document, keys: Sequence[str]) -> Document:
     """Data keys of the derived stream: the raw shape and dims for image and sigma, and the scalars."""
     out: Document = {}
     for key in keys:

@@ -55,3 +55,27 @@ def search(
     from bluesky_symdenoise.bench.search import main as measure
 
     measure(json_path=json_path, directory=directory, databases=database or tuple(SIZES), scale=scale, repeats=repeats)
+
+
+@bench.command()
+def serve(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    size: Annotated[int, typer.Option(min=8, help="Pixels along each side, for one reader.")] = 1024,
+    repeats: Annotated[int, typer.Option(min=1, help="Frames that one reader reads.")] = 9,
+    clients: Annotated[int, typer.Option(min=1, help="Readers at a time.")] = 16,
+    frames: Annotated[int, typer.Option(min=2, help="Frames that each of them reads, in random order.")] = 200,
+    client_size: Annotated[int, typer.Option(min=8, help="Pixels along each side of these.")] = 256,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the denoiser.")] = 1,
+) -> None:
+    """What a lazy run costs its readers: one frame, the same again, and many clients with a large and a small cache."""
+    from bluesky_symdenoise.bench.serve import main as measure
+
+    measure(
+        json_path=json_path,
+        size=size,
+        repeats=repeats,
+        clients=clients,
+        frames=frames,
+        client_size=client_size,
+        threads=threads,
+    )

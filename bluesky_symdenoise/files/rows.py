@@ -59,7 +59,7 @@ class Hdf5Rows:
 
     def _read_now(self, index: int) -> NDArray[Any]:
         if self._file is None:
-            self._file = _open_for_reading(self._path)
+            self._file = open_for_reading(self._path)
         dataset = self._file[self._dataset_name]
         dataset.id.refresh()
         # Rows may be stacked as (row, 1, y, x) or laid end to end as (frame, y, x).
@@ -79,7 +79,8 @@ class Hdf5Rows:
             self._file = None
 
 
-def _open_for_reading(path: Path) -> Any:
+def open_for_reading(path: Path) -> Any:
+    """The HDF5 file, also while another process writes it."""
     try:
         return h5py.File(path, "r", libver="latest", swmr=True)
     except (OSError, ValueError):
