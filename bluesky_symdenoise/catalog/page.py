@@ -122,9 +122,7 @@ def _whole_run(columns: Mapping[str, Any], key: str) -> str:
     if good.any():
         line += f", {before[good].sum():,.0f} counts, {np.median(before[good]):,.0f} in the median frame"
         if before[good].sum() > 0:
-            line += (
-                f"; the denoised frames' sum differs from theirs by {after[good].sum() / before[good].sum() - 1:.2%}"
-            )
+            line += f"; their sum changes by {abs(after[good].sum() / before[good].sum() - 1):.2%}"
     if not good.all():
         line += f"; {rows - good.sum()} not denoised"
     groups = sorted({str(group) for group in columns.get(f"{key}_symmetry", [])} - {""})

@@ -28,8 +28,8 @@ from bluesky_symdenoise.physics.agreement import PairTest, pair_tests
 from bluesky_symdenoise.physics.frame import as_exposure, frame_from_counts, sentinel_mask
 from bluesky_symdenoise.physics.symmetry import POINT_GROUPS, Symmetry
 
-#: Pixels of a frame beyond which a report would take too much of the server's memory.
-MOST_PIXELS = 2**24
+#: Pixels of a frame at most: a 4M detector. Its report takes about 1 GiB and, on one busy core, a minute a frame.
+MOST_PIXELS = 5_000_000
 #: matplotlib shares caches between figures.
 _DRAWING = threading.Lock()
 
