@@ -56,7 +56,11 @@ def examine(uri: str, *, api_key: str | None, directory: str | Path | None = Non
     yield from _installation()
     headers = {"Authorization": f"Apikey {api_key}"} if api_key else {}
     try:
-        with httpx.Client(base_url=_api(uri), headers=headers, timeout=_PATIENCE_S, trust_env=False) as http:
+        # A connection for each request: Tiled closes one after an error of its own, and the next request must not fail.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        with httpx.Client(
+            base_url=_api(uri), headers=headers, timeout=_PATIENCE_S, trust_env=False, limits=limits
+        ) as http:
             yield from _Server(http, directory=directory).findings()
     except httpx.TransportError as error:
         yield Finding(
