@@ -306,7 +306,7 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
         keys=keys,
         path=part,
         arrays=arrays,
-        provenance=dict(run.start["provenance"]),
+        start=dict(run.start),
     )
     columns: dict[str, list[float]] = {f"{key}_{name}": [] for key in keys for name in PENDING}
     try:

@@ -18,9 +18,10 @@ from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.replay import StoredStream, derived_already, drive
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.catalog.access import derived_writer
+from bluesky_symdenoise.catalog.columns import SCALARS
 from bluesky_symdenoise.catalog.lazy import LazyImage
 from bluesky_symdenoise.catalog.lazyrun import PENDING, LazyKey, LazyRun, write_pending
-from bluesky_symdenoise.catalog.row import SCALARS, Row
+from bluesky_symdenoise.catalog.row import Row
 from bluesky_symdenoise.catalog.writer import DerivedRun
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
