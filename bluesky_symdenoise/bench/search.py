@@ -271,6 +271,8 @@ def main(
     for database in databases:
         raw_runs, denoised_runs = (max(1, round(scale * count)) for count in SIZES.get(database, (1, 1)))
         with tempfile.TemporaryDirectory(dir=directory, prefix="symdenoise-") as folder:
+            # As root, another user runs PostgreSQL and has to get there.
+            Path(folder).chmod(0o711)
             figures += measured(database, Path(folder), raw_runs=raw_runs, denoised_runs=denoised_runs, repeats=repeats)
     console = Console()
     table = Table(title=f"Searches over HTTP, {repeats} of each; target {TARGET_MS:g} ms", title_justify="left")
