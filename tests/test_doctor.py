@@ -70,6 +70,12 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TiledProcess]:
         yield server
 
 
+@pytest.fixture
+def prepared(good: TiledProcess) -> TiledProcess:
+    prepare(good.client(), frames=good.folder / "symdenoise-data" / "frames")
+    return good
+
+
 class TestAGoodServer:
     def test_before_it_is_prepared_the_containers_are_missed(self, good: TiledProcess) -> None:
         status, found = doctor(good.url)
@@ -104,15 +110,15 @@ class TestAGoodServer:
         assert (status, problems(found)) == (1, {"key"})
         assert "TILED_API_KEY" in found["key"][2]
 
-    def test_a_folder_that_the_server_may_not_read(self, good: TiledProcess, tmp_path: Path) -> None:
-        before = assets(good)
-        status, found = doctor(good.url, "--directory", str(tmp_path))
+    def test_a_folder_that_the_server_may_not_read(self, prepared: TiledProcess, tmp_path: Path) -> None:
+        before = assets(prepared)
+        status, found = doctor(prepared.url, "--directory", str(tmp_path))
         assert (status, problems(found)) == (1, {"frames"})
         assert "readable_storage" in found["frames"][2]
-        assert (assets(good), list(tmp_path.iterdir())) == (before, [])
+        assert (assets(prepared), list(tmp_path.iterdir())) == (before, [])
 
-    def test_a_folder_that_is_not_there(self, good: TiledProcess, tmp_path: Path) -> None:
-        status, found = doctor(good.url, "--directory", str(tmp_path / "missing"))
+    def test_a_folder_that_is_not_there(self, prepared: TiledProcess, tmp_path: Path) -> None:
+        status, found = doctor(prepared.url, "--directory", str(tmp_path / "missing"))
         assert (status, problems(found)) == (1, {"frames"})
         assert "cannot write" in found["frames"][1]
 

@@ -89,6 +89,8 @@ def test_all_storage_lies_in_the_folder_and_nothing_is_made_yet(tmp_path):
         ("TILED_AUTHENTICATION", '{"single_user_api_key": "known"}'),
     ],
 )
+# Of Tiled, which dumps a model that holds imported adapters.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
 def test_an_environment_that_redirects_the_server_is_refused(tmp_path, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with (
