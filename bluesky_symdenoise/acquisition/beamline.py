@@ -113,6 +113,15 @@ class Beamline:
             said.append(f"{each.name}={_file_sha256(value) if each.name.endswith('_file') else value}")
         return tuple(said) or None
 
+    @classmethod
+    def from_recipe(cls, said: tuple[str, ...] | None) -> Beamline:
+        """The names of `to_recipe`, for a run that is computed again: masks, geometry and files are recorded there."""
+        pairs = dict(each.split("=", 1) for each in said or ())
+        for name in ("mask", "poni", "poni_file", "dark_seconds"):
+            pairs.pop(name, None)
+        names: dict[str, Any] = dict(pairs)
+        return cls(**names)
+
 
 @dataclass(frozen=True)
 class Found:

@@ -53,7 +53,8 @@ class Images:
         """What was found out before the first event, and the arrays that belong to it."""
         if self._settings is None:
             return {f"{self._key}_unusable": str(self._unusable)}, {}
-        said, arrays = self._settings.record(), {}
+        said = self._settings.record()
+        arrays: dict[str, NDArray[Any]] = {}
         if self._settings.mask is not None and self._work.mask is None:
             arrays[f"{self._key}_mask"] = self._settings.mask
         if self._fixed_dark is not None:
@@ -68,7 +69,7 @@ class Images:
         """Denoise one image of an event with these columns, at this time; None where a stream has no events."""
         settings, work = self._usable(), self._work
         mask = settings.mask
-        symmetry = self._resolved(image, settings, data)
+        symmetry = self.symmetry(image, data)
         background = None
         if work.beamline.has_dark:
             dark = self._fixed_dark or self._darks.before(self._key, time)
@@ -90,8 +91,9 @@ class Images:
             raise self._unusable
         return self._settings
 
-    def _resolved(self, image: NDArray[Any], settings: Settings, data: Mapping[str, Any]) -> Symmetry:
+    def symmetry(self, image: NDArray[Any], data: Mapping[str, Any]) -> Symmetry:
         """The group as decided with the first image that has counts, about the centre of this event."""
+        settings = self._usable()
         center = settings.beam_center(data)
         found = self._symmetry
         if found is None:

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from bluesky_symdenoise.acquisition.beamline import Beamline
 from bluesky_symdenoise.acquisition.frames import StoredFrames
 from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.recorded import Recorded
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.catalog.row import denoised_row
 from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
-from bluesky_symdenoise.recipe import Recipe, array_sha256
+from bluesky_symdenoise.recipe import Recipe
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
@@ -39,6 +41,7 @@ def replay(
     beam_center: Sequence[float] | None = None,
     streams: Sequence[str] | None = None,
     data_keys: Sequence[str] | None = None,
+    beamline: Beamline | None = None,
 ) -> BlueskyRun:
     """Denoise a stored run and write what the callback would have written while it was acquired.
 
@@ -74,6 +77,7 @@ def replay(
         beam_center=beam_center,
         streams=streams,
         data_keys=data_keys,
+        beamline=beamline,
     )
     start, stop = dict(run.start), run.metadata.get("stop")
     if not stop:
@@ -99,7 +103,9 @@ def replay(
         existing.delete(recursive=True, external_only=False)
     if run.access_tags:
         start["tiled_access_tags"] = list(run.access_tags)
-    stored = {descriptor["uid"]: _Stored(run, descriptor) for descriptor in run.descriptors}
+    # A stream that was configured anew has several descriptors, and one list of events.
+    first = {descriptor["name"]: descriptor for descriptor in reversed(list(run.descriptors))}
+    stored = {descriptor["uid"]: _Stored(run, descriptor, work.beamline) for descriptor in first.values()}
     pipeline = RunDenoiser(work, source=lambda descriptor: stored[descriptor["uid"]].frames())
     pipeline.start(start)
     try:
@@ -111,38 +117,52 @@ def replay(
                 rule=f"no stream of {', '.join(run) or 'none'} holds a 2D image that was asked for",
                 remedy="check streams and data_keys",
             )
-        for uid_, stream in stored.items():
-            for seq_num, time in zip(stream.seq_nums, stream.times, strict=True):
-                pipeline.event({"descriptor": uid_, "seq_num": seq_num, "time": time, "data": {}})
+        # In the order of the run, for a dark belongs to the images after it.
+        for event in sorted((event for stream in stored.values() for event in stream.events()), key=_moment):
+            pipeline.event(event)
         pipeline.stop(dict(stop))
     finally:
         pipeline.abandon("the replay was interrupted")
     return into[uid]
 
 
-class _Stored:
-    """Event numbers and times of one stream of a stored run."""
+def _moment(event: Document) -> float:
+    return float(event["time"])
 
-    def __init__(self, run: BlueskyRun, descriptor: Document) -> None:
+
+class _Stored:
+    """Events and frames of one stream of a stored run."""
+
+    def __init__(self, run: BlueskyRun, descriptor: Document, beamline: Beamline) -> None:
         self.descriptor = descriptor
         self._stream = run[descriptor["name"]]
-        columns = set(self._stream)
-        self.times: list[float] = []
-        self.seq_nums: list[int] = []
-        if "time" in columns:
-            self.times = [float(value) for value in self._stream["time"].read()]
-        if "seq_num" in columns:
-            self.seq_nums = [int(value) for value in self._stream["seq_num"].read()]
+        self._beamline = beamline
+        self._held = set(self._stream)
+
+    def _column(self, name: str) -> list[Any]:
+        return list(np.asarray(self._stream[name].read()).tolist()) if name in self._held else []
+
+    def events(self) -> list[Document]:
+        """Event documents with the columns that the images' settings need; none for a stream without events."""
+        names = set[str]().union(*(self._beamline.columns(key) for key in self.descriptor["data_keys"])) & self._held
+        columns = {name: self._column(name) for name in sorted(names)}
+        return [
+            {
+                "descriptor": self.descriptor["uid"],
+                "seq_num": seq_num,
+                "time": time,
+                "data": {name: column[row] for name, column in columns.items()},
+            }
+            for row, (seq_num, time) in enumerate(zip(self._column("seq_num"), self._column("time"), strict=True))
+        ]
 
     def frames(self) -> StoredFrames:
-        """Source of the images; a stream without events is numbered from 1."""
-        numbers = self.seq_nums
-        if not numbers:
-            rows = max(
-                (self._stream[key].shape[0] for key in self.descriptor["data_keys"] if key in self._stream),
-                default=0,
-            )
-            numbers = list(range(1, rows + 1))
+        """Source of the images; rows without events are numbered after those that have one."""
+        numbers = [int(number) for number in self._column("seq_num")]
+        external = (key for key, value in self.descriptor["data_keys"].items() if "external" in value)
+        rows = max((self._stream[key].shape[0] for key in external if key in self._held), default=0)
+        last = max(numbers, default=0)
+        numbers += range(last + 1, last + 1 + rows - len(numbers))
         return StoredFrames(self._stream, self.descriptor, numbers)
 
 
@@ -207,7 +227,8 @@ def recompute(
         )
     image = np.asarray(raw[stream][key][index : index + 1])[0]
     events = run[stream]
-    group = str(np.asarray(events[f"{key}_symmetry"].read())[index])
+    named = np.asarray(events[f"{key}_symmetry"].read())[index]
+    group = named.decode() if isinstance(named, bytes) else str(named)
     if not group:
         raise SymDenoiseError(
             f"row {index}",
@@ -216,36 +237,16 @@ def recompute(
         )
     center = tuple(float(np.asarray(events[f"{key}_center_{axis}"].read())[index]) for axis in "yx")
     symmetry = Symmetry(group, None if np.isnan(center[0]) else (center[0], center[1]))
+    recorded = Recorded(run, raw, recipe, stream=stream, key=key)
+    mask, background = recorded.with_dark(denoiser, index, symmetry)
     row = denoised_row(
         denoiser,
         recipe,
         image,
-        mask=_stored_array(run, stream, key, "mask", recipe.mask_sha256),
-        exposure=_stored_array(run, stream, key, "exposure", recipe.exposure_sha256),
+        mask=mask,
+        exposure=recorded.exposure(),
         symmetry=symmetry,
+        background=background,
     )
     dims = (*(f"dim_{i}" for i in range(image.ndim - 2)), "y", "x")
     return xr.Dataset({"intensity": (dims, row.intensity), "sigma": (dims, row.sigma)})
-
-
-def _stored_array(run: BlueskyRun, stream: str, key: str, name: str, sha256: str | None) -> NDArray[Any] | None:
-    """The mask or exposure that a derived run was made with, from its own file, checked by its sha256."""
-    if sha256 is None:
-        return None
-    import h5py
-    from tiled.utils import path_from_uri
-
-    asset = run[stream][key].data_sources()[0].assets[0]
-    path = path_from_uri(asset.data_uri)
-    try:
-        with h5py.File(path, "r", swmr=True) as file:
-            array: NDArray[Any] = file[f"entry/process/{name}"][()]
-    except (OSError, KeyError) as error:
-        raise SymDenoiseError(
-            f"{name} of run {run.start['uid']}",
-            rule=f"it cannot be read from {path} ({error})",
-            remedy="run this where the derived run's files can be seen",
-        ) from error
-    if array_sha256(array) != sha256:
-        raise SymDenoiseError(f"{name} in {path}", rule="its sha256 is not the recorded one", remedy="restore the file")
-    return array
