@@ -13,6 +13,7 @@ from bluesky_symdenoise.acquisition.darks import Darks
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.catalog.row import Row, denoised_row
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.clipped import refuse_clipped
 from bluesky_symdenoise.physics.dark import Background, Dark
 from bluesky_symdenoise.physics.frame import sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -30,6 +31,7 @@ class Images:
     def __init__(self, work: Work, darks: Darks, *, key: str, start: Document, descriptor: Document) -> None:
         self._work, self._darks, self._key = work, darks, key
         self._symmetry: Symmetry | None = None
+        self._holds_counts = False
         self._background: tuple[Dark, Symmetry, float, Background] | None = None
         self._settings: Settings | None = None
         self._fixed_dark: Dark | None = None
@@ -69,6 +71,7 @@ class Images:
         """Denoise one image of an event with these columns, at this time; None where a stream has no events."""
         settings, work = self._usable(), self._work
         mask = settings.mask
+        self._refuse_clipped(image, mask)
         symmetry = self.symmetry(image, data)
         background = None
         if work.beamline.has_dark:
@@ -109,6 +112,15 @@ class Images:
         if found.point_group == "1" or center is None:
             return found
         return Symmetry(found.point_group, center)
+
+    def _refuse_clipped(self, image: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
+        """Look at each frame until one with counts has passed: it is the detector's way, and not one frame's."""
+        if self._holds_counts:
+            return
+        for frame in image.reshape(-1, *image.shape[-2:]):
+            bad = sentinel_mask(frame)
+            refuse_clipped(frame, bad if mask is None or mask.shape != bad.shape else bad | mask)
+            self._holds_counts |= bool(np.any(frame[~bad]))
 
     def _background_of(self, dark: Dark, exposures: float, mask: NDArray[np.bool_], symmetry: Symmetry) -> Background:
         """Denoised once, while dark, symmetry and exposure time stay."""

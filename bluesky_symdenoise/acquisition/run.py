@@ -101,7 +101,9 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         self._resources: dict[str, Document] = {}
         self._legacy = LegacyFrames(work.beamline.handlers)
         self._darks = Darks(work, {})
+        #: Frames that failed by reason, and the first reason of each kind.
         self._failures: Counter[str] = Counter()
+        self._reasons: dict[tuple[str, str, str], str] = {}
         self._frames = 0
         self._begun = 0.0
         self._ended = False
@@ -353,14 +355,21 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 image = self._image(stream, key, event)
                 rows[key] = stream.images[key].row(image, event.columns, event.time)
             except Exception as error:
-                reason = f"{stream.name}/{key}: {error}"
-                self._failures[reason] += 1
-                log.warning("run %s, %s, event %d: %s", self._start["uid"][:8], key, event.seq_num, error)
+                reason = self._failed(stream, key, event, error)
                 rows[key] = empty_row(stream.derived.shapes[key])
                 self._finished_frame(reason)
             else:
                 self._finished_frame(None)
         stream.derived.append(seq_num=event.seq_num, time=event.time, rows=rows)
+
+    def _failed(self, stream: _Stream, key: str, event: _Event, error: Exception) -> str:
+        """Count a failure with those of its kind, and log the first of them: a thousand frames lack one file."""
+        kind = error.rule if isinstance(error, SymDenoiseError) else str(error)
+        if (stream.name, key, kind) not in self._reasons:
+            log.warning("run %s, %s, event %d: %s", self._start["uid"][:8], key, event.seq_num, error)
+        reason = self._reasons.setdefault((stream.name, key, kind), f"{stream.name}/{key}: {error}")
+        self._failures[reason] += 1
+        return reason
 
     def _take_darks(self, stream: _Stream, event: _Event) -> None:
         for key, images in stream.images.items():
