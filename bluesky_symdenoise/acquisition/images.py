@@ -51,6 +51,11 @@ class Images:
         """Seconds, for an event with these columns; None where nothing says so."""
         return self._usable().exposure_time(data)
 
+    @property
+    def point_group(self) -> str | None:
+        """The group that was decided; None before the first image with counts."""
+        return None if self._symmetry is None else self._symmetry.point_group
+
     def record(self) -> tuple[Document, dict[str, NDArray[Any]]]:
         """What was found out before the first event, and the arrays that belong to it."""
         if self._settings is None:

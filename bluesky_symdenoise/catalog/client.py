@@ -24,8 +24,10 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How the images were made; under ``configuration``, by stream, what was found out about them where a `Beamline`
-        was given; under ``outcome``, how that ended, once the run has stopped."""
+        """How the images were made; under ``outcome``, how that ended, once the run has stopped.
+
+        Under ``configuration``, by stream, what was found out about the images where a `Beamline` was given.
+        """
         made: dict[str, Any] = deepcopy(dict(self.start.get("provenance", {})))
         if made.get("recipe", {}).get("beamline"):
             streams = {name: self[name].metadata.get("configuration", {}) for name in self}
