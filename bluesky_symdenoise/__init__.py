@@ -11,9 +11,10 @@ _HOME = {
     "DenoiseCallback": "bluesky_symdenoise.acquisition.callback",
     "Denoiser": "bluesky_symdenoise.denoiser.infer",
     "SymDenoiseError": "bluesky_symdenoise.errors",
-    "aligned": "bluesky_symdenoise.catalog.query",
+    "aligned": "bluesky_symdenoise.catalog.align",
     "denoised_for": "bluesky_symdenoise.catalog.query",
     "embedded_catalog": "bluesky_symdenoise.catalog.serve",
+    "find": "bluesky_symdenoise.catalog.query",
     "raw_for": "bluesky_symdenoise.catalog.query",
     "recompute": "bluesky_symdenoise.acquisition.replay",
     "replay": "bluesky_symdenoise.acquisition.replay",
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.callback import DenoiseCallback as DenoiseCallback
     from bluesky_symdenoise.acquisition.replay import recompute as recompute
     from bluesky_symdenoise.acquisition.replay import replay as replay
-    from bluesky_symdenoise.catalog.query import aligned as aligned
+    from bluesky_symdenoise.catalog.align import aligned as aligned
     from bluesky_symdenoise.catalog.query import denoised_for as denoised_for
+    from bluesky_symdenoise.catalog.query import find as find
     from bluesky_symdenoise.catalog.query import raw_for as raw_for
     from bluesky_symdenoise.catalog.serve import embedded_catalog as embedded_catalog
     from bluesky_symdenoise.denoiser.infer import Denoiser as Denoiser

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-from bluesky_tiled_plugins import TiledWriter
 from event_model import DocumentRouter, unpack_datum_page, unpack_event_page
 from numpy.typing import NDArray
 from tiled.client.utils import ClientError
@@ -21,6 +20,8 @@ from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
 from bluesky_symdenoise.acquisition.images import Images
 from bluesky_symdenoise.acquisition.legacy import LegacyFrames
 from bluesky_symdenoise.acquisition.plan import Work, now
+from bluesky_symdenoise.catalog.access import derived_writer
+from bluesky_symdenoise.catalog.marks import mark_images
 from bluesky_symdenoise.catalog.query import SPEC
 from bluesky_symdenoise.catalog.row import empty_row
 from bluesky_symdenoise.catalog.writer import DerivedRun, DerivedStream
@@ -233,6 +234,12 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         if self._derived is None:
             return
         failures = [{"reason": why, "frames": count} for why, count in self._failures.items()]
+        groups = {
+            f"{stream.name}/{key}": images.point_group
+            for stream in self._streams.values()
+            for key, images in stream.images.items()
+            if images.point_group is not None
+        }
         self._derived.stop(
             exit_status=exit_status,
             reason=reason,
@@ -241,9 +248,15 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 "complete": self._ended,
                 "frames": self._frames,
                 "failures": failures,
+                "symmetry": {used: [key for key, group in groups.items() if group == used] for used in groups.values()},
                 "seconds": round(clock.perf_counter() - self._begun, 3),
                 "bytes": sum(stream.derived.bytes_written for stream in self._streams.values() if stream.derived),
             },
+        )
+        mark_images(
+            self._work.container,
+            self._derived.uid,
+            {name: each.keys for name, each in self._streams.items() if each.derived},
         )
         failed = sum(self._failures.values())
         self.outcome = f"{self._frames - failed} frames denoised" + (f", {failed} failed" if failed else "")
@@ -277,7 +290,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             if uid in work.container:
                 raise _doubled(uid)
             derived = DerivedRun(
-                TiledWriter(work.container, batch_size=1),
+                derived_writer(work.container),
                 folder=work.folder,
                 start=start,
                 uid=uid,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.catalog.columns import SCALARS
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
@@ -33,17 +34,6 @@ class Row:
     intensity: NDArray[np.float32]
     sigma: NDArray[np.float32]
     scalars: Mapping[str, Any]
-
-
-#: Names and dtypes of the scalars of every row.
-SCALARS = {
-    "counts_in": "number",
-    "counts_out": "number",
-    "symmetry": "string",
-    "center_y": "number",
-    "center_x": "number",
-    "ms": "number",
-}
 
 
 def empty_row(shape: Sequence[int]) -> Row:

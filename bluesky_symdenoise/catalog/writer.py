@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import h5py
 import hdf5plugin
-import numpy as np
 from event_model import compose_run
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.catalog.row import SCALARS, Row
+from bluesky_symdenoise import __version__
+from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.catalog.row import Row
+from bluesky_symdenoise.files.nexus import add_entry, add_images, add_parameters, add_process
 from bluesky_symdenoise.recipe import array_sha256
 
 Document = dict[str, Any]
@@ -95,7 +97,7 @@ class DerivedRun:
             arrays=self._arrays | dict(arrays or {}),
             configuration=configuration or {},
             flown=flown,
-            provenance=self._run.start_doc.get("provenance", {}),
+            start=self._run.start_doc,
         )
         self._streams.append(opened)
         return opened
@@ -122,7 +124,7 @@ class DerivedStream:
         arrays: Mapping[str, NDArray[Any]],
         configuration: Document,
         flown: bool,
-        provenance: Document,
+        start: Document,
     ) -> None:
         self._emit, self.path, self._flown = emit, path, flown
         self.shapes = {key: tuple(descriptor["data_keys"][key]["shape"]) for key in keys}
@@ -134,7 +136,7 @@ class DerivedStream:
             configuration=_configuration(configuration, descriptor["time"]),
         )
         emit("descriptor", self._composed.descriptor_doc)
-        self._open(arrays, provenance)
+        self._open(arrays, start)
         self._resources = {}
         for name, dataset in self._datasets.items():
             resource = run.compose_stream_resource(
@@ -146,36 +148,23 @@ class DerivedStream:
             emit("stream_resource", resource.stream_resource_doc)
             self._resources[name] = resource
 
-    def _open(self, arrays: Mapping[str, NDArray[Any]], provenance: Document) -> None:
+    def _open(self, arrays: Mapping[str, NDArray[Any]], start: Document) -> None:
         self._file = h5py.File(self.path, "w", libver="v110")
-        entry = self._file.create_group("entry")
-        entry.attrs.update(NX_class="NXentry", default="data")
-        data = entry.create_group("data")
-        data.attrs.update(NX_class="NXdata", signal=next(iter(self.shapes)))
-        process = entry.create_group("process")
-        process.attrs.update(NX_class="NXprocess", parameters=json.dumps(provenance))
-        self._datasets = {}
-        for key, shape in self.shapes.items():
-            frame = shape[-2:]
-            leading = (1,) * (len(shape) - 2)
-            for name in (key, f"{key}_sigma"):
-                self._datasets[name] = data.create_dataset(
-                    name,
-                    (0, *shape),
-                    np.float32,
-                    maxshape=(None, *shape),
-                    chunks=(1, *leading, *frame),
-                    **COMPRESSION,
-                )
-                self._datasets[name].attrs["units"] = "counts"
-            self._datasets[f"{key}_sigma"].attrs["note"] = "errors of neighbouring pixels are correlated"
-            for name, dtype in SCALARS.items() if self._flown else ():
-                self._datasets[f"{key}_{name}"] = data.create_dataset(
-                    f"{key}_{name}", (0,), COLUMN_DTYPES[dtype], maxshape=(None,), chunks=(1024,)
-                )
+        entry = add_entry(self._file)
+        self._datasets = add_images(entry, self.shapes, **COMPRESSION)
+        if self._flown:
+            for key in self.shapes:
+                for name, dtype in SCALARS.items():
+                    self._datasets[f"{key}_{name}"] = entry["data"].create_dataset(
+                        f"{key}_{name}", (0,), COLUMN_DTYPES[dtype], maxshape=(None,), chunks=(1024,)
+                    )
+        date = datetime.fromtimestamp(start["time"], UTC).isoformat(timespec="seconds")
+        process = add_process(entry, version=__version__, date=date)
+        add_parameters(process, start.get("provenance", {}))
         for name, array in arrays.items():
             stored = process.create_dataset(name, data=array, **hdf5plugin.Bitshuffle(cname="zstd"))
             stored.attrs["sha256"] = array_sha256(array)
+        # From here on HDF5 takes rows only: no group, dataset or attribute can be added.
         self._file.swmr_mode = True
 
     def append(self, *, seq_num: int, time: float | None, rows: Mapping[str, Row]) -> None:

@@ -36,3 +36,22 @@ def live(
     from bluesky_symdenoise.bench.live import main as measure
 
     measure(json_path=json_path, size=size, events=events, dwell=dwell, repeats=repeats, threads=threads)
+
+
+@bench.command()
+def search(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where to make the databases, 4 GB in all; else where the system has its own.")
+    ] = None,
+    database: Annotated[
+        list[str] | None, typer.Option(help="sqlite or postgresql; both if not given. PostgreSQL must be installed.")
+    ] = None,
+    scale: Annotated[float, typer.Option(min=0, help="Factor on 10,000 (SQLite) and 100,000 (PostgreSQL) runs.")] = 1.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
+) -> None:
+    """How long it takes to find denoised runs in a large catalogue."""
+    from bluesky_symdenoise.bench.search import SIZES
+    from bluesky_symdenoise.bench.search import main as measure
+
+    measure(json_path=json_path, directory=directory, databases=database or tuple(SIZES), scale=scale, repeats=repeats)

@@ -1,0 +1,162 @@
+"""`symdenoise doctor` on a good server and on broken ones: each fault is named, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import tomllib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from facility import KEY, TiledProcess, scan, tiled_process
+from servers import free_port
+from typer.testing import CliRunner
+
+from bluesky_symdenoise import SymDenoiseError
+from bluesky_symdenoise.catalog.containers import prepare
+from bluesky_symdenoise.catalog.serve import config_path
+from bluesky_symdenoise.cli import app
+
+
+def doctor(uri: str, *options: str, key: str = KEY) -> tuple[int, dict[str, tuple[str, str, str]]]:
+    """Exit status, and verdict, words and remedy of each check."""
+    done = CliRunner().invoke(app, ["doctor", uri, "--json", *options], env={"TILED_API_KEY": key})
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    found = json.loads(done.stdout)
+    assert len({each["check"] for each in found}) == len(found)
+    assert all(each["remedy"] or each["verdict"] == "OK" for each in found)
+    return done.exit_code, {each["check"]: (each["verdict"], each["said"], each["remedy"]) for each in found}
+
+
+def problems(found: dict[str, tuple[str, str, str]]) -> set[str]:
+    return {check for check, (verdict, _, _) in found.items() if verdict == "problem"}
+
+
+def configuration() -> dict[str, Any]:
+    return dict(yaml.safe_load(config_path().read_text()))
+
+
+def assets(server: TiledProcess) -> list[str]:
+    """What the catalogue's own database holds of files."""
+    with closing(sqlite3.connect(server.folder / "symdenoise-catalog.db")) as database:
+        return sorted(uri for (uri,) in database.execute("SELECT data_uri FROM assets"))
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pip notes of the package, which a source tree on the path lacks."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    folder = tmp_path_factory.mktemp("site")
+    noted = folder / "bluesky_symdenoise-0.dist-info"
+    noted.mkdir()
+    (noted / "METADATA").write_text("Metadata-Version: 2.1\nName: bluesky-symdenoise\nVersion: 0\n")
+    (noted / "entry_points.txt").write_text(
+        "\n".join(
+            line
+            for group, points in project["entry-points"].items()
+            for line in (f"[{group}]", *(f"{name} = {where}" for name, where in points.items()))
+        )
+    )
+    monkeypatch.syspath_prepend(folder)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TiledProcess]:
+    with tiled_process(tmp_path_factory.mktemp("good")) as server:
+        yield server
+
+
+class TestAGoodServer:
+    def test_before_it_is_prepared_the_containers_are_missed(self, good: TiledProcess) -> None:
+        status, found = doctor(good.url)
+        assert status == 1
+        assert problems(found) == {"raw", "denoised"}
+        assert "symdenoise prepare" in found["denoised"][2]
+
+    def test_prepared_by_the_command_it_has_no_problem(self, good: TiledProcess) -> None:
+        frames = good.folder / "symdenoise-data" / "frames"
+        command = ["prepare", good.url, "--frames", str(frames)]
+        done = CliRunner().invoke(app, command, env={"TILED_API_KEY": KEY})
+        assert done.exit_code == 0, done.output
+        client = good.client()
+        scan(client["raw"], client["denoised"], frames)
+        before = assets(good), sorted(frames.iterdir())
+        status, found = doctor(good.url.removesuffix("/api/v1"))
+        assert (status, problems(found)) == (0, set()), found
+        assert "read by the server" in found["frames"][1]
+        for check in ("server", "clock", "scopes", "exporters", "streaming", "specs", "model", "client class"):
+            assert found[check][0] == "OK", found[check]
+        assert found["tables"][0] == "warning", "SQLite takes one writer at a time"
+        assert (assets(good), sorted(frames.iterdir())) == before
+        assert len(client["denoised"]) == 1
+
+    def test_each_line_is_for_people(self, good: TiledProcess) -> None:
+        done = CliRunner().invoke(app, ["doctor", good.url], env={"TILED_API_KEY": KEY})
+        assert all(line.split()[0] in ("OK", "warning", "problem") for line in done.stdout.splitlines())
+        assert KEY not in done.output
+
+    def test_a_wrong_key(self, good: TiledProcess) -> None:
+        status, found = doctor(good.url, key="ab12")
+        assert (status, problems(found)) == (1, {"key"})
+        assert "TILED_API_KEY" in found["key"][2]
+
+    def test_a_folder_that_the_server_may_not_read(self, good: TiledProcess, tmp_path: Path) -> None:
+        before = assets(good)
+        status, found = doctor(good.url, "--directory", str(tmp_path))
+        assert (status, problems(found)) == (1, {"frames"})
+        assert "readable_storage" in found["frames"][2]
+        assert (assets(good), list(tmp_path.iterdir())) == (before, [])
+
+    def test_a_folder_that_is_not_there(self, good: TiledProcess, tmp_path: Path) -> None:
+        status, found = doctor(good.url, "--directory", str(tmp_path / "missing"))
+        assert (status, problems(found)) == (1, {"frames"})
+        assert "cannot write" in found["frames"][1]
+
+
+def test_a_server_that_is_down() -> None:
+    status, found = doctor(f"http://127.0.0.1:{free_port()}")
+    assert (status, problems(found)) == (1, {"server"})
+    assert "cannot be reached" in found["server"][1]
+
+
+@pytest.mark.parametrize("uri", ["facility", "ftp://facility", "http://", "http://[", ""])
+def test_no_address_at_all(uri: str) -> None:
+    done = CliRunner().invoke(app, ["doctor", uri])
+    assert isinstance(done.exception, SymDenoiseError), "exit status 2 and one line"
+    assert "no address" in str(done.exception)
+
+
+def test_a_server_with_no_exporter_no_streaming_and_other_storage(tmp_path: Path) -> None:
+    """What a facility's own configuration lacks before ours is merged into it."""
+    config = configuration()
+    del config["media_types"], config["streaming_cache"]
+    config["catalog"]["readable_storage"] = [str(tmp_path / "elsewhere")]
+    with tiled_process(tmp_path / "server", config) as server:
+        prepare(server.client(), frames=tmp_path / "frames")
+        (tmp_path / "frames").mkdir()
+        status, found = doctor(server.url)
+    assert (status, problems(found)) == (1, {"exporters", "frames"})
+    assert "application/json-seq of BlueskyRun" in found["exporters"][1]
+    assert found["streaming"][0] == "warning"
+
+
+def test_a_root_that_is_itself_a_catalogue_of_runs(tmp_path: Path) -> None:
+    config = configuration()
+    config["catalog"]["specs"] = [{"name": "CatalogOfBlueskyRuns", "version": "3.0"}]
+    with tiled_process(tmp_path / "server", config) as server:
+        status, found = doctor(server.url)
+    assert status == 1
+    assert "root" in problems(found)
+    assert "specs" in found["root"][2]
+
+
+def test_anybody_may_read(tmp_path: Path) -> None:
+    config = configuration()
+    config["authentication"]["allow_anonymous_access"] = True
+    with tiled_process(tmp_path / "server", config) as server:
+        _, found = doctor(server.url)
+    assert found["anonymous"][0] == "warning"
