@@ -24,11 +24,11 @@ from event_model import compose_run, pack_event_page
 from ophyd_async.core import StaticPathProvider, TriggerInfo, UUIDFilenameProvider, init_devices
 from tiled.client.container import Container
 
+from bluesky_symdenoise import aligned, denoised_for
 from bluesky_symdenoise.acquisition.beamline import Beamline
 from bluesky_symdenoise.acquisition.callback import DenoiseCallback, Status
 from bluesky_symdenoise.acquisition.play import PlayDetector
 from bluesky_symdenoise.acquisition.replay import recompute, replay
-from bluesky_symdenoise.catalog.query import aligned, denoised_for
 from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
