@@ -42,16 +42,8 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How the images were made; under ``outcome``, how that ended, once the run has stopped.
-
-        Under ``configuration``, by stream, what was found out about the images where a `Beamline` was given.
-        """
+        """How the images were made; under ``outcome``, how that ended, once the run has stopped."""
         made: dict[str, Any] = deepcopy(dict(self.start.get("provenance", {})))
-        if made.get("recipe", {}).get("beamline"):
-            streams = {name: self[name].metadata.get("configuration", {}) for name in self}
-            made["configuration"] = {
-                name: deepcopy(dict(said["symdenoise"]["data"])) for name, said in streams.items() if said
-            }
         ended = (self.metadata.get("stop") or {}).get("provenance")
         return made if ended is None else made | {"outcome": deepcopy(dict(ended))}
 
