@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Beamline": "bluesky_symdenoise.acquisition.beamline",
     "DenoiseCallback": "bluesky_symdenoise.acquisition.callback",
     "Denoiser": "bluesky_symdenoise.denoiser.infer",
     "RegisterCallback": "bluesky_symdenoise.acquisition.registering",
@@ -26,6 +27,7 @@ _HOME = {
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
+    from bluesky_symdenoise.acquisition.beamline import Beamline as Beamline
     from bluesky_symdenoise.acquisition.callback import DenoiseCallback as DenoiseCallback
     from bluesky_symdenoise.acquisition.pixels import evict as evict
     from bluesky_symdenoise.acquisition.pixels import materialize as materialize

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from event_model import RunRouter
 from numpy.typing import ArrayLike
 
+from bluesky_symdenoise.acquisition.beamline import Beamline
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -81,6 +82,8 @@ class DenoiseCallback:
         (y, x) in pixels.
     streams, data_keys
         Names of those to denoise; by default every 2D image of every stream.
+    beamline
+        Where the run's own documents say more: geometry, masks, doses, darks.
 
     Raises
     ------
@@ -100,6 +103,7 @@ class DenoiseCallback:
         beam_center: Sequence[float] | None = None,
         streams: Sequence[str] | None = None,
         data_keys: Sequence[str] | None = None,
+        beamline: Beamline | None = None,
     ) -> None:
         self._work = Work.planned(
             client,
@@ -112,6 +116,7 @@ class DenoiseCallback:
             beam_center=beam_center,
             streams=streams,
             data_keys=data_keys,
+            beamline=beamline,
         )
         self._queue: queue.SimpleQueue[tuple[str, Document] | None] = queue.SimpleQueue()
         self._router = RunRouter([self._begin])

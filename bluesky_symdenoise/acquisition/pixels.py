@@ -176,6 +176,12 @@ class _Image:
 
     @classmethod
     def of(cls, run: BlueskyRun, stream: str, key: str, denoiser: Denoiser, directory: str | Path | None) -> _Image:
+        if "time" not in run[stream] or run.start["provenance"]["recipe"].get("beamline"):
+            raise SymDenoiseError(
+                f"pixels of {stream}/{key}",
+                rule="a run without events, or with settings looked up in its documents, keeps its pixels",
+                remedy="leave it as it is",
+            )
         again = Again(run, stream, key, denoiser)
         raw = raw_for(run)
         source, uris = raw_source(raw, _descriptor(raw, stream), key)
@@ -306,6 +312,8 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
         keys=keys,
         path=part,
         arrays=arrays,
+        configuration={},
+        flown=False,
         start=dict(run.start),
     )
     columns: dict[str, list[float]] = {f"{key}_{name}": [] for key in keys for name in PENDING}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,11 @@ from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlues
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise import __version__
+from bluesky_symdenoise.acquisition.beamline import Beamline, dark_from, poni_beam_center
 from bluesky_symdenoise.catalog.serve import FRAMES_FOLDER
 from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure
 from bluesky_symdenoise.physics.symmetry import checked_point_group
 from bluesky_symdenoise.recipe import Recipe, array_sha256
@@ -39,6 +41,10 @@ class Work:
         Where the HDF5 files go; the server must be able to read it.
     activity
         ``callback`` or ``replay``: how the derived run came to be.
+    beamline
+        Where the run's own documents say more.
+    dark
+        For all images, from a file.
     """
 
     container: Container
@@ -48,6 +54,8 @@ class Work:
     mask: NDArray[np.bool_] | None
     exposure: NDArray[np.float64] | None
     activity: str
+    beamline: Beamline = field(default_factory=Beamline)
+    dark: Dark | None = None
 
     @classmethod
     def planned(
@@ -63,6 +71,7 @@ class Work:
         beam_center: Sequence[float] | None,
         streams: Sequence[str] | None,
         data_keys: Sequence[str] | None,
+        beamline: Beamline | None = None,
     ) -> Work:
         """Check what can be checked before a run starts.
 
@@ -102,6 +111,10 @@ class Work:
         if n is not None:
             as_exposure(n, n.shape)
         model = denoiser or Denoiser.pretrained()
+        kept = beamline or Beamline()
+        dark = None if kept.dark_file is None else dark_from(kept.dark_file, seconds=kept.dark_seconds)
+        if kept.poni_file is not None:
+            poni_beam_center(kept.poni_file)
         recipe = Recipe(
             model_sha256=model.model.sha256,
             algorithm=ALGORITHM,
@@ -111,6 +124,7 @@ class Work:
             exposure_sha256=None if n is None else array_sha256(n),
             streams=None if streams is None else tuple(streams),
             data_keys=None if data_keys is None else tuple(data_keys),
+            beamline=kept.to_recipe(),
         )
         return cls(
             container=container,
@@ -120,7 +134,15 @@ class Work:
             mask=bad,
             exposure=n,
             activity=activity,
+            beamline=kept,
+            dark=dark,
         )
+
+    def given(self) -> dict[str, Any]:
+        """The arguments that were given, as `Settings` takes them."""
+        symmetry, center = self.recipe.symmetry, self.recipe.beam_center
+        given = {"symmetry": None if symmetry == "auto" else symmetry, "beam_center": center, "mask": self.mask}
+        return {name: value for name, value in given.items() if value is not None}
 
     def provenance(self, raw_uid: str, stream: str, keys: Sequence[str]) -> Document:
         """The provenance block of the start document, in the words of W3C PROV."""

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.plan import Work
-from bluesky_symdenoise.acquisition.replay import StoredStream, derived_already, drive
-from bluesky_symdenoise.acquisition.run import RunDenoiser
+from bluesky_symdenoise.acquisition.replay import StoredStream, derived_already, drive, stored_streams
+from bluesky_symdenoise.acquisition.run import RunDenoiser, _Event, _Stream
 from bluesky_symdenoise.catalog.access import derived_writer
 from bluesky_symdenoise.catalog.columns import SCALARS
 from bluesky_symdenoise.catalog.lazy import LazyImage
@@ -26,6 +26,7 @@ from bluesky_symdenoise.catalog.writer import DerivedRun
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import HDF5, TIFF, ZARR, Source, stamp
+from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.frame import sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe
@@ -91,7 +92,7 @@ def register(
     existing = derived_already(run, work)
     if existing is not None:
         return existing
-    stored = {descriptor["uid"]: StoredStream(run, descriptor) for descriptor in run.descriptors}
+    stored = stored_streams(run, work.beamline)
     pipeline = _Registering(work, run, stored)
     try:
         drive(pipeline, run, stored.values())
@@ -143,11 +144,14 @@ class _Registering(RunDenoiser):
     def descriptor(self, doc: Document) -> None:
         """Look at a stream's images before anything is written."""
         numbers = self._stored[doc["uid"]].seq_nums
-        if len(set(numbers)) != len(numbers):
+        keys = self._image_keys(doc)
+        if keys and (not numbers or len(set(numbers)) != len(numbers)):
             raise SymDenoiseError(
-                f"stream {doc['name']!r}", rule="two of its events have one number", remedy="replay the run instead"
+                f"stream {doc['name']!r}",
+                rule="it has no events" if not numbers else "two of its events have one number",
+                remedy="replay the run instead",
             )
-        for key in self._image_keys(doc):
+        for key in keys:
             if (doc["name"], key) not in self.plan:
                 source, uris = raw_source(self._run, doc, key)
                 resolved = self._resolved_rows(source)
@@ -157,18 +161,14 @@ class _Registering(RunDenoiser):
                 )
         super().descriptor(doc)
 
-    def stop(self, doc: Document) -> None:
-        """Write the scalars that are not known yet beside the events, then end as any derived run."""
-        for stream in self._streams.values():
-            for seq_num in stream.frames.announced():
-                if seq_num not in stream.done:
-                    self._row(stream, seq_num, doc["time"], {})
-            times = stream.derived.times  # type: ignore[attr-defined]
-            if times:
-                columns = {f"{key}_{name}": [math.nan] * len(times) for key in stream.keys for name in PENDING}
-                node = self._work.container[self.derived_uid].base[stream.name].base
-                write_pending(node, columns, times, self._start.get("tiled_access_tags"))
-        super().stop(doc)
+    def _finish(self, stream: _Stream, time: float) -> None:
+        """Write the scalars that are not known yet beside the events."""
+        super()._finish(stream, time)
+        times = stream.derived.times  # type: ignore[union-attr]
+        if times:
+            columns = {f"{key}_{name}": [math.nan] * len(times) for key in stream.keys for name in PENDING}
+            node = self._work.container[self.derived_uid].base[stream.name].base
+            write_pending(node, columns, times, self._start.get("tiled_access_tags"))
 
     def _resolved_rows(self, source: Source) -> _Resolved:
         work = self._work
@@ -176,6 +176,7 @@ class _Registering(RunDenoiser):
         for row in range(source.shape[0]):
             image = source.read(row)
             try:
+                refuse_clipped_image(image, work.mask)
                 found: Symmetry | SymDenoiseError = work.denoiser.resolve(
                     image,
                     mask=work.mask,
@@ -201,9 +202,9 @@ class _Registering(RunDenoiser):
             arrays=arrays,
         )
 
-    def _denoised(self, stream: Any, key: str, seq_num: int, inline: Mapping[str, Any]) -> Row:
+    def _denoised(self, stream: _Stream, key: str, event: _Event) -> Row:
         _, resolved = self.plan[stream.name, key]
-        symmetry = resolved.of(stream.frames.announced().index(seq_num))
+        symmetry = resolved.of(stream.frames.announced().index(event.seq_num))
         center = symmetry.beam_center or (math.nan, math.nan)
         known = {"symmetry": symmetry.point_group, "center_y": center[0], "center_x": center[1]}
         nothing = np.empty(0, np.float32)

@@ -10,15 +10,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from bluesky_symdenoise.acquisition.beamline import Beamline
 from bluesky_symdenoise.acquisition.frames import StoredFrames
 from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.recorded import Recorded
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.catalog.row import Row, denoised_row
 from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
-from bluesky_symdenoise.recipe import Recipe, array_sha256
+from bluesky_symdenoise.recipe import Recipe
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
@@ -39,6 +41,7 @@ def replay(
     beam_center: Sequence[float] | None = None,
     streams: Sequence[str] | None = None,
     data_keys: Sequence[str] | None = None,
+    beamline: Beamline | None = None,
 ) -> BlueskyRun:
     """Denoise a stored run and write what the callback would have written while it was acquired.
 
@@ -74,11 +77,12 @@ def replay(
         beam_center=beam_center,
         streams=streams,
         data_keys=data_keys,
+        beamline=beamline,
     )
     existing = derived_already(run, work)
     if existing is not None:
         return existing
-    stored = {descriptor["uid"]: StoredStream(run, descriptor) for descriptor in run.descriptors}
+    stored = stored_streams(run, work.beamline)
     pipeline = RunDenoiser(work, source=lambda descriptor: stored[descriptor["uid"]].frames())
     drive(pipeline, run, stored.values())
     return into[pipeline.derived_uid]
@@ -135,37 +139,62 @@ def drive(pipeline: RunDenoiser, run: BlueskyRun, streams: Collection[StoredStre
                 rule=f"no stream of {', '.join(run) or 'none'} holds a 2D image that was asked for",
                 remedy="check streams and data_keys",
             )
-        for stream in streams:
-            for seq_num, time in zip(stream.seq_nums, stream.times, strict=True):
-                pipeline.event({"descriptor": stream.descriptor["uid"], "seq_num": seq_num, "time": time, "data": {}})
+        # In the order of the run, for a dark belongs to the images after it.
+        for event in sorted((event for stream in streams for event in stream.events()), key=_moment):
+            pipeline.event(event)
         pipeline.stop(stop)
     finally:
         pipeline.abandon("the replay was interrupted")
 
 
-class StoredStream:
-    """Event numbers and times of one stream of a stored run."""
+def stored_streams(run: BlueskyRun, beamline: Beamline) -> dict[str, StoredStream]:
+    """The streams of a stored run by the uid of their first descriptor: one configured anew has several."""
+    first = {descriptor["name"]: descriptor for descriptor in reversed(list(run.descriptors))}
+    return {descriptor["uid"]: StoredStream(run, descriptor, beamline) for descriptor in first.values()}
 
-    def __init__(self, run: BlueskyRun, descriptor: Document) -> None:
+
+def _moment(event: Document) -> float:
+    return float(event["time"])
+
+
+class StoredStream:
+    """Events and frames of one stream of a stored run."""
+
+    def __init__(self, run: BlueskyRun, descriptor: Document, beamline: Beamline) -> None:
         self.descriptor = descriptor
         self._stream = run[descriptor["name"]]
-        columns = set(self._stream)
-        self.times: list[float] = []
-        self.seq_nums: list[int] = []
-        if "time" in columns:
-            self.times = [float(value) for value in self._stream["time"].read()]
-        if "seq_num" in columns:
-            self.seq_nums = [int(value) for value in self._stream["seq_num"].read()]
+        self._beamline = beamline
+        self._held = set(self._stream)
+
+    def _column(self, name: str) -> list[Any]:
+        return list(np.asarray(self._stream[name].read()).tolist()) if name in self._held else []
+
+    @property
+    def seq_nums(self) -> list[int]:
+        """Of its events."""
+        return [int(number) for number in self._column("seq_num")]
+
+    def events(self) -> list[Document]:
+        """Event documents with the columns that the images' settings need; none for a stream without events."""
+        names = set[str]().union(*(self._beamline.columns(key) for key in self.descriptor["data_keys"])) & self._held
+        columns = {name: self._column(name) for name in sorted(names)}
+        return [
+            {
+                "descriptor": self.descriptor["uid"],
+                "seq_num": seq_num,
+                "time": time,
+                "data": {name: column[row] for name, column in columns.items()},
+            }
+            for row, (seq_num, time) in enumerate(zip(self.seq_nums, self._column("time"), strict=True))
+        ]
 
     def frames(self) -> StoredFrames:
-        """Source of the images; a stream without events is numbered from 1."""
+        """Source of the images; rows without events are numbered after those that have one."""
         numbers = self.seq_nums
-        if not numbers:
-            rows = max(
-                (self._stream[key].shape[0] for key in self.descriptor["data_keys"] if key in self._stream),
-                default=0,
-            )
-            numbers = list(range(1, rows + 1))
+        external = (key for key, value in self.descriptor["data_keys"].items() if "external" in value)
+        rows = max((self._stream[key].shape[0] for key in external if key in self._held), default=0)
+        last = max(numbers, default=0)
+        numbers += range(last + 1, last + 1 + rows - len(numbers))
         return StoredFrames(self._stream, self.descriptor, numbers)
 
 
@@ -248,10 +277,11 @@ class Again:
                 remedy=f"install version {provenance['wasAssociatedWith']['version']}",
             )
         self.denoiser = denoiser
-        self.mask = _stored_array(run, stream, key, "mask", recipe.mask_sha256)
-        self.exposure = _stored_array(run, stream, key, "exposure", recipe.exposure_sha256)
+        self._recorded = Recorded(run, raw_for(run), recipe, stream=stream, key=key)
+        self.mask, self.exposure = self._recorded.mask(), self._recorded.exposure()
         events = run[stream]
-        self.groups = [str(group) for group in np.asarray(events[f"{key}_symmetry"].read())]
+        named = np.asarray(events[f"{key}_symmetry"].read()).tolist()
+        self.groups = [group.decode() if isinstance(group, bytes) else str(group) for group in named]
         centers = (np.asarray(events[f"{key}_center_{axis}"].read(), float) for axis in "yx")
         self.centers = [None if np.isnan(y) else (float(y), float(x)) for y, x in zip(*centers, strict=True)]
 
@@ -269,37 +299,14 @@ class Again:
                 rule="its frame was not denoised",
                 remedy="the run's stop document says why; replay the raw run",
             )
+        symmetry = Symmetry(self.groups[index], self.centers[index])
+        mask, background = self._recorded.with_dark(self.denoiser, index, symmetry)
         return denoised_row(
             self.denoiser,
             self.recipe,
             image,
-            mask=self.mask,
+            mask=mask,
             exposure=self.exposure,
-            symmetry=Symmetry(self.groups[index], self.centers[index]),
+            symmetry=symmetry,
+            background=background,
         )
-
-
-def _stored_array(run: BlueskyRun, stream: str, key: str, name: str, sha256: str | None) -> NDArray[Any] | None:
-    """The mask or exposure that a derived run was made with, from its own file, checked by its sha256."""
-    if sha256 is None:
-        return None
-    import h5py
-    from tiled.utils import path_from_uri
-
-    assets = {asset.parameter: asset for asset in run[stream][key].data_sources()[0].assets}
-    path = path_from_uri(assets[name if name in assets else "data_uris"].data_uri)
-    try:
-        if name in assets:  # A lazy run has a file for each array.
-            array: NDArray[Any] = np.load(path, allow_pickle=False)
-        else:
-            with h5py.File(path, "r", swmr=True) as file:
-                array = file[f"entry/process/{name}"][()]
-    except (OSError, KeyError, ValueError) as error:
-        raise SymDenoiseError(
-            f"{name} of run {run.start['uid']}",
-            rule=f"it cannot be read from {path} ({error})",
-            remedy="run this where the derived run's files can be seen",
-        ) from error
-    if array_sha256(array) != sha256:
-        raise SymDenoiseError(f"{name} in {path}", rule="its sha256 is not the recorded one", remedy="restore the file")
-    return array

@@ -14,6 +14,7 @@ from bluesky_symdenoise.catalog.row import Row, denoised_row, empty_row
 from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import HDF5, MAX_PIXELS, TIFF, ZARR, Stamp
+from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.symmetry import POINT_GROUPS, Symmetry
 from bluesky_symdenoise.recipe import Recipe
 
@@ -134,6 +135,7 @@ class LazyImage:
         try:
             symmetry = self.symmetry
             if row < self.first_row:
+                refuse_clipped_image(image, mask)
                 symmetry = denoiser.resolve(
                     image,
                     mask=mask,

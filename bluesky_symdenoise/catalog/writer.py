@@ -26,6 +26,9 @@ Emit = Callable[[str, Document], Any]
 #: Large blocks: the smooth upper bits of whole frames compress together, by a seventh better than the filter's default.
 COMPRESSION = hdf5plugin.Bitshuffle(nelems=2**20, cname="zstd", clevel=9)
 
+#: How the scalars of a stream without events are stored, by their type.
+COLUMN_DTYPES = {"number": "<f8", "string": "|S8"}
+
 
 class DerivedRun:
     """Composes the documents of one derived run and hands them to a writer such as TiledWriter.
@@ -64,8 +67,26 @@ class DerivedRun:
         """Of the derived run."""
         return str(self._run.start_doc["uid"])
 
-    def stream(self, descriptor: Document, keys: Sequence[str]) -> DerivedStream:
-        """Open the stream that mirrors a raw one, for its image data keys."""
+    def stream(
+        self,
+        descriptor: Document,
+        keys: Sequence[str],
+        *,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+        configuration: Document | None = None,
+        flown: bool = False,
+    ) -> DerivedStream:
+        """Open the stream that mirrors a raw one, for its image data keys.
+
+        Parameters
+        ----------
+        arrays
+            Stored in the stream's file beside those of the run.
+        configuration
+            What was found out about the images; it goes into the descriptor.
+        flown
+            The raw stream has no events: nor has this one, and its scalars are columns in the file.
+        """
         path = self._folder / f"{self.uid}-{descriptor['name']}.h5"
         opened = DerivedStream(
             self._emit,
@@ -73,7 +94,9 @@ class DerivedRun:
             descriptor=descriptor,
             keys=keys,
             path=path,
-            arrays=self._arrays,
+            arrays=self._arrays | dict(arrays or {}),
+            configuration=configuration or {},
+            flown=flown,
             start=self._run.start_doc,
         )
         self._streams.append(opened)
@@ -99,15 +122,18 @@ class DerivedStream:
         keys: Sequence[str],
         path: Path,
         arrays: Mapping[str, NDArray[Any]],
+        configuration: Document,
+        flown: bool,
         start: Document,
     ) -> None:
-        self._emit, self.path = emit, path
+        self._emit, self.path, self._flown = emit, path, flown
         self.shapes = {key: tuple(descriptor["data_keys"][key]["shape"]) for key in keys}
         self._rows = 0
         self._composed = run.compose_descriptor(
             name=descriptor["name"],
             time=descriptor["time"],
-            data_keys=derived_data_keys(descriptor, keys),
+            data_keys=derived_data_keys(descriptor, keys, flown=flown),
+            configuration=configuration_of(configuration, descriptor["time"]),
         )
         emit("descriptor", self._composed.descriptor_doc)
         self._open(arrays, start)
@@ -126,6 +152,12 @@ class DerivedStream:
         self._file = h5py.File(self.path, "w", libver="v110")
         entry = add_entry(self._file)
         self._datasets = add_images(entry, self.shapes, **COMPRESSION)
+        if self._flown:
+            for key in self.shapes:
+                for name, dtype in SCALARS.items():
+                    self._datasets[f"{key}_{name}"] = entry["data"].create_dataset(
+                        f"{key}_{name}", (0,), COLUMN_DTYPES[dtype], maxshape=(None,), chunks=(1024,)
+                    )
         date = datetime.fromtimestamp(start["time"], UTC).isoformat(timespec="seconds")
         process = add_process(entry, version=__version__, date=date)
         add_parameters(process, start.get("provenance", {}))
@@ -135,17 +167,22 @@ class DerivedStream:
         # From here on HDF5 takes rows only: no group, dataset or attribute can be added.
         self._file.swmr_mode = True
 
-    def append(self, *, seq_num: int, time: float, rows: Mapping[str, Row]) -> None:
-        """Write one event: frames first, on disk before they are announced, then the documents."""
+    def append(self, *, seq_num: int, time: float | None, rows: Mapping[str, Row]) -> None:
+        """Write one row: frames first, on disk before they are announced, then the documents.
+
+        ``time`` is that of the event; a flown stream has none.
+        """
         index = self._rows
+        values: Document = {}
         scalars: Document = {}
         for key, row in rows.items():
-            for name, value in ((key, row.intensity), (f"{key}_sigma", row.sigma)):
-                dataset = self._datasets[name]
-                dataset.resize(index + 1, axis=0)
-                dataset[index] = value
-                dataset.flush()
+            values |= {key: row.intensity, f"{key}_sigma": row.sigma}
             scalars |= {f"{key}_{name}": value for name, value in row.scalars.items()}
+        for name, value in (values | scalars if self._flown else values).items():
+            dataset = self._datasets[name]
+            dataset.resize(index + 1, axis=0)
+            dataset[index] = value
+            dataset.flush()
         self._rows += 1
         for resource in self._resources.values():
             self._emit(
@@ -156,10 +193,11 @@ class DerivedStream:
                     self._composed.descriptor_doc,
                 ),
             )
-        event = self._composed.compose_event(
-            data=scalars, timestamps=dict.fromkeys(scalars, time), seq_num=seq_num, time=time
-        )
-        self._emit("event", event)
+        if not self._flown:
+            event = self._composed.compose_event(
+                data=scalars, timestamps=dict.fromkeys(scalars, time), seq_num=seq_num, time=time
+            )
+            self._emit("event", event)
 
     def close(self) -> None:
         """Close the file; its size is final."""
@@ -172,7 +210,20 @@ class DerivedStream:
         return os.path.getsize(self.path)
 
 
-def derived_data_keys(descriptor: Document, keys: Sequence[str]) -> Document:
+def configuration_of(found: Document, time: float) -> Document:
+    """What was found out about the images, in the form of a device's configuration."""
+    if not found:
+        return {}
+    return {
+        "symdenoise": {
+            "data": found,
+            "timestamps": dict.fromkeys(found, time),
+            "data_keys": {name: {"source": "symdenoise", "dtype": "array", "shape": []} for name in found},
+        }
+    }
+
+
+def derived_data_keys(descriptor: Document, keys: Sequence[str], *, flown: bool) -> Document:
     """Data keys of the derived stream: the raw shape and dims for image and sigma, and the scalars."""
     out: Document = {}
     for key in keys:
@@ -190,5 +241,6 @@ def derived_data_keys(descriptor: Document, keys: Sequence[str]) -> Document:
         out[key] = image
         out[f"{key}_sigma"] = dict(image)
         for name, dtype in SCALARS.items():
-            out[f"{key}_{name}"] = {"source": "symdenoise", "dtype": dtype, "shape": []}
+            column = {"dtype_numpy": COLUMN_DTYPES[dtype], "external": "STREAM:"} if flown else {}
+            out[f"{key}_{name}"] = {"source": "symdenoise", "dtype": dtype, "shape": [], **column}
     return out

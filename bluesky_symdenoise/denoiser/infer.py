@@ -15,6 +15,7 @@ from torch import Tensor
 from bluesky_symdenoise.denoiser.network import MULTIPLE, features
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.dark import Background, Dark, signal
 from bluesky_symdenoise.physics.fold import found_beam_center, gated_mates, supported_symmetry
 from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
@@ -137,6 +138,7 @@ class Denoiser:
         exposure: ArrayLike | None = None,
         symmetry: str | Symmetry = "auto",
         beam_center: ArrayLike | None = None,
+        background: Background | None = None,
     ) -> xr.Dataset:
         """Denoise frames of photon counts.
 
@@ -154,6 +156,8 @@ class Denoiser:
             once from all frames given; or a resolved `Symmetry`.
         beam_center
             (y, x) in pixels, the centre of the first pixel is 0.
+        background
+            Expected dark counts of each frame, from `background`; the intensity is then that of the signal alone.
 
         Returns
         -------
@@ -184,6 +188,8 @@ class Denoiser:
                     remedy="check the mask (True = bad) and the detector",
                 )
             intensity[index], sigma[index] = self._posterior(frame, resolved)
+        if background is not None:
+            intensity, sigma = signal(intensity, sigma, background)
         leading = np.shape(counts)[:-2]
         dims = ("frame",) if len(leading) == 1 else tuple(f"dim_{i}" for i in range(len(leading)))
         return xr.Dataset(
@@ -211,6 +217,30 @@ class Denoiser:
                 "environment": self.environment(),
             },
         )
+
+    def background(
+        self, dark: Dark, *, exposures: float, mask: ArrayLike | None = None, symmetry: Symmetry | None = None
+    ) -> Background:
+        """Expected dark counts of one frame, from a dark that amounts to so many of its exposures.
+
+        The dark is denoised as any frame is, so that its noise is that of its posterior and not of single pixels.
+
+        Parameters
+        ----------
+        mask
+            (y, x), True = bad, beside the dark's own: that of the frames.
+        symmetry
+            Resolved group of the frames: where they know a pixel from its mates only, so does the dark.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the dark has another shape than the mask, or all its pixels are masked.
+        """
+        bad = as_mask(mask, (dark.counts.shape[0], dark.counts.shape[1])) | dark.mask
+        result = self(dark.counts, mask=bad, symmetry=symmetry or Symmetry())
+        scale = np.float32(1 / exposures)
+        return Background(expected=result["intensity"].values * scale, sigma=result["sigma"].values * scale)
 
     def _posterior(self, frame: Frame, symmetry: Symmetry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Expected counts and their standard deviation, (y, x)."""
