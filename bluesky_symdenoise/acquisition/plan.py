@@ -14,8 +14,10 @@ from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlues
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise import __version__
+from bluesky_symdenoise.acquisition.place import UNSORTED, Place
 from bluesky_symdenoise.catalog.serve import FRAMES_FOLDER
-from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import as_exposure
 from bluesky_symdenoise.physics.symmetry import checked_point_group
@@ -23,6 +25,8 @@ from bluesky_symdenoise.recipe import Recipe, array_sha256
 
 if TYPE_CHECKING:
     from tiled.client.container import Container
+
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 Document = dict[str, Any]
 
@@ -35,15 +39,18 @@ class Work:
     ----------
     container
         Client of the catalogue of derived runs.
-    folder
-        Where the HDF5 files go; the server must be able to read it.
+    model
+        The denoiser, or the settings that load it when it is first used: what is planned here may be done elsewhere.
+    place, folder
+        Where the HDF5 files go: the rule for each run, and the folder above them all, which the server reads.
     activity
         ``callback`` or ``replay``: how the derived run came to be.
     """
 
     container: Container
-    denoiser: Denoiser
+    model: Denoiser | DenoiserSettings
     recipe: Recipe
+    place: Place
     folder: Path
     mask: NDArray[np.bool_] | None
     exposure: NDArray[np.float64] | None
@@ -55,8 +62,8 @@ class Work:
         container: Container,
         *,
         activity: str,
-        denoiser: Denoiser | None,
-        directory: str | Path | None,
+        denoiser: Denoiser | DenoiserSettings | None,
+        directory: str | Path | Place | None,
         mask: ArrayLike | None,
         exposure: ArrayLike | None,
         symmetry: str,
@@ -101,9 +108,10 @@ class Work:
                 )
         if n is not None:
             as_exposure(n, n.shape)
-        model = denoiser or Denoiser.pretrained()
+        model = denoiser or DenoiserSettings()
+        place = directory if isinstance(directory, Place) else Place(directory)
         recipe = Recipe(
-            model_sha256=model.model.sha256,
+            model_sha256=model.sha256() if isinstance(model, DenoiserSettings) else model.model.sha256,
             algorithm=ALGORITHM,
             symmetry=symmetry,
             beam_center=None if beam_center is None else (float(beam_center[0]), float(beam_center[1])),
@@ -114,13 +122,29 @@ class Work:
         )
         return cls(
             container=container,
-            denoiser=model,
+            model=model,
             recipe=recipe,
-            folder=_folder(container, directory),
+            place=place,
+            folder=_root(container, place),
             mask=bad,
             exposure=n,
             activity=activity,
         )
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser, loaded if it was not."""
+        return self.model.load() if isinstance(self.model, DenoiserSettings) else self.model
+
+    def folder_for(self, start: Document) -> tuple[Path, str | None]:
+        """The folder for a run's files, made if it was not there, and what is wrong with it in one line."""
+        complaint = None
+        try:
+            folder = self.place.folder(self.folder, start)
+        except SymDenoiseError as error:
+            folder, complaint = self.folder / UNSORTED, str(error)
+        self.place.make(self.folder, folder)
+        return folder, complaint
 
     def provenance(self, raw_uid: str, stream: str, keys: Sequence[str]) -> Document:
         """The provenance block of the start document, in the words of W3C PROV."""
@@ -140,16 +164,15 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _folder(container: Container, directory: str | Path | None) -> Path:
-    """The folder for derived files: the one given, or the one that the container itself names."""
-    named = directory if directory is not None else container.metadata.get(FRAMES_FOLDER)
-    if named is None:
+def _root(container: Container, place: Place) -> Path:
+    """The folder above all derived files: the one given, or the one that the container itself names."""
+    folder = place.root(container.metadata.get(FRAMES_FOLDER))
+    if folder is None:
         raise SymDenoiseError(
             f"container {container.uri}",
             rule="it does not say where files of denoised frames go",
             remedy="pass directory=..., a folder that this computer writes and the server reads (readable_storage)",
         )
-    folder = Path(named).resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".symdenoise-writable"

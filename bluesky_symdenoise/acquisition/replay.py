@@ -15,7 +15,7 @@ from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.catalog.row import denoised_row
-from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe, array_sha256
@@ -23,6 +23,9 @@ from bluesky_symdenoise.recipe import Recipe, array_sha256
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
     from tiled.client.container import Container
+
+    from bluesky_symdenoise.acquisition.place import Place
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 Document = dict[str, Any]
 
@@ -32,7 +35,7 @@ def replay(
     into: Container,
     *,
     denoiser: Denoiser | None = None,
-    directory: str | Path | None = None,
+    directory: str | Path | Place | None = None,
     mask: ArrayLike | None = None,
     exposure: ArrayLike | None = None,
     symmetry: str = "auto",
@@ -194,6 +197,8 @@ def recompute(
         raise SymDenoiseError(f"row {index}", rule=f"stream {stream!r} has {rows} rows", remedy=f"give 0 to {rows - 1}")
     recipe = Recipe.from_dict(provenance["recipe"])
     if denoiser is None:
+        from bluesky_symdenoise.denoiser.infer import Denoiser
+
         denoiser = Denoiser.pretrained(
             provenance["model"]["name"],
             device="cpu" if provenance["environment"]["device"] == "cpu" else "auto",

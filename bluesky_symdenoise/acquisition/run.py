@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import numpy as np
-from bluesky_tiled_plugins import TiledWriter
 from event_model import DocumentRouter
 from numpy.typing import NDArray
-from tiled.client.utils import ClientError
 
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
+from bluesky_symdenoise.acquisition.outlet import Outlet, straight_to_tiled
+from bluesky_symdenoise.acquisition.place import check_apart
 from bluesky_symdenoise.acquisition.plan import Work, now
 from bluesky_symdenoise.catalog.query import SPEC
 from bluesky_symdenoise.catalog.row import Row, denoised_row, empty_row
@@ -45,6 +44,10 @@ class _Stream:
     done: set[int] = field(default_factory=set)
 
 
+class DroppedError(Exception):
+    """A frame that is not denoised because the denoiser is too far behind."""
+
+
 class RunDenoiser(DocumentRouter):  # type: ignore[misc]
     """Takes the documents of one raw run and writes its derived run.
 
@@ -56,6 +59,10 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         Makes the frame source of a stream from its descriptor; by default files that documents announce.
     finished_frame
         Called after each frame with None, or with the reason why it is NaN.
+    too_late
+        Asked before each frame; a reason not to denoise it any more makes it NaN.
+    outlet
+        Where the documents of the derived run go.
     """
 
     def __init__(
@@ -64,8 +71,11 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         *,
         source: Callable[[Document], FrameSource] = AnnouncedFrames,
         finished_frame: Callable[[str | None], None] = lambda _: None,
+        too_late: Callable[[], str | None] = lambda: None,
+        outlet: Outlet = straight_to_tiled,
     ) -> None:
         super().__init__()
+        self._too_late, self._outlet = too_late, outlet
         self._work, self._source, self._finished_frame = work, source, finished_frame
         self._start: Document = {}
         self._derived: DerivedRun | None = None
@@ -81,6 +91,9 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         self.derived_uid: str | None = None
         self.outcome = "nothing to denoise: no stream"
         self.closed = False
+        #: What is wrong with the folder of its files, in one line.
+        self.complaint: str | None = None
+        self._folder = work.folder
 
     def __call__(self, name: str, doc: Document, validate: bool = False) -> Any:
         """Take a document; one that comes after the run was closed is none of ours."""
@@ -114,6 +127,8 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
 
     def stream_resource(self, doc: Document) -> None:
         """Keep the reference; which stream it belongs to is known with its first stream_datum."""
+        if any(doc["data_key"] in stream.keys for stream in self._streams.values()):
+            check_apart(self._folder, doc["uri"])
         self._resources[doc["uid"]] = doc
 
     def stream_datum(self, doc: Document) -> None:
@@ -202,27 +217,19 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         arrays = {
             name: array for name, array in (("mask", work.mask), ("exposure", work.exposure)) if array is not None
         }
-        try:
-            if uid in work.container:
-                raise _doubled(uid)
-            derived = DerivedRun(
-                TiledWriter(work.container, batch_size=1),
-                folder=work.folder,
-                start=start,
-                uid=uid,
-                time=clock.time(),
-                arrays=arrays,
-            )
-            self.derived_uid = uid
-            return derived
-        except ClientError as error:
-            raise _refusal(error, uid, work) from error
-        except httpx.TransportError as error:
-            raise SymDenoiseError(
-                f"container {work.container.uri}",
-                rule=f"the server cannot be reached ({str(error) or type(error).__name__})",
-                remedy="start it again, then replay the run; the raw run is as it was",
-            ) from error
+        emit = self._outlet(work, uid)
+        self._folder, self.complaint = work.folder_for(self._start)
+        derived = DerivedRun(
+            emit,
+            folder=self._folder,
+            start=start,
+            uid=uid,
+            time=clock.time(),
+            arrays=arrays,
+            created=work.place.own,
+        )
+        self.derived_uid = uid
+        return derived
 
     def _advance(self, stream: _Stream) -> None:
         while stream.waiting:
@@ -235,15 +242,19 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         """Denoise the images of one event and write it; what fails becomes a NaN row with its reason in stop."""
         if seq_num in stream.done:
             return
+        self._work.place.check_space(self._folder)
         rows = {}
         for key in stream.keys:
             self._frames += 1
             try:
+                if late := self._too_late():
+                    raise DroppedError(late)
                 rows[key] = self._denoised(stream, key, seq_num, inline)
             except Exception as error:
                 reason = f"{stream.name}/{key}: {error}"
                 self._failures[reason] += 1
-                log.warning("run %s, %s, event %d: %s", self._start["uid"][:8], key, seq_num, error)
+                level = logging.DEBUG if isinstance(error, DroppedError) else logging.WARNING
+                log.log(level, "run %s, %s, event %d: %s", self._start["uid"][:8], key, seq_num, error)
                 rows[key] = empty_row(stream.derived.shapes[key])
                 self._finished_frame(reason)
             else:
@@ -297,28 +308,3 @@ def _is_image(data_key: Document) -> bool:
     numeric = isinstance(dtype, str) and np.dtype(dtype).kind in "iuf"
     known = None not in shape and 2 <= len(shape) <= 3
     return data_key["dtype"] == "array" and known and numeric and min(shape[-2:]) > 1
-
-
-def _doubled(uid: str) -> SymDenoiseError:
-    return SymDenoiseError(
-        f"derived run {uid}",
-        rule="this raw run has one with the same recipe already, finished or being written",
-        remedy="use it, or delete it first",
-    )
-
-
-def _refusal(error: ClientError, uid: str, work: Work) -> SymDenoiseError:
-    status = error.response.status_code
-    if status == 409:
-        return _doubled(uid)
-    if status in (401, 403):
-        return SymDenoiseError(
-            f"container {work.container.uri}",
-            rule=f"the server refuses to let this client write ({status})",
-            remedy="use an API key with the scopes create, write:metadata, write:data and register",
-        )
-    return SymDenoiseError(
-        f"container {work.container.uri}",
-        rule=f"the server did not take a new run ({error})",
-        remedy="check its log, then replay the run",
-    )

@@ -40,6 +40,8 @@ class DerivedRun:
         Of the derived run.
     arrays
         Mask and exposure: stored in each file, named by their sha256.
+    created
+        Called with the path of each new file.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class DerivedRun:
         uid: str,
         time: float,
         arrays: Mapping[str, NDArray[Any]],
+        created: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        self._emit, self._folder, self._arrays = emit, folder, dict(arrays)
+        self._emit, self._folder, self._arrays, self._created = emit, folder, dict(arrays), created
         self._run = compose_run(uid=uid, time=time, metadata=start)
         self._streams: list[DerivedStream] = []
         emit("start", self._run.start_doc)
@@ -72,6 +75,7 @@ class DerivedRun:
             keys=keys,
             path=path,
             arrays=self._arrays,
+            created=self._created,
             provenance=self._run.start_doc.get("provenance", {}),
         )
         self._streams.append(opened)
@@ -86,7 +90,7 @@ class DerivedRun:
 
 
 class DerivedStream:
-    """The rows of one stream: an SWMR file that stays open until the run ends, and its documents."""
+    """The rows of one stream: an SWMR file, from the first row until the run ends, and its documents."""
 
     def __init__(
         self,
@@ -97,9 +101,11 @@ class DerivedStream:
         keys: Sequence[str],
         path: Path,
         arrays: Mapping[str, NDArray[Any]],
+        created: Callable[[Path], None],
         provenance: Document,
     ) -> None:
-        self._emit, self.path = emit, path
+        self._emit, self._run, self.path = emit, run, path
+        self._arrays, self._created, self._provenance = arrays, created, provenance
         self.shapes = {key: tuple(descriptor["data_keys"][key]["shape"]) for key in keys}
         self._rows = 0
         self._composed = run.compose_descriptor(
@@ -108,27 +114,22 @@ class DerivedStream:
             data_keys=_data_keys(descriptor, keys),
         )
         emit("descriptor", self._composed.descriptor_doc)
-        self._open(arrays, provenance)
-        self._resources = {}
-        for name, dataset in self._datasets.items():
-            resource = run.compose_stream_resource(
-                mimetype="application/x-hdf5",
-                uri=f"file://localhost{path.as_posix()}",
-                data_key=name,
-                parameters={"dataset": dataset.name, "chunk_shape": dataset.chunks},
-            )
-            emit("stream_resource", resource.stream_resource_doc)
-            self._resources[name] = resource
+        self._file: Any = None
+        self._datasets: dict[str, Any] = {}
+        self._resources: dict[str, Any] = {}
 
-    def _open(self, arrays: Mapping[str, NDArray[Any]], provenance: Document) -> None:
-        self._file = h5py.File(self.path, "w", libver="v110")
+    def _open(self) -> None:
+        """Make the file and announce it: with the first row, so that nothing lies about that was never needed."""
+        # A new file even where a killed writer left one: readers of that one keep what they have open.
+        self.path.unlink(missing_ok=True)
+        self._file = h5py.File(self.path, "x", libver="v110")
+        self._created(self.path)
         entry = self._file.create_group("entry")
         entry.attrs.update(NX_class="NXentry", default="data")
         data = entry.create_group("data")
         data.attrs.update(NX_class="NXdata", signal=next(iter(self.shapes)))
         process = entry.create_group("process")
-        process.attrs.update(NX_class="NXprocess", parameters=json.dumps(provenance))
-        self._datasets = {}
+        process.attrs.update(NX_class="NXprocess", parameters=json.dumps(self._provenance))
         for key, shape in self.shapes.items():
             frame = shape[-2:]
             leading = (1,) * (len(shape) - 2)
@@ -143,13 +144,24 @@ class DerivedStream:
                 )
                 self._datasets[name].attrs["units"] = "counts"
             self._datasets[f"{key}_sigma"].attrs["note"] = "errors of neighbouring pixels are correlated"
-        for name, array in arrays.items():
+        for name, array in self._arrays.items():
             stored = process.create_dataset(name, data=array, **hdf5plugin.Bitshuffle(cname="zstd"))
             stored.attrs["sha256"] = array_sha256(array)
         self._file.swmr_mode = True
+        for name, dataset in self._datasets.items():
+            resource = self._run.compose_stream_resource(
+                mimetype="application/x-hdf5",
+                uri=f"file://localhost{self.path.as_posix()}",
+                data_key=name,
+                parameters={"dataset": dataset.name, "chunk_shape": dataset.chunks},
+            )
+            self._emit("stream_resource", resource.stream_resource_doc)
+            self._resources[name] = resource
 
     def append(self, *, seq_num: int, time: float, rows: Mapping[str, Row]) -> None:
         """Write one event: frames first, on disk before they are announced, then the documents."""
+        if self._file is None:
+            self._open()
         index = self._rows
         scalars: Document = {}
         for key, row in rows.items():
@@ -178,11 +190,13 @@ class DerivedStream:
         """Close the file; its size is final."""
         if self._file:
             self._file.close()
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     @property
     def bytes_written(self) -> int:
         """Size of the file on disk."""
-        return os.path.getsize(self.path)
+        return os.path.getsize(self.path) if self._file is not None else 0
 
 
 def _data_keys(descriptor: Document, keys: Sequence[str]) -> Document:

@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.network import MULTIPLE, features
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -19,8 +20,6 @@ from bluesky_symdenoise.physics.fold import found_beam_center, gated_mates, supp
 from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
 
-#: Changes when the same weights would give other pixels; part of every recipe.
-ALGORITHM = "1"
 #: Frames of more rows times columns than this are run in bands of rows.
 BAND_PIXELS = 2**22
 #: Rows on either side of a band that the network sees and that are thrown away; more than it can look across.

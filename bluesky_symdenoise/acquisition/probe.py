@@ -1,0 +1,79 @@
+"""Whether the server can read what is going to be written, found out before a scan."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import h5py
+import httpx
+import numpy as np
+from tiled.client.utils import ClientError
+from tiled.structures.array import ArrayStructure
+from tiled.structures.core import StructureFamily
+from tiled.structures.data_source import Asset, DataSource, Management
+
+from bluesky_symdenoise.acquisition.delivery import Transport, is_away
+from bluesky_symdenoise.acquisition.outlet import refusal
+from bluesky_symdenoise.acquisition.spool import spool_folder
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from tiled.client.container import Container
+
+log = logging.getLogger("bluesky_symdenoise")
+
+
+def check_server(container: Container, folder: Path, *, frames: Transport) -> None:
+    """Write a small array the way frames are going to be written, read it back and remove it.
+
+    A server that does not answer now is no error: it may do so later.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the client may not write, or the server cannot see the files.
+    """
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    key = f"symdenoise-probe-{uuid4()}"
+    path = spool_folder(folder) / f"{key}.h5"
+    base = container.base if hasattr(container, "base") else container
+    try:
+        if frames == "http":
+            node = base.write_array(values, key=key)
+        else:
+            with h5py.File(path, "w") as file:
+                file["probe"] = values
+            node = base.new(
+                structure_family=StructureFamily.array,
+                data_sources=[_source(path, values)],
+                key=key,
+                metadata={},
+                specs=[],
+            )
+        try:
+            read = np.asarray(node.read())
+        finally:
+            node.delete(recursive=True, external_only=False) if hasattr(node, "delete") else None
+    except (httpx.HTTPError, ClientError) as error:
+        if is_away(error):
+            log.warning("Tiled at %s does not answer (%s): denoised runs wait on disk", container.uri, error)
+            return
+        raise refusal(error, key, container.uri) from error
+    finally:
+        path.unlink(missing_ok=True)
+    if not np.array_equal(read, values):
+        raise SymDenoiseError(f"folder {folder}", rule="the server sees other files there", remedy="mount the same one")
+
+
+def _source(path: Path, values: np.ndarray) -> DataSource:
+    return DataSource(
+        structure_family=StructureFamily.array,
+        structure=ArrayStructure.from_array(values),
+        mimetype="application/x-hdf5",
+        parameters={"dataset": "probe"},
+        management=Management.external,
+        assets=[Asset(data_uri=f"file://localhost{path.as_posix()}", is_directory=False, parameter="data_uris", num=0)],
+    )
