@@ -9,7 +9,10 @@ __version__ = "0.1.0"
 _HOME = {
     "DenoiseCallback": "bluesky_symdenoise.acquisition.callback",
     "Denoiser": "bluesky_symdenoise.denoiser.infer",
+    "DenoiserSettings": "bluesky_symdenoise.denoiser.settings",
+    "Place": "bluesky_symdenoise.acquisition.place",
     "SymDenoiseError": "bluesky_symdenoise.errors",
+    "ThreadedDenoiseCallback": "bluesky_symdenoise.acquisition.threaded",
     "aligned": "bluesky_symdenoise.catalog.query",
     "denoised_for": "bluesky_symdenoise.catalog.query",
     "embedded_catalog": "bluesky_symdenoise.catalog.serve",
@@ -22,13 +25,16 @@ __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.callback import DenoiseCallback as DenoiseCallback
+    from bluesky_symdenoise.acquisition.place import Place as Place
     from bluesky_symdenoise.acquisition.replay import recompute as recompute
     from bluesky_symdenoise.acquisition.replay import replay as replay
+    from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as ThreadedDenoiseCallback
     from bluesky_symdenoise.catalog.query import aligned as aligned
     from bluesky_symdenoise.catalog.query import denoised_for as denoised_for
     from bluesky_symdenoise.catalog.query import raw_for as raw_for
     from bluesky_symdenoise.catalog.serve import embedded_catalog as embedded_catalog
     from bluesky_symdenoise.denoiser.infer import Denoiser as Denoiser
+    from bluesky_symdenoise.denoiser.settings import DenoiserSettings as DenoiserSettings
     from bluesky_symdenoise.errors import SymDenoiseError as SymDenoiseError
 
 

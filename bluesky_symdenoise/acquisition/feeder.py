@@ -48,7 +48,7 @@ class Feeder:
         self._unsent: deque[int] = deque()
         self._in_flight: dict[int, int] = {}
         self._given_up: set[str] = set()
-        self._crashes = 0
+        self._crashes = self._put = self._taken_in = 0
         self._close_asked = self._close_sent = self._closed = self._again = False
         self._ready = threading.Event()
         self._refused: SymDenoiseError | None = None
@@ -59,6 +59,7 @@ class Feeder:
 
     def put(self, name: str, doc: Document) -> None:
         """Take a document: all that happens on the RunEngine's thread."""
+        self._put += 1
         self._inbox.put(("document", name, doc, time.monotonic()))
 
     @property
@@ -74,7 +75,7 @@ class Feeder:
     @property
     def waiting(self) -> int:
         """Documents that the worker has not finished."""
-        return self._inbox.qsize() + len(self._unsent) + len(self._in_flight)
+        return self._put - self._taken_in + len(self._unsent) + len(self._in_flight)
 
     def status(self) -> Status:
         """How far the worker has come."""
@@ -122,6 +123,7 @@ class Feeder:
     def _handle(self, message: tuple[Any, ...]) -> None:
         match message:
             case ("document", name, doc, came):
+                self._taken_in += 1
                 uid = self._owners.of(name, doc)
                 if uid not in self._given_up:
                     self._unsent.append(self._backlog.add(uid, pickle.dumps((name, doc), protocol=5), came))

@@ -132,9 +132,7 @@ class _Worker:
         from bluesky_symdenoise.acquisition.outlet import doubled
         from bluesky_symdenoise.acquisition.spool import Journal
 
-        finished = FinishedError(
-            f"derived run {uid}", rule="it was finished before the worker crashed", remedy="use it"
-        )
+        finished = FinishedError(f"derived run {uid}", rule="it was finished before a crash", remedy="use it")
         if self._sender.has(uid):
             raise finished
         journal = Journal.begin(work.folder, uid)
