@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.place import UNSORTED, Place
-from bluesky_symdenoise.catalog.serve import FRAMES_FOLDER
+from bluesky_symdenoise.catalog.writer import FRAMES_FOLDER
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError

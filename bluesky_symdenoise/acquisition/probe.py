@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import h5py
 import httpx
 import numpy as np
+from numpy.typing import NDArray
 from tiled.client.utils import ClientError
 from tiled.structures.array import ArrayStructure
 from tiled.structures.core import StructureFamily
@@ -41,34 +42,39 @@ def check_server(container: Container, folder: Path, *, frames: Transport) -> No
     path = spool_folder(folder) / f"{key}.h5"
     base = container.base if hasattr(container, "base") else container
     try:
-        if frames == "http":
-            node = base.write_array(values, key=key)
-        else:
-            with h5py.File(path, "w") as file:
-                file["probe"] = values
-            node = base.new(
-                structure_family=StructureFamily.array,
-                data_sources=[_source(path, values)],
-                key=key,
-                metadata={},
-                specs=[],
-            )
-        try:
-            read = np.asarray(node.read())
-        finally:
-            node.delete(recursive=True, external_only=False) if hasattr(node, "delete") else None
-    except (httpx.HTTPError, ClientError) as error:
+        node = _written(base, values, key, path if frames == "files" else None)
+        # Not `node.read()`, which tries again for a minute what a server that cannot see a file cannot do.
+        link = node.item["links"]["full"]
+        answer = container.context.http_client.get(link, headers={"Accept": "application/octet-stream"})
+        container.context.http_client.delete(node.uri, params={"external_only": False, "recursive": True})
+    except httpx.HTTPError as error:
         if is_away(error):
             log.warning("Tiled at %s does not answer (%s): denoised runs wait on disk", container.uri, error)
             return
-        raise refusal(error, key, container.uri) from error
+        if isinstance(error, ClientError):
+            raise refusal(error, key, container.uri) from error
+        raise
     finally:
         path.unlink(missing_ok=True)
-    if not np.array_equal(read, values):
-        raise SymDenoiseError(f"folder {folder}", rule="the server sees other files there", remedy="mount the same one")
+    if answer.is_error or answer.content != values.tobytes():
+        raise SymDenoiseError(
+            f"folder {folder}",
+            rule=f"the server cannot read what is written there (status {answer.status_code})",
+            remedy="add it to the server's readable_storage and mount it there, or pass frames='http'",
+        )
 
 
-def _source(path: Path, values: np.ndarray) -> DataSource:
+def _written(base: Any, values: NDArray[np.float32], key: str, path: Path | None) -> Any:
+    if path is None:
+        return base.write_array(values, key=key)
+    with h5py.File(path, "w") as file:
+        file["probe"] = values
+    return base.new(
+        structure_family=StructureFamily.array, data_sources=[_source(path, values)], key=key, metadata={}, specs=[]
+    )
+
+
+def _source(path: Path, values: NDArray[np.float32]) -> DataSource:
     return DataSource(
         structure_family=StructureFamily.array,
         structure=ArrayStructure.from_array(values),

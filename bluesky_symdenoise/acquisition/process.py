@@ -26,7 +26,7 @@ class WorkerProcess:
     setup
         What the worker is told.
     nice
-        Niceness while it starts.
+        Added to its niceness while it starts.
     said
         Called from a thread with each message of the worker, and with ``("gone",)`` when it has ended.
     """

@@ -39,7 +39,7 @@ class Setup:
     drop_after
         Frames that waited longer, in seconds, are not denoised; None for all are.
     nice
-        Niceness once it is ready.
+        Added to the niceness of the RunEngine's process, once it is ready.
     """
 
     work: Work
@@ -173,7 +173,8 @@ class _Worker:
 
 def main() -> None:
     """Entry point: ``fd nice`` on the command line, everything else through the pipe."""
-    nice = os.nice(int(sys.argv[2]))
+    nice = int(sys.argv[2])
+    os.nice(nice)
     # Ctrl-C in the terminal means the RunEngine.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Connection(int(sys.argv[1]))
@@ -190,7 +191,7 @@ def main() -> None:
     except SymDenoiseError as error:
         worker.say("refused", error.value, error.rule, error.remedy)
         return
-    os.nice(max(0, setup.nice - nice))
+    os.nice(setup.nice - nice)
     worker.say("ready")
     worker.run(inbox)
 

@@ -23,13 +23,11 @@ from tiled.server.simple import ThreadedServer
 from tiled.structures.core import Spec
 from tiled.utils import parse
 
+from bluesky_symdenoise.catalog.writer import FRAMES_FOLDER
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     from tiled.client.container import Container
-
-#: Metadata key under which a catalogue of derived runs names the folder for its frames.
-FRAMES_FOLDER = "symdenoise_frames"
 
 KEY_VARIABLE = "TILED_SINGLE_USER_API_KEY"
 # pydantic-settings gives these precedence over the file and over values set in code.

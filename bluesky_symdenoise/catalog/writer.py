@@ -18,6 +18,8 @@ from bluesky_symdenoise.catalog.row import SCALARS, Row
 from bluesky_symdenoise.recipe import array_sha256
 
 Document = dict[str, Any]
+#: Metadata key under which a catalogue of derived runs names the folder for its frames.
+FRAMES_FOLDER = "symdenoise_frames"
 Emit = Callable[[str, Document], Any]
 
 
