@@ -45,7 +45,7 @@ def client(home: Path) -> Iterator[Container]:
 
 
 def callback_on(client: Container, **options: Any) -> DenoiseCallback:
-    return DenoiseCallback(client["denoised"], denoiser=ONE, **({"symmetry": "1"} | options))
+    return DenoiseCallback(client["denoised"], denoiser=ONE, **({"symmetry": "1", "nice": 0} | options))
 
 
 def threaded_on(client: Container, *, directory: Path | Place) -> ThreadedDenoiseCallback:
