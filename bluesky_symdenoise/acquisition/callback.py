@@ -134,7 +134,7 @@ class DenoiseCallback:
 
     def __call__(self, name: str, doc: Document) -> None:
         """Take a document; called by the RunEngine."""
-        if self._closing:
+        if self._closing or not self._feeder.alive:
             return
         self._feeder.put(name, doc)
         if self._slow == "block" and name in _PIXELS:

@@ -48,7 +48,7 @@ class Feeder:
         self._unsent: deque[int] = deque()
         self._in_flight: dict[int, int] = {}
         self._given_up: set[str] = set()
-        self._crashes = self._put = self._taken_in = 0
+        self._crashes = self._failed_starts = self._put = self._taken_in = 0
         self._close_asked = self._close_sent = self._closed = self._again = False
         self._ready = threading.Event()
         self._refused: SymDenoiseError | None = None
@@ -138,6 +138,7 @@ class Feeder:
             case ("log", level, text):
                 log.log(level, "%s", text)
             case ("ready",):
+                self._failed_starts = 0
                 self._ready.set()
             case ("refused", value, rule, remedy):
                 self._refused = SymDenoiseError(value, rule=rule, remedy=remedy)
@@ -200,6 +201,16 @@ class Feeder:
                 self._tally.failed.pop(uid, None)
         if self._crashes > RESTARTS:
             self._give_up(open_runs, why)
+        if self._failed_starts > RESTARTS:
+            self._unsent.clear()
+            self._in_flight.clear()
+            self._closed = True
+            with self._lock:
+                self._tally.error(
+                    f"the denoiser's process does not start any more ({self._refused or why}): nothing is denoised; "
+                    "mend that, make a new callback, and finish the runs with `symdenoise catch-up`"
+                )
+            return
         log.warning(
             "the denoiser's process ended (%s) and is started again; %d documents are worked off once more",
             why,
@@ -208,7 +219,13 @@ class Feeder:
         self._in_flight.clear()
         self._unsent = deque(self._backlog)
         self._close_sent, self._again = False, True
-        self._process = WorkerProcess(self._setup, nice=self._setup.nice, said=self._inbox.put)
+        self._failed_starts += 1
+        try:
+            self._process = WorkerProcess(self._setup, nice=self._setup.nice, said=self._inbox.put)
+        except OSError as error:
+            log.error("the denoiser's process cannot be started (%s)", error)
+            time.sleep(1)
+            self._inbox.put(("gone",))
 
     def _give_up(self, runs: set[str], why: str) -> None:
         line = f"given up: the denoiser's process ended {self._crashes} times at it, last with {why}; "

@@ -90,14 +90,17 @@ class Journal:
             self.complete = True
 
     def read(self, offset: int) -> Iterator[tuple[tuple[str, Document], int]]:
-        """Documents from a position of the file on, each with the position behind it; a torn last line is none."""
+        """Documents from a position of the file on, with the position behind each; a torn or damaged line ends them."""
         with self.path.open("rb") as file:
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
                 offset += len(line)
-                name, doc = json.loads(line)
+                try:
+                    name, doc = json.loads(line)
+                except ValueError:
+                    return
                 yield (name, doc), offset
 
     def remove(self) -> None:
