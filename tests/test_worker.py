@@ -44,6 +44,14 @@ def client(home: Path) -> Iterator[Container]:
         yield client
 
 
+@pytest.fixture
+def raw_folder(tmp_path: Path) -> Path:
+    """A folder apart from that of the catalogue in `tmp_path`."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    return folder
+
+
 def callback_on(client: Container, **options: Any) -> DenoiseCallback:
     return DenoiseCallback(client["denoised"], denoiser=ONE, **({"symmetry": "1", "nice": 0} | options))
 
@@ -180,9 +188,9 @@ def inline(frames: np.ndarray) -> list[tuple[str, dict[str, Any]]]:
 class TestServerAway:
     """Tiled may come and go: frames and documents are on disk, and end up there once."""
 
-    def test_run_taken_while_it_was_away_is_there_when_it_is_back(self, tmp_path: Path) -> None:
+    def test_run_taken_while_it_was_away_is_there_when_it_is_back(self, tmp_path: Path, raw_folder: Path) -> None:
         home, frames = tmp_path / "home", rings(4)
-        documents = composed(frames, write(frames, tmp_path / "raw.h5"))
+        documents = composed(frames, write(frames, raw_folder / "raw.h5"))
         with embedded_catalog(home, api_key="secret") as served:
             port = int(served.uri.split(":")[2].split("/")[0])
             client = from_uri(served.uri, api_key="secret", trust_env=False)
@@ -204,9 +212,9 @@ class TestServerAway:
             assert left_in_spool(home) == []
         client.context.http_client.close()
 
-    def test_what_a_closed_callback_left_is_sent_later_and_once(self, tmp_path: Path) -> None:
+    def test_what_a_closed_callback_left_is_sent_later_and_once(self, tmp_path: Path, raw_folder: Path) -> None:
         home, frames = tmp_path / "home", rings(2)
-        documents = composed(frames, write(frames, tmp_path / "raw.h5"))
+        documents = composed(frames, write(frames, raw_folder / "raw.h5"))
         with embedded_catalog(home, api_key="secret") as served:
             client = from_uri(served.uri, api_key="secret", trust_env=False)
             callback = callback_on(client)
@@ -223,9 +231,9 @@ class TestServerAway:
             assert send_spooled(home / "denoised", back["denoised"]) == []
             same_as_in_process(derived_of(back, done), frames)
 
-    def test_next_callback_sends_it_at_its_start(self, tmp_path: Path) -> None:
+    def test_next_callback_sends_it_at_its_start(self, tmp_path: Path, raw_folder: Path) -> None:
         home = tmp_path / "home"
-        documents = composed(rings(1), write(rings(1), tmp_path / "raw.h5"))
+        documents = composed(rings(1), write(rings(1), raw_folder / "raw.h5"))
         with embedded_catalog(home, api_key="secret") as served:
             client = from_uri(served.uri, api_key="secret", trust_env=False)
             callback = callback_on(client)
@@ -237,11 +245,12 @@ class TestServerAway:
 
 
 class TestFramesOverHttp:
-    def test_reads_the_same_where_the_server_sees_no_file(self, client: Container, tmp_path: Path) -> None:
+    def test_reads_the_same_where_the_server_sees_no_file(
+        self, client: Container, tmp_path: Path, raw_folder: Path
+    ) -> None:
         frames = rings(3)
         callback = callback_on(client, directory=tmp_path / "mine", frames="http")
-        (tmp_path / "raw").mkdir()
-        done = fed(callback, composed(frames, write(frames, tmp_path / "raw" / "raw.h5")))
+        done = fed(callback, composed(frames, write(frames, raw_folder / "raw.h5")))
         assert done.status.ok, done.status
         shutil.rmtree(tmp_path / "mine")
         run = derived_of(client, done)
