@@ -252,9 +252,9 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 rows[key] = self._denoised(stream, key, seq_num, inline)
             except Exception as error:
                 reason = f"{stream.name}/{key}: {error}"
+                if reason not in self._failures:
+                    log.warning("run %s, %s, event %d on: %s", self._start["uid"][:8], key, seq_num, error)
                 self._failures[reason] += 1
-                level = logging.DEBUG if isinstance(error, DroppedError) else logging.WARNING
-                log.log(level, "run %s, %s, event %d: %s", self._start["uid"][:8], key, seq_num, error)
                 rows[key] = empty_row(stream.derived.shapes[key])
                 self._finished_frame(reason)
             else:

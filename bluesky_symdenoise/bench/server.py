@@ -60,6 +60,7 @@ class ServerProcess:
                     return
             except httpx.TransportError as error:
                 if time.monotonic() > deadline or self._process.poll() is not None:
+                    self.kill()
                     raise SymDenoiseError(
                         self._url, rule="the server did not start", remedy="see its own words above"
                     ) from error
