@@ -11,7 +11,7 @@ import h5py
 import httpx
 import numpy as np
 from numpy.typing import NDArray
-from tiled.client.utils import ClientError
+from tiled.client.utils import ClientError, retry_context
 from tiled.structures.array import ArrayStructure
 from tiled.structures.core import StructureFamily
 from tiled.structures.data_source import Asset, DataSource, Management
@@ -46,7 +46,10 @@ def check_server(container: Container, folder: Path, *, frames: Transport) -> No
         # Not `node.read()`, which tries again for a minute what a server that cannot see a file cannot do.
         link = node.item["links"]["full"]
         answer = container.context.http_client.get(link, headers={"Accept": "application/octet-stream"})
-        container.context.http_client.delete(node.uri, params={"external_only": False, "recursive": True})
+        # After an answer of 500 the server resets the connection: a second try takes a new one.
+        for attempt in retry_context():
+            with attempt:
+                container.context.http_client.delete(node.uri, params={"external_only": False, "recursive": True})
     except httpx.HTTPError as error:
         if is_away(error):
             log.warning("Tiled at %s does not answer (%s): denoised runs wait on disk", container.uri, error)
