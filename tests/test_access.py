@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import yaml
-from facility import TiledProcess, scan, tiled_process
+from facility import TiledProcess, scan, threaded, tiled_process, worker
 from tiled.client.container import Container
 from tiled.client.utils import ClientError
 
@@ -289,17 +289,21 @@ def test_runs_computed_on_read_are_ones_own_only(facility: Facility) -> None:
 class TestAServerWithoutAPolicy:
     """It drops all tags without a word."""
 
-    def test_both_runs_are_without_tags_then(self, catalog: Container, frames_folder: Path) -> None:
+    @pytest.mark.parametrize("attach", [threaded, worker])
+    def test_both_runs_are_without_tags_then(self, catalog: Container, frames_folder: Path, attach: Any) -> None:
         start = {"tiled_access_tags": ["proposal-1"]}
-        uid, status = scan(catalog["raw"], catalog["denoised"], frames_folder, start=start)
+        uid, status = scan(catalog["raw"], catalog["denoised"], frames_folder, start=start, attach=attach)
         assert status.ok, status
         assert list(denoised_for(catalog, uid).access_tags) == []
 
-    def test_a_run_whose_raw_run_is_elsewhere_is_not_written(self, catalog: Container, frames_folder: Path) -> None:
+    @pytest.mark.parametrize("attach", [threaded, worker])
+    def test_a_run_whose_raw_run_is_elsewhere_is_not_written(
+        self, catalog: Container, frames_folder: Path, attach: Any
+    ) -> None:
         """There it may be restricted, and here all could read it."""
         start = {"tiled_access_tags": ["proposal-1"]}
-        _, status = scan(catalog.create_container("other"), catalog["denoised"], frames_folder, start=start)
+        other = catalog.create_container("other")
+        _, status = scan(other, catalog["denoised"], frames_folder, start=start, attach=attach)
         (error,) = status.errors
         assert "proposal-1 were asked for; it was deleted again" in error
         assert len(catalog["denoised"]) == 0
-        assert not list(frames_folder.glob("*-primary.h5"))

@@ -15,8 +15,9 @@ from tiled.client.container import Container
 
 from bluesky_symdenoise import denoised_for
 from bluesky_symdenoise.acquisition.beamline import Beamline, Settings, poni_beam_center
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback, Status
 from bluesky_symdenoise.acquisition.replay import recompute, replay
+from bluesky_symdenoise.acquisition.status import Status
+from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
 from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError

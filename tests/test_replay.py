@@ -17,8 +17,8 @@ from tiled.client.container import Container
 from tiled.queries import Key
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback
 from bluesky_symdenoise.acquisition.replay import recompute, replay
+from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
 from bluesky_symdenoise.catalog.query import denoised_for
 from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser

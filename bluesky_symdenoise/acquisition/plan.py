@@ -15,8 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.beamline import Beamline, dark_from, poni_beam_center
-from bluesky_symdenoise.catalog.serve import FRAMES_FOLDER
-from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
+from bluesky_symdenoise.acquisition.place import UNSORTED, Place
+from bluesky_symdenoise.catalog.containers import FRAMES_FOLDER
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure
@@ -25,6 +27,8 @@ from bluesky_symdenoise.recipe import Recipe, array_sha256
 
 if TYPE_CHECKING:
     from tiled.client.container import Container
+
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 Document = dict[str, Any]
 
@@ -37,8 +41,10 @@ class Work:
     ----------
     container
         Client of the catalogue of derived runs.
-    folder
-        Where the HDF5 files go; the server must be able to read it.
+    model
+        The denoiser, or the settings that load it when it is first used: what is planned here may be done elsewhere.
+    place, folder
+        Where the HDF5 files go: the rule for each run, and the folder above them all, which the server reads.
     activity
         ``callback`` or ``replay``: how the derived run came to be.
     beamline
@@ -48,8 +54,9 @@ class Work:
     """
 
     container: Container
-    denoiser: Denoiser
+    model: Denoiser | DenoiserSettings
     recipe: Recipe
+    place: Place
     folder: Path
     mask: NDArray[np.bool_] | None
     exposure: NDArray[np.float64] | None
@@ -63,8 +70,8 @@ class Work:
         container: Container,
         *,
         activity: str,
-        denoiser: Denoiser | None,
-        directory: str | Path | None,
+        denoiser: Denoiser | DenoiserSettings | None,
+        directory: str | Path | Place | None,
         mask: ArrayLike | None,
         exposure: ArrayLike | None,
         symmetry: str,
@@ -110,13 +117,14 @@ class Work:
                 )
         if n is not None:
             as_exposure(n, n.shape)
-        model = denoiser or Denoiser.pretrained()
+        model = denoiser or DenoiserSettings()
+        place = directory if isinstance(directory, Place) else Place(directory)
         kept = beamline or Beamline()
         dark = None if kept.dark_file is None else dark_from(kept.dark_file, seconds=kept.dark_seconds)
         if kept.poni_file is not None:
             poni_beam_center(kept.poni_file)
         recipe = Recipe(
-            model_sha256=model.model.sha256,
+            model_sha256=model.sha256() if isinstance(model, DenoiserSettings) else model.model.sha256,
             algorithm=ALGORITHM,
             symmetry=symmetry,
             beam_center=None if beam_center is None else (float(beam_center[0]), float(beam_center[1])),
@@ -128,15 +136,31 @@ class Work:
         )
         return cls(
             container=container,
-            denoiser=model,
+            model=model,
             recipe=recipe,
-            folder=frames_folder(container, directory),
+            place=place,
+            folder=frames_folder(container, place),
             mask=bad,
             exposure=n,
             activity=activity,
             beamline=kept,
             dark=dark,
         )
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser, loaded if it was not."""
+        return self.model.load() if isinstance(self.model, DenoiserSettings) else self.model
+
+    def folder_for(self, start: Document) -> tuple[Path, str | None]:
+        """The folder for a run's files, made if it was not there, and what is wrong with it in one line."""
+        complaint = None
+        try:
+            folder = self.place.folder(self.folder, start)
+        except SymDenoiseError as error:
+            folder, complaint = self.folder / UNSORTED, str(error)
+        self.place.make(self.folder, folder)
+        return folder, complaint
 
     def given(self) -> dict[str, Any]:
         """The arguments that were given, as `Settings` takes them."""
@@ -162,16 +186,15 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def frames_folder(container: Container, directory: str | Path | None) -> Path:
-    """The folder for derived files: the one given, or the one that the container itself names."""
-    named = directory if directory is not None else container.metadata.get(FRAMES_FOLDER)
-    if named is None:
+def frames_folder(container: Container, place: Place) -> Path:
+    """The folder above all derived files: the one given, or the one that the container itself names."""
+    folder = place.root(container.metadata.get(FRAMES_FOLDER))
+    if folder is None:
         raise SymDenoiseError(
             f"container {container.uri}",
             rule="it does not say where files of denoised frames go",
             remedy="pass directory=..., a folder that this computer writes and the server reads (readable_storage)",
         )
-    folder = Path(named).resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".symdenoise-writable"

@@ -17,12 +17,11 @@ from tiled.utils import path_from_uri
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.replay import StoredStream, derived_already, drive, stored_streams
 from bluesky_symdenoise.acquisition.run import RunDenoiser, _Event, _Stream
-from bluesky_symdenoise.catalog.access import derived_writer
 from bluesky_symdenoise.catalog.columns import SCALARS
 from bluesky_symdenoise.catalog.lazy import LazyImage
 from bluesky_symdenoise.catalog.lazyrun import PENDING, LazyKey, LazyRun, write_pending
 from bluesky_symdenoise.catalog.row import Row
-from bluesky_symdenoise.catalog.writer import DerivedRun
+from bluesky_symdenoise.catalog.writer import DerivedRun, Emit
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import HDF5, TIFF, ZARR, Source, stamp
@@ -191,11 +190,11 @@ class _Registering(RunDenoiser):
             early.append(found)
         return _Resolved(Symmetry(), source.shape[0], source.shape[0], tuple(early))
 
-    def _derived_run(self, *, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]) -> DerivedRun:
+    def _derived_run(self, emit: Emit, *, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]) -> DerivedRun:
         return LazyRun(
-            derived_writer(self._work.container),
+            emit,
             plan={name: planned for name, (planned, _) in self.plan.items()},
-            folder=self._work.folder,
+            folder=self._folder,
             start=start,
             uid=uid,
             time=clock.time(),

@@ -17,7 +17,7 @@ from bluesky_symdenoise.acquisition.recorded import Recorded
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.catalog.row import Row, denoised_row
-from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe
@@ -25,6 +25,9 @@ from bluesky_symdenoise.recipe import Recipe
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
     from tiled.client.container import Container
+
+    from bluesky_symdenoise.acquisition.place import Place
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 Document = dict[str, Any]
 
@@ -34,7 +37,7 @@ def replay(
     into: Container,
     *,
     denoiser: Denoiser | None = None,
-    directory: str | Path | None = None,
+    directory: str | Path | Place | None = None,
     mask: ArrayLike | None = None,
     exposure: ArrayLike | None = None,
     symmetry: str = "auto",
@@ -250,6 +253,8 @@ def recompute(
 
 def recorded_denoiser(run: BlueskyRun) -> Denoiser:
     """The model that the provenance of a derived run names, with its device and thread count."""
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
     provenance: Document = dict(run.start["provenance"])
     return Denoiser.pretrained(
         provenance["model"]["name"],

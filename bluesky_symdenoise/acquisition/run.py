@@ -9,22 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import numpy as np
 from event_model import DocumentRouter, unpack_datum_page, unpack_event_page
 from numpy.typing import NDArray
-from tiled.client.utils import ClientError
 
 from bluesky_symdenoise.acquisition.darks import Darks
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
 from bluesky_symdenoise.acquisition.images import Images
 from bluesky_symdenoise.acquisition.legacy import LegacyFrames
+from bluesky_symdenoise.acquisition.outlet import Outlet, straight_to_tiled
+from bluesky_symdenoise.acquisition.place import check_apart
 from bluesky_symdenoise.acquisition.plan import Work, now
-from bluesky_symdenoise.catalog.access import derived_writer
-from bluesky_symdenoise.catalog.marks import mark_images
 from bluesky_symdenoise.catalog.query import SPEC
 from bluesky_symdenoise.catalog.row import Row, empty_row
-from bluesky_symdenoise.catalog.writer import DerivedRun, DerivedStream
+from bluesky_symdenoise.catalog.writer import DerivedRun, DerivedStream, Emit
 from bluesky_symdenoise.errors import SymDenoiseError
 
 log = logging.getLogger("bluesky_symdenoise")
@@ -73,6 +71,10 @@ class _Stream:
         return not self.turns and all(each.startswith("STREAM:") for each in external)
 
 
+class DroppedError(Exception):
+    """A frame that is not denoised because the denoiser is too far behind."""
+
+
 class RunDenoiser(DocumentRouter):  # type: ignore[misc]
     """Takes the documents of one raw run and writes its derived run.
 
@@ -84,6 +86,10 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         Makes the frame source of a stream from its descriptor; by default files that documents announce.
     finished_frame
         Called after each frame with None, or with the reason why it is NaN.
+    too_late
+        Asked before each frame; a reason not to denoise it any more makes it NaN.
+    outlet
+        Where the documents of the derived run go.
     """
 
     def __init__(
@@ -92,8 +98,11 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         *,
         source: Callable[[Document], FrameSource] = AnnouncedFrames,
         finished_frame: Callable[[str | None], None] = lambda _: None,
+        too_late: Callable[[], str | None] = lambda: None,
+        outlet: Outlet = straight_to_tiled,
     ) -> None:
         super().__init__()
+        self._too_late, self._outlet = too_late, outlet
         self._work, self._source, self._finished_frame = work, source, finished_frame
         self._start: Document = {}
         self._derived: DerivedRun | None = None
@@ -112,6 +121,9 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         self.derived_uid: str | None = None
         self.outcome = "nothing to denoise: no stream"
         self.closed = False
+        #: What is wrong with the folder of its files, in one line.
+        self.complaint: str | None = None
+        self._folder = work.folder
 
     def __call__(self, name: str, doc: Document, validate: bool = False) -> Any:
         """Take a document; one that comes after the run was closed is none of ours."""
@@ -146,6 +158,8 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
 
     def stream_resource(self, doc: Document) -> None:
         """Keep the reference; which stream it belongs to is known with its first stream_datum."""
+        if any(doc["data_key"] in stream.keys for stream in self._streams.values()):
+            check_apart(self._folder, doc["uri"])
         self._resources[doc["uid"]] = doc
 
     def stream_datum(self, doc: Document) -> None:
@@ -248,11 +262,6 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 "bytes": sum(stream.derived.bytes_written for stream in self._streams.values() if stream.derived),
             },
         )
-        mark_images(
-            self._work.container,
-            self._derived.uid,
-            {name: each.keys for name, each in self._streams.items() if each.derived},
-        )
         failed = sum(self._failures.values())
         self.outcome = f"{self._frames - failed} frames denoised" + (f", {failed} failed" if failed else "")
 
@@ -281,29 +290,21 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         arrays = {
             name: array for name, array in (("mask", work.mask), ("exposure", work.exposure)) if array is not None
         }
-        try:
-            if uid in work.container:
-                raise _doubled(uid)
-            derived = self._derived_run(start=start, uid=uid, arrays=arrays)
-            self.derived_uid = uid
-            return derived
-        except ClientError as error:
-            raise _refusal(error, uid, work) from error
-        except httpx.TransportError as error:
-            raise SymDenoiseError(
-                f"container {work.container.uri}",
-                rule=f"the server cannot be reached ({str(error) or type(error).__name__})",
-                remedy="start it again, then replay the run; the raw run is as it was",
-            ) from error
+        emit = self._outlet(work, uid)
+        self._folder, self.complaint = work.folder_for(self._start)
+        derived = self._derived_run(emit, start=start, uid=uid, arrays=arrays)
+        self.derived_uid = uid
+        return derived
 
-    def _derived_run(self, *, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]) -> DerivedRun:
+    def _derived_run(self, emit: Emit, *, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]) -> DerivedRun:
         return DerivedRun(
-            derived_writer(self._work.container),
-            folder=self._work.folder,
+            emit,
+            folder=self._folder,
             start=start,
             uid=uid,
             time=clock.time(),
             arrays=arrays,
+            created=self._work.place.own,
         )
 
     def _advance(self) -> None:
@@ -366,12 +367,15 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         if self._is_dark(stream):
             self._take_darks(stream, event)
             return
+        self._work.place.check_space(self._folder)
         if stream.derived is None:
             stream.derived = self._open_stream(stream)
         rows = {}
         for key in stream.keys:
             self._frames += 1
             try:
+                if late := self._too_late():
+                    raise DroppedError(late)
                 rows[key] = self._denoised(stream, key, event)
             except Exception as error:
                 reason = self._failed(stream, key, event, error)
@@ -424,28 +428,3 @@ def _is_image(data_key: Document) -> bool:
     numeric = isinstance(dtype, str) and np.dtype(dtype).kind in "iuf"
     known = None not in shape and 2 <= len(shape) <= 3
     return data_key["dtype"] == "array" and known and numeric and min(shape[-2:]) > 1
-
-
-def _doubled(uid: str) -> SymDenoiseError:
-    return SymDenoiseError(
-        f"derived run {uid}",
-        rule="this raw run has one with the same recipe already, finished or being written",
-        remedy="use it, or delete it first",
-    )
-
-
-def _refusal(error: ClientError, uid: str, work: Work) -> SymDenoiseError:
-    status = error.response.status_code
-    if status == 409:
-        return _doubled(uid)
-    if status in (401, 403):
-        return SymDenoiseError(
-            f"container {work.container.uri}",
-            rule=f"the server refuses to let this client write ({status})",
-            remedy="use an API key with the scopes create, write:metadata, write:data and register",
-        )
-    return SymDenoiseError(
-        f"container {work.container.uri}",
-        rule=f"the server did not take a new run ({error})",
-        remedy="check its log, then replay the run",
-    )

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from bluesky_symdenoise.catalog.row import Row, denoised_row, empty_row
-from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import HDF5, MAX_PIXELS, TIFF, ZARR, Stamp
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image

@@ -7,8 +7,9 @@ import threading
 from functools import lru_cache
 from pathlib import Path
 
+from bluesky_symdenoise.denoiser.identity import available
 from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.denoiser.weights import Model, available, load_model
+from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Folder with further models, name.safetensors beside name.json, on the server.

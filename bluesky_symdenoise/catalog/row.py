@@ -5,18 +5,20 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.catalog.columns import SCALARS
-from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
 from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 
 @dataclass(frozen=True)

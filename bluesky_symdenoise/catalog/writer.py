@@ -45,6 +45,8 @@ class DerivedRun:
         Of the derived run.
     arrays
         Mask and exposure: stored in each file, named by their sha256.
+    created
+        Called with the path of each new file.
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class DerivedRun:
         uid: str,
         time: float,
         arrays: Mapping[str, NDArray[Any]],
+        created: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        self._emit, self._folder, self._arrays = emit, folder, dict(arrays)
+        self._emit, self._folder, self._arrays, self._created = emit, folder, dict(arrays), created
         self._run = compose_run(uid=uid, time=time, metadata=start)
         self._streams: list[DerivedStream] = []
         emit("start", self._run.start_doc)
@@ -97,6 +100,7 @@ class DerivedRun:
             arrays=self._arrays | dict(arrays or {}),
             configuration=configuration or {},
             flown=flown,
+            created=self._created,
             start=self._run.start_doc,
         )
         self._streams.append(opened)
@@ -111,7 +115,7 @@ class DerivedRun:
 
 
 class DerivedStream:
-    """The rows of one stream: an SWMR file that stays open until the run ends, and its documents."""
+    """The rows of one stream: an SWMR file, from the first row until the run ends, and its documents."""
 
     def __init__(
         self,
@@ -124,9 +128,11 @@ class DerivedStream:
         arrays: Mapping[str, NDArray[Any]],
         configuration: Document,
         flown: bool,
+        created: Callable[[Path], None],
         start: Document,
     ) -> None:
-        self._emit, self.path, self._flown = emit, path, flown
+        self._emit, self._run, self.path, self._flown = emit, run, path, flown
+        self._arrays, self._created, self._start = arrays, created, start
         self.shapes = {key: tuple(descriptor["data_keys"][key]["shape"]) for key in keys}
         self._rows = 0
         self._composed = run.compose_descriptor(
@@ -136,20 +142,16 @@ class DerivedStream:
             configuration=configuration_of(configuration, descriptor["time"]),
         )
         emit("descriptor", self._composed.descriptor_doc)
-        self._open(arrays, start)
-        self._resources = {}
-        for name, dataset in self._datasets.items():
-            resource = run.compose_stream_resource(
-                mimetype="application/x-hdf5",
-                uri=f"file://localhost{path.as_posix()}",
-                data_key=name,
-                parameters={"dataset": dataset.name, "chunk_shape": dataset.chunks},
-            )
-            emit("stream_resource", resource.stream_resource_doc)
-            self._resources[name] = resource
+        self._file: Any = None
+        self._datasets: dict[str, Any] = {}
+        self._resources: dict[str, Any] = {}
 
-    def _open(self, arrays: Mapping[str, NDArray[Any]], start: Document) -> None:
-        self._file = h5py.File(self.path, "w", libver="v110")
+    def _open(self) -> None:
+        """Make the file and announce it: with the first row, so that nothing lies about that was never needed."""
+        # A new file even where a killed writer left one: readers of that one keep what they have open.
+        self.path.unlink(missing_ok=True)
+        self._file = h5py.File(self.path, "x", libver="v110")
+        self._created(self.path)
         entry = add_entry(self._file)
         self._datasets = add_images(entry, self.shapes, **COMPRESSION)
         if self._flown:
@@ -158,20 +160,31 @@ class DerivedStream:
                     self._datasets[f"{key}_{name}"] = entry["data"].create_dataset(
                         f"{key}_{name}", (0,), COLUMN_DTYPES[dtype], maxshape=(None,), chunks=(1024,)
                     )
-        date = datetime.fromtimestamp(start["time"], UTC).isoformat(timespec="seconds")
+        date = datetime.fromtimestamp(self._start["time"], UTC).isoformat(timespec="seconds")
         process = add_process(entry, version=__version__, date=date)
-        add_parameters(process, start.get("provenance", {}))
-        for name, array in arrays.items():
+        add_parameters(process, self._start.get("provenance", {}))
+        for name, array in self._arrays.items():
             stored = process.create_dataset(name, data=array, **hdf5plugin.Bitshuffle(cname="zstd"))
             stored.attrs["sha256"] = array_sha256(array)
         # From here on HDF5 takes rows only: no group, dataset or attribute can be added.
         self._file.swmr_mode = True
+        for name, dataset in self._datasets.items():
+            resource = self._run.compose_stream_resource(
+                mimetype="application/x-hdf5",
+                uri=f"file://localhost{self.path.as_posix()}",
+                data_key=name,
+                parameters={"dataset": dataset.name, "chunk_shape": dataset.chunks},
+            )
+            self._emit("stream_resource", resource.stream_resource_doc)
+            self._resources[name] = resource
 
     def append(self, *, seq_num: int, time: float | None, rows: Mapping[str, Row]) -> None:
         """Write one row: frames first, on disk before they are announced, then the documents.
 
         ``time`` is that of the event; a flown stream has none.
         """
+        if self._file is None:
+            self._open()
         index = self._rows
         values: Document = {}
         scalars: Document = {}
@@ -203,11 +216,13 @@ class DerivedStream:
         """Close the file; its size is final."""
         if self._file:
             self._file.close()
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     @property
     def bytes_written(self) -> int:
         """Size of the file on disk."""
-        return os.path.getsize(self.path)
+        return os.path.getsize(self.path) if self._file is not None else 0
 
 
 def configuration_of(found: Document, time: float) -> Document:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,23 +14,26 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bluesky_symdenoise.denoiser.network import MULTIPLE, features
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet, features
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Background, Dark, signal
-from bluesky_symdenoise.physics.fold import found_beam_center, gated_mates, supported_symmetry
+from bluesky_symdenoise.physics.fold import Mates, found_beam_center, gated_mates, supported_symmetry
 from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
 
-#: Changes when the same weights would give other pixels; part of every recipe.
-ALGORITHM = "1"
 #: Frames of more rows times columns than this are run in bands of rows.
 BAND_PIXELS = 2**22
 #: Rows on either side of a band that the network sees and that are thrown away; more than it can look across.
 HALO = 256
+#: How much smaller the bands are where memory ran out.
+SMALLER = 4
 
 #: Steps towards the total counts of the frame, and the counts that damp them.
 FLUX_ITERATIONS, FLUX_DAMPING = 3, 1000.0
+
+log = logging.getLogger("bluesky_symdenoise")
 
 #: torch's thread count belongs to the process: one denoiser at a time.
 _ONE_AT_A_TIME = threading.Lock()
@@ -243,47 +248,62 @@ class Denoiser:
         return Background(expected=result["intensity"].values * scale, sigma=result["sigma"].values * scale)
 
     def _posterior(self, frame: Frame, symmetry: Symmetry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Expected counts and their standard deviation, (y, x)."""
+        """Expected counts and their standard deviation, (y, x); where memory runs out, in bands, then on the CPU."""
         mates = gated_mates(frame, symmetry)
         with _ONE_AT_A_TIME, torch.inference_mode():
             torch.set_num_threads(self.threads)
-            y, n, mate_y, mate_n = (
-                self._tensor(image) for image in (frame.counts, frame.exposure, mates.counts, mates.exposure)
-            )
-            per_pixel, per_block, mean = features(y, n, mate_y, mate_n)
-            ratio, log_kappa = self._prior(per_pixel, per_block)
-            kappa = torch.exp(log_kappa)
-            shape, rate = y + kappa, n + kappa / _flux_kept(y, n, kappa, mean * torch.exp(ratio))
-            # A pixel that only its mates saw is given at the median exposure, which is 1.
-            exposure = torch.where(n > 0, n, 1.0)
-            result = torch.cat([shape / rate, torch.sqrt(shape) / rate], dim=1) * exposure
-            result = torch.where((n + mate_n) > 0, result, torch.nan)
-            height, width = frame.counts.shape
-            intensity, sigma = result[0, :, :height, :width].cpu().numpy()
+            for band_pixels in (BAND_PIXELS, BAND_PIXELS // SMALLER):
+                try:
+                    return self._posterior_on(self.device, self._net, band_pixels, frame, mates)
+                except torch.OutOfMemoryError as error:
+                    log.warning("%s: %s; the frame is tried in smaller pieces, then on the CPU", self.device, error)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            spare = copy.deepcopy(self._net).to("cpu")
+            return self._posterior_on(torch.device("cpu"), spare, BAND_PIXELS, frame, mates)
+
+    def _posterior_on(
+        self, device: torch.device, net: PriorNet, band_pixels: int, frame: Frame, mates: Mates
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        y, n, mate_y, mate_n = (
+            _tensor(image, device) for image in (frame.counts, frame.exposure, mates.counts, mates.exposure)
+        )
+        per_pixel, per_block, mean = features(y, n, mate_y, mate_n)
+        ratio, log_kappa = _prior(net, per_pixel, per_block, band_pixels)
+        kappa = torch.exp(log_kappa)
+        shape, rate = y + kappa, n + kappa / _flux_kept(y, n, kappa, mean * torch.exp(ratio))
+        # A pixel that only its mates saw is given at the median exposure, which is 1.
+        exposure = torch.where(n > 0, n, 1.0)
+        result = torch.cat([shape / rate, torch.sqrt(shape) / rate], dim=1) * exposure
+        result = torch.where((n + mate_n) > 0, result, torch.nan)
+        height, width = frame.counts.shape
+        intensity, sigma = result[0, :, :height, :width].cpu().numpy()
         return intensity, sigma
 
-    def _tensor(self, image: NDArray[np.float64]) -> Tensor:
-        """(1, 1, y, x) float32 on the device, padded with zeros, which is what an unmeasured pixel holds."""
-        height, width = image.shape
-        padded = np.zeros((1, 1, height + -height % MULTIPLE, width + -width % MULTIPLE), np.float32)
-        padded[0, 0, :height, :width] = image
-        return torch.from_numpy(padded).to(self.device)
 
-    def _prior(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's output; large frames in bands that overlap by more than the network looks across."""
-        height, width = per_pixel.shape[2:]
-        if height * width <= BAND_PIXELS:
-            ratio, log_kappa = self._net(per_pixel, per_block)
-            return ratio, log_kappa
-        band = max(MULTIPLE, BAND_PIXELS // width // MULTIPLE * MULTIPLE - 2 * HALO)
-        outputs = []
-        for start in range(0, height, band):
-            stop = min(height, start + band)
-            first, last = max(0, start - HALO), min(height, stop + HALO)
-            parts = self._net(per_pixel[:, :, first:last], per_block[:, :, first // 2 : last // 2])
-            outputs.append([part[:, :, start - first : stop - first] for part in parts])
-        ratio, log_kappa = (torch.cat(parts, dim=2) for parts in zip(*outputs, strict=True))
+def _tensor(image: NDArray[np.float64], device: torch.device) -> Tensor:
+    """(1, 1, y, x) float32 on the device, padded with zeros, which is what an unmeasured pixel holds."""
+    height, width = image.shape
+    padded = np.zeros((1, 1, height + -height % MULTIPLE, width + -width % MULTIPLE), np.float32)
+    padded[0, 0, :height, :width] = image
+    return torch.from_numpy(padded).to(device)
+
+
+def _prior(net: PriorNet, per_pixel: Tensor, per_block: Tensor, band_pixels: int) -> tuple[Tensor, Tensor]:
+    """The network's output; large frames in bands that overlap by more than the network looks across."""
+    height, width = per_pixel.shape[2:]
+    if height * width <= band_pixels:
+        ratio, log_kappa = net(per_pixel, per_block)
         return ratio, log_kappa
+    band = max(HALO, band_pixels // width // MULTIPLE * MULTIPLE - 2 * HALO)
+    outputs = []
+    for start in range(0, height, band):
+        stop = min(height, start + band)
+        first, last = max(0, start - HALO), min(height, stop + HALO)
+        parts = net(per_pixel[:, :, first:last], per_block[:, :, first // 2 : last // 2])
+        outputs.append([part[:, :, start - first : stop - first] for part in parts])
+    ratio, log_kappa = (torch.cat(parts, dim=2) for parts in zip(*outputs, strict=True))
+    return ratio, log_kappa
 
 
 def empty_result(shape: tuple[int, ...]) -> xr.Dataset:
