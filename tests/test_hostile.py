@@ -30,7 +30,7 @@ SECRET = b"root:x:0:0:the secret"
 CRAFTED = 250
 COUNTS = np.random.default_rng(0).poisson(2.0, (4, 32, 32)).astype(np.uint16)
 
-#: Where Tiled itself answers 500, by exception and function: writing without a media type, a scalar as bytes, the
+#: Where Tiled itself answers 500, by exception and function: writing without a media type, an empty array as bytes, the
 #: description of a node whose structure makes no sense, its own check of the storage.
 TILED_500 = {
     "KeyError in router.py:put_array_full",
