@@ -163,11 +163,11 @@ class _Registering(RunDenoiser):
             for seq_num in stream.frames.announced():
                 if seq_num not in stream.done:
                     self._row(stream, seq_num, doc["time"], {})
-            times = stream.derived.times  # type: ignore[attr-defined]
-            if times:
-                columns = {f"{key}_{name}": [math.nan] * len(times) for key in stream.keys for name in PENDING}
+            rows = len(stream.done)
+            if rows:
+                columns = {f"{key}_{name}": [math.nan] * rows for key in stream.keys for name in PENDING}
                 node = self._work.container[self.derived_uid].base[stream.name].base
-                write_pending(node, columns, times, self._start.get("tiled_access_tags"))
+                write_pending(node, columns, self._start.get("tiled_access_tags"))
         super().stop(doc)
 
     def _resolved_rows(self, source: Source) -> _Resolved:
