@@ -26,10 +26,21 @@ from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
 SECRET = b"root:x:0:0:the secret"
+#: Arrays with crafted data sources.
+CRAFTED = 250
 COUNTS = np.random.default_rng(0).poisson(2.0, (4, 32, 32)).astype(np.uint16)
 
-#: Where Tiled itself answers 500, by exception and function: its parsing, its storage check, its encoding.
-TILED_500: set[str] = set()
+#: Where Tiled itself answers 500, by exception and function: writing without a media type, an empty array as bytes, the
+#: description of a node whose structure makes no sense, its own check of the storage.
+TILED_500 = {
+    "KeyError in router.py:put_array_full",
+    "RuntimeError in adapter.py:_ensure_uri_within_readable_storage",
+    "TypeError in array.py:as_buffer",
+    "ValidationError in core.py:construct_resource",
+    "ValueError in adapter.py:_ensure_uri_within_readable_storage",
+}
+#: And with these words, when it finds after reading that the array is not what the client expects.
+TILED_SAYS = ("Internal server error", "The shape expected from the structure", "Block index out of range")
 
 #: Values that a fuzzer puts where others belong.
 ODD: list[Any] = [
@@ -377,13 +388,13 @@ def test_two_thousand_hostile_requests_get_no_500_of_ours_and_nothing_from_outsi
         if answer.status_code >= 500:
             foreign.append(f"{method} {url} {options}: {answer.text[:300]}")
 
-    names = [name for name in (server.create(**fuzzed(rng, server)) for _ in range(500)) if name is not None]
+    names = [name for name in (server.create(**fuzzed(rng, server)) for _ in range(CRAFTED)) if name is not None]
     requests: list[tuple[str, str, dict[str, Any]]] = []
     for name in names:
         for slice_ in ("1", ",".join(rng.choices(PARTS, k=rng.randint(1, 4)))):
             requests.append(("GET", f"{server.api}array/full/{name}", {"params": {"slice": slice_}}))
         requests.append(("GET", f"{server.api}metadata/{name}", {}))
-    while len(requests) < 1600:
+    while len(requests) < 1500:
         kind = rng.choice(["full", "block"])
         params = {"slice": ",".join(rng.choices(PARTS, k=rng.randint(0, 6)))}
         if kind == "block":
@@ -395,7 +406,7 @@ def test_two_thousand_hostile_requests_get_no_500_of_ours_and_nothing_from_outsi
         if rng.random() < 0.2:
             params["expected_shape"] = rng.choice(["1,1", "scalar", "x", "99999999999999999999999", "32,32"])
         requests.append(("GET", f"{server.api}array/{kind}/{server.good}", {"params": params}))
-    for _ in range(400):
+    for _ in range(300):
         method = rng.choice(["PUT", "POST", "PATCH", "DELETE", "OPTIONS", "GET"])
         route = rng.choice(["array/full", "array/block", "asset/bytes", "asset/manifest", "node/full", "table/full"])
         body = rng.randbytes(rng.randint(0, 64))
@@ -416,10 +427,11 @@ def test_two_thousand_hostile_requests_get_no_500_of_ours_and_nothing_from_outsi
             list(pool.map(lambda request: ask(request[0], request[1], **request[2]), requests))
     finally:
         logging.getLogger().removeHandler(tracebacks)
-    print(f"{500 + len(requests)} requests, answers {dict(sorted(counted.items()))}, {len(names)} crafted arrays")
+    print(f"{CRAFTED + len(requests)} requests, answers {dict(sorted(counted.items()))}, {len(names)} crafted arrays")
     print("Tiled's own:", dict(sorted(tracebacks.seen.items())))
-    assert 500 + len(requests) >= 2000
+    assert CRAFTED + len(requests) >= 2000
     assert not tracebacks.ours, tracebacks.ours[0]
     unknown = set(tracebacks.seen) - TILED_500
     assert not unknown, (unknown, foreign[:3])
+    assert not [line for line in foreign if not any(words in line for words in TILED_SAYS)]
     assert server.read(server.good, slice="1").status_code == 200, "the server lives"

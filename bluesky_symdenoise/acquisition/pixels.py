@@ -22,7 +22,7 @@ from bluesky_symdenoise.acquisition.plan import frames_folder
 from bluesky_symdenoise.acquisition.register import lazy_key, raw_source
 from bluesky_symdenoise.acquisition.replay import Again, recorded_denoiser
 from bluesky_symdenoise.catalog.lazy import MIMETYPE, QUANTITIES, LazyImage
-from bluesky_symdenoise.catalog.lazyrun import PENDING, PENDING_TABLE, LazyConsolidator, stored_array, write_pending
+from bluesky_symdenoise.catalog.lazyrun import PENDING, LazyConsolidator, stored_array, write_pending
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.catalog.row import Row, empty_row
 from bluesky_symdenoise.catalog.writer import DerivedStream
@@ -338,9 +338,8 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
                 consolidator.consume_stream_datum(doc)
         _put(run, stream, resource["data_key"], consolidator.get_data_source())
     node = run.base[stream].base
-    if PENDING_TABLE in node:
-        times = np.asarray(run[stream]["time"].read())
-        write_pending(node, columns, times.tolist(), run.access_tags)
+    if set(columns) <= set(node):  # Else the table of events has them, of the time before the run was evicted.
+        write_pending(node, columns, run.access_tags)
     return size
 
 

@@ -163,11 +163,11 @@ class _Registering(RunDenoiser):
     def _finish(self, stream: _Stream, time: float) -> None:
         """Write the scalars that are not known yet beside the events."""
         super()._finish(stream, time)
-        times = stream.derived.times  # type: ignore[union-attr]
-        if times:
-            columns = {f"{key}_{name}": [math.nan] * len(times) for key in stream.keys for name in PENDING}
+        rows = len(stream.done)
+        if rows:
+            columns = {f"{key}_{name}": [math.nan] * rows for key in stream.keys for name in PENDING}
             node = self._work.container[self.derived_uid].base[stream.name].base
-            write_pending(node, columns, times, self._start.get("tiled_access_tags"))
+            write_pending(node, columns, self._start.get("tiled_access_tags"))
 
     def _resolved_rows(self, source: Source) -> _Resolved:
         work = self._work

@@ -120,7 +120,7 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
         if out.size:
             for number, row in enumerate(lines):
                 out[number] = self._row(row)[pixels]
-        return out[0] if isinstance(rows, int) else out
+        return np.asarray(out[0]) if isinstance(rows, int) else out
 
     def _refuse_too_many(self, rows: int, shape: tuple[int, ...]) -> None:
         """Before anything is computed: Tiled looks at the size of an answer when it has it."""

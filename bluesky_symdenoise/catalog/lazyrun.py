@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
 from bluesky_tiled_plugins.writing.consolidators import CONSOLIDATOR_REGISTRY, ConsolidatorBase
 from numpy.typing import NDArray
 from tiled.structures.data_source import Asset
@@ -20,8 +19,8 @@ from bluesky_symdenoise.recipe import array_sha256
 
 Document = dict[str, Any]
 
-#: Scalars that need every frame to be computed: they lie in a table of their own, NaN until pixels are stored.
-PENDING_TABLE = "internal_pending"
+#: Scalars that need every frame to be computed: beside the table of events, which is never written again. They are NaN
+#: until pixels are stored.
 PENDING = ("counts_in", "counts_out", "ms")
 
 
@@ -145,7 +144,7 @@ class LazyStream:
         )
         emit("descriptor", self._composed.descriptor_doc)
         self._resources: list[Any] = []
-        self.times: list[float] = []
+        self._rows = 0
         for key, lazy in keys.items():
             for name, quantity in zip((key, f"{key}_sigma"), QUANTITIES, strict=True):
                 resource = run.compose_stream_resource(
@@ -160,8 +159,7 @@ class LazyStream:
     def append(self, *, seq_num: int, time: float | None, rows: Mapping[str, Row]) -> None:
         """Write one event: the symmetry is known, the scalars of `PENDING` are not."""
         assert time is not None, "only streams with events are registered"
-        index = len(self.times)
-        self.times.append(time)
+        index, self._rows = self._rows, self._rows + 1
         for resource in self._resources:
             self._emit(
                 "stream_datum",
@@ -196,15 +194,12 @@ def stored_array(folder: Path, array: NDArray[Any]) -> str:
     return f"file://localhost{path.as_posix()}"
 
 
-def write_pending(
-    stream: Any, columns: Mapping[str, Sequence[float]], times: Sequence[float], access_tags: Sequence[str] | None
-) -> None:
-    """Put the scalars of `PENDING` beside a stream's events; a table that is there is replaced."""
-    stamped = dict(columns) | {f"ts_{name}": times for name in columns}
-    table = pyarrow.table({name: np.asarray(column, np.float64) for name, column in stamped.items()})
-    if PENDING_TABLE in stream:
-        stream[PENDING_TABLE].delete(external_only=False)
-    made = stream.create_appendable_table(
-        table.schema, key=PENDING_TABLE, access_tags=None if access_tags is None else list(access_tags)
-    )
-    made.append_partition(0, table)
+def write_pending(stream: Any, columns: Mapping[str, Sequence[float]], access_tags: Sequence[str] | None) -> None:
+    """Put the scalars of `PENDING` beside a stream's events, an array each; one that is there gets other values."""
+    for name, column in columns.items():
+        values = np.asarray(column, np.float64)
+        if name in stream:
+            stream[name].write(values)
+        else:
+            tags = None if access_tags is None else list(access_tags)
+            stream.write_array(values, key=name, dims=("time",), access_tags=tags)
