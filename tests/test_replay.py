@@ -341,7 +341,8 @@ class TestReplay:
 
     def test_a_dark_first_frame_does_not_decide_the_symmetry(self, client: Container, home: Path) -> None:
         """The shutter opened late: the first frame with counts decides for the run."""
-        from bluesky_symdenoise.acquisition.run import RunDenoiser, Work
+        from bluesky_symdenoise.acquisition.plan import Work
+        from bluesky_symdenoise.acquisition.run import RunDenoiser
 
         work = Work.planned(
             client["denoised"],

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from event_model import RunRouter
 from numpy.typing import ArrayLike
 
-from bluesky_symdenoise.acquisition.run import RunDenoiser, Work
+from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 

@@ -11,7 +11,8 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise.acquisition.frames import StoredFrames
-from bluesky_symdenoise.acquisition.run import RunDenoiser, Work
+from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.catalog.row import denoised_row
 from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
