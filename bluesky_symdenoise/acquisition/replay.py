@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time as clock
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from bluesky_symdenoise.acquisition.claim import Claim
 from bluesky_symdenoise.acquisition.frames import StoredFrames
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.run import RunDenoiser
@@ -42,8 +44,8 @@ def replay(
 ) -> BlueskyRun:
     """Denoise a stored run and write what the callback would have written while it was acquired.
 
-    A derived run of the same recipe is returned as it is if it is complete; one that was interrupted or has frames that
-    failed is replaced. Parameters after `into` are those of
+    A derived run of the same recipe is returned as it is if it is complete. One that was interrupted or has frames that
+    failed is replaced; what its dead writer had finished is taken over. Parameters after `into` are those of
     `bluesky_symdenoise.DenoiseCallback`.
 
     Parameters
@@ -61,7 +63,7 @@ def replay(
     Raises
     ------
     SymDenoiseError
-        If the run has no image or no stop document, or an unfinished derived run of this recipe is in the way.
+        If the run has no image or no stop document, or a living process writes its derived run of this recipe.
     """
     work = Work.planned(
         into,
@@ -75,38 +77,65 @@ def replay(
         streams=streams,
         data_keys=data_keys,
     )
+    return replay_with(work, run)
+
+
+class NothingToDenoiseError(SymDenoiseError):
+    """The run has no image that was asked for."""
+
+
+def replay_with(
+    work: Work,
+    run: BlueskyRun,
+    *,
+    older_than: float | None = None,
+    finished_frame: Callable[[str | None], None] = lambda _: None,
+) -> BlueskyRun:
+    """Denoise a stored run as planned; see `replay`.
+
+    Parameters
+    ----------
+    older_than
+        Seconds without a sign of life after which a run without a stop document counts as ended.
+    finished_frame
+        Called after each frame was written with None, or with the reason why it is NaN. If it raises, the derived run
+        is left unfinished, and the next replay goes on with its rows.
+
+    Raises
+    ------
+    NothingToDenoiseError
+        If the run has no image that was asked for.
+    HeldError
+        If a living process writes the derived run.
+    SymDenoiseError
+        For what else keeps it from being denoised.
+    """
     start, stop = dict(run.start), run.metadata.get("stop")
-    if not stop:
-        raise SymDenoiseError(
-            f"run {start['uid']}", rule="it has no stop document yet", remedy="replay it when it has ended"
-        )
     if "raw_uid" in start:
         raise SymDenoiseError(
             f"run {start['uid']}", rule="it is denoised already", remedy="give its raw run, raw_for(run)"
         )
+    claim = Claim(raw_stop=stop, older_than=older_than)
     uid = work.recipe.derived_uid(start["uid"])
-    if uid in into:
-        existing = into[uid]
-        ended = existing.metadata.get("stop")
-        if not ended:
-            raise SymDenoiseError(
-                f"derived run {uid}",
-                rule="it has no stop document: it is being written, or was cut off",
-                remedy=f"wait, or remove it with into[{uid!r}].delete(recursive=True, external_only=False)",
-            )
-        if ended["provenance"]["complete"] and not ended["provenance"]["failures"]:
-            return existing
-        existing.delete(recursive=True, external_only=False)
+    if uid in work.container and claim.stands(existing := work.container[uid]):
+        return existing
+    stored = {descriptor["uid"]: _Stored(run, descriptor) for descriptor in run.descriptors}
+    if not stop:
+        stop = _assumed_stop(run, list(stored.values()), older_than)
     if run.access_tags:
         start["tiled_access_tags"] = list(run.access_tags)
-    stored = {descriptor["uid"]: _Stored(run, descriptor) for descriptor in run.descriptors}
-    pipeline = RunDenoiser(work, source=lambda descriptor: stored[descriptor["uid"]].frames())
+    pipeline = RunDenoiser(
+        work,
+        source=lambda descriptor: stored[descriptor["uid"]].frames(),
+        finished_frame=finished_frame,
+        claim=claim,
+    )
     pipeline.start(start)
     try:
         for stream in stored.values():
             pipeline.descriptor(stream.descriptor)
         if pipeline.derived_uid is None:
-            raise SymDenoiseError(
+            raise NothingToDenoiseError(
                 f"run {start['uid']}",
                 rule=f"no stream of {', '.join(run) or 'none'} holds a 2D image that was asked for",
                 remedy="check streams and data_keys",
@@ -116,8 +145,24 @@ def replay(
                 pipeline.event({"descriptor": uid_, "seq_num": seq_num, "time": time, "data": {}})
         pipeline.stop(dict(stop))
     finally:
-        pipeline.abandon("the replay was interrupted")
-    return into[uid]
+        if not pipeline.closed:
+            pipeline.leave()
+    return work.container[uid]
+
+
+def _assumed_stop(run: BlueskyRun, streams: Sequence[_Stored], older_than: float | None) -> Document:
+    """The stop document of a run whose writer died before it wrote one."""
+    uid, seen = run.start["uid"], max([run.start["time"], *(moment for each in streams for moment in each.times)])
+    if older_than is None:
+        raise SymDenoiseError(f"run {uid}", rule="it has no stop document yet", remedy="replay it when it has ended")
+    if clock.time() - seen < older_than:
+        raise SymDenoiseError(
+            f"run {uid}",
+            rule=f"it has no stop document, and its last sign of life is {clock.time() - seen:.0f} s ago",
+            remedy="wait until it has ended",
+        )
+    reason = f"the raw run has no stop document and showed no sign of life for {older_than:g} s"
+    return {"run_start": uid, "time": seen, "exit_status": "fail", "reason": reason}
 
 
 class _Stored:

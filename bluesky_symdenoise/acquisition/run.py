@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time as clock
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,10 @@ from event_model import DocumentRouter
 from numpy.typing import NDArray
 from tiled.client.utils import ClientError
 
+from bluesky_symdenoise.acquisition.claim import Claim, doubled
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
 from bluesky_symdenoise.acquisition.plan import Work, now
+from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.query import SPEC
 from bluesky_symdenoise.catalog.row import Row, denoised_row, empty_row
 from bluesky_symdenoise.catalog.writer import DerivedRun, DerivedStream
@@ -31,6 +34,9 @@ Document = dict[str, Any]
 
 #: Keys of a raw start document that the derived one does not take over.
 _OWN_KEYS = frozenset({"uid", "time", "scan_id", "versions", "tiled_specs"})
+
+#: Of a run that is denoised while it is acquired.
+_FIRST = Claim()
 
 
 @dataclass
@@ -55,7 +61,10 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
     source
         Makes the frame source of a stream from its descriptor; by default files that documents announce.
     finished_frame
-        Called after each frame with None, or with the reason why it is NaN.
+        Called after each frame was written with None, or with the reason why it is NaN. What it raises goes to the
+        caller; the run can be left then.
+    claim
+        When a derived run that is there already gives way.
     """
 
     def __init__(
@@ -64,9 +73,10 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         *,
         source: Callable[[Document], FrameSource] = AnnouncedFrames,
         finished_frame: Callable[[str | None], None] = lambda _: None,
+        claim: Claim = _FIRST,
     ) -> None:
         super().__init__()
-        self._work, self._source, self._finished_frame = work, source, finished_frame
+        self._work, self._source, self._finished_frame, self._claim = work, source, finished_frame, claim
         self._start: Document = {}
         self._derived: DerivedRun | None = None
         self._streams: dict[str, _Stream] = {}
@@ -155,10 +165,19 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         if not self.closed:
             self._close(exit_status="fail", reason=reason)
 
-    def _close(self, *, exit_status: str, reason: str) -> None:
+    def leave(self) -> None:
+        """Let go of the derived run without ending it: who takes it up next goes on with its rows."""
+        self._let_go()
+        if self._derived is not None:
+            self._derived.leave()
+
+    def _let_go(self) -> None:
         self.closed = True
         for stream in self._streams.values():
             stream.frames.close()
+
+    def _close(self, *, exit_status: str, reason: str) -> None:
+        self._let_go()
         if self._derived is None:
             return
         failures = [{"reason": why, "frames": count} for why, count in self._failures.items()]
@@ -191,11 +210,15 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         work, raw_uid = self._work, self._start["uid"]
         uid = work.recipe.derived_uid(raw_uid)
         self._begun = clock.perf_counter()
+        provenance = work.provenance(raw_uid, descriptor["name"], keys)
+        made_with = {key: provenance[key] for key in ("recipe_sha256", "environment")}
+        journal = Journal(work.folder / f"{uid}.journal", made_with=made_with)
+        provenance["wasGeneratedBy"] |= {"host": socket.gethostname(), "journal": str(journal.path)}
         start = {key: value for key, value in self._start.items() if key not in _OWN_KEYS} | {
             "raw_uid": raw_uid,
             "raw_time": self._start["time"],
             "tiled_specs": [SPEC],
-            "provenance": work.provenance(raw_uid, descriptor["name"], keys),
+            "provenance": provenance,
         }
         if "scan_id" in self._start:
             start["raw_scan_id"] = self._start["scan_id"]
@@ -203,11 +226,10 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             name: array for name, array in (("mask", work.mask), ("exposure", work.exposure)) if array is not None
         }
         try:
-            if uid in work.container:
-                raise _doubled(uid)
+            self._claim.make_way(work.container, uid, journal=journal.path)
             derived = DerivedRun(
                 TiledWriter(work.container, batch_size=1),
-                folder=work.folder,
+                journal=journal,
                 start=start,
                 uid=uid,
                 time=clock.time(),
@@ -215,14 +237,17 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             )
             self.derived_uid = uid
             return derived
-        except ClientError as error:
-            raise _refusal(error, uid, work) from error
-        except httpx.TransportError as error:
-            raise SymDenoiseError(
-                f"container {work.container.uri}",
-                rule=f"the server cannot be reached ({str(error) or type(error).__name__})",
-                remedy="start it again, then replay the run; the raw run is as it was",
-            ) from error
+        except BaseException as error:
+            journal.close()
+            if isinstance(error, ClientError):
+                raise _refusal(error, uid, work) from error
+            if isinstance(error, httpx.TransportError):
+                raise SymDenoiseError(
+                    f"container {work.container.uri}",
+                    rule=f"the server cannot be reached ({str(error) or type(error).__name__})",
+                    remedy="start it again, then replay the run; the raw run is as it was",
+                ) from error
+            raise
 
     def _advance(self, stream: _Stream) -> None:
         while stream.waiting:
@@ -235,21 +260,36 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         """Denoise the images of one event and write it; what fails becomes a NaN row with its reason in stop."""
         if seq_num in stream.done:
             return
-        rows = {}
+        rows: dict[str, Row] = {}
+        reasons: list[str | None] = []
         for key in stream.keys:
             self._frames += 1
             try:
-                rows[key] = self._denoised(stream, key, seq_num, inline)
+                rows[key] = self._kept(stream, key, seq_num) or self._denoised(stream, key, seq_num, inline)
             except Exception as error:
                 reason = f"{stream.name}/{key}: {error}"
                 self._failures[reason] += 1
                 log.warning("run %s, %s, event %d: %s", self._start["uid"][:8], key, seq_num, error)
                 rows[key] = empty_row(stream.derived.shapes[key])
-                self._finished_frame(reason)
+                reasons.append(reason)
             else:
-                self._finished_frame(None)
+                reasons.append(None)
         stream.done.add(seq_num)
         stream.derived.append(seq_num=seq_num, time=time, rows=rows)
+        for outcome in reasons:
+            self._finished_frame(outcome)
+
+    def _kept(self, stream: _Stream, key: str, seq_num: int) -> Row | None:
+        """The row that an earlier writer finished, if it has the symmetry that an uninterrupted run would give it."""
+        assert self._derived is not None
+        row = self._derived.journal.kept(stream.name, key, seq_num)
+        if row is None:
+            return None
+        name, center = f"{stream.name}/{key}", (row.scalars["center_y"], row.scalars["center_x"])
+        made = Symmetry(row.scalars["symmetry"], None if np.isnan(center[0]) else center)
+        # A frame without counts does not decide the symmetry.
+        known = self._symmetry.setdefault(name, made) if row.scalars["counts_in"] > 0 else self._symmetry.get(name)
+        return row if made == known else None
 
     def _denoised(self, stream: _Stream, key: str, seq_num: int, inline: Mapping[str, Any]) -> Row:
         if isinstance(inline.get(key), str):
@@ -299,18 +339,10 @@ def _is_image(data_key: Document) -> bool:
     return data_key["dtype"] == "array" and known and numeric and min(shape[-2:]) > 1
 
 
-def _doubled(uid: str) -> SymDenoiseError:
-    return SymDenoiseError(
-        f"derived run {uid}",
-        rule="this raw run has one with the same recipe already, finished or being written",
-        remedy="use it, or delete it first",
-    )
-
-
 def _refusal(error: ClientError, uid: str, work: Work) -> SymDenoiseError:
     status = error.response.status_code
     if status == 409:
-        return _doubled(uid)
+        return doubled(uid)
     if status in (401, 403):
         return SymDenoiseError(
             f"container {work.container.uri}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -14,6 +13,7 @@ import numpy as np
 from event_model import compose_run
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.catalog.journal import DATA, Journal
 from bluesky_symdenoise.catalog.row import SCALARS, Row
 from bluesky_symdenoise.recipe import array_sha256
 
@@ -32,8 +32,8 @@ class DerivedRun:
     ----------
     emit
         Called with each (name, document).
-    folder
-        Where the HDF5 files go: one a stream, ``<uid>-<stream>.h5``.
+    journal
+        HeldError for this run; the HDF5 files lie beside it, one a stream.
     start
         Start document but for uid and time.
     uid, time
@@ -46,13 +46,13 @@ class DerivedRun:
         self,
         emit: Emit,
         *,
-        folder: Path,
+        journal: Journal,
         start: Document,
         uid: str,
         time: float,
         arrays: Mapping[str, NDArray[Any]],
     ) -> None:
-        self._emit, self._folder, self._arrays = emit, folder, dict(arrays)
+        self._emit, self.journal, self._arrays = emit, journal, dict(arrays)
         self._run = compose_run(uid=uid, time=time, metadata=start)
         self._streams: list[DerivedStream] = []
         emit("start", self._run.start_doc)
@@ -64,13 +64,12 @@ class DerivedRun:
 
     def stream(self, descriptor: Document, keys: Sequence[str]) -> DerivedStream:
         """Open the stream that mirrors a raw one, for its image data keys."""
-        path = self._folder / f"{self.uid}-{descriptor['name']}.h5"
         opened = DerivedStream(
             self._emit,
             self._run,
             descriptor=descriptor,
             keys=keys,
-            path=path,
+            journal=self.journal,
             arrays=self._arrays,
             provenance=self._run.start_doc.get("provenance", {}),
         )
@@ -78,11 +77,22 @@ class DerivedRun:
         return opened
 
     def stop(self, *, exit_status: str, reason: str, provenance: Document) -> None:
-        """Close the files and the run."""
+        """Close the files and the run; of a run that is whole, what earlier writers left is removed."""
+        try:
+            for stream in self._streams:
+                stream.close()
+            stop = self._run.compose_stop(exit_status=exit_status, reason=reason)
+            self._emit("stop", dict(stop, provenance=provenance))
+            if provenance["complete"] and not provenance["failures"]:
+                self.journal.finish()
+        finally:
+            self.journal.close()
+
+    def leave(self) -> None:
+        """Close the files but not the run: the next writer goes on with its rows."""
         for stream in self._streams:
             stream.close()
-        stop = self._run.compose_stop(exit_status=exit_status, reason=reason)
-        self._emit("stop", dict(stop, provenance=provenance))
+        self.journal.close()
 
 
 class DerivedStream:
@@ -95,11 +105,12 @@ class DerivedStream:
         *,
         descriptor: Document,
         keys: Sequence[str],
-        path: Path,
+        journal: Journal,
         arrays: Mapping[str, NDArray[Any]],
         provenance: Document,
     ) -> None:
-        self._emit, self.path = emit, path
+        self._emit, self._journal, self._name = emit, journal, descriptor["name"]
+        self.path = path = journal.new_file(self._name)
         self.shapes = {key: tuple(descriptor["data_keys"][key]["shape"]) for key in keys}
         self._rows = 0
         self._composed = run.compose_descriptor(
@@ -124,7 +135,7 @@ class DerivedStream:
         self._file = h5py.File(self.path, "w", libver="v110")
         entry = self._file.create_group("entry")
         entry.attrs.update(NX_class="NXentry", default="data")
-        data = entry.create_group("data")
+        data = self._file.create_group(DATA)
         data.attrs.update(NX_class="NXdata", signal=next(iter(self.shapes)))
         process = entry.create_group("process")
         process.attrs.update(NX_class="NXprocess", parameters=json.dumps(provenance))
@@ -149,7 +160,7 @@ class DerivedStream:
         self._file.swmr_mode = True
 
     def append(self, *, seq_num: int, time: float, rows: Mapping[str, Row]) -> None:
-        """Write one event: frames first, on disk before they are announced, then the documents."""
+        """Write one event: frames first, in the file and the journal before they are announced, then the documents."""
         index = self._rows
         scalars: Document = {}
         for key, row in rows.items():
@@ -159,6 +170,7 @@ class DerivedStream:
                 dataset[index] = value
                 dataset.flush()
             scalars |= {f"{key}_{name}": value for name, value in row.scalars.items()}
+        self._journal.enter(file=self.path, index=index, stream=self._name, seq_num=seq_num, rows=rows)
         self._rows += 1
         for resource in self._resources.values():
             self._emit(

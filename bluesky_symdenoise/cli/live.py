@@ -1,0 +1,119 @@
+"""Commands that denoise what a Tiled server holds or receives."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from tiled.client.container import Container
+
+Uri = Annotated[str, typer.Argument(metavar="CATALOG_URI", help="Of the Tiled catalogue that holds RAW and DENOISED.")]
+Raw = Annotated[str, typer.Option(help="Container of the raw runs.")]
+Denoised = Annotated[str, typer.Option(help="Container for the denoised runs.")]
+Directory = Annotated[
+    Path | None,
+    typer.Option(help="Folder for denoised frames, which the server reads; by default the one that DENOISED names."),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+OlderThan = Annotated[
+    float | None,
+    typer.Option(
+        min=0, metavar="HOURS", help="Also runs without a stop document that gave no sign of life for this long."
+    ),
+]
+
+
+@app.command("catch-up")
+def catch_up(
+    uri: Uri,
+    since: Annotated[datetime | None, typer.Option(help="Only raw runs that began after this, local time.")] = None,
+    older_than: OlderThan = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    symmetry: Symmetry = "auto",
+    beam_center: Center = None,
+    directory: Directory = None,
+    raw: Raw = "raw",
+    denoised: Denoised = "denoised",
+    model: ModelName = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Finish what was missed: raw runs without a complete derived run; the API key comes from TILED_API_KEY.
+
+    Rows that a killed writer had finished are taken over. Exit status 1 says that something could not be finished.
+    """
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from bluesky_symdenoise.acquisition.catchup import finish, tidy, unfinished
+    from bluesky_symdenoise.acquisition.plan import Work
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+    runs, derived = _containers(uri, raw, denoised)
+    work = Work.planned(
+        derived,
+        activity="catch-up",
+        denoiser=Denoiser.pretrained(model, device=device, threads=threads),
+        directory=directory,
+        mask=None,
+        exposure=None,
+        symmetry=symmetry,
+        beam_center=beam_center,
+        streams=None,
+        data_keys=None,
+    )
+    seconds = None if older_than is None else older_than * 3600
+    found = list(unfinished(runs, work, since=None if since is None else since.timestamp(), older_than=seconds))
+    console = Console()
+    if dry_run:
+        for item in found:
+            typer.echo(f"{item.uid}  {item.state}")
+        typer.echo(f"{len(found)} raw runs without a complete derived run")
+        return
+    outcomes = [
+        finish(item, work, older_than=seconds)
+        for item in track(
+            found, description="catching up", disable=not sys.stderr.isatty(), console=Console(stderr=True)
+        )
+    ]
+    tidy(work)
+    table = Table("raw run", "was", "frames", "failed", "s", "now")
+    for each in outcomes:
+        row = (each.uid[:8], each.state, str(each.frames), str(each.failed), f"{each.seconds:.1f}", each.result)
+        table.add_row(*row)
+    if outcomes:
+        console.print(table)
+    left = sum(not each.ok for each in outcomes)
+    typer.echo(f"{len(outcomes) - left} of {len(outcomes)} runs caught up")
+    if left:
+        raise typer.Exit(1)
+
+
+def _containers(uri: str, *names: str) -> list[Container]:
+    import httpx
+    from tiled.client import from_uri
+    from tiled.client.utils import ClientError
+
+    try:
+        client = from_uri(uri)
+        return [client[name] for name in names]
+    except (httpx.TransportError, ClientError) as error:
+        raise SymDenoiseError(
+            uri,
+            rule=f"no Tiled catalogue can be opened there ({error})",
+            remedy="check the address, that the server runs, and the API key in TILED_API_KEY",
+        ) from error
+    except KeyError as error:
+        raise SymDenoiseError(
+            uri, rule=f"it has no container {error}", remedy="name the containers with --raw and --denoised"
+        ) from error
