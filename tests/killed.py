@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -76,9 +77,12 @@ def catch_up(uri: str, key: str, denoiser: Denoiser, *, into: str, directory: st
         streams=None,
         data_keys=None,
     )
-    done = [finish(item, work).ok for item in unfinished(client["raw"], work)]
+    outcomes = [finish(item, work) for item in unfinished(client["raw"], work)]
     tidy(work)
-    return all(done)
+    for each in outcomes:
+        if not each.ok:
+            print(each, file=sys.stderr)
+    return all(each.ok for each in outcomes)
 
 
 def child(plan: dict[str, Any], work: Callable[[], bool]) -> None:
@@ -89,6 +93,8 @@ def child(plan: dict[str, Any], work: Callable[[], bool]) -> None:
     status = 1
     try:
         status = 0 if work() else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)

@@ -23,8 +23,8 @@ from tiled.structures.core import Spec
 
 from bluesky_symdenoise.catalog.client import SymDenoisedRun
 
-KILLS = 60
-RUNS, FRAMES, SIZE = 6, 5, 64
+KILLS = 54
+RUNS, FRAMES, SIZE = 4, 5, 64
 
 
 def series(seed: int) -> np.ndarray:

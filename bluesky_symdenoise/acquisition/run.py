@@ -156,6 +156,11 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                     self._row(stream, seq_num, doc["time"], {})
         self._close(exit_status=doc["exit_status"], reason=doc.get("reason", ""))
 
+    @property
+    def complete(self) -> bool:
+        """Whether there is a derived run and it ended with the raw run."""
+        return self._ended and self._derived is not None
+
     def owns(self, descriptor_uid: str | None) -> bool:
         """Whether a descriptor belongs to this run."""
         return descriptor_uid in self._by_descriptor

@@ -117,3 +117,71 @@ def _containers(uri: str, *names: str) -> list[Container]:
         raise SymDenoiseError(
             uri, rule=f"it has no container {error}", remedy="name the containers with --raw and --denoised"
         ) from error
+
+
+@app.command()
+def watch(
+    uri: Uri,
+    symmetry: Symmetry = "auto",
+    beam_center: Center = None,
+    directory: Directory = None,
+    raw: Raw = "raw",
+    denoised: Denoised = "denoised",
+    zmq: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Documents from a 0MQ proxy instead of Tiled's streaming.")
+    ] = None,
+    kafka: Annotated[str | None, typer.Option(metavar="SERVERS", help="Documents from Kafka instead.")] = None,
+    topic: Annotated[str, typer.Option(help="Topic of the documents, with --kafka.")] = "bluesky",
+    group: Annotated[str, typer.Option(help="Consumer group, with --kafka.")] = "symdenoise",
+    sweep: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Between looks for what was missed.")] = 300,
+    older_than: OlderThan = None,
+    host: Annotated[str, typer.Option(help="Where /healthz and /metrics listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of /healthz and /metrics; 0 takes a free one.")] = 9464,
+    model: ModelName = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Follow raw runs and denoise them while they grow, until Ctrl-C or SIGTERM; the API key comes from TILED_API_KEY.
+
+    What was missed, by a crash or before the start, is found in the catalogue and finished.
+    """
+    import logging
+
+    from bluesky_symdenoise.acquisition.following import TiledSource
+    from bluesky_symdenoise.acquisition.health import Health, served
+    from bluesky_symdenoise.acquisition.plan import Work
+    from bluesky_symdenoise.acquisition.sources import KafkaSource, Source, ZmqSource
+    from bluesky_symdenoise.acquisition.watch import Watch, only_one
+    from bluesky_symdenoise.catalog.serve import stop_signal
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+    if zmq and kafka:
+        raise SymDenoiseError("--zmq and --kafka", rule="there is one source", remedy="give one of them")
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    logging.getLogger("bluesky_symdenoise").setLevel(logging.INFO)
+    runs, derived = _containers(uri, raw, denoised)
+    work = Work.planned(
+        derived,
+        activity="watch",
+        denoiser=Denoiser.pretrained(model, device=device, threads=threads),
+        directory=directory,
+        mask=None,
+        exposure=None,
+        symmetry=symmetry,
+        beam_center=beam_center,
+        streams=None,
+        data_keys=None,
+    )
+    health = Health()
+    with stop_signal() as stop, only_one(work), served(health, host=host, port=port) as listening:
+        source: Source
+        if zmq:
+            source = ZmqSource(zmq)
+        elif kafka:
+            source = KafkaSource(kafka, topic, group=group)
+        else:
+            source = TiledSource(runs)
+        typer.echo(f"watching {uri}; http://{host}:{listening}/healthz and /metrics")
+        older = None if older_than is None else older_than * 3600
+        Watch(work, source, runs, health=health, stop=stop, sweep_every=sweep, older_than=older).run()
+    typer.echo("stopped")

@@ -1,0 +1,289 @@
+"""Raw runs in a Tiled catalogue as they grow: Tiled's live stream for speed, a look at the catalogue for certainty."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time as clock
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import httpx
+import numpy as np
+from bluesky_tiled_plugins import subscribe_to_streams
+from numpy.typing import NDArray
+from tiled.client.stream import LiveTableData
+
+from bluesky_symdenoise.acquisition.frames import FrameSource, StoredFrames
+from bluesky_symdenoise.acquisition.sources import IDLE_S
+
+if TYPE_CHECKING:
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+    from bluesky_tiled_plugins.streaming import BlueskyStreamSubscription, BlueskyStreamUpdate
+    from tiled.client.container import Container
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+#: Seconds between looks at the runs that are followed, and between looks for runs that no update told of.
+LOOK_S, SEARCH_S = 1.0, 10.0
+#: The newest runs that a search looks at, and the age in seconds from which one without a stop document is left.
+NEWEST, FORSAKEN_S = 20, 24 * 3600.0
+#: Seconds that a subscription may take.
+CONNECT_S = 15.0
+
+
+@dataclass
+class _Stream:
+    """What is known of one growing stream; it is written by the thread that iterates, and nobody else."""
+
+    descriptor: Document
+    numbers: dict[int, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    resources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Run:
+    uid: str
+    streams: dict[str, _Stream] = field(default_factory=dict)
+
+
+class TiledSource:
+    """Documents of the raw runs that grow in a catalogue, made from Tiled's live updates.
+
+    Updates come from several threads, at least once, and not all of them where a connection or the server breaks. So an
+    update is taken once (by run, key and sequence), and every run that is followed is compared with the catalogue
+    again and again, the last time when its stop document has appeared: nothing depends on an update.
+
+    Parameters
+    ----------
+    raw
+        Catalogue of the raw runs, written with ``TiledWriter(..., batch_size=1)``.
+    """
+
+    def __init__(self, raw: Container) -> None:
+        self._raw = raw
+        self._queue: queue.SimpleQueue[BlueskyStreamUpdate] = queue.SimpleQueue()
+        self._taken: dict[tuple[str, str, tuple[str, ...]], int] = {}
+        self._runs: dict[str, _Run] = {}
+        self._ended: set[str] = set()
+        self._subscription: BlueskyStreamSubscription | None = None
+        self._away = False
+        self._looked = self._searched = float("-inf")
+
+    def __iter__(self) -> Iterator[tuple[str, Document] | None]:
+        self._subscribe()
+        while True:
+            try:
+                update = self._queue.get(timeout=IDLE_S)
+            except queue.Empty:
+                update = None
+            try:
+                # A list, so that a broken connection leaves the state behind the documents, never ahead.
+                if update is not None:
+                    yield from self._from_update(update)
+                if update is None or clock.monotonic() - self._looked > LOOK_S:
+                    yield from self._from_catalogue()
+                    self._looked = clock.monotonic()
+                if self._away:
+                    self._away = False
+                    log.info("the server is back")
+                    self._subscribe()
+            except (httpx.TransportError, httpx.HTTPStatusError) as error:
+                if not self._away:
+                    log.warning("the server does not answer (%s); trying again", error)
+                self._away = True
+                clock.sleep(LOOK_S)
+            if update is None:
+                yield None
+
+    def frames(self, descriptor: Document) -> FrameSource:
+        """Read through Tiled: this machine needs not see the detector's files."""
+        for run in self._runs.values():
+            for stream in run.streams.values():
+                if stream.descriptor["uid"] == descriptor["uid"]:
+                    return _Growing(self._raw, run.uid, stream)
+        raise KeyError(descriptor["uid"])
+
+    @property
+    def away(self) -> bool:
+        """Whether the server did not answer when it was last asked."""
+        return self._away
+
+    def waiting(self) -> int:
+        """Updates that wait."""
+        return self._queue.qsize()
+
+    def settled(self, uid: str) -> None:
+        """Follow it no more."""
+        self._runs.pop(uid, None)
+        self._ended.add(uid)
+
+    def close(self) -> None:
+        """Disconnect; the threads of a connection that hangs are left to end with the process."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            leaving = threading.Thread(target=subscription.disconnect, daemon=True)
+            leaving.start()
+            leaving.join(CONNECT_S)
+
+    def _subscribe(self) -> None:
+        """Connect, from the first update that the server keeps. Without it the source goes on by looking alone."""
+        self.close()
+        self._taken.clear()
+        made: list[BlueskyStreamSubscription] = []
+
+        def subscribe() -> None:
+            try:
+                made.append(subscribe_to_streams(self._raw, self._queue.put, streams=None, start=0))
+            except Exception as error:
+                log.warning("no live updates from the server (%s)", error)
+
+        # Tiled waits without end for a connection that is refused.
+        connecting = threading.Thread(target=subscribe, name="symdenoise-subscribe", daemon=True)
+        connecting.start()
+        connecting.join(CONNECT_S)
+        if made:
+            self._subscription = made[0]
+        else:
+            log.warning("the server's live updates cannot be had (streaming_cache?): looking every %g s", LOOK_S)
+
+    def _from_update(self, update: BlueskyStreamUpdate) -> Iterator[tuple[str, Document]]:
+        node = (update.run_uid, update.stream_name, update.data_keys)
+        if update.run_uid in self._ended or update.sequence <= self._taken.get(node, 0):
+            return
+        if update.run_uid not in self._runs:
+            # Its whole state is read then, so that what this update says is known.
+            yield from self._begin(update.run_uid)
+        elif (stream := self._runs[update.run_uid].streams.get(update.stream_name)) is None:
+            yield from self._compare(self._runs[update.run_uid], self._raw[update.run_uid])
+        elif isinstance(update.update, LiveTableData):
+            table = update.update.data()
+            yield from _events(stream, table["seq_num"], table["time"])
+        else:
+            patch = update.update.patch
+            end = patch.offset[0] + patch.shape[0] if patch else update.update.shape[0]
+            yield from _announced(stream, update.data_keys[0], end)
+        self._taken[node] = update.sequence
+
+    def _from_catalogue(self) -> Iterator[tuple[str, Document]]:
+        if clock.monotonic() - self._searched > SEARCH_S:
+            self._searched = clock.monotonic()
+            for found in self._raw.sort(("start.time", -1)).values().head(NEWEST):
+                uid = found.start["uid"]
+                fresh = clock.time() - found.start["time"] < FORSAKEN_S
+                if fresh and uid not in self._runs and uid not in self._ended and not found.metadata.get("stop"):
+                    yield from self._begin(uid)
+        for run in list(self._runs.values()):
+            if run.uid not in self._raw:
+                stop = {"run_start": run.uid, "time": clock.time(), "exit_status": "abort", "reason": "it was deleted"}
+            else:
+                stored = self._raw[run.uid]
+                stop = stored.metadata.get("stop")
+                yield from self._compare(run, stored)
+            if stop:
+                yield "stop", dict(stop)
+                self.settled(run.uid)
+
+    def _begin(self, uid: str) -> Iterator[tuple[str, Document]]:
+        """Follow a run that has not ended; one that has is the sweep's."""
+        stored = self._raw[uid]
+        if "raw_uid" in stored.start or stored.metadata.get("stop"):
+            self._ended.add(uid)
+            return
+        start = dict(stored.start)
+        if stored.access_tags:
+            start["tiled_access_tags"] = list(stored.access_tags)
+        run = self._runs[uid] = _Run(uid)
+        yield "start", start
+        yield from self._compare(run, stored)
+
+    def _compare(self, run: _Run, stored: BlueskyRun) -> Iterator[tuple[str, Document]]:
+        """What the catalogue has and has not been given yet."""
+        for descriptor in stored.descriptors:
+            if descriptor["name"] not in run.streams:
+                run.streams[descriptor["name"]] = _Stream(descriptor)
+                yield "descriptor", descriptor
+        for name, stream in run.streams.items():
+            node = stored[name]
+            names = set(node)
+            for key, described in stream.descriptor["data_keys"].items():
+                if "external" in described and key in names:
+                    yield from _announced(stream, key, node[key].shape[0])
+            # The table is read only where something is missing: it grows with the run.
+            behind = len(stream.numbers) < max(stream.rows.values(), default=0)
+            if "seq_num" in names and (behind or stored.metadata.get("stop")):
+                yield from _events(stream, node["seq_num"].read(), node["time"].read())
+
+
+def _announced(stream: _Stream, key: str, end: int) -> Iterator[tuple[str, Document]]:
+    """Rows of an image up to `end`; row i belongs to the ith event."""
+    begin = stream.rows.get(key, 0)
+    if end <= begin:
+        return
+    if key not in stream.resources:
+        stream.resources[key] = str(uuid4())
+        yield "stream_resource", {"uid": stream.resources[key], "data_key": key}
+    stream.rows[key] = end
+    indices = {"start": begin, "stop": end}
+    yield (
+        "stream_datum",
+        {
+            "stream_resource": stream.resources[key],
+            "descriptor": stream.descriptor["uid"],
+            "indices": indices,
+            "seq_nums": {"start": begin + 1, "stop": end + 1},
+        },
+    )
+
+
+def _events(stream: _Stream, numbers: Sequence[int], times: Sequence[float]) -> Iterator[tuple[str, Document]]:
+    for number, moment in zip(numbers, times, strict=True):
+        if int(number) not in stream.numbers:
+            stream.numbers[int(number)] = len(stream.numbers)
+            yield (
+                "event",
+                {
+                    "descriptor": stream.descriptor["uid"],
+                    "seq_num": int(number),
+                    "time": float(moment),
+                    "data": {},
+                },
+            )
+
+
+class _Growing:
+    """Frames of one stream that grows, through Tiled."""
+
+    def __init__(self, raw: Container, uid: str, stream: _Stream) -> None:
+        self._raw, self._uid, self._stream = raw, uid, stream
+        self._stored: StoredFrames | None = None
+        self._known = 0
+
+    def has(self, key: str, seq_num: int) -> bool:
+        """Whether the catalogue has this row."""
+        row = self._stream.numbers.get(seq_num)
+        return row is not None and row < self._stream.rows.get(key, 0)
+
+    def read(self, key: str, seq_num: int) -> NDArray[Any]:
+        """The image, in the shape of the data key."""
+        row = self._stream.numbers.get(seq_num, seq_num - 1)
+        if self._stored is None or row >= self._known:
+            # Clients keep the shape that an array had when they were made.
+            self._known = min(self._stream.rows.values())
+            numbers = list(self._stream.numbers) or self.announced()
+            stream = self._raw[self._uid][self._stream.descriptor["name"]]
+            self._stored = StoredFrames(stream, self._stream.descriptor, numbers)
+        return np.asarray(self._stored.read(key, seq_num))
+
+    def announced(self) -> Sequence[int]:
+        """All seq_nums, in order; a stream without events is numbered from 1."""
+        return list(self._stream.numbers) or list(range(1, max(self._stream.rows.values(), default=0) + 1))
+
+    def close(self) -> None:
+        """Nothing is open."""
