@@ -1,4 +1,4 @@
-"""A RunEngine as a process of its own: URI FOLDER FRAMES DWELL; prints the uid of its run. The key is in TILED_API_KEY."""
+"""A RunEngine as a process of its own: URI FOLDER FRAMES DWELL; prints its run's uid. The key is in TILED_API_KEY."""
 
 from __future__ import annotations
 

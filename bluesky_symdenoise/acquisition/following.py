@@ -41,6 +41,7 @@ CONNECT_S = 15.0
 class _Stream:
     """What is known of one growing stream; it is written by the thread that iterates, and nobody else."""
 
+    run: str
     descriptor: Document
     numbers: dict[int, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
@@ -84,7 +85,6 @@ class TiledSource:
             except queue.Empty:
                 update = None
             try:
-                # A list, so that a broken connection leaves the state behind the documents, never ahead.
                 if update is not None:
                     yield from self._from_update(update)
                 if update is None or clock.monotonic() - self._looked > LOOK_S:
@@ -207,7 +207,7 @@ class TiledSource:
         """What the catalogue has and has not been given yet."""
         for descriptor in stored.descriptors:
             if descriptor["name"] not in run.streams:
-                run.streams[descriptor["name"]] = _Stream(descriptor)
+                run.streams[descriptor["name"]] = _Stream(run.uid, descriptor)
                 yield "descriptor", descriptor
         for name, stream in run.streams.items():
             node = stored[name]
@@ -228,7 +228,7 @@ def _announced(stream: _Stream, key: str, end: int) -> Iterator[tuple[str, Docum
         return
     if key not in stream.resources:
         stream.resources[key] = str(uuid4())
-        yield "stream_resource", {"uid": stream.resources[key], "data_key": key}
+        yield "stream_resource", {"uid": stream.resources[key], "data_key": key, "run_start": stream.run}
     stream.rows[key] = end
     indices = {"start": begin, "stop": end}
     yield (
@@ -243,7 +243,8 @@ def _announced(stream: _Stream, key: str, end: int) -> Iterator[tuple[str, Docum
 
 
 def _events(stream: _Stream, numbers: Sequence[int], times: Sequence[float]) -> Iterator[tuple[str, Document]]:
-    for number, moment in zip(numbers, times, strict=True):
+    # The columns are read one after the other while the table grows: what both have is whole.
+    for number, moment in zip(numbers, times, strict=False):
         if int(number) not in stream.numbers:
             stream.numbers[int(number)] = len(stream.numbers)
             yield (
@@ -275,8 +276,8 @@ class _Growing:
         row = self._stream.numbers.get(seq_num, seq_num - 1)
         if self._stored is None or row >= self._known:
             # Clients keep the shape that an array had when they were made.
-            self._known = min(self._stream.rows.values())
-            numbers = list(self._stream.numbers) or self.announced()
+            numbers = self.announced()
+            self._known = min(len(numbers), *self._stream.rows.values())
             stream = self._raw[self._uid][self._stream.descriptor["name"]]
             self._stored = StoredFrames(stream, self._stream.descriptor, numbers)
         return np.asarray(self._stored.read(key, seq_num))

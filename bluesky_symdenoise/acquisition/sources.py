@@ -105,7 +105,7 @@ class ZmqSource:
 
     def __iter__(self) -> Iterator[tuple[str, Document] | None]:
         while True:
-            if not self._socket.poll(IDLE_S * 1000):
+            if not self._socket.poll(int(IDLE_S * 1000)):
                 yield None
                 continue
             prefix, _, rest = self._socket.recv().partition(b" ")

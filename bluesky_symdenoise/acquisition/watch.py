@@ -74,7 +74,6 @@ class Watch:
         self._work, self._source, self._raw, self._health, self._stop = work, source, raw, health, stop
         self._sweep_every, self._older_than = sweep_every, older_than
         self._open: dict[str, RunDenoiser] = {}
-        self._resources: dict[str, str] = {}
         self._swept = float("-inf")
         self._frame_begun = clock.perf_counter()
 
@@ -164,8 +163,6 @@ class Watch:
         """The raw run that a document belongs to."""
         if name == "start":
             return str(doc["uid"])
-        if name == "stream_resource":
-            return self._resources.setdefault(doc["uid"], str(doc.get("run_start", "")))
         if "run_start" in doc:
             return str(doc["run_start"])
         return next((uid for uid, run in self._open.items() if run.owns(doc.get("descriptor"))), "")
