@@ -172,4 +172,5 @@ def tidy(work: Work) -> None:
 
 
 def _sources(node: Any) -> list[Any]:
-    return list(node.data_sources()) if node.structure_family == "array" else []
+    # A column of the events is an array client too, but has no source of its own.
+    return list(node.data_sources() or ())
