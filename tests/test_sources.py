@@ -18,6 +18,10 @@ zmq_callbacks = pytest.importorskip("bluesky.callbacks.zmq")
 confluent_kafka = pytest.importorskip("confluent_kafka")
 
 
+#: The mock cluster waits for the session of a consumer that left before it lets the next one in.
+QUICK = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 1000}
+
+
 class Bomb:
     """Sets a flag when it is unpickled."""
 
@@ -117,17 +121,17 @@ def test_kafka_gives_an_unfinished_run_again_and_a_settled_one_not() -> None:
         producer.produce("bluesky", packed((name, doc)), partition=0)
     producer.flush(10)
 
-    first = KafkaSource(servers, "bluesky")
+    first = KafkaSource(servers, "bluesky", options=QUICK)
     assert [name for name, _ in taken(first, 6)] == [name for name, _ in [*one, *other[:2]]]
     first.close()
 
-    second = KafkaSource(servers, "bluesky")
+    second = KafkaSource(servers, "bluesky", options=QUICK)
     again = taken(second, 6)
     assert again[0][1]["uid"] == one[0][1]["uid"]
     second.settled(one[0][1]["uid"])
     second.close()
 
-    third = KafkaSource(servers, "bluesky")
+    third = KafkaSource(servers, "bluesky", options=QUICK)
     (start, _) = taken(third, 2)
     assert start[1]["uid"] == other[0][1]["uid"]
     third.close()

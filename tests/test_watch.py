@@ -51,7 +51,8 @@ class Place:
     def watch(self, log: Path, *options: str) -> subprocess.Popen[Any]:
         program = [sys.executable, "-c", "from bluesky_symdenoise.cli import main; main()"]
         arguments = ["watch", self.uri, "--port", "0", "--threads", "1", "--device", "cpu", "--sweep", "2", *options]
-        return subprocess.Popen([*program, *arguments], env=self.environment(), stdout=log.open("wb"), stderr=2)
+        with log.open("wb") as out:
+            return subprocess.Popen([*program, *arguments], env=self.environment(), stdout=out, stderr=2)
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def wait_for(what: Callable[[], Any]) -> Any:
 
 
 def address(log: Path) -> str:
-    return str(wait_for(lambda: re.search(r"http://127.0.0.1:\d+", log.read_text()))[0])
+    return str(wait_for(lambda: re.search(r"(http://127.0.0.1:\d+)/healthz", log.read_text()))[1])
 
 
 def finished(place: Place, uid: str) -> Any:
