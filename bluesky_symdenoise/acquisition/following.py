@@ -17,7 +17,7 @@ from bluesky_tiled_plugins import subscribe_to_streams
 from numpy.typing import NDArray
 from tiled.client.stream import LiveTableData
 
-from bluesky_symdenoise.acquisition.frames import FrameSource, StoredFrames
+from bluesky_symdenoise.acquisition.frames import PATIENCE_S, FrameSource, StoredFrames
 from bluesky_symdenoise.acquisition.sources import IDLE_S
 
 if TYPE_CHECKING:
@@ -273,6 +273,18 @@ class _Growing:
 
     def read(self, key: str, seq_num: int) -> NDArray[Any]:
         """The image, in the shape of the data key."""
+        deadline = clock.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._read_now(key, seq_num)
+            except httpx.HTTPStatusError:
+                # Tiled answers 422 where the file has grown beyond what was announced a moment ago.
+                self._stored = None
+                if clock.monotonic() > deadline:
+                    raise
+            clock.sleep(0.1)
+
+    def _read_now(self, key: str, seq_num: int) -> NDArray[Any]:
         row = self._stream.numbers.get(seq_num, seq_num - 1)
         if self._stored is None or row >= self._known:
             # Clients keep the shape that an array had when they were made.
