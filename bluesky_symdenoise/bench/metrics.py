@@ -178,7 +178,7 @@ def coverage(
     The predictive distribution is the negative binomial of mean m = k e and variance m + k^2 sigma^2 (Poisson
     counts at a Gamma-distributed rate). Counts are discrete, so a count t stands for the interval
     [F(t-1), F(t)] of the probability integral transform, and the share of it inside the central interval is
-    added up: the expectation of the randomised transform (Czado, Gneiting and HeldError, Biometrics 65, 1254,
+    added up: the expectation of the randomised transform (Czado, Gneiting and Held, Biometrics 65, 1254,
     2009), unbiased at any rate and without random numbers. `k` of 50 and more tests the intervals of the
     rate; a small `k` tests mostly Poisson noise.
 

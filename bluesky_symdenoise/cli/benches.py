@@ -17,7 +17,7 @@ def quality(
     model: ModelName = None,
     training_sets: Annotated[bool, typer.Option(help="Also the sets that the model was trained on, apart.")] = False,
 ) -> None:
-    """HeldError-out likelihood, PSNR, flux and coverage on real frames, beside raw, Gaussian and non-local means."""
+    """Held-out likelihood, PSNR, flux and coverage on real frames, beside raw, Gaussian and non-local means."""
     from bluesky_symdenoise.bench.quality import main as measure
 
     measure(data, json_path=json_path, model=model, roles=("test", "train") if training_sets else ("test",))

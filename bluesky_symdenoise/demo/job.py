@@ -244,7 +244,7 @@ def _shown(
 def _held_out(
     counts: NDArray[Any], measured: NDArray[np.bool_], denoiser: Denoiser, symmetry: Symmetry
 ) -> tuple[float, float]:
-    """HeldError-out negative log-likelihood per pixel of half the photons, given the other half raw and denoised."""
+    """Held-out negative log-likelihood per pixel of half the photons, given the other half raw and denoised."""
     rng = np.random.default_rng(0)
     whole = np.where(measured, counts, 0).astype(np.int64)
     half = rng.binomial(whole, 0.5)

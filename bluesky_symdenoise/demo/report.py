@@ -59,7 +59,7 @@ def show(console: Console, report: Report, output: Path) -> None:
     about = f" about (y, x) = ({report.beam_center[0]:g}, {report.beam_center[1]:g})" if report.beam_center else ""
     console.print(f"Symmetry used: {report.symmetry}{about}")
     console.print(
-        f"HeldError-out half of the photons of frame 1, -log likelihood per pixel: raw {report.held_out_nll_raw:.4f}, "
+        f"Held-out half of the photons of frame 1, -log likelihood per pixel: raw {report.held_out_nll_raw:.4f}, "
         f"denoised {report.held_out_nll_denoised:.4f} (lower is better); total counts {report.flux_change:+.2%}"
     )
     if report.rms_error_raw is not None and report.rms_error_denoised is not None:
