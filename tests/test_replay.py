@@ -295,7 +295,7 @@ class TestReplay:
         while callback.status().frames < FRAMES:
             time.sleep(0.02)
         ended = acquired_stop(client, raw)
-        with pytest.raises(SymDenoiseError, match="it is being written, or was cut off"):
+        with pytest.raises(SymDenoiseError, match="a living process holds this lock"):
             replay(ended, client["denoised"], denoiser=denoiser)
         callback.close(timeout=60)
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from numpy.typing import ArrayLike
 
 from bluesky_symdenoise.acquisition.beamline import Beamline
-from bluesky_symdenoise.acquisition.delivery import Transport
 from bluesky_symdenoise.acquisition.feeder import Feeder
 from bluesky_symdenoise.acquisition.place import Place
-from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.plan import Transport, Work, check_choice
 from bluesky_symdenoise.acquisition.probe import check_server
 from bluesky_symdenoise.acquisition.status import Status
 from bluesky_symdenoise.acquisition.worker import Setup
@@ -99,8 +98,7 @@ class DenoiseCallback:
         frames: Transport = "files",
         nice: int = 10,
     ) -> None:
-        _check_choice("slow", slow, get_args(Slow))
-        _check_choice("frames", frames, get_args(Transport))
+        check_choice("slow", slow, get_args(Slow))
         if denoiser is not None and not isinstance(denoiser, DenoiserSettings):
             raise SymDenoiseError(
                 f"denoiser of type {type(denoiser).__name__}",
@@ -121,15 +119,15 @@ class DenoiseCallback:
             streams=streams,
             data_keys=data_keys,
             beamline=beamline,
+            frames=frames,
         )
-        check_server(client, work.folder, frames=frames)
+        check_server(work)
         auth = client.context.http_client.auth
         self._slow, self._closing = slow, False
         self._feeder = Feeder(
             Setup(
                 work=work,
                 tokens={} if auth is None else dict(auth.tokens),
-                frames=frames,
                 drop_after=DROP_AFTER_S if slow == "drop" else None,
                 nice=nice,
             )
@@ -182,8 +180,3 @@ class DenoiseCallback:
         elif threading.current_thread() is threading.main_thread() and timeout is not None:
             log.warning("%d documents are not worked off after %g s; that goes on", self._feeder.waiting, timeout)
         return self.status()
-
-
-def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise SymDenoiseError(f"{what}={value!r}", rule="there is no such choice", remedy=f"give {', '.join(choices)}")

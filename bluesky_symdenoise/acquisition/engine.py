@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from event_model import RunRouter
 
-from bluesky_symdenoise.acquisition.outlet import Outlet, straight_to_tiled
+from bluesky_symdenoise.acquisition.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -56,7 +56,7 @@ class Engine:
         work: Work,
         report: Report,
         *,
-        outlet: Outlet = straight_to_tiled,
+        outlet: Outlet = STRAIGHT,
         too_late: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._work, self._report, self._outlet, self._too_late = work, report, outlet, too_late

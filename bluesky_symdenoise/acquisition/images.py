@@ -93,6 +93,15 @@ class Images:
             background=background,
         )
 
+    def takes_over(self, row: Row, data: Mapping[str, Any]) -> bool:
+        """Whether a row that an earlier writer made of this image has the symmetry that it would be given now."""
+        y, x = row.scalars["center_y"], row.scalars["center_x"]
+        made = Symmetry(row.scalars["symmetry"], None if np.isnan(y) else (y, x))
+        if row.scalars["counts_in"] > 0:
+            # As in `symmetry`: the first image with counts decides.
+            self._symmetry, self._holds_counts = self._symmetry or made, True
+        return self._symmetry is not None and made == self._about(self._symmetry, self._usable().beam_center(data))
+
     def _usable(self) -> Settings:
         if self._settings is None:
             assert self._unusable is not None
@@ -114,9 +123,11 @@ class Images:
             )
             if np.any(image[~sentinel_mask(image)]):
                 self._symmetry = found
-        if found.point_group == "1" or center is None:
-            return found
-        return Symmetry(found.point_group, center)
+        return self._about(found, center)
+
+    @staticmethod
+    def _about(found: Symmetry, center: tuple[float, float] | None) -> Symmetry:
+        return found if found.point_group == "1" or center is None else Symmetry(found.point_group, center)
 
     def _refuse_clipped(self, image: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
         """Look at each frame until one with counts has passed: it is the detector's way, and not one frame's."""

@@ -3,50 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import httpx
 from tiled.client.utils import ClientError
 
+from bluesky_symdenoise.acquisition.claim import Claim, doubled
 from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.spool import clear_spool
+from bluesky_symdenoise.acquisition.upload import Upload
 from bluesky_symdenoise.catalog.access import derived_writer
 from bluesky_symdenoise.catalog.marks import marking
 from bluesky_symdenoise.catalog.writer import Emit
 from bluesky_symdenoise.errors import SymDenoiseError
 
-if TYPE_CHECKING:
-    from tiled.client.container import Container
-
-#: Gives, for the work and the uid of a derived run, what takes its documents.
-Outlet = Callable[[Work, str], Emit]
+#: Gives, for the work, the uid of a derived run and the journal of its rows, what takes its documents.
+Outlet = Callable[[Work, str, Path], Emit]
 
 
-def tiled_writer(container: Container) -> Emit:
+def tiled_writer(work: Work) -> Emit:
     """What takes the documents of one derived run to Tiled: with its raw run's access tags, its images marked."""
-    return marking(container, derived_writer(container))
-
-
-def straight_to_tiled(work: Work, uid: str) -> Emit:
-    """A writer that sends each document as it comes.
-
-    Raises
-    ------
-    SymDenoiseError
-        If the derived run exists, and, from each document, if the server cannot be reached or refuses it.
-    """
-    writer = tiled_writer(work.container)
+    write = marking(work.container, derived_writer(work.container))
+    if work.frames == "files":
+        return write
+    upload = Upload(work.container)
 
     def emit(name: str, doc: dict[str, Any]) -> None:
-        _said_plainly(work, uid, lambda: writer(name, doc))
+        if not upload.take(name, doc):
+            write(name, doc)
 
-    refuse_doubled(work, uid)
     return emit
 
 
-def refuse_doubled(work: Work, uid: str) -> None:
-    """Raise SymDenoiseError if the catalogue has this derived run, or cannot be asked."""
-    if _said_plainly(work, uid, lambda: uid in work.container):
-        raise doubled(uid)
+def straight_to_tiled(claim: Claim) -> Outlet:
+    """Writers that send each document as it comes, where the claim holds.
+
+    They raise SymDenoiseError if the derived run exists and does not give way, and, from each document, if the server
+    cannot be reached or refuses it.
+    """
+
+    def outlet(work: Work, uid: str, journal: Path) -> Emit:
+        writer = tiled_writer(work)
+
+        def emit(name: str, doc: dict[str, Any]) -> None:
+            _said_plainly(work, uid, lambda: writer(name, doc))
+
+        clear_spool(work.folder, uid)
+        _said_plainly(work, uid, lambda: claim.make_way(work.container, uid, journal=journal))
+        return emit
+
+    return outlet
+
+
+#: For a run that is denoised while it is acquired: no derived run that is there gives way.
+STRAIGHT = straight_to_tiled(Claim())
 
 
 def _said_plainly(work: Work, uid: str, ask: Callable[[], Any]) -> Any:
@@ -60,15 +71,6 @@ def _said_plainly(work: Work, uid: str, ask: Callable[[], Any]) -> Any:
             rule=f"the server cannot be reached ({str(error) or type(error).__name__})",
             remedy="start it again, then replay the run; the raw run is as it was",
         ) from error
-
-
-def doubled(uid: str) -> SymDenoiseError:
-    """The error of a derived run that exists."""
-    return SymDenoiseError(
-        f"derived run {uid}",
-        rule="this raw run has one with the same recipe already, finished or being written",
-        remedy="use it, or delete it first",
-    )
 
 
 def refusal(error: ClientError, uid: str, uri: str) -> SymDenoiseError:

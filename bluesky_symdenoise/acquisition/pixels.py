@@ -315,6 +315,7 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
         arrays=arrays,
         configuration={},
         flown=False,
+        entered=lambda **_: None,
         created=lambda _: None,
         start=dict(run.start),
     )

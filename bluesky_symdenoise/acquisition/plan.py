@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
 Document = dict[str, Any]
+Transport = Literal["files", "http"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Work:
         Where the run's own documents say more.
     dark
         For all images, from a file.
+    frames
+        How frames get to the server: ``files`` that it reads, or over ``http``.
     """
 
     container: Container
@@ -63,6 +66,7 @@ class Work:
     activity: str
     beamline: Beamline = field(default_factory=Beamline)
     dark: Dark | None = None
+    frames: Transport = "files"
 
     @classmethod
     def planned(
@@ -70,15 +74,16 @@ class Work:
         container: Container,
         *,
         activity: str,
-        denoiser: Denoiser | DenoiserSettings | None,
-        directory: str | Path | Place | None,
-        mask: ArrayLike | None,
-        exposure: ArrayLike | None,
-        symmetry: str,
-        beam_center: Sequence[float] | None,
-        streams: Sequence[str] | None,
-        data_keys: Sequence[str] | None,
+        denoiser: Denoiser | DenoiserSettings | None = None,
+        directory: str | Path | Place | None = None,
+        mask: ArrayLike | None = None,
+        exposure: ArrayLike | None = None,
+        symmetry: str = "auto",
+        beam_center: Sequence[float] | None = None,
+        streams: Sequence[str] | None = None,
+        data_keys: Sequence[str] | None = None,
         beamline: Beamline | None = None,
+        frames: Transport = "files",
     ) -> Work:
         """Check what can be checked before a run starts.
 
@@ -93,6 +98,7 @@ class Work:
                 rule="it is no catalogue of Bluesky runs",
                 remedy='pass the container of the derived runs, client["denoised"]',
             )
+        check_choice("frames", frames, get_args(Transport))
         if symmetry != "auto":
             checked_point_group(symmetry)
         if beam_center is not None and (len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()):
@@ -145,6 +151,7 @@ class Work:
             activity=activity,
             beamline=kept,
             dark=dark,
+            frames=frames,
         )
 
     @property
@@ -179,6 +186,12 @@ class Work:
             "recipe_sha256": self.recipe.sha256,
             "environment": {"python": platform.python_version(), **self.denoiser.environment()},
         }
+
+
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise SymDenoiseError if a word is none of the choices."""
+    if value not in choices:
+        raise SymDenoiseError(f"{what}={value!r}", rule="there is no such choice", remedy=f"give {', '.join(choices)}")
 
 
 def now() -> str:

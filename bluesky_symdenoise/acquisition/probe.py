@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import h5py
@@ -16,18 +16,16 @@ from tiled.structures.array import ArrayStructure
 from tiled.structures.core import StructureFamily
 from tiled.structures.data_source import Asset, DataSource, Management
 
-from bluesky_symdenoise.acquisition.delivery import Transport, is_away
+from bluesky_symdenoise.acquisition.delivery import is_away
 from bluesky_symdenoise.acquisition.outlet import refusal
+from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.spool import spool_folder
 from bluesky_symdenoise.errors import SymDenoiseError
-
-if TYPE_CHECKING:
-    from tiled.client.container import Container
 
 log = logging.getLogger("bluesky_symdenoise")
 
 
-def check_server(container: Container, folder: Path, *, frames: Transport) -> None:
+def check_server(work: Work) -> None:
     """Write a small array the way frames are going to be written, read it back and remove it.
 
     A server that does not answer now is no error: it may do so later.
@@ -37,12 +35,13 @@ def check_server(container: Container, folder: Path, *, frames: Transport) -> No
     SymDenoiseError
         If the client may not write, or the server cannot see the files.
     """
+    container, folder = work.container, work.folder
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     key = f"symdenoise-probe-{uuid4()}"
     path = spool_folder(folder) / f"{key}.h5"
     base = container.base if hasattr(container, "base") else container
     try:
-        node = _written(base, values, key, path if frames == "files" else None)
+        node = _written(base, values, key, path if work.frames == "files" else None)
         # Not `node.read()`, which tries again for a minute what a server that cannot see a file cannot do.
         link = node.item["links"]["full"]
         answer = container.context.http_client.get(link, headers={"Accept": "application/octet-stream"})

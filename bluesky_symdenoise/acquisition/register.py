@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tiled.utils import path_from_uri
 
+from bluesky_symdenoise.acquisition.claim import Claim
+from bluesky_symdenoise.acquisition.outlet import straight_to_tiled
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.replay import StoredStream, derived_already, drive, stored_streams
 from bluesky_symdenoise.acquisition.run import RunDenoiser, _Event, _Stream
 from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lazy import LazyImage
 from bluesky_symdenoise.catalog.lazyrun import PENDING, LazyKey, LazyRun, write_pending
 from bluesky_symdenoise.catalog.row import Row
@@ -88,13 +91,18 @@ def register(
         streams=streams,
         data_keys=data_keys,
     )
-    existing = derived_already(run, work)
+    claim = Claim(raw_stop=run.metadata.get("stop"))
+    existing = derived_already(run, work, claim)
     if existing is not None:
         return existing
+    if claim.raw_stop is None:
+        raise SymDenoiseError(
+            f"run {run.start['uid']}", rule="it has no stop document yet", remedy="register it when it has ended"
+        )
     stored = stored_streams(run, work.beamline)
-    pipeline = _Registering(work, run, stored)
+    pipeline = _Registering(work, run, stored, claim)
     try:
-        drive(pipeline, run, stored.values())
+        drive(pipeline, run, stored.values(), stop=claim.raw_stop)
         derived = into[pipeline.derived_uid]
         for (stream, key), (planned, _) in pipeline.plan.items():
             _refuse_unreadable(derived[stream][key], planned)
@@ -135,8 +143,10 @@ class _Resolved:
 class _Registering(RunDenoiser):
     """Writes what `RunDenoiser` writes, without denoising."""
 
-    def __init__(self, work: Work, run: BlueskyRun, stored: Mapping[str, StoredStream]) -> None:
-        super().__init__(work, source=lambda descriptor: stored[descriptor["uid"]].frames())
+    def __init__(self, work: Work, run: BlueskyRun, stored: Mapping[str, StoredStream], claim: Claim) -> None:
+        super().__init__(
+            work, source=lambda descriptor: stored[descriptor["uid"]].frames(), outlet=straight_to_tiled(claim)
+        )
         self._run, self._stored = run, stored
         self.plan: dict[tuple[str, str], tuple[LazyKey, _Resolved]] = {}
 
@@ -190,11 +200,13 @@ class _Registering(RunDenoiser):
             early.append(found)
         return _Resolved(Symmetry(), source.shape[0], source.shape[0], tuple(early))
 
-    def _derived_run(self, emit: Emit, *, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]) -> DerivedRun:
+    def _derived_run(
+        self, emit: Emit, *, journal: Journal, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]
+    ) -> DerivedRun:
         return LazyRun(
             emit,
             plan={name: planned for name, (planned, _) in self.plan.items()},
-            folder=self._folder,
+            journal=journal,
             start=start,
             uid=uid,
             time=clock.time(),

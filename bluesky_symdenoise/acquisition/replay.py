@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import time as clock
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise.acquisition.beamline import Beamline
+from bluesky_symdenoise.acquisition.claim import Claim
 from bluesky_symdenoise.acquisition.frames import StoredFrames
+from bluesky_symdenoise.acquisition.outlet import straight_to_tiled
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.recorded import Recorded
 from bluesky_symdenoise.acquisition.run import RunDenoiser
@@ -48,8 +51,8 @@ def replay(
 ) -> BlueskyRun:
     """Denoise a stored run and write what the callback would have written while it was acquired.
 
-    A derived run of the same recipe is returned as it is if it is complete; one that was interrupted or has frames that
-    failed is replaced. Parameters after `into` are those of
+    A derived run of the same recipe is returned as it is if it is complete. One that was interrupted or has frames that
+    failed is replaced; what its dead writer had finished is taken over. Parameters after `into` are those of
     `bluesky_symdenoise.DenoiseCallback`.
 
     Parameters
@@ -67,7 +70,7 @@ def replay(
     Raises
     ------
     SymDenoiseError
-        If the run has no image or no stop document, or an unfinished derived run of this recipe is in the way.
+        If the run has no image or no stop document, or a living process writes its derived run of this recipe.
     """
     work = Work.planned(
         into,
@@ -82,54 +85,79 @@ def replay(
         data_keys=data_keys,
         beamline=beamline,
     )
-    existing = derived_already(run, work)
+    return replay_with(work, run)
+
+
+class NothingToDenoiseError(SymDenoiseError):
+    """The run has no image that was asked for."""
+
+
+def replay_with(
+    work: Work,
+    run: BlueskyRun,
+    *,
+    older_than: float | None = None,
+    finished_frame: Callable[[str | None], None] = lambda _: None,
+) -> BlueskyRun:
+    """Denoise a stored run as planned; see `replay`.
+
+    Parameters
+    ----------
+    older_than
+        Seconds without a sign of life after which a run without a stop document counts as ended.
+    finished_frame
+        Called after each frame was written with None, or with the reason why it is NaN. If it raises, the derived run
+        is left unfinished, and the next replay goes on with its rows.
+
+    Raises
+    ------
+    NothingToDenoiseError
+        If the run has no image that was asked for.
+    HeldError
+        If a living process writes the derived run.
+    SymDenoiseError
+        For what else keeps it from being denoised.
+    """
+    claim = Claim(raw_stop=run.metadata.get("stop"), older_than=older_than)
+    existing = derived_already(run, work, claim)
     if existing is not None:
         return existing
     stored = stored_streams(run, work.beamline)
-    pipeline = RunDenoiser(work, source=lambda descriptor: stored[descriptor["uid"]].frames())
-    drive(pipeline, run, stored.values())
-    return into[pipeline.derived_uid]
+    stop = claim.raw_stop or _assumed_stop(run, stored.values(), older_than)
+    pipeline = RunDenoiser(
+        work,
+        source=lambda descriptor: stored[descriptor["uid"]].frames(),
+        finished_frame=finished_frame,
+        outlet=straight_to_tiled(claim),
+    )
+    drive(pipeline, run, stored.values(), stop=stop)
+    return work.container[pipeline.derived_uid]
 
 
-def derived_already(run: BlueskyRun, work: Work) -> BlueskyRun | None:
-    """The derived run of this work, if it is there and whole; one that was cut short or has failures is deleted.
+def derived_already(run: BlueskyRun, work: Work, claim: Claim) -> BlueskyRun | None:
+    """The derived run of this work, if it is there and whole.
 
     Raises
     ------
     SymDenoiseError
-        If the run has not ended or is no raw run, or an unfinished derived run is in the way.
+        If the run is no raw run.
     """
-    uid, into = run.start["uid"], work.container
-    if not run.metadata.get("stop"):
-        raise SymDenoiseError(f"run {uid}", rule="it has no stop document yet", remedy="replay it when it has ended")
+    uid = run.start["uid"]
     if "raw_uid" in run.start:
         raise SymDenoiseError(f"run {uid}", rule="it is denoised already", remedy="give its raw run, raw_for(run)")
     uid = work.recipe.derived_uid(uid)
-    if uid not in into:
-        return None
-    existing = into[uid]
-    ended = existing.metadata.get("stop")
-    if not ended:
-        raise SymDenoiseError(
-            f"derived run {uid}",
-            rule="it has no stop document: it is being written, or was cut off",
-            remedy=f"wait, or remove it with into[{uid!r}].delete(recursive=True, external_only=False)",
-        )
-    if ended["provenance"]["complete"] and not ended["provenance"]["failures"]:
-        return existing
-    existing.delete(recursive=True, external_only=False)
-    return None
+    return existing if uid in work.container and claim.stands(existing := work.container[uid]) else None
 
 
-def drive(pipeline: RunDenoiser, run: BlueskyRun, streams: Collection[StoredStream]) -> None:
-    """Give a pipeline the documents of a stored run, with its access tags.
+def drive(pipeline: RunDenoiser, run: BlueskyRun, streams: Collection[StoredStream], *, stop: Document) -> None:
+    """Give a pipeline the documents of a stored run, with its access tags and this stop document.
 
     Raises
     ------
-    SymDenoiseError
+    NothingToDenoiseError
         If the run has no image that was asked for.
     """
-    start, stop = dict(run.start), dict(run.metadata["stop"])
+    start = dict(run.start)
     if run.access_tags:
         start["tiled_access_tags"] = list(run.access_tags)
     pipeline.start(start)
@@ -137,7 +165,7 @@ def drive(pipeline: RunDenoiser, run: BlueskyRun, streams: Collection[StoredStre
         for stream in streams:
             pipeline.descriptor(stream.descriptor)
         if pipeline.derived_uid is None:
-            raise SymDenoiseError(
+            raise NothingToDenoiseError(
                 f"run {start['uid']}",
                 rule=f"no stream of {', '.join(run) or 'none'} holds a 2D image that was asked for",
                 remedy="check streams and data_keys",
@@ -147,7 +175,23 @@ def drive(pipeline: RunDenoiser, run: BlueskyRun, streams: Collection[StoredStre
             pipeline.event(event)
         pipeline.stop(stop)
     finally:
-        pipeline.abandon("the replay was interrupted")
+        if not pipeline.closed:
+            pipeline.leave()
+
+
+def _assumed_stop(run: BlueskyRun, streams: Collection[StoredStream], older_than: float | None) -> Document:
+    """The stop document of a run whose writer died before it wrote one."""
+    uid, seen = run.start["uid"], max([run.start["time"], *(moment for each in streams for moment in each.times)])
+    if older_than is None:
+        raise SymDenoiseError(f"run {uid}", rule="it has no stop document yet", remedy="replay it when it has ended")
+    if clock.time() - seen < older_than:
+        raise SymDenoiseError(
+            f"run {uid}",
+            rule=f"it has no stop document, and its last sign of life is {clock.time() - seen:.0f} s ago",
+            remedy="wait until it has ended",
+        )
+    reason = f"the raw run has no stop document and showed no sign of life for {older_than:g} s"
+    return {"run_start": uid, "time": seen, "exit_status": "fail", "reason": reason}
 
 
 def stored_streams(run: BlueskyRun, beamline: Beamline) -> dict[str, StoredStream]:
@@ -177,6 +221,11 @@ class StoredStream:
         """Of its events."""
         return [int(number) for number in self._column("seq_num")]
 
+    @property
+    def times(self) -> list[float]:
+        """Of its events."""
+        return [float(moment) for moment in self._column("time")]
+
     def events(self) -> list[Document]:
         """Event documents with the columns that the images' settings need; none for a stream without events."""
         names = set[str]().union(*(self._beamline.columns(key) for key in self.descriptor["data_keys"])) & self._held
@@ -188,7 +237,7 @@ class StoredStream:
                 "time": time,
                 "data": {name: column[row] for name, column in columns.items()},
             }
-            for row, (seq_num, time) in enumerate(zip(self.seq_nums, self._column("time"), strict=True))
+            for row, (seq_num, time) in enumerate(zip(self.seq_nums, self.times, strict=True))
         ]
 
     def frames(self) -> StoredFrames:

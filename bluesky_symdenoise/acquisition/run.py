@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time as clock
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +18,10 @@ from bluesky_symdenoise.acquisition.darks import Darks
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
 from bluesky_symdenoise.acquisition.images import Images
 from bluesky_symdenoise.acquisition.legacy import LegacyFrames
-from bluesky_symdenoise.acquisition.outlet import Outlet, straight_to_tiled
+from bluesky_symdenoise.acquisition.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.place import check_apart
 from bluesky_symdenoise.acquisition.plan import Work, now
+from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.query import SPEC
 from bluesky_symdenoise.catalog.row import Row, empty_row
 from bluesky_symdenoise.catalog.writer import DerivedRun, DerivedStream, Emit
@@ -85,7 +87,8 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
     source
         Makes the frame source of a stream from its descriptor; by default files that documents announce.
     finished_frame
-        Called after each frame with None, or with the reason why it is NaN.
+        Called after each frame was written with None, or with the reason why it is NaN. What it raises goes to the
+        caller; the run can be left then.
     too_late
         Asked before each frame; a reason not to denoise it any more makes it NaN.
     outlet
@@ -99,7 +102,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         source: Callable[[Document], FrameSource] = AnnouncedFrames,
         finished_frame: Callable[[str | None], None] = lambda _: None,
         too_late: Callable[[], str | None] = lambda: None,
-        outlet: Outlet = straight_to_tiled,
+        outlet: Outlet = STRAIGHT,
     ) -> None:
         super().__init__()
         self._too_late, self._outlet = too_late, outlet
@@ -226,6 +229,11 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             self._finish(stream, doc["time"])
         self._close(exit_status=doc["exit_status"], reason=doc.get("reason", ""))
 
+    @property
+    def complete(self) -> bool:
+        """Whether there is a derived run and it ended with the raw run."""
+        return self._ended and self._derived is not None
+
     def owns(self, descriptor_uid: str | None) -> bool:
         """Whether a descriptor belongs to this run."""
         return descriptor_uid in self._by_descriptor
@@ -235,11 +243,20 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         if not self.closed:
             self._close(exit_status="fail", reason=reason)
 
-    def _close(self, *, exit_status: str, reason: str) -> None:
+    def leave(self) -> None:
+        """Let go of the derived run without ending it: who takes it up next goes on with its rows."""
+        self._let_go()
+        if self._derived is not None:
+            self._derived.leave()
+
+    def _let_go(self) -> None:
         self.closed = True
         for stream in self._streams.values():
             stream.frames.close()
         self._legacy.close()
+
+    def _close(self, *, exit_status: str, reason: str) -> None:
+        self._let_go()
         if self._derived is None:
             return
         failures = [{"reason": why, "frames": count} for why, count in self._failures.items()]
@@ -279,27 +296,38 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         work, raw_uid = self._work, self._start["uid"]
         uid = work.recipe.derived_uid(raw_uid)
         self._begun = clock.perf_counter()
+        provenance = work.provenance(raw_uid, descriptor["name"], keys)
+        made_with = {key: provenance[key] for key in ("recipe_sha256", "environment")}
+        self._folder, self.complaint = work.folder_for(self._start)
+        journal = Journal(self._folder / f"{uid}.journal", made_with=made_with)
+        provenance["wasGeneratedBy"] |= {"host": socket.gethostname(), "journal": str(journal.path)}
         start = {key: value for key, value in self._start.items() if key not in _OWN_KEYS} | {
             "raw_uid": raw_uid,
             "raw_time": self._start["time"],
             "tiled_specs": [SPEC],
-            "provenance": work.provenance(raw_uid, descriptor["name"], keys),
+            "provenance": provenance,
         }
         if "scan_id" in self._start:
             start["raw_scan_id"] = self._start["scan_id"]
         arrays = {
             name: array for name, array in (("mask", work.mask), ("exposure", work.exposure)) if array is not None
         }
-        emit = self._outlet(work, uid)
-        self._folder, self.complaint = work.folder_for(self._start)
-        derived = self._derived_run(emit, start=start, uid=uid, arrays=arrays)
+        self._work.place.own(journal.path)
+        try:
+            emit = self._outlet(work, uid, journal.path)
+            derived = self._derived_run(emit, journal=journal, start=start, uid=uid, arrays=arrays)
+        except BaseException:
+            journal.close()
+            raise
         self.derived_uid = uid
         return derived
 
-    def _derived_run(self, emit: Emit, *, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]) -> DerivedRun:
+    def _derived_run(
+        self, emit: Emit, *, journal: Journal, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]
+    ) -> DerivedRun:
         return DerivedRun(
             emit,
-            folder=self._folder,
+            journal=journal,
             start=start,
             uid=uid,
             time=clock.time(),
@@ -370,22 +398,31 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         self._work.place.check_space(self._folder)
         if stream.derived is None:
             stream.derived = self._open_stream(stream)
-        rows = {}
+        rows: dict[str, Row] = {}
+        reasons: list[str | None] = []
         for key in stream.keys:
             self._frames += 1
             try:
-                if late := self._too_late():
-                    raise DroppedError(late)
-                rows[key] = self._denoised(stream, key, event)
+                rows[key] = self._kept(stream, key, event) or self._denoised(stream, key, event)
             except Exception as error:
                 reason = self._failed(stream, key, event, error)
                 rows[key] = empty_row(stream.derived.shapes[key])
-                self._finished_frame(reason)
+                reasons.append(reason)
             else:
-                self._finished_frame(None)
+                reasons.append(None)
         stream.derived.append(seq_num=event.seq_num, time=event.time, rows=rows)
+        for outcome in reasons:
+            self._finished_frame(outcome)
+
+    def _kept(self, stream: _Stream, key: str, event: _Event) -> Row | None:
+        """The row that an earlier writer finished, if it has the symmetry that an uninterrupted run would give it."""
+        assert self._derived is not None
+        row = self._derived.journal.kept(stream.name, key, event.seq_num, event.turn)
+        return row if row is not None and stream.images[key].takes_over(row, event.columns) else None
 
     def _denoised(self, stream: _Stream, key: str, event: _Event) -> Row:
+        if late := self._too_late():
+            raise DroppedError(late)
         return stream.images[key].row(self._image(stream, key, event), event.columns, event.time)
 
     def _failed(self, stream: _Stream, key: str, event: _Event, error: Exception) -> str:

@@ -1,19 +1,17 @@
-"""A thread that sends journals to Tiled while they are written, and waits for a server that is away."""
+"""A thread that sends spools to Tiled while they are written, and waits for a server that is away."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from tiled.client.utils import ClientError
 
-from bluesky_symdenoise.acquisition.delivery import Delivered, Delivery, Transport, is_away
+from bluesky_symdenoise.acquisition.delivery import Delivered, Delivery, is_away
 from bluesky_symdenoise.acquisition.outlet import refusal
-from bluesky_symdenoise.acquisition.spool import Journal
-
-if TYPE_CHECKING:
-    from tiled.client.container import Container
+from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.spool import Spool
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -36,20 +34,18 @@ class Told(Protocol):
 
 
 class Sender:
-    """Takes journals and delivers them; `close` ends the thread.
+    """Takes spools and delivers them; `close` ends the thread.
 
     Parameters
     ----------
-    container
-        Catalogue for derived runs.
-    frames
-        ``files``: the server reads our files; ``http``: frames are sent to it.
+    work
+        Says where derived runs go, and how their frames do.
     told
         Told what became of each run.
     """
 
-    def __init__(self, container: Container, *, frames: Transport, told: Told) -> None:
-        self._container, self._frames, self._told = container, frames, told
+    def __init__(self, work: Work, *, told: Told) -> None:
+        self._work, self._container, self._told = work, work.container, told
         self._deliveries: dict[str, Delivery] = {}
         self._refused: dict[str, str] = {}
         self._away: str | None = None
@@ -58,10 +54,10 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="symdenoise-sender", daemon=True)
         self._thread.start()
 
-    def add(self, journal: Journal) -> None:
-        """Deliver a journal, which may still grow."""
+    def add(self, spool: Spool) -> None:
+        """Deliver a spool, which may still grow."""
         with self._lock:
-            self._deliveries[journal.uid] = Delivery(journal, self._container, frames=self._frames)
+            self._deliveries[spool.uid] = Delivery(spool, self._work)
         self._wake.set()
 
     def has(self, uid: str) -> bool:
@@ -69,7 +65,7 @@ class Sender:
         return uid in self._deliveries
 
     def wake(self) -> None:
-        """Say that a journal has grown."""
+        """Say that a spool has grown."""
         self._wake.set()
 
     def close(self) -> None:
@@ -78,7 +74,7 @@ class Sender:
         self._wake.set()
         self._thread.join()
         for delivery in self._deliveries.values():
-            delivery.journal.release()
+            delivery.spool.release()
 
     def _run(self) -> None:
         while True:
@@ -100,7 +96,7 @@ class Sender:
 
     def _advanced(self, delivery: Delivery) -> bool:
         """Send what there is of a run; False if the server is away."""
-        uid = delivery.journal.uid
+        uid = delivery.spool.uid
         if uid in self._refused:
             return True
         try:
@@ -113,7 +109,7 @@ class Sender:
                         "Tiled at %s does not answer (%s): denoised runs wait in %s and are sent when it is back",
                         self._container.uri,
                         line,
-                        delivery.journal.path.parent,
+                        delivery.spool.path.parent,
                     )
                 self._away = line
                 return False
@@ -122,7 +118,7 @@ class Sender:
             log.error(
                 "derived run %s waits in %s: Tiled did not take it: %s",
                 uid[:8],
-                delivery.journal.path,
+                delivery.spool.path,
                 self._refused[uid],
             )
             return True
@@ -140,7 +136,7 @@ class Sender:
             reason = self._refused.get(uid, self._away)
             if reason is not None:
                 kept[uid] = (
-                    f"derived run {uid[:8]} waits in {delivery.journal.path}: Tiled does not take it ({reason}); "
+                    f"derived run {uid[:8]} waits in {delivery.spool.path}: Tiled does not take it ({reason}); "
                     "it is sent when the server is back, or by `symdenoise catch-up`"
                 )
         self._told.kept(kept)

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from bluesky_symdenoise.catalog.lock import held
+from bluesky_symdenoise.errors import SymDenoiseError
+
 Document = dict[str, Any]
 
 #: Folder of the files, below the root of the derived files.
@@ -18,13 +21,13 @@ FOLDER = "symdenoise-spool"
 
 
 def spool_folder(root: Path) -> Path:
-    """The folder of the journals, made if it was not there."""
+    """The folder of the spools, made if it was not there."""
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-class Journal:
+class Spool:
     """The documents of one derived run, a line of JSON each; it is removed when Tiled has all of them.
 
     Made by `begin` or `left`, which lock the file for as long as this process works on it: a file that can be locked
@@ -47,20 +50,20 @@ class Journal:
         return self.path.stem
 
     @classmethod
-    def begin(cls, root: Path, uid: str) -> Journal | None:
-        """A journal to write; None if another process works on it. One that a dead process left is taken over."""
+    def begin(cls, root: Path, uid: str) -> Spool | None:
+        """A spool to write; None if another process works on it. One that a dead process left is taken over."""
         return cls._locked(spool_folder(root) / f"{uid}.jsonl", os.O_RDWR | os.O_CREAT)
 
     @classmethod
-    def left(cls, root: Path) -> Iterator[Journal]:
-        """The journals on which nobody works, complete or not."""
+    def left(cls, root: Path) -> Iterator[Spool]:
+        """The spools on which nobody works, complete or not."""
         for path in sorted((root / FOLDER).glob("*.jsonl")):
-            journal = cls._locked(path, os.O_RDWR)
-            if journal is not None:
-                yield journal
+            spool = cls._locked(path, os.O_RDWR)
+            if spool is not None:
+                yield spool
 
     @classmethod
-    def _locked(cls, path: Path, flags: int) -> Journal | None:
+    def _locked(cls, path: Path, flags: int) -> Spool | None:
         try:
             descriptor = os.open(path, flags, 0o644)
         except FileNotFoundError:
@@ -113,6 +116,32 @@ class Journal:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def clear_spool(root: Path, uid: str) -> None:
+    """Remove the documents that a dead process left of a derived run that it had not finished.
+
+    Raises
+    ------
+    HeldError
+        If a living process works on them.
+    SymDenoiseError
+        If they are complete: the run needs sending only.
+    """
+    path = root / FOLDER / f"{uid}.jsonl"
+    if not path.exists():
+        return
+    spool = Spool.begin(root, uid)
+    if spool is None:
+        raise held(path)
+    if spool.complete:
+        spool.release()
+        raise SymDenoiseError(
+            f"derived run {uid}",
+            rule=f"it is finished and waits in {path} for the server",
+            remedy="send it with `symdenoise catch-up`",
+        )
+    spool.remove()
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
-    from bluesky_symdenoise.acquisition.delivery import Delivered, Transport
+    from pathlib import Path
+
+    from bluesky_symdenoise.acquisition.delivery import Delivered
     from bluesky_symdenoise.acquisition.plan import Work
     from bluesky_symdenoise.catalog.writer import Emit
 
@@ -34,8 +36,6 @@ class Setup:
         What to do; its client carries the API key.
     tokens
         Of a client that logged in with a name.
-    frames
-        How frames get to the server.
     drop_after
         Frames that waited longer, in seconds, are not denoised; None for all are.
     nice
@@ -44,7 +44,6 @@ class Setup:
 
     work: Work
     tokens: dict[str, str]
-    frames: Transport
     drop_after: float | None
     nice: int
 
@@ -60,7 +59,7 @@ class _Worker:
         self._came = 0.0
         self._again: set[str] = set()
         self._kept: dict[str, str] = {}
-        self._sender = Sender(setup.work.container, frames=setup.frames, told=self)
+        self._sender = Sender(setup.work, told=self)
         self._engine = Engine(setup.work, self, outlet=self._outlet, too_late=self._too_late)
 
     def say(self, *message: Any) -> None:
@@ -73,13 +72,13 @@ class _Worker:
 
     def run(self, inbox: queue.SimpleQueue[tuple[Any, ...]]) -> None:
         """Work until the pipe is closed."""
-        from bluesky_symdenoise.acquisition.spool import Journal
+        from bluesky_symdenoise.acquisition.spool import Spool
 
-        for journal in Journal.left(self._setup.work.folder):
-            if journal.complete:
-                self._sender.add(journal)
+        for spool in Spool.left(self._setup.work.folder):
+            if spool.complete:
+                self._sender.add(spool)
             else:
-                journal.release()
+                spool.release()
         while True:
             match inbox.get():
                 case ("document", number, payload, came, again):
@@ -125,35 +124,35 @@ class _Worker:
             return None
         return f"dropped: the denoiser was more than {late:g} s behind; use slow='defer', more threads or a GPU"
 
-    def _outlet(self, work: Work, uid: str) -> Emit:
-        """Documents go to a journal first; Tiled gets them from there, and a crash here loses none."""
+    def _outlet(self, work: Work, uid: str, journal: Path) -> Emit:
+        """Documents go to a spool first; Tiled gets them from there, and a crash here loses none."""
+        from bluesky_symdenoise.acquisition.claim import doubled
         from bluesky_symdenoise.acquisition.delivery import delivered
         from bluesky_symdenoise.acquisition.engine import FinishedError
-        from bluesky_symdenoise.acquisition.outlet import doubled
-        from bluesky_symdenoise.acquisition.spool import Journal
+        from bluesky_symdenoise.acquisition.spool import Spool
 
         finished = FinishedError(f"derived run {uid}", rule="it was finished before a crash", remedy="use it")
         if self._sender.has(uid):
             raise finished
-        journal = Journal.begin(work.folder, uid)
-        if journal is None:
+        spool = Spool.begin(work.folder, uid)
+        if spool is None:
             raise doubled(uid)
-        if journal.complete:
-            self._sender.add(journal)
+        if spool.complete:
+            self._sender.add(spool)
             raise finished
-        if journal.empty:
+        if spool.empty:
             existing = self._existing(uid)
             if existing is not None:
-                journal.remove()
+                spool.remove()
                 if existing.get("stop") and uid in self._again:
                     self.delivered(delivered(existing["start"], existing["stop"]))
                     raise finished
                 raise doubled(uid)
-        journal.restart()
-        self._sender.add(journal)
+        spool.restart()
+        self._sender.add(spool)
 
         def emit(name: str, doc: Document) -> None:
-            journal.write(name, doc)
+            spool.write(name, doc)
             self._sender.wake()
 
         return emit

@@ -12,6 +12,7 @@ from bluesky_tiled_plugins.writing.consolidators import CONSOLIDATOR_REGISTRY, C
 from numpy.typing import NDArray
 from tiled.structures.data_source import Asset
 
+from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lazy import MIMETYPE, QUANTITIES, SOURCE, LazyImage
 from bluesky_symdenoise.catalog.row import Row
 from bluesky_symdenoise.catalog.writer import DerivedRun, configuration_of, derived_data_keys
@@ -86,13 +87,13 @@ class LazyRun(DerivedRun):
         emit: Callable[[str, Document], Any],
         *,
         plan: Mapping[tuple[str, str], LazyKey],
-        folder: Path,
+        journal: Journal,
         start: Document,
         uid: str,
         time: float,
         arrays: Mapping[str, NDArray[Any]],
     ) -> None:
-        super().__init__(emit, folder=folder, start=start, uid=uid, time=time, arrays=arrays)
+        super().__init__(emit, journal=journal, start=start, uid=uid, time=time, arrays=arrays)
         self._plan = plan
 
     def stream(
@@ -105,14 +106,13 @@ class LazyRun(DerivedRun):
         flown: bool = False,
     ) -> Any:
         """Open the stream that mirrors a raw one, for its image data keys; one with events."""
+        folder = self.journal.path.parent
         opened = LazyStream(
             self._emit,
             self._run,
             descriptor=descriptor,
             keys={key: self._plan[descriptor["name"], key] for key in keys},
-            arrays={
-                name: stored_array(self._folder, array) for name, array in (self._arrays | dict(arrays or {})).items()
-            },
+            arrays={name: stored_array(folder, array) for name, array in (self._arrays | dict(arrays or {})).items()},
             configuration=configuration or {},
         )
         self._streams.append(opened)  # type: ignore[arg-type]

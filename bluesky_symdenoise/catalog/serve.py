@@ -224,7 +224,7 @@ def serve(
             remedy=f"set {KEY_VARIABLE}, for example to the output of `openssl rand -hex 32`",
         )
     key = known or secrets.token_hex(32)
-    with _stop_signal() as stop, _running(home, port=port, api_key=key) as url:
+    with stop_signal() as stop, _running(home, port=port, api_key=key) as url:
         spelled = "..." if api_key else f'os.environ["{KEY_VARIABLE}"]' if known else f'"{key}"'
         announce(f"Serving {home} until Ctrl-C.")
         announce(f"Browser: {url}/?api_key={'...' if known else key}")
@@ -327,7 +327,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set instead of what they do otherwise; for the main thread."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

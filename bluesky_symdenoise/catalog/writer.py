@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.row import Row
 from bluesky_symdenoise.files.nexus import add_entry, add_images, add_parameters, add_process
 from bluesky_symdenoise.recipe import array_sha256
@@ -37,8 +40,8 @@ class DerivedRun:
     ----------
     emit
         Called with each (name, document).
-    folder
-        Where the HDF5 files go: one a stream, ``<uid>-<stream>.h5``.
+    journal
+        HeldError for this run; the HDF5 files lie beside it, one a stream.
     start
         Start document but for uid and time.
     uid, time
@@ -53,14 +56,14 @@ class DerivedRun:
         self,
         emit: Emit,
         *,
-        folder: Path,
+        journal: Journal,
         start: Document,
         uid: str,
         time: float,
         arrays: Mapping[str, NDArray[Any]],
         created: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        self._emit, self._folder, self._arrays, self._created = emit, folder, dict(arrays), created
+        self._emit, self.journal, self._arrays, self._created = emit, journal, dict(arrays), created
         self._run = compose_run(uid=uid, time=time, metadata=start)
         self._streams: list[DerivedStream] = []
         emit("start", self._run.start_doc)
@@ -90,13 +93,14 @@ class DerivedRun:
         flown
             The raw stream has no events: nor has this one, and its scalars are columns in the file.
         """
-        path = self._folder / f"{self.uid}-{descriptor['name']}.h5"
+        path = self.journal.new_file(descriptor["name"])
         opened = DerivedStream(
             self._emit,
             self._run,
             descriptor=descriptor,
             keys=keys,
             path=path,
+            entered=partial(self.journal.enter, file=path, stream=descriptor["name"]),
             arrays=self._arrays | dict(arrays or {}),
             configuration=configuration or {},
             flown=flown,
@@ -107,11 +111,22 @@ class DerivedRun:
         return opened
 
     def stop(self, *, exit_status: str, reason: str, provenance: Document) -> None:
-        """Close the files and the run."""
+        """Close the files and the run; of a run that is whole, what earlier writers left is removed."""
+        try:
+            for stream in self._streams:
+                stream.close()
+            stop = self._run.compose_stop(exit_status=exit_status, reason=reason)
+            self._emit("stop", dict(stop, provenance=provenance))
+            if provenance["complete"] and not provenance["failures"]:
+                self.journal.finish()
+        finally:
+            self.journal.close()
+
+    def leave(self) -> None:
+        """Close the files but not the run: the next writer goes on with its rows."""
         for stream in self._streams:
             stream.close()
-        stop = self._run.compose_stop(exit_status=exit_status, reason=reason)
-        self._emit("stop", dict(stop, provenance=provenance))
+        self.journal.close()
 
 
 class DerivedStream:
@@ -126,13 +141,15 @@ class DerivedStream:
         keys: Sequence[str],
         path: Path,
         arrays: Mapping[str, NDArray[Any]],
+        entered: Callable[..., None],
         configuration: Document,
         flown: bool,
         created: Callable[[Path], None],
         start: Document,
     ) -> None:
         self._emit, self._run, self.path, self._flown = emit, run, path, flown
-        self._arrays, self._created, self._start = arrays, created, start
+        self._arrays, self._entered, self._created, self._start = arrays, entered, created, start
+        self._turns: Counter[int] = Counter()
         self.shapes = {key: tuple(descriptor["data_keys"][key]["shape"]) for key in keys}
         self._rows = 0
         self._composed = run.compose_descriptor(
@@ -179,7 +196,7 @@ class DerivedStream:
             self._resources[name] = resource
 
     def append(self, *, seq_num: int, time: float | None, rows: Mapping[str, Row]) -> None:
-        """Write one row: frames first, on disk before they are announced, then the documents.
+        """Write one row: frames first, in the file and the journal before they are announced, then the documents.
 
         ``time`` is that of the event; a flown stream has none.
         """
@@ -196,6 +213,8 @@ class DerivedStream:
             dataset.resize(index + 1, axis=0)
             dataset[index] = value
             dataset.flush()
+        self._entered(index=index, seq_num=seq_num, turn=self._turns[seq_num], rows=rows)
+        self._turns[seq_num] += 1
         self._rows += 1
         for resource in self._resources.values():
             self._emit(
