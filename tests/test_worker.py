@@ -21,6 +21,7 @@ from tiled.client.container import Container
 from bluesky_symdenoise.acquisition.callback import DenoiseCallback
 from bluesky_symdenoise.acquisition.delivery import send_spooled
 from bluesky_symdenoise.acquisition.place import Place
+from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.spool import FOLDER
 from bluesky_symdenoise.acquisition.status import Status
 from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback
@@ -230,9 +231,10 @@ class TestServerAway:
         client.context.http_client.close()
         with embedded_catalog(home, api_key="secret") as back:
             assert denoised_for(back, done.uid) is None
-            (sent,) = send_spooled(home / "denoised", back["denoised"])
+            work = Work.planned(back["denoised"], activity="catch-up", denoiser=ONE, symmetry="1")
+            (sent,) = send_spooled(work)
             assert (sent.raw_uid, sent.frames, sent.failed) == (done.uid, 2, 0)
-            assert send_spooled(home / "denoised", back["denoised"]) == []
+            assert send_spooled(work) == []
             same_as_in_process(derived_of(back, done), frames)
 
     def test_next_callback_sends_it_at_its_start(self, tmp_path: Path, raw_folder: Path) -> None:

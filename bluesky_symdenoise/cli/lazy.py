@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bluesky_symdenoise.cli.catalog import opened
 from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -37,7 +36,7 @@ def register(
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     denoiser = Denoiser.pretrained(model, threads=threads)
-    with _opened(catalog) as client:
+    with opened(catalog) as client:
         for uid in runs:
             raw = _run(client, "raw", uid)
             made = register_run(raw, client["denoised"], denoiser=denoiser, symmetry=symmetry, beam_center=beam_center)
@@ -49,7 +48,7 @@ def evict(catalog: Catalog, runs: Runs) -> None:
     """Delete the stored pixels of denoised RUNs, after checking that they can be computed again bit for bit."""
     from bluesky_symdenoise.acquisition.pixels import evict as evict_run
 
-    with _opened(catalog) as client:
+    with opened(catalog) as client:
         for uid in runs:
             typer.echo(f"{uid}: {evict_run(_run(client, 'denoised', uid))} bytes freed")
 
@@ -59,32 +58,9 @@ def materialize(catalog: Catalog, runs: Runs) -> None:
     """Compute and store the pixels of lazy denoised RUNs: the inverse of evict."""
     from bluesky_symdenoise.acquisition.pixels import materialize as materialize_run
 
-    with _opened(catalog) as client:
+    with opened(catalog) as client:
         for uid in runs:
             typer.echo(f"{uid}: {materialize_run(_run(client, 'denoised', uid))} bytes written")
-
-
-@contextmanager
-def _opened(uri: str) -> Iterator[Container]:
-    import httpx
-    from tiled.client import from_uri
-    from tiled.client.utils import ClientError
-
-    try:
-        client = from_uri(uri)
-        missing = {"raw", "denoised"} - set(client)
-    except (ClientError, httpx.HTTPError, ValueError) as error:
-        raise SymDenoiseError(
-            uri,
-            rule=f"the catalogue cannot be opened ({(str(error) or type(error).__name__).splitlines()[0]})",
-            remedy="check the URL, and set TILED_API_KEY",
-        ) from error
-    if missing:
-        raise SymDenoiseError(
-            uri, rule=f"its root has no {' and no '.join(sorted(missing))}", remedy="give the URL of the root"
-        )
-    with closing(client.context.http_client):
-        yield client
 
 
 def _run(client: Container, part: str, uid: str) -> Any:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bluesky_symdenoise.cli.catalog import opened
 from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
-    from tiled.client.container import Container
+    pass
 
 Uri = Annotated[str, typer.Argument(metavar="CATALOG_URI", help="Of the Tiled catalogue that holds RAW and DENOISED.")]
 Raw = Annotated[str, typer.Option(help="Container of the raw runs.")]
@@ -75,43 +76,45 @@ def catch_up(
     from bluesky_symdenoise.acquisition.probe import check_server
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
-    runs, derived = _containers(uri, raw, denoised)
-    given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
-    work = Work.planned(
-        derived,
-        activity="catch-up",
-        denoiser=Denoiser.pretrained(model, device=device, threads=threads),
-        **_arguments(settings, given),
-    )
-    check_server(work)
-    seconds = None if older_than is None else older_than * 3600
-    if not dry_run:
-        for run in send_spooled(work):
-            typer.echo(f"{run.raw_uid}  had waited on disk, sent: {run.outcome}")
-    found = list(unfinished(runs, work, since=None if since is None else since.timestamp(), older_than=seconds))
-    console = Console()
-    if dry_run:
-        for item in found:
-            typer.echo(f"{item.uid}  {item.state}")
-        typer.echo(f"{len(found)} raw runs without a complete derived run")
-        return
-    outcomes = [
-        finish(item, work, older_than=seconds)
-        for item in track(
-            found, description="catching up", disable=not sys.stderr.isatty(), console=Console(stderr=True)
+    with opened(uri, raw=raw, denoised=denoised) as client:
+        given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
+        work = Work.planned(
+            client[denoised],
+            activity="catch-up",
+            denoiser=Denoiser.pretrained(model, device=device, threads=threads),
+            **_arguments(settings, given),
         )
-    ]
-    tidy(work)
-    table = Table("raw run", "was", "frames", "failed", "s", "now")
-    for each in outcomes:
-        row = (each.uid[:8], each.state, str(each.frames), str(each.failed), f"{each.seconds:.1f}", each.result)
-        table.add_row(*row)
-    if outcomes:
-        console.print(table)
-    left = sum(not each.ok for each in outcomes)
-    typer.echo(f"{len(outcomes) - left} of {len(outcomes)} runs caught up")
-    if left:
-        raise typer.Exit(1)
+        check_server(work)
+        seconds = None if older_than is None else older_than * 3600
+        if not dry_run:
+            for run in send_spooled(work):
+                typer.echo(f"{run.raw_uid}  had waited on disk, sent: {run.outcome}")
+        found = list(
+            unfinished(client[raw], work, since=None if since is None else since.timestamp(), older_than=seconds)
+        )
+        console = Console()
+        if dry_run:
+            for item in found:
+                typer.echo(f"{item.uid}  {item.state}")
+            typer.echo(f"{len(found)} raw runs without a complete derived run")
+            return
+        outcomes = [
+            finish(item, work, older_than=seconds)
+            for item in track(
+                found, description="catching up", disable=not sys.stderr.isatty(), console=Console(stderr=True)
+            )
+        ]
+        tidy(work)
+        table = Table("raw run", "was", "frames", "failed", "s", "now")
+        for each in outcomes:
+            row = (each.uid[:8], each.state, str(each.frames), str(each.failed), f"{each.seconds:.1f}", each.result)
+            table.add_row(*row)
+        if outcomes:
+            console.print(table)
+        left = sum(not each.ok for each in outcomes)
+        typer.echo(f"{len(outcomes) - left} of {len(outcomes)} runs caught up")
+        if left:
+            raise typer.Exit(1)
 
 
 def _arguments(settings: Path | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -120,26 +123,6 @@ def _arguments(settings: Path | None, given: dict[str, Any]) -> dict[str, Any]:
 
     said = {} if settings is None else read_arguments(settings)
     return said | {name: value for name, value in given.items() if value not in (None, "auto")}
-
-
-def _containers(uri: str, *names: str) -> list[Container]:
-    import httpx
-    from tiled.client import from_uri
-    from tiled.client.utils import ClientError
-
-    try:
-        client = from_uri(uri)
-        return [client[name] for name in names]
-    except (httpx.TransportError, ClientError) as error:
-        raise SymDenoiseError(
-            uri,
-            rule=f"no Tiled catalogue can be opened there ({error})",
-            remedy="check the address, that the server runs, and the API key in TILED_API_KEY",
-        ) from error
-    except KeyError as error:
-        raise SymDenoiseError(
-            uri, rule=f"it has no container {error}", remedy="name the containers with --raw and --denoised"
-        ) from error
 
 
 @app.command()
@@ -185,25 +168,25 @@ def watch(
         raise SymDenoiseError("--zmq and --kafka", rule="there is one source", remedy="give one of them")
     logging.basicConfig(format="%(levelname)s %(message)s")
     logging.getLogger("bluesky_symdenoise").setLevel(logging.INFO)
-    runs, derived = _containers(uri, raw, denoised)
-    given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
-    work = Work.planned(
-        derived,
-        activity="watch",
-        denoiser=Denoiser.pretrained(model, device=device, threads=threads),
-        **_arguments(settings, given),
-    )
-    check_server(work)
-    health = Health()
-    with stop_signal() as stop, only_one(work), served(health, host=host, port=port) as listening:
-        source: Source
-        if zmq:
-            source = ZmqSource(zmq)
-        elif kafka:
-            source = KafkaSource(kafka, topic, group=group)
-        else:
-            source = TiledSource(runs, columns=work.beamline.columns)
-        typer.echo(f"watching {uri}; http://{host}:{listening}/healthz and /metrics")
-        older = None if older_than is None else older_than * 3600
-        Watch(work, source, runs, health=health, stop=stop, sweep_every=sweep, older_than=older).run()
+    with opened(uri, raw=raw, denoised=denoised) as client:
+        given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
+        work = Work.planned(
+            client[denoised],
+            activity="watch",
+            denoiser=Denoiser.pretrained(model, device=device, threads=threads),
+            **_arguments(settings, given),
+        )
+        check_server(work)
+        health = Health()
+        with stop_signal() as stop, only_one(work), served(health, host=host, port=port) as listening:
+            source: Source
+            if zmq:
+                source = ZmqSource(zmq)
+            elif kafka:
+                source = KafkaSource(kafka, topic, group=group)
+            else:
+                source = TiledSource(client[raw], columns=work.beamline.columns)
+            typer.echo(f"watching {uri}; http://{host}:{listening}/healthz and /metrics")
+            older = None if older_than is None else older_than * 3600
+            Watch(work, source, client[raw], health=health, stop=stop, sweep_every=sweep, older_than=older).run()
     typer.echo("stopped")
