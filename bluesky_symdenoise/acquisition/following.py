@@ -19,6 +19,7 @@ from tiled.client.stream import LiveTableData
 
 from bluesky_symdenoise.acquisition.frames import PATIENCE_S, FrameSource, StoredFrames
 from bluesky_symdenoise.acquisition.sources import IDLE_S
+from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
@@ -309,7 +310,7 @@ class _Growing:
         while True:
             try:
                 return self._read_now(key, seq_num, turn)
-            except httpx.HTTPStatusError:
+            except SymDenoiseError:
                 # Tiled answers 422 where the file has grown beyond what was announced a moment ago.
                 self._stored = None
                 if clock.monotonic() > deadline:

@@ -8,6 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol
 
+import httpx
 import numpy as np
 from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ Document = dict[str, Any]
 
 #: How long a frame that was announced may take to appear in its file.
 PATIENCE_S = 10.0
+#: Rows of a stored run in succession that a server fails to read before the others are not asked for.
+REFUSALS = 2
 
 
 class FrameSource(Protocol):
@@ -193,6 +196,7 @@ class StoredFrames:
         for row, seq_num in enumerate(seq_nums):
             self._rows.setdefault(seq_num, []).append(row)
         self._clients: dict[str, Any] = {}
+        self._refused: Counter[str] = Counter()
 
     def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
         """Whether the run has this row."""
@@ -203,11 +207,31 @@ class StoredFrames:
         return sorted(self._rows)
 
     def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
-        """The image, in the shape of the data key."""
+        """The image, in the shape of the data key.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the server cannot read it. Tiled's client tries that for the better part of a minute, so after two rows
+            in succession the others are not asked for.
+        """
+        unreadable = SymDenoiseError(
+            f"raw image {key}",
+            rule="the server cannot read its file",
+            remedy="see the server's log, put the file back, then replay the run or run `symdenoise catch-up`",
+        )
+        if self._refused[key] >= REFUSALS:
+            raise unreadable
         if key not in self._clients:
             self._clients[key] = self._stream[key]
         row = self._rows[seq_num][turn]
-        return np.asarray(self._clients[key][row : row + 1]).reshape(self._shapes[key])
+        try:
+            image = np.asarray(self._clients[key][row : row + 1]).reshape(self._shapes[key])
+        except httpx.HTTPStatusError as error:
+            self._refused[key] += 1
+            raise unreadable from error
+        self._refused[key] = 0
+        return image
 
     def close(self) -> None:
         """Nothing is open."""
