@@ -465,7 +465,7 @@ class TestFiles:
         frames = counted(5)
         files = []
         for name, stack in (("a", frames[:3]), ("b", frames[3:])):
-            path = home / f"roll-{name}-{late}-{second.start}.h5"
+            path = home / "frames" / f"roll-{name}-{late}-{second.start}.h5"
             with h5py.File(path, "w") as file:
                 file["counts"] = np.concatenate([stack, counted(4, 99)])
             files.append((f"file://localhost{path}", "application/x-hdf5", {"dataset": "counts"}))

@@ -12,7 +12,7 @@ import torch
 from bluesky_symdenoise.denoiser import infer
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
-COUNTS = np.random.default_rng(3).poisson(1.0, (1280, 64)).astype(np.uint16)
+COUNTS = np.random.default_rng(3).poisson(1.0, (1280, 128)).astype(np.uint16)
 COUNTS.flags.writeable = False
 
 
@@ -40,11 +40,11 @@ def denoiser() -> Denoiser:
     return Denoiser.pretrained(device="cpu", threads=1)
 
 
-@pytest.mark.parametrize("room", [{"pixels": 800 * 64, "tries": 99}, {"pixels": 0, "tries": 2}])
+@pytest.mark.parametrize("room", [{"pixels": 800 * 128, "tries": 99}, {"pixels": 0, "tries": 2}])
 def test_frame_is_denoised_all_the_same(
     denoiser: Denoiser, room: dict[str, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(infer, "BAND_PIXELS", 1280 * 64)
+    monkeypatch.setattr(infer, "BAND_PIXELS", 1280 * 128)
     whole = denoiser(COUNTS, symmetry="1")
     starved, _ = full(denoiser, **room)
     result = starved(COUNTS, symmetry="1")
