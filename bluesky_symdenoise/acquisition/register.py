@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time as clock
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.replay import StoredStream, derived_already, drive
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.catalog.access import derived_writer
-from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.catalog.columns import SCALARS, computed_when_read
 from bluesky_symdenoise.catalog.lazy import LazyImage
 from bluesky_symdenoise.catalog.lazyrun import PENDING, LazyKey, LazyRun, write_pending
 from bluesky_symdenoise.catalog.row import Row
@@ -33,6 +34,8 @@ from bluesky_symdenoise.recipe import Recipe
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
     from tiled.client.container import Container
+
+log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
@@ -56,7 +59,8 @@ def register(
     (``counts_in``, ``counts_out``, ``ms``): these are NaN until `bluesky_symdenoise.materialize` stores the pixels.
     Frames are read here up to the first that has counts, which decides the symmetry; that one is also read through
     the server, and a run that the server cannot serve is not left behind. A derived run of the same recipe, lazy or
-    not, is returned as it is. Parameters after `into` are those of `bluesky_symdenoise.DenoiseCallback`.
+    not, is returned as it is, and one that stores its pixels is logged.
+    Parameters after `into` are those of `bluesky_symdenoise.DenoiseCallback`.
 
     Parameters
     ----------
@@ -90,6 +94,9 @@ def register(
     )
     existing = derived_already(run, work)
     if existing is not None:
+        if not computed_when_read(existing.metadata["stop"]):
+            uid = existing.start["uid"]
+            log.warning("derived run %s is stored already and stays so; `symdenoise evict` makes it lazy", uid)
         return existing
     stored = {descriptor["uid"]: StoredStream(run, descriptor) for descriptor in run.descriptors}
     pipeline = _Registering(work, run, stored)
@@ -151,6 +158,8 @@ class _Registering(RunDenoiser):
             if (doc["name"], key) not in self.plan:
                 source, uris = raw_source(self._run, doc, key)
                 resolved = self._resolved_rows(source)
+                if resolved.first < resolved.rows:
+                    self._symmetry[f"{doc['name']}/{key}"] = resolved.symmetry
                 self.plan[doc["name"], key] = (
                     lazy_key(self._work.denoiser, self._work.recipe, source, uris, resolved.symmetry, resolved.first),
                     resolved,

@@ -73,7 +73,7 @@ def _opened(uri: str) -> Iterator[Container]:
     try:
         client = from_uri(uri)
         missing = {"raw", "denoised"} - set(client)
-    except (ClientError, httpx.HTTPError, ValueError) as error:
+    except (ClientError, httpx.HTTPError, RuntimeError, ValueError) as error:
         raise SymDenoiseError(
             uri,
             rule=f"the catalogue cannot be opened ({(str(error) or type(error).__name__).splitlines()[0]})",
