@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time as clock
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,8 @@ from bluesky_symdenoise.acquisition.claim import Claim
 from bluesky_symdenoise.acquisition.outlet import straight_to_tiled
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.replay import StoredStream, derived_already, drive, stored_streams
-from bluesky_symdenoise.acquisition.run import RunDenoiser, _Event, _Stream
-from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.acquisition.run import Event, RunDenoiser, Stream
+from bluesky_symdenoise.catalog.columns import SCALARS, computed_when_read
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lazy import LazyImage
 from bluesky_symdenoise.catalog.lazyrun import PENDING, LazyKey, LazyRun, write_pending
@@ -36,6 +37,8 @@ from bluesky_symdenoise.recipe import Recipe
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
     from tiled.client.container import Container
+
+log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
@@ -59,7 +62,8 @@ def register(
     (``counts_in``, ``counts_out``, ``ms``): these are NaN until `bluesky_symdenoise.materialize` stores the pixels.
     Frames are read here up to the first that has counts, which decides the symmetry; that one is also read through
     the server, and a run that the server cannot serve is not left behind. A derived run of the same recipe, lazy or
-    not, is returned as it is. Parameters after `into` are those of `bluesky_symdenoise.DenoiseCallback`.
+    not, is returned as it is, and one that stores its pixels is logged.
+    Parameters after `into` are those of `bluesky_symdenoise.DenoiseCallback`.
 
     Parameters
     ----------
@@ -94,6 +98,9 @@ def register(
     claim = Claim(raw_stop=run.metadata.get("stop"))
     existing = derived_already(run, work, claim)
     if existing is not None:
+        if not computed_when_read(existing.metadata["stop"]):
+            uid = existing.start["uid"]
+            log.warning("derived run %s is stored already and stays so; `symdenoise evict` makes it lazy", uid)
         return existing
     if claim.raw_stop is None:
         raise SymDenoiseError(
@@ -169,8 +176,12 @@ class _Registering(RunDenoiser):
                     resolved,
                 )
         super().descriptor(doc)
+        for key in keys:
+            _, resolved = self.plan[doc["name"], key]
+            if resolved.first < resolved.rows:
+                self._streams[doc["name"]].images[key].decide(resolved.symmetry)
 
-    def _finish(self, stream: _Stream, time: float) -> None:
+    def _finish(self, stream: Stream, time: float) -> None:
         """Write the scalars that are not known yet beside the events."""
         super()._finish(stream, time)
         rows = len(stream.done)
@@ -213,7 +224,7 @@ class _Registering(RunDenoiser):
             arrays=arrays,
         )
 
-    def _denoised(self, stream: _Stream, key: str, event: _Event) -> Row:
+    def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
         _, resolved = self.plan[stream.name, key]
         symmetry = resolved.of(stream.frames.announced().index(event.seq_num))
         center = symmetry.beam_center or (math.nan, math.nan)

@@ -36,7 +36,7 @@ _OWN_KEYS = frozenset({"uid", "time", "scan_id", "versions", "tiled_specs"})
 
 
 @dataclass(frozen=True)
-class _Event:
+class Event:
     """What is needed of an event; ``images`` are those it holds itself, or their datum ids."""
 
     seq_num: int
@@ -47,7 +47,7 @@ class _Event:
 
 
 @dataclass
-class _Stream:
+class Stream:
     """What is known so far of one stream with images."""
 
     name: str
@@ -59,7 +59,7 @@ class _Stream:
     derived: DerivedStream | None = None
     #: Whether frames come without events, as in a fly scan.
     flown: bool = False
-    waiting: deque[_Event] = field(default_factory=deque)
+    waiting: deque[Event] = field(default_factory=deque)
     #: How many events of each number there were, and the numbers of rows that are written.
     turns: Counter[int] = field(default_factory=Counter)
     done: set[int] = field(default_factory=set)
@@ -109,8 +109,8 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         self._work, self._source, self._finished_frame = work, source, finished_frame
         self._start: Document = {}
         self._derived: DerivedRun | None = None
-        self._streams: dict[str, _Stream] = {}
-        self._by_descriptor: dict[str, _Stream] = {}
+        self._streams: dict[str, Stream] = {}
+        self._by_descriptor: dict[str, Stream] = {}
         self._resources: dict[str, Document] = {}
         self._legacy = LegacyFrames(work.beamline.handlers)
         self._darks = Darks(work, {})
@@ -156,7 +156,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         if self._derived is None and doc["name"] != self._work.beamline.dark_stream:
             self._derived = self._open(doc, keys)
         images = {key: Images(self._work, self._darks, key=key, start=self._start, descriptor=doc) for key in keys}
-        stream = _Stream(name=doc["name"], keys=keys, descriptor=doc, frames=self._source(doc), images=images)
+        stream = Stream(name=doc["name"], keys=keys, descriptor=doc, frames=self._source(doc), images=images)
         self._streams[stream.name] = self._by_descriptor[doc["uid"]] = stream
 
     def stream_resource(self, doc: Document) -> None:
@@ -204,7 +204,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             data = doc["data"]
             needed = set[str]().union(*(images.columns for images in stream.images.values()))
             stream.waiting.append(
-                _Event(
+                Event(
                     seq_num=doc["seq_num"],
                     turn=stream.turns[doc["seq_num"]],
                     time=doc["time"],
@@ -346,7 +346,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             if self._is_dark(stream) and stream.waiting:
                 return
 
-    def _finish(self, stream: _Stream, time: float) -> None:
+    def _finish(self, stream: Stream, time: float) -> None:
         """Write the rows of a stream that are left; those without an event get this time."""
         while stream.waiting:
             self._row(stream, stream.waiting.popleft())
@@ -355,7 +355,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         if stream.derived is None and not self._is_dark(stream):
             stream.derived = self._open_stream(stream)
 
-    def _ready(self, stream: _Stream, event: _Event) -> bool:
+    def _ready(self, stream: Stream, event: Event) -> bool:
         for key in stream.keys:
             image = event.images.get(key)
             if isinstance(image, str):
@@ -365,20 +365,20 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 return False
         return True
 
-    def _write_announced(self, stream: _Stream, time: float | None) -> None:
+    def _write_announced(self, stream: Stream, time: float | None) -> None:
         """Rows of frames that have no event; in a flown stream those that all keys have."""
         for seq_num in stream.frames.announced():
-            event = _Event(seq_num=seq_num, turn=0, time=time, images={}, columns={})
+            event = Event(seq_num=seq_num, turn=0, time=time, images={}, columns={})
             if seq_num not in stream.done and (self._ended or self._ready(stream, event)):
                 self._row(stream, event)
 
-    def _dark_first(self) -> list[_Stream]:
+    def _dark_first(self) -> list[Stream]:
         return sorted(self._streams.values(), key=self._is_dark, reverse=True)
 
-    def _is_dark(self, stream: _Stream) -> bool:
+    def _is_dark(self, stream: Stream) -> bool:
         return stream.name == self._work.beamline.dark_stream
 
-    def _open_stream(self, stream: _Stream) -> DerivedStream:
+    def _open_stream(self, stream: Stream) -> DerivedStream:
         assert self._derived is not None
         configuration: Document = {}
         arrays: dict[str, NDArray[Any]] = {}
@@ -390,7 +390,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             stream.descriptor, stream.keys, arrays=arrays, configuration=configuration, flown=stream.flown
         )
 
-    def _row(self, stream: _Stream, event: _Event) -> None:
+    def _row(self, stream: Stream, event: Event) -> None:
         """Denoise the images of one event and write it; what fails becomes a NaN row with its reason in stop."""
         stream.done.add(event.seq_num)
         if self._is_dark(stream):
@@ -415,18 +415,18 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         for outcome in reasons:
             self._finished_frame(outcome)
 
-    def _kept(self, stream: _Stream, key: str, event: _Event) -> Row | None:
+    def _kept(self, stream: Stream, key: str, event: Event) -> Row | None:
         """The row that an earlier writer finished, if it has the symmetry that an uninterrupted run would give it."""
         assert self._derived is not None
         row = self._derived.journal.kept(stream.name, key, event.seq_num, event.turn)
         return row if row is not None and stream.images[key].takes_over(row, event.columns) else None
 
-    def _denoised(self, stream: _Stream, key: str, event: _Event) -> Row:
+    def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
         if late := self._too_late():
             raise DroppedError(late)
         return stream.images[key].row(self._image(stream, key, event), event.columns, event.time)
 
-    def _failed(self, stream: _Stream, key: str, event: _Event, error: Exception) -> str:
+    def _failed(self, stream: Stream, key: str, event: Event, error: Exception) -> str:
         """Count a failure with those of its kind, and log the first of them: a thousand frames lack one file."""
         kind = error.rule if isinstance(error, SymDenoiseError) else str(error)
         if (stream.name, key, kind) not in self._reasons:
@@ -435,7 +435,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         self._failures[reason] += 1
         return reason
 
-    def _take_darks(self, stream: _Stream, event: _Event) -> None:
+    def _take_darks(self, stream: Stream, event: Event) -> None:
         for key, images in stream.images.items():
             time = float("-inf") if event.time is None else event.time
             try:
@@ -444,7 +444,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 # The images that lack it say so in their rows.
                 log.warning("run %s, dark of %s: %s", self._start["uid"][:8], key, error)
 
-    def _image(self, stream: _Stream, key: str, event: _Event) -> NDArray[Any]:
+    def _image(self, stream: Stream, key: str, event: Event) -> NDArray[Any]:
         held = event.images.get(key)
         if isinstance(held, str):
             return self._legacy.read(held, tuple(stream.descriptor["data_keys"][key]["shape"]))
