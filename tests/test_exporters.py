@@ -143,7 +143,7 @@ def test_nexus_programs_open_the_image_with_its_errors(run: Any, home: Path, tmp
         path = tmp_path / "run.nxs"
         run.export(path)
     else:
-        path = home / "frames" / f"{run.start['uid']}-primary.h5"
+        path = home / "denoised" / f"{run.start['uid']}-primary.h5"
     shown = nxload(path).plottable_data
     assert shown.nxsignal.shape == ((3, *SHAPE) if made == "export" else (3, 1, *SHAPE))
     assert shown.nxerrors.shape == shown.nxsignal.shape
@@ -247,7 +247,7 @@ def served_to(home: Path, uid: str, allowed: Any) -> str:
     async def page() -> bytes:
         root = catalog_from_uri(
             f"sqlite:///{home}/catalog.db",
-            readable_storage=[str(home / "frames")],
+            readable_storage=[str(home / name) for name in ("frames", "denoised")],
             writable_storage=[f"sqlite:///{home}/tables.db"],
             storage_pool_size=1,
             storage_max_overflow=0,

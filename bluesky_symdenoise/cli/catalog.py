@@ -33,7 +33,7 @@ def opened(uri: str, *, raw: str = "raw", denoised: str = "denoised") -> Iterato
         raise SymDenoiseError(
             uri,
             rule=f"the catalogue cannot be opened ({(str(error) or type(error).__name__).splitlines()[0]})",
-            remedy="check the URL, that the server runs, and the API key in TILED_API_KEY",
+            remedy="check the URL and that the server runs, and set TILED_API_KEY",
         ) from error
     with closing(client.context.http_client):
         if missing:
