@@ -12,6 +12,7 @@ _HOME = {
     "Denoiser": "bluesky_symdenoise.denoiser.infer",
     "DenoiserSettings": "bluesky_symdenoise.denoiser.settings",
     "Place": "bluesky_symdenoise.acquisition.place",
+    "Ring": "bluesky_symdenoise.analysis.ring",
     "RegisterCallback": "bluesky_symdenoise.acquisition.registering",
     "SymDenoiseError": "bluesky_symdenoise.errors",
     "ThreadedDenoiseCallback": "bluesky_symdenoise.acquisition.threaded",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.replay import recompute as recompute
     from bluesky_symdenoise.acquisition.replay import replay as replay
     from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as ThreadedDenoiseCallback
+    from bluesky_symdenoise.analysis.ring import Ring as Ring
     from bluesky_symdenoise.catalog.align import aligned as aligned
     from bluesky_symdenoise.catalog.query import denoised_for as denoised_for
     from bluesky_symdenoise.catalog.query import find as find

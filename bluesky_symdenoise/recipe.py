@@ -39,6 +39,8 @@ class Recipe:
     beamline
         ``quantity=name`` for each quantity that is looked up in the run's own documents, ``quantity=sha256`` for
         each file that was named; None for none.
+    analysis
+        What is computed from every frame beside its pixels, as `bluesky_symdenoise.Ring.to_text`; None for nothing.
     """
 
     model_sha256: str
@@ -52,6 +54,7 @@ class Recipe:
     rounding: float = 1 / 8
     sigma_bits: int = 2
     beamline: tuple[str, ...] | None = None
+    analysis: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.beam_center is not None:
@@ -62,7 +65,8 @@ class Recipe:
         """As plain JSON values."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         # Younger than recipes that were stored without it, whose hash must stay.
-        return values if self.beamline is not None else {k: v for k, v in values.items() if k != "beamline"}
+        younger = ("beamline", "analysis")
+        return {name: value for name, value in values.items() if value is not None or name not in younger}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_symdenoise.acquisition.beamline import Beamline
+from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opening import open_frames
 
@@ -19,7 +20,7 @@ def read_arguments(path: Path) -> dict[str, Any]:
     """Arguments for `Work.planned`, named as those of `bluesky_symdenoise.DenoiseCallback`.
 
     ``mask`` and ``exposure`` name files with one image each, from the folder of the TOML file on; ``[beamline]`` holds
-    the attributes of `bluesky_symdenoise.Beamline`.
+    the attributes of `bluesky_symdenoise.Beamline`, and each ``[[analysis]]`` those of a `bluesky_symdenoise.Ring`.
 
     Raises
     ------
@@ -30,15 +31,20 @@ def read_arguments(path: Path) -> dict[str, Any]:
         said = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise SymDenoiseError(str(path), rule=f"it cannot be read ({error})", remedy="give a TOML file") from error
-    beamline = said.pop("beamline", {})
+    beamline, rings = said.pop("beamline", {}), said.pop("analysis", [])
     if not isinstance(beamline, dict):
         raise SymDenoiseError(f"{path}: beamline", rule="it is a table", remedy="begin it with [beamline]")
     _check_known(path, said, (*_PLAIN, *_IMAGES))
     _check_known(path, beamline, tuple(each.name for each in fields(Beamline)))
+    if not isinstance(rings, list) or not all(isinstance(ring, dict) for ring in rings):
+        raise SymDenoiseError(f"{path}: analysis", rule="it is tables", remedy="begin each ring with [[analysis]]")
+    for ring in rings:
+        _check_known(path, ring, tuple(each.name for each in fields(Ring)))
     for name in (name for name in _IMAGES if name in said):
         with open_frames(str(path.parent / said[name])) as stack:
             said[name] = stack[0] != 0 if name == "mask" else stack[0]
-    return said | ({"beamline": Beamline(**beamline)} if beamline else {})
+    given = {"beamline": Beamline(**beamline)} if beamline else {}
+    return said | given | ({"analysis": [Ring(**ring) for ring in rings]} if rings else {})
 
 
 def _check_known(path: Path, said: dict[str, Any], names: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ from bluesky_symdenoise.acquisition.plan import Transport, Work, check_choice
 from bluesky_symdenoise.acquisition.probe import check_server
 from bluesky_symdenoise.acquisition.status import Status
 from bluesky_symdenoise.acquisition.worker import Setup
+from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -66,6 +67,8 @@ class DenoiseCallback:
         Names of those to denoise; by default every 2D image of every stream.
     beamline
         Where the run's own documents say more: geometry, masks, doses, darks.
+    analysis
+        Rings whose orientation, anisotropy and peak become columns of the derived run.
     slow
         What happens when the denoiser is slower than the detector. ``defer``: frames wait where they are and are
         finished after the scan. ``drop``: those that waited longer than 5 s are NaN, and counted. ``block``: the scan
@@ -94,6 +97,7 @@ class DenoiseCallback:
         streams: Sequence[str] | None = None,
         data_keys: Sequence[str] | None = None,
         beamline: Beamline | None = None,
+        analysis: Ring | Sequence[Ring] | None = None,
         slow: Slow = "defer",
         frames: Transport = "files",
         nice: int = 10,
@@ -120,6 +124,7 @@ class DenoiseCallback:
             data_keys=data_keys,
             beamline=beamline,
             frames=frames,
+            analysis=analysis,
         )
         check_server(work)
         auth = client.context.http_client.auth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.acquisition.beamline import Settings
 from bluesky_symdenoise.acquisition.darks import Darks
 from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.rings import ring_scalars
 from bluesky_symdenoise.catalog.row import Row, denoised_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
@@ -83,7 +85,7 @@ class Images:
             dark = self._fixed_dark or self._darks.before(self._key, time)
             mask = dark.mask if mask is None else with_dark_mask(mask, dark)
             background = self._background_of(dark, dark.exposures(settings.exposure_time(data)), mask, symmetry)
-        return denoised_row(
+        row = denoised_row(
             work.denoiser,
             work.recipe,
             image,
@@ -92,6 +94,11 @@ class Images:
             symmetry=symmetry,
             background=background,
         )
+        if not work.analysis:
+            return row
+        center = settings.beam_center(data)
+        found = ring_scalars(work, image, row, mask=mask, symmetry=symmetry, beam_center=center, background=background)
+        return replace(row, scalars={**row.scalars, **found})
 
     def decide(self, symmetry: Symmetry) -> None:
         """Let this be the group of all images."""

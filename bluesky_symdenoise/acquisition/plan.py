@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.beamline import Beamline, dark_from, poni_beam_center
 from bluesky_symdenoise.acquisition.place import UNSORTED, Place
+from bluesky_symdenoise.acquisition.rings import checked_rings
+from bluesky_symdenoise.analysis.ring import Ring
+from bluesky_symdenoise.catalog.columns import with_numbers
 from bluesky_symdenoise.catalog.containers import FRAMES_FOLDER
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
@@ -54,6 +57,8 @@ class Work:
         For all images, from a file.
     frames
         How frames get to the server: ``files`` that it reads, or over ``http``.
+    analysis
+        Rings whose quantities become columns.
     """
 
     container: Container
@@ -67,6 +72,7 @@ class Work:
     beamline: Beamline = field(default_factory=Beamline)
     dark: Dark | None = None
     frames: Transport = "files"
+    analysis: tuple[Ring, ...] = ()
 
     @classmethod
     def planned(
@@ -84,6 +90,7 @@ class Work:
         data_keys: Sequence[str] | None = None,
         beamline: Beamline | None = None,
         frames: Transport = "files",
+        analysis: Ring | Sequence[Ring] | None = None,
     ) -> Work:
         """Check what can be checked before a run starts.
 
@@ -126,6 +133,7 @@ class Work:
         model = denoiser or DenoiserSettings()
         place = directory if isinstance(directory, Place) else Place(directory)
         kept = beamline or Beamline()
+        rings = checked_rings(analysis)
         dark = None if kept.dark_file is None else dark_from(kept.dark_file, seconds=kept.dark_seconds)
         if kept.poni_file is not None:
             poni_beam_center(kept.poni_file)
@@ -139,6 +147,7 @@ class Work:
             streams=None if streams is None else tuple(streams),
             data_keys=None if data_keys is None else tuple(data_keys),
             beamline=kept.to_recipe(),
+            analysis=tuple(ring.to_text() for ring in rings) or None,
         )
         return cls(
             container=container,
@@ -152,12 +161,18 @@ class Work:
             beamline=kept,
             dark=dark,
             frames=frames,
+            analysis=rings,
         )
 
     @property
     def denoiser(self) -> Denoiser:
         """The denoiser, loaded if it was not."""
         return self.model.load() if isinstance(self.model, DenoiserSettings) else self.model
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Names, without the data key, and types of the scalars of each row."""
+        return with_numbers(name for ring in self.analysis for name in ring.columns)
 
     def folder_for(self, start: Document) -> tuple[Path, str | None]:
         """The folder for a run's files, made if it was not there, and what is wrong with it in one line."""

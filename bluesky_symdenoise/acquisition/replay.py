@@ -18,6 +18,7 @@ from bluesky_symdenoise.acquisition.outlet import straight_to_tiled
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.recorded import Recorded
 from bluesky_symdenoise.acquisition.run import RunDenoiser
+from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.catalog.row import Row, denoised_row
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
@@ -48,6 +49,7 @@ def replay(
     streams: Sequence[str] | None = None,
     data_keys: Sequence[str] | None = None,
     beamline: Beamline | None = None,
+    analysis: Ring | Sequence[Ring] | None = None,
 ) -> BlueskyRun:
     """Denoise a stored run and write what the callback would have written while it was acquired.
 
@@ -84,6 +86,7 @@ def replay(
         streams=streams,
         data_keys=data_keys,
         beamline=beamline,
+        analysis=analysis,
     )
     return replay_with(work, run)
 

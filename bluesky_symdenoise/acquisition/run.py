@@ -334,6 +334,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
             time=clock.time(),
             arrays=arrays,
             created=self._work.place.own,
+            columns=self._work.columns,
         )
 
     def _advance(self) -> None:
@@ -407,7 +408,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                 rows[key] = self._kept(stream, key, event) or self._denoised(stream, key, event)
             except Exception as error:
                 reason = self._failed(stream, key, event, error)
-                rows[key] = empty_row(stream.derived.shapes[key])
+                rows[key] = empty_row(stream.derived.shapes[key], self._work.columns)
                 reasons.append(reason)
             else:
                 reasons.append(None)

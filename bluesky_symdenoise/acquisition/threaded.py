@@ -16,6 +16,7 @@ from bluesky_symdenoise.acquisition.engine import Engine
 from bluesky_symdenoise.acquisition.place import Place
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.status import Status, Tally
+from bluesky_symdenoise.analysis.ring import Ring
 
 if TYPE_CHECKING:
     from tiled.client.container import Container
@@ -33,7 +34,7 @@ class ThreadedDenoiseCallback:
 
     Parameters
     ----------
-    client, directory, mask, exposure, symmetry, beam_center, streams, data_keys, beamline
+    client, directory, mask, exposure, symmetry, beam_center, streams, data_keys, beamline, analysis
         As `DenoiseCallback`.
     denoiser
         The one to use.
@@ -52,6 +53,7 @@ class ThreadedDenoiseCallback:
         streams: Sequence[str] | None = None,
         data_keys: Sequence[str] | None = None,
         beamline: Beamline | None = None,
+        analysis: Ring | Sequence[Ring] | None = None,
     ) -> None:
         work = Work.planned(
             client,
@@ -65,6 +67,7 @@ class ThreadedDenoiseCallback:
             streams=streams,
             data_keys=data_keys,
             beamline=beamline,
+            analysis=analysis,
         )
         self._queue: queue.SimpleQueue[tuple[str, Document] | None] = queue.SimpleQueue()
         self._lock, self._tally = threading.Lock(), Tally()

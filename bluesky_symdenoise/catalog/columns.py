@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 #: Names and dtypes of the scalars: the data keys are ``<key>_<name>``.
@@ -14,6 +14,11 @@ SCALARS = {
     "center_x": "number",
     "ms": "number",
 }
+
+
+def with_numbers(names: Iterable[str]) -> dict[str, str]:
+    """The scalars of every row and these numbers after them."""
+    return {**SCALARS, **dict.fromkeys(names, "number")}
 
 
 def computed_when_read(stop: Mapping[str, Any]) -> bool:

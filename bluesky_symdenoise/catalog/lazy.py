@@ -181,8 +181,9 @@ def _dtype(value: Any) -> str:
 
 def _recipe(stored: Any) -> Recipe:
     # What is looked up in a run's documents is not known to the server.
-    names = {field.name for field in fields(Recipe)} - {"beamline"}
-    if not isinstance(stored, Mapping) or set(stored) != names:
+    names = {field.name for field in fields(Recipe)} - {"beamline", "analysis"}
+    # An analysis decides columns and no pixels.
+    if not isinstance(stored, Mapping) or set(stored) - {"analysis"} != names:
         raise _refused("recipe must have the entries of a recipe")
     if stored["algorithm"] != ALGORITHM:
         raise _refused(f"algorithm {str(stored['algorithm'])[:20]!r} is not this server's, {ALGORITHM!r}")
@@ -194,8 +195,8 @@ def _recipe(stored: Any) -> Recipe:
     rounding = stored["rounding"]
     if not (isinstance(rounding, float) and 2**-20 <= rounding <= 1) or not _whole(stored["sigma_bits"], 1, 23):
         raise _refused("recipe has an unknown rounding")
-    for name in ("streams", "data_keys"):
-        if stored[name] is not None and not (
+    for name in ("streams", "data_keys", "analysis"):
+        if stored.get(name) is not None and not (
             isinstance(stored[name], list) and all(isinstance(each, str) for each in stored[name])
         ):
             raise _refused(f"{name} must be a list of names")

@@ -38,10 +38,10 @@ class Row:
     scalars: Mapping[str, Any]
 
 
-def empty_row(shape: Sequence[int]) -> Row:
+def empty_row(shape: Sequence[int], columns: Mapping[str, str] = SCALARS) -> Row:
     """The row of a frame that could not be denoised: NaN."""
     nothing = np.full(tuple(shape), np.nan, np.float32)
-    scalars = {name: "" if dtype == "string" else float("nan") for name, dtype in SCALARS.items()}
+    scalars = {name: "" if dtype == "string" else float("nan") for name, dtype in columns.items()}
     return Row(intensity=nothing, sigma=nothing, scalars=scalars)
 
 

@@ -50,6 +50,8 @@ class DerivedRun:
         Mask and exposure: stored in each file, named by their sha256.
     created
         Called with the path of each new file.
+    columns
+        Name and type of the scalars of each row.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class DerivedRun:
         time: float,
         arrays: Mapping[str, NDArray[Any]],
         created: Callable[[Path], None] = lambda _: None,
+        columns: Mapping[str, str] = SCALARS,
     ) -> None:
+        self._columns = columns
         self._emit, self.journal, self._arrays, self._created = emit, journal, dict(arrays), created
         self._run = compose_run(uid=uid, time=time, metadata=start)
         self._streams: list[DerivedStream] = []
@@ -106,6 +110,7 @@ class DerivedRun:
             flown=flown,
             created=self._created,
             start=self._run.start_doc,
+            columns=self._columns,
         )
         self._streams.append(opened)
         return opened
@@ -146,7 +151,9 @@ class DerivedStream:
         flown: bool,
         created: Callable[[Path], None],
         start: Document,
+        columns: Mapping[str, str] = SCALARS,
     ) -> None:
+        self._columns = columns
         self._emit, self._run, self.path, self._flown = emit, run, path, flown
         self._arrays, self._entered, self._created, self._start = arrays, entered, created, start
         self._turns: Counter[int] = Counter()
@@ -155,8 +162,9 @@ class DerivedStream:
         self._composed = run.compose_descriptor(
             name=descriptor["name"],
             time=descriptor["time"],
-            data_keys=derived_data_keys(descriptor, keys, flown=flown),
+            data_keys=derived_data_keys(descriptor, keys, flown=flown, columns=columns),
             configuration=configuration_of(configuration, descriptor["time"]),
+            **hints_of(keys, columns),
         )
         emit("descriptor", self._composed.descriptor_doc)
         self._file: Any = None
@@ -173,7 +181,7 @@ class DerivedStream:
         self._datasets = add_images(entry, self.shapes, **COMPRESSION)
         if self._flown:
             for key in self.shapes:
-                for name, dtype in SCALARS.items():
+                for name, dtype in self._columns.items():
                     self._datasets[f"{key}_{name}"] = entry["data"].create_dataset(
                         f"{key}_{name}", (0,), COLUMN_DTYPES[dtype], maxshape=(None,), chunks=(1024,)
                     )
@@ -257,7 +265,21 @@ def configuration_of(found: Document, time: float) -> Document:
     }
 
 
-def derived_data_keys(descriptor: Document, keys: Sequence[str], *, flown: bool) -> Document:
+def hints_of(keys: Sequence[str], columns: Mapping[str, str]) -> Document:
+    """What tables and plots show unasked, as arguments of a descriptor: the values of analyses without their sigma."""
+    shown = [name for name in columns if name not in SCALARS and not name.endswith("_sigma")]
+    if not shown:
+        return {}
+    fields = [f"{key}_{name}" for key in keys for name in shown]
+    return {
+        "object_keys": {"symdenoise": [f"{key}_{name}" for key in keys for name in columns]},
+        "hints": {"symdenoise": {"fields": fields}},
+    }
+
+
+def derived_data_keys(
+    descriptor: Document, keys: Sequence[str], *, flown: bool, columns: Mapping[str, str] = SCALARS
+) -> Document:
     """Data keys of the derived stream: the raw shape and dims for image and sigma, and the scalars."""
     out: Document = {}
     for key in keys:
@@ -274,7 +296,7 @@ def derived_data_keys(descriptor: Document, keys: Sequence[str], *, flown: bool)
         }
         out[key] = image
         out[f"{key}_sigma"] = dict(image)
-        for name, dtype in SCALARS.items():
+        for name, dtype in columns.items():
             column = {"dtype_numpy": COLUMN_DTYPES[dtype], "external": "STREAM:"} if flown else {}
             out[f"{key}_{name}"] = {"source": "symdenoise", "dtype": dtype, "shape": [], **column}
     return out

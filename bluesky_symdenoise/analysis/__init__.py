@@ -1,0 +1,1 @@
+"""Quantities of one frame that the usual integration does not give, each with an error that holds."""

@@ -1,0 +1,56 @@
+"""The pixels between two radii about the beam centre."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.errors import SymDenoiseError
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Annulus:
+    """Pixels between two radii.
+
+    Attributes
+    ----------
+    where
+        (y, x) booleans, n of them True.
+    radius
+        (n,) pixels.
+    azimuth
+        (n,) radians, from the detector's x axis towards growing y.
+    """
+
+    where: NDArray[np.bool_]
+    radius: Values
+    azimuth: Values
+
+    @classmethod
+    def about(cls, beam_center: tuple[float, float], shape: tuple[int, int], *, inner: float, outer: float) -> Annulus:
+        """The pixels whose centres are at least `inner` and less than `outer` pixels from the beam centre (y, x).
+
+        Raises
+        ------
+        SymDenoiseError
+            If there is none.
+        """
+        y, x = np.ogrid[: shape[0], : shape[1]]
+        y, x = y - beam_center[0], x - beam_center[1]
+        radius = np.hypot(y, x)
+        where = (radius >= inner) & (radius < outer)
+        if not where.any():
+            raise SymDenoiseError(
+                f"ring of {inner:g} to {outer:g} pixels about {beam_center}",
+                rule=f"it has no pixel on a detector of {shape[0]} x {shape[1]}",
+                remedy="give radii in pixels, inner below outer",
+            )
+        return cls(where, radius[where], np.arctan2(y + 0 * x, x + 0 * y)[where])
+
+    def of(self, image: NDArray[np.generic]) -> Values:
+        """Its pixels of an image (y, x), as (n,) floats."""
+        return image[self.where].astype(np.float64)

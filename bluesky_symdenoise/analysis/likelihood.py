@@ -1,0 +1,117 @@
+"""Poisson maximum likelihood: the fit to raw counts that any other estimate has to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import i0e, i1e
+
+from bluesky_symdenoise.analysis.annulus import Values
+
+#: (parameters) -> rate (n,) and its derivatives (parameters, n).
+Model = Callable[[Values], tuple[Values, Values]]
+
+ITERATIONS = 100
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Parameters of largest likelihood and the inverse of their Fisher information."""
+
+    parameters: Values
+    covariance: NDArray[np.float64]
+
+
+def poisson_fit(
+    model: Model, counts: Values, exposure: Values, start: Values, *, background: Values | None = None
+) -> Fit | None:
+    """Maximise the likelihood of counts ~ Poisson(exposure * rate + background), by damped Fisher scoring.
+
+    Parameters
+    ----------
+    counts, exposure
+        (n,) or sums of them, exposure above 0; expected counts, as of a denoised frame, are taken too.
+    background
+        (n,) known expected counts; None for none.
+
+    Returns
+    -------
+    Fit or None
+        None where no maximum is found from `start`, or the information is singular.
+    """
+    known = np.zeros_like(exposure) if background is None else background / exposure
+
+    def at(parameters: Values) -> tuple[Values, Values, float]:
+        with np.errstate(all="ignore"):
+            rate, jacobian = model(parameters)
+            rate = rate + known
+            usable = bool((rate > 0).all())
+            return rate, jacobian, float(exposure @ rate - counts @ np.log(rate)) if usable else np.inf
+
+    parameters, damping = start, 1e-3
+    rate, jacobian, misfit = at(start)
+    if not np.isfinite(misfit):
+        return None
+    for _ in range(ITERATIONS):
+        gradient = jacobian @ (counts / rate - exposure)
+        information = (jacobian * (exposure / rate)) @ jacobian.T
+        try:
+            step = np.linalg.solve(information + damping * np.diag(np.diag(information) + 1e-300), gradient)
+        except np.linalg.LinAlgError:
+            return None
+        tried = at(parameters + step)
+        if tried[2] <= misfit:
+            small = misfit - tried[2] < 1e-7 and gradient @ step < 1e-5
+            parameters, (rate, jacobian, misfit) = parameters + step, tried
+            damping = max(damping / 8, 1e-9)
+            if small:
+                break
+        elif damping > 1e9:
+            break
+        else:
+            damping *= 8
+    information = (jacobian * (exposure / rate)) @ jacobian.T
+    if not np.linalg.cond(information) < 1e14:
+        return None
+    return Fit(parameters, np.asarray(np.linalg.inv(information), np.float64))
+
+
+def peak_model(radius: Values, middle: float) -> Model:
+    """A Gaussian on a straight background: level and slope at `middle`, area, position and log sigma, in pixels."""
+    offset = radius - middle
+
+    def model(parameters: Values) -> tuple[Values, Values]:
+        level, slope, area, position, log_width = parameters
+        width = np.exp(np.clip(log_width, -20, 20))
+        u = (radius - position) / width
+        bell = np.exp(-np.minimum(u**2, 1400) / 2) / (width * np.sqrt(2 * np.pi))
+        derivatives = [np.ones_like(radius), offset, bell, area * bell * u / width, area * bell * (u**2 - 1)]
+        return level + slope * offset + area * bell, np.stack(derivatives)
+
+    return model
+
+
+def ring_model(radius: Values, azimuth: Values, middle: float) -> Model:
+    """The same with a texture: the Gaussian times exp(p cos 2phi + q sin 2phi) / I0, parameters p and q last.
+
+    I0 is the Bessel function of sqrt(p^2 + q^2), which keeps the area that of the mean over azimuth.
+    """
+    cosine, sine = np.cos(2 * azimuth), np.sin(2 * azimuth)
+    radial = peak_model(radius, middle)
+
+    def model(parameters: Values) -> tuple[Values, Values]:
+        _, derivatives = radial(parameters[:5])
+        p, q = parameters[5:]
+        strength = np.hypot(p, q)
+        texture = np.exp(p * cosine + q * sine - strength) / i0e(strength)
+        derivatives[2:] *= texture
+        peak = parameters[2] * derivatives[2]
+        # d log I0 / dp = I1/I0 p/strength, which is p/2 for small strength.
+        mean = i1e(strength) / i0e(strength) / strength if strength > 1e-6 else 0.5
+        rate = parameters[0] + parameters[1] * derivatives[1] + peak
+        return rate, np.concatenate([derivatives, [peak * (cosine - mean * p), peak * (sine - mean * q)]])
+
+    return model

@@ -1,0 +1,74 @@
+"""Position, width and area of the one peak in a range of radii."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bluesky_symdenoise.analysis.annulus import Annulus, Values
+from bluesky_symdenoise.analysis.likelihood import Fit, peak_model, poisson_fit
+
+#: Names of what a peak fit gives.
+PEAK = ("peak_position", "peak_width", "peak_area")
+#: Not determined where the area is not this many sigma above zero.
+SIGNIFICANT = 3.5
+FWHM = 2 * np.sqrt(2 * np.log(2))
+
+
+def radial_profile(annulus: Annulus, intensity: Values, exposure: Values) -> tuple[Values, Values, Values]:
+    """Radius (mean of the pixels'), summed intensity and summed exposure in bins of one pixel, where there is any."""
+    bins = (annulus.radius - annulus.radius.min()).astype(int)
+    sums = (np.bincount(bins, part).astype(np.float64) for part in (exposure, exposure * annulus.radius, intensity))
+    total, weighted, summed = sums
+    seen = total > 0
+    return weighted[seen] / total[seen], summed[seen], total[seen]
+
+
+def start_values(radius: Values, summed: Values, exposure: Values) -> Values:
+    """A guess at the peak: straight background from the ends of the profile, the peak where most rises above it."""
+    rate = summed / exposure
+    ends = max(2, len(rate) // 5)
+    low, high = (summed[part].sum() / exposure[part].sum() for part in (slice(None, ends), slice(-ends, None)))
+    middle, span = (radius[0] + radius[-1]) / 2, radius[-1] - radius[0]
+    slope = (high - low) / (span * (1 - ends / len(rate)))
+    level = (low + high) / 2
+    excess = rate - (level + slope * (radius - middle))
+    width = max(span / 8, 1.0)
+    kernel = np.exp(-((radius[:, None] - radius) ** 2) / (2 * width**2)) * exposure
+    smooth = kernel @ excess / kernel.sum(axis=1)
+    inside = slice(ends // 2, len(rate) - ends // 2)
+    best = int(np.argmax(smooth[inside])) + inside.start
+    height = max(smooth[best], 0.05 * max(rate.mean(), 1e-9))
+    floor = 1e-3 * max(rate.mean(), 1e-9)
+    # Above zero everywhere, as the likelihood needs it.
+    tilt = float(np.clip(slope, -level / span, level / span)) if level > floor else 0.0
+    return np.array([max(level, floor), tilt, height * width * np.sqrt(2 * np.pi), radius[best], np.log(width)])
+
+
+def peak_fit(radius: Values, summed: Values, exposure: Values, background: Values | None = None) -> Fit | None:
+    """Poisson fit of a Gaussian on a straight background to a radial profile; see `radial_profile`."""
+    signal = summed if background is None else np.maximum(summed - background, 0)
+    if len(radius) < 7 or signal.sum() <= 0:
+        return None
+    start = start_values(radius, signal, exposure)
+    return poisson_fit(peak_model(radius, (radius[0] + radius[-1]) / 2), summed, exposure, start, background=background)
+
+
+def peak_quantities(parameters: Values, sigma: Values, *, inner: float, outer: float) -> dict[str, tuple[float, float]]:
+    """Position (pixels), full width at half maximum (pixels) and area (counts per pixel times pixels) with sigma.
+
+    NaN where the area is below `SIGNIFICANT` sigma, or the fit left the range.
+
+    Parameters
+    ----------
+    parameters, sigma
+        As of `bluesky_symdenoise.analysis.likelihood.peak_model`.
+    """
+    area, position, width = float(parameters[2]), float(parameters[3]), FWHM * float(np.exp(parameters[4]))
+    determined = area > SIGNIFICANT * sigma[2] and inner < position < outer and 0.5 < width < outer - inner
+    if not determined or not sigma[3] < (outer - inner) / 4:
+        return dict.fromkeys(PEAK, (float("nan"), float("nan")))
+    return {
+        "peak_position": (position, float(sigma[3])),
+        "peak_width": (width, width * float(sigma[4])),
+        "peak_area": (area, float(sigma[2])),
+    }
