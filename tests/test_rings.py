@@ -1,0 +1,226 @@
+"""Quantities of rings as columns of the derived run: the same live and replayed, and a map that grows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import matplotlib
+import numpy as np
+import pytest
+from bluesky.callbacks.best_effort import BestEffortCallback
+from bluesky.callbacks.mpl_plotting import LiveGrid
+from bluesky_tiled_plugins import TiledWriter
+from event_model import compose_run
+from tiled.client.container import Container
+
+from bluesky_symdenoise import DenoiseCallback, Ring, ThreadedDenoiseCallback, denoised_for, evict, replay
+from bluesky_symdenoise.acquisition.arguments import read_arguments
+from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
+from bluesky_symdenoise.errors import SymDenoiseError
+
+SIZE = 64
+CENTER = (31.5, 31.5)
+#: Degrees, along a map of two rows and three columns; the last frame has no texture.
+DIRECTIONS = (10.0, 35.0, 60.0, 85.0, 110.0, None)
+RINGS = (Ring(8, 28), Ring(8, 28, "denoised", name="mean", replicates=2))
+OPTIONS = {"symmetry": "2", "beam_center": CENTER}
+
+
+def frames() -> np.ndarray:
+    """Counts (n, y, x) of a ring of radius 18 whose texture turns from point to point."""
+    y, x = np.mgrid[:SIZE, :SIZE] - np.array(CENTER)[:, None, None]
+    peak = np.exp(-((np.hypot(y, x) - 18) ** 2) / 12)
+    rng = np.random.default_rng(2)
+    textures = [
+        1.0 if angle is None else 1 + np.cos(2 * (np.arctan2(y, x) - np.deg2rad(angle))) for angle in DIRECTIONS
+    ]
+    return rng.poisson([0.5 + 3 * peak * texture for texture in textures]).astype(np.uint32)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rings")
+
+
+@pytest.fixture(scope="module")
+def client(home: Path) -> Iterator[Container]:
+    with embedded_catalog(home) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Denoiser:
+    return Denoiser.pretrained(threads=1)
+
+
+def emitted(client: Container, home: Path, callback: Callable[[str, Any], None], *, events: bool = True) -> Any:
+    """The raw run of a map of `frames`, written to the catalogue and given to a callback."""
+    run = compose_run(
+        metadata={
+            "plan_name": "grid_scan",
+            "shape": [2, 3],
+            "extents": [[0, 1], [0, 2]],
+            "snaking": [False, False],
+            "scan_id": 1,
+        }
+    )
+    path = home / "frames" / f"{run.start_doc['uid']}.h5"
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("counts", data=frames(), chunks=(1, SIZE, SIZE))
+    writer = TiledWriter(client["raw"])
+
+    def emit(name: str, doc: Any) -> None:
+        writer(name, doc)
+        callback(name, doc)
+
+    emit("start", run.start_doc)
+    key = {
+        "source": "test",
+        "dtype": "array",
+        "dtype_numpy": "<u4",
+        "shape": [1, SIZE, SIZE],
+        "external": "STREAM:",
+    }
+    stream = run.compose_descriptor(name="primary", data_keys={"det": key})
+    emit("descriptor", stream.descriptor_doc)
+    resource = run.compose_stream_resource(
+        mimetype="application/x-hdf5",
+        uri=f"file://localhost{path}",
+        data_key="det",
+        parameters={"dataset": "counts", "chunk_shape": (1, SIZE, SIZE)},
+    )
+    emit("stream_resource", resource.stream_resource_doc)
+    for i in range(len(DIRECTIONS)):
+        rows = {"start": i, "stop": i + 1}, {"start": i + 1, "stop": i + 2}
+        emit("stream_datum", resource.compose_stream_datum(*rows, stream.descriptor_doc))
+        if events:
+            emit("event", stream.compose_event(data={}, timestamps={}, seq_num=i + 1))
+    emit("stop", run.compose_stop())
+    return client["raw"][run.start_doc["uid"]]
+
+
+@pytest.fixture(scope="module")
+def live(client: Container, home: Path, denoiser: Denoiser) -> Any:
+    """The derived run that a callback wrote."""
+    callback = ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, analysis=RINGS, **OPTIONS)
+    raw = emitted(client, home, callback)
+    assert callback.close(timeout=120).ok
+    return denoised_for(client, raw)
+
+
+def column(run: Any, name: str) -> np.ndarray:
+    return np.asarray(run["primary"][name].read())
+
+
+NAMES = [f"det_{name}" for ring in RINGS for name in ring.columns]
+
+
+def test_columns_tell_the_orientation_of_each_point(live: Any) -> None:
+    assert len(set(NAMES)) == 20
+    assert set(NAMES) <= set(live["primary"])
+    for name in ("det_orientation", "det_mean_orientation"):
+        value, sigma = column(live, name), column(live, f"{name}_sigma")
+        away = (value[:5] - np.array(DIRECTIONS[:5]) + 90) % 180 - 90
+        assert (np.abs(away) < 5 * sigma[:5]).all()
+        assert (sigma[:5] < 5).all()
+        # No texture: not determined, and never a plausible number.
+        assert np.isnan([value[5], sigma[5]]).all()
+    assert np.abs(column(live, "det_peak_position") - 18).max() < 0.5
+
+
+def test_replay_gives_the_same_columns(live: Any, client: Container, home: Path, denoiser: Denoiser) -> None:
+    raw = emitted(client, home, lambda *_: None)
+    replayed = replay(raw, client["denoised"], denoiser=denoiser, analysis=RINGS, **OPTIONS)
+    for name in NAMES:
+        np.testing.assert_array_equal(column(replayed, name), column(live, name))
+    again = replay(raw, client["denoised"], denoiser=denoiser, analysis=RINGS, **OPTIONS)
+    assert again.start["uid"] == replayed.start["uid"]
+    plain = replay(raw, client["denoised"], denoiser=denoiser, **OPTIONS)
+    assert plain.start["uid"] != replayed.start["uid"]
+    assert not set(NAMES) & set(plain["primary"])
+    np.testing.assert_array_equal(column(plain, "det"), column(replayed, "det"))
+
+
+def test_worker_process_writes_the_same(live: Any, client: Container, home: Path) -> None:
+    with DenoiseCallback(
+        client["denoised"], denoiser=DenoiserSettings(threads=1), analysis=RINGS, **OPTIONS
+    ) as callback:
+        raw = emitted(client, home, callback)
+    derived = denoised_for(client, raw)
+    for name in NAMES:
+        np.testing.assert_array_equal(column(derived, name), column(live, name))
+
+
+def test_run_without_events_has_them_in_its_file(live: Any, client: Container, home: Path, denoiser: Denoiser) -> None:
+    callback = ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, analysis=RINGS, **OPTIONS)
+    raw = emitted(client, home, callback, events=False)
+    assert callback.close(timeout=120).ok
+    for name in NAMES:
+        np.testing.assert_array_equal(column(denoised_for(client, raw), name), column(live, name))
+
+
+def test_map_grows_from_the_events(live: Any) -> None:
+    """What draws a raw scan's detector totals draws these: LiveGrid, and BestEffortCallback unasked by the hints."""
+    matplotlib.use("agg")
+    grid = LiveGrid((2, 3), "det_orientation")
+    shown: list[dict[str, Any]] = []
+
+    class Best(BestEffortCallback):
+        def event(self, doc: Any) -> Any:
+            shown.append(doc["data"])
+            return super().event(doc)
+
+    best = Best()
+    best.disable_plots()
+    for name, doc in live.documents():
+        grid(name, doc)
+        best(name, doc)
+    seen = column(live, "det_orientation").reshape(2, 3)
+    np.testing.assert_array_equal(np.asarray(grid.grid_data if hasattr(grid, "grid_data") else grid._Idata), seen)
+    hinted = live.descriptors[0]["hints"]["symdenoise"]["fields"]
+    assert hinted[:2] == ["det_orientation", "det_anisotropy"]
+    assert not any(name.endswith("_sigma") for name in hinted)
+    assert set(hinted) <= set(shown[0])
+
+
+def test_pixels_can_be_evicted_and_columns_stay(client: Container, home: Path, denoiser: Denoiser) -> None:
+    raw = emitted(client, home, lambda *_: None)
+    derived = replay(raw, client["denoised"], denoiser=denoiser, analysis=RINGS[0], **OPTIONS)
+    before = column(derived, "det"), column(derived, "det_orientation")
+    evict(derived, denoiser=denoiser)
+    again = client["denoised"][derived.start["uid"]]
+    np.testing.assert_array_equal(column(again, "det"), before[0])
+    np.testing.assert_array_equal(column(again, "det_orientation"), before[1])
+
+
+def test_ring_that_cannot_be_looked_at_does_not_cost_the_frame(
+    client: Container, home: Path, denoiser: Denoiser
+) -> None:
+    """No symmetry, no beam centre: images are denoised, the columns are NaN."""
+    raw = emitted(client, home, lambda *_: None)
+    derived = replay(raw, client["denoised"], denoiser=denoiser, symmetry="1", analysis=Ring(8, 28))
+    assert np.isfinite(column(derived, "det")).all()
+    assert np.isnan(column(derived, "det_orientation")).all()
+
+
+def test_rings_of_one_name_are_refused(client: Container) -> None:
+    with pytest.raises(SymDenoiseError, match="names differ"):
+        Work.planned(client["denoised"], activity="test", analysis=[Ring(1, 2), Ring(3, 4)])
+    with pytest.raises(SymDenoiseError, match="it holds rings"):
+        Work.planned(client["denoised"], activity="test", analysis=["orientation"])
+
+
+def test_services_read_rings_from_their_toml_file(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text("[[analysis]]\ninner = 8\nouter = 28\n[[analysis]]\ninner = 3\nouter = 9\nname = 'low'\n")
+    assert read_arguments(path)["analysis"] == [Ring(8, 28), Ring(3, 9, name="low")]
+    path.write_text("[[analysis]]\ninner = 8\nouter = 28\ncolour = 1\n")
+    with pytest.raises(SymDenoiseError, match="there is no such argument"):
+        read_arguments(path)
