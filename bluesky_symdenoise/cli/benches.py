@@ -83,3 +83,16 @@ def serve(
         client_size=client_size,
         threads=threads,
     )
+
+
+@bench.command()
+def science(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    frames: Annotated[int, typer.Option(min=2, help="Simulated frames for each scene and exposure.")] = 40,
+    replicates: Annotated[int, typer.Option(min=2, help="Denoised frames behind the error bars of one.")] = 8,
+    model: ModelName = None,
+) -> None:
+    """Orientation, anisotropy and peaks of rings: exposure saved against raw counts and a likelihood fit."""
+    from bluesky_symdenoise.bench.science import main as measure
+
+    measure(json_path=json_path, frames=frames, replicates=replicates, model=model)

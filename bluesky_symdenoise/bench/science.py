@@ -1,0 +1,333 @@
+"""What a ring's quantities gain from denoising: errors against exposure, beside raw counts and a likelihood fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from bluesky_symdenoise.analysis.annulus import Annulus
+from bluesky_symdenoise.analysis.estimate import Estimate, Observed, from_counts, from_denoised, from_likelihood
+from bluesky_symdenoise.analysis.moment import second_moment
+from bluesky_symdenoise.analysis.peak import FWHM
+
+Image = NDArray[np.float64]
+Result = dict[str, str | int | float | None]
+
+#: Mean counts per pixel of the ring.
+LEVELS = (0.05, 0.15, 0.5, 1.5, 5.0, 10.0)
+SIZE = 128
+CENTER = (63.5, 62.5)
+INNER, OUTER = 26.0, 54.0
+MIDDLE = (INNER + OUTER) / 2
+QUANTITIES = ("orientation", "anisotropy", "peak_position", "peak_area")
+#: The frame as it comes from the denoiser, with the errors of as many photons; and less its bias, with replicates.
+RAW, PLAIN, OURS, FIT = "raw counts", "denoised, as it is", "denoised", "likelihood fit"
+METHODS = (RAW, PLAIN, OURS, FIT)
+#: Fewer frames that raw counts, denoised frame and fit all determine make no figure.
+ENOUGH = 10
+#: Exposures differ by more than this fraction before one method is said to be better.
+NOTABLE = 0.1
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A rate (y, x) of mean 1 over the ring, with the quantities that it has."""
+
+    rate: Image
+    truth: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Polar:
+    radius: Image
+    azimuth: Image
+    annulus: Annulus
+
+    @classmethod
+    def grid(cls) -> _Polar:
+        y, x = np.mgrid[:SIZE, :SIZE].astype(np.float64)
+        y, x = y - CENTER[0], x - CENTER[1]
+        annulus = Annulus.about(CENTER, (SIZE, SIZE), inner=INNER, outer=OUTER)
+        return cls(np.hypot(y, x), np.arctan2(y, x), annulus)
+
+
+def scene_of_the_fit(rng: np.random.Generator) -> Scene:
+    """A ring exactly as the likelihood fit assumes it: nothing can beat that fit here."""
+    grid = _Polar.grid()
+    texture = np.exp(rng.uniform(0.4, 1.0) * np.cos(2 * (grid.azimuth - rng.uniform(0, np.pi))))
+    return _scene(rng, 1 - rng.uniform(0, 0.02) * (grid.radius - MIDDLE), texture)
+
+
+def other_scene(rng: np.random.Generator) -> Scene:
+    """A ring as samples have it: sharper texture with a weaker crossed one, on a power law."""
+    grid = _Polar.grid()
+    away = grid.azimuth - rng.uniform(0, np.pi)
+    sharp = np.exp(rng.uniform(2, 5) * (np.cos(2 * away) - 1))
+    crossed = np.exp(8 * (np.cos(2 * (away - np.pi / 2)) - 1))
+    power = (np.maximum(grid.radius, 5) / MIDDLE) ** -rng.uniform(1.5, 3)
+    return _scene(rng, power, 0.3 + sharp + rng.uniform(0.1, 0.4) * crossed)
+
+
+SCENES: dict[str, Callable[[np.random.Generator], Scene]] = {
+    "as the fit assumes": scene_of_the_fit,
+    "as samples are": other_scene,
+}
+
+
+def _scene(rng: np.random.Generator, background: Image, texture: Image) -> Scene:
+    grid = _Polar.grid()
+    position, width, height = rng.uniform(MIDDLE - 3, MIDDLE + 3), rng.uniform(1.8, 3.5), rng.uniform(1, 2.5)
+    # Textures have their mean over azimuth divided out: the area is that of the azimuthal average.
+    thin = (grid.radius >= INNER) & (grid.radius < OUTER)
+    texture = texture / texture[thin].mean()
+    rate = background + height * texture * np.exp(-((grid.radius - position) ** 2) / (2 * width**2))
+    level = grid.annulus.of(rate).mean()
+    moment = second_moment(grid.annulus, grid.annulus.of(rate), np.ones(grid.annulus.radius.shape))
+    assert moment is not None
+    truth = {
+        "orientation": float(np.rad2deg(np.angle(moment.value)) / 2 % 180),
+        "anisotropy": abs(moment.value),
+        "peak_position": position,
+        "peak_width": width * FWHM,
+        "peak_area": height * width * np.sqrt(2 * np.pi) / level,
+    }
+    return Scene(rate / level, truth)
+
+
+def exposure() -> Image:
+    """Two module gaps that do not cover their own mates."""
+    n = np.ones((SIZE, SIZE))
+    n[38:44] = 0
+    n[:, 88:91] = 0
+    return n
+
+
+def run(
+    *, levels: Sequence[float] = LEVELS, frames: int = 40, replicates: int = 8, model: str | None = None, seed: int = 0
+) -> list[Result]:
+    """Estimate every quantity of simulated frames by all methods.
+
+    Parameters
+    ----------
+    levels
+        Mean counts per pixel of the ring.
+    frames
+        For each scene and level.
+    replicates
+        Denoised frames behind the errors of one.
+
+    Returns
+    -------
+    list of dict
+        One for each scene, quantity, level and method; None where too few frames are determined.
+    """
+    results: list[Result] = []
+    denoise = _denoiser(model)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=len(SCENES) * len(levels) * frames)
+        for name, make in SCENES.items():
+            for level in levels:
+                rng = np.random.default_rng(seed)
+                away: dict[tuple[str, str], list[tuple[float, float]]] = {}
+                for _ in range(frames):
+                    progress.update(task, description=f"{name} {level:g}", advance=1)
+                    scene = make(rng)
+                    for method, estimate in _estimates(scene, level, denoise, replicates, rng).items():
+                        found = estimate.quantities(inner=INNER, outer=OUTER)
+                        for quantity in QUANTITIES:
+                            error = _error(quantity, found[quantity][0], scene.truth, level)
+                            away.setdefault((quantity, method), []).append((error, found[quantity][1]))
+                results += _rows(name, level, {key: np.array(column) for key, column in away.items()})
+    return _with_savings(results)
+
+
+def _denoiser(model: str | None) -> Callable[[Image], Image]:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.physics.symmetry import Symmetry
+
+    denoiser = Denoiser.pretrained(model, threads=1)
+    mask, symmetry = exposure() == 0, Symmetry("2", CENTER)
+
+    def denoise(counts: Image) -> Image:
+        return denoiser(counts, mask=mask, symmetry=symmetry)["intensity"].values.astype(np.float64)
+
+    return denoise
+
+
+def _estimates(
+    scene: Scene, level: float, denoise: Callable[[Image], Image], replicates: int, rng: np.random.Generator
+) -> dict[str, Estimate]:
+    n = exposure()
+    annulus = _Polar.grid().annulus
+    counts = rng.poisson(level * scene.rate * n).astype(np.float64)
+    observed = Observed(counts, n, np.zeros_like(n))
+    intensity = denoise(counts)
+    filled = Observed(np.nan_to_num(intensity), np.isfinite(intensity).astype(np.float64), np.zeros_like(n))
+    return {
+        RAW: from_counts(annulus, observed),
+        PLAIN: from_counts(annulus, filled),
+        OURS: from_denoised(annulus, intensity, observed, denoise, replicates=replicates, rng=rng),
+        FIT: from_likelihood(annulus, observed),
+    }
+
+
+def _error(quantity: str, value: float, truth: dict[str, float], level: float) -> float:
+    if quantity == "orientation":
+        return (value - truth[quantity] + 90) % 180 - 90
+    return value - truth[quantity] * (level if quantity == "peak_area" else 1)
+
+
+def _rows(scene: str, level: float, away: dict[tuple[str, str], NDArray[np.float64]]) -> Iterable[Result]:
+    for quantity in QUANTITIES:
+        columns = {method: away[quantity, method] for method in METHODS}
+        common = np.all([np.isfinite(columns[method]).all(axis=1) for method in (RAW, OURS, FIT)], axis=0)
+        unit = level if quantity == "peak_area" else 1.0
+        for method, column in columns.items():
+            own = column[np.isfinite(column).all(axis=1)]
+            compared = column[common & np.isfinite(column).all(axis=1)]
+            enough = len(compared) >= ENOUGH
+            yield {
+                "scene": scene,
+                "quantity": quantity,
+                "level": level,
+                "method": method,
+                "frames": len(column),
+                "determined": len(own),
+                "compared": len(compared),
+                "rms": float(np.sqrt(np.mean(compared[:, 0] ** 2)) / unit) if enough else None,
+                "bias": float(np.mean(compared[:, 0]) / unit) if enough else None,
+                "chi2": float(np.mean((own[:, 0] / own[:, 1]) ** 2)) if len(own) >= ENOUGH else None,
+            }
+
+
+def _with_savings(results: list[Result]) -> list[Result]:
+    """With ``saved_<method>``: how much longer that method has to count for the error of this row."""
+    curves: dict[tuple[object, ...], list[tuple[float, float]]] = {}
+    for row in results:
+        if row["rms"] is not None:
+            key = (row["scene"], row["quantity"], row["method"])
+            curves.setdefault(key, []).append((float(row["level"] or 0), float(row["rms"])))
+    out = []
+    for row in results:
+        saved = {
+            f"saved_against_{'raw' if other == RAW else 'fit'}": _saved(
+                row, curves.get((row["scene"], row["quantity"], other), [])
+            )
+            for other in (RAW, FIT)
+        }
+        out.append(row | saved)
+    return out
+
+
+def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
+    """Exposure at which a curve of (level, rms) has this row's rms, over the row's; beyond its ends by 1/sqrt."""
+    if row["rms"] is None or len(curve) < 2:
+        return None
+    level, rms = float(row["level"] or 0), float(row["rms"])
+    levels, errors = np.log(np.array(curve).T)
+    # Errors that do not fall with exposure are noise of the figure.
+    errors = np.minimum.accumulate(errors)
+    target = np.log(rms)
+    if target >= errors[0]:
+        found = levels[0] + 2 * (errors[0] - target)
+    elif target <= errors[-1]:
+        found = levels[-1] + 2 * (errors[-1] - target)
+    else:
+        found = float(np.interp(-target, -errors, levels))
+    return float(np.exp(found) / level)
+
+
+def report(results: list[Result], scene: str) -> Table:
+    """The table of one scene: a section for each quantity."""
+    table = Table(title=f"rings {scene}")
+    for name in ("quantity", "counts/px", "determined"):
+        table.add_column(name, no_wrap=True, justify="left" if name == "quantity" else "right")
+    for name in ("rms raw", "as it is", "denoised", "fit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("chi2 raw", "as it is", "denoised", "fit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("saved against raw", "against the fit"):
+        table.add_column(name, justify="right")
+    last = None
+    for quantity in QUANTITIES:
+        rows = [row for row in results if row["scene"] == scene and row["quantity"] == quantity]
+        for level in dict.fromkeys(row["level"] for row in rows):
+            by = {str(row["method"]): row for row in rows if row["level"] == level}
+            if quantity != last:
+                table.add_section()
+            table.add_row(
+                quantity if quantity != last else "",
+                f"{level:g}",
+                " ".join(str(by[method]["determined"]) for method in METHODS),
+                *(_text(by[method]["rms"], ".3g") for method in METHODS),
+                *(_text(by[method]["chi2"], ".2f") for method in METHODS),
+                _text(by[OURS]["saved_against_raw"], ".2f"),
+                _text(by[OURS]["saved_against_fit"], ".2f"),
+            )
+            last = quantity
+    return table
+
+
+def verdicts(results: list[Result]) -> list[str]:
+    """A line for each scene and quantity: what denoising gains, in exposure at equal error."""
+    lines = []
+    for scene in dict.fromkeys(str(row["scene"]) for row in results):
+        for quantity in QUANTITIES:
+            ours = [
+                row
+                for row in results
+                if (row["scene"], row["quantity"], row["method"]) == (scene, quantity, OURS) and row["rms"] is not None
+            ]
+            if not ours:
+                lines.append(f"{scene}, {quantity}: too few frames determine it")
+                continue
+            raw, fit = (
+                float(np.exp(np.mean([np.log(float(row[name] or 1)) for row in ours])))
+                for name in ("saved_against_raw", "saved_against_fit")
+            )
+            lines.append(
+                f"{scene}, {quantity}: denoising {_gain(raw)} the same estimator on raw counts (x {raw:.2f} exposure), "
+                f"{_gain(fit)} the likelihood fit (x {fit:.2f})"
+            )
+    return [*lines, "SMAE: not measured"]
+
+
+def _gain(factor: float) -> str:
+    if factor > 1 + NOTABLE:
+        return "gains over"
+    return "loses to" if factor < 1 / (1 + NOTABLE) else "gains nothing over"
+
+
+def _text(value: str | int | float | None, form: str) -> str:
+    return format(float(value), form) if value is not None and isfinite(float(value)) else ""
+
+
+def main(
+    *, json_path: Path | None = None, frames: int = 40, replicates: int = 8, model: str | None = None, seed: int = 0
+) -> list[Result]:
+    """Run, print the tables and what they say, and write the figures as JSON if a path is given."""
+    results = run(frames=frames, replicates=replicates, model=model, seed=seed)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 170
+    for scene in SCENES:
+        console.print(report(results, scene))
+    console.print(
+        "determined: frames, by raw counts, denoised as it is, denoised, fit. rms: over frames that raw counts, denoised and fit all determine; "
+        "degrees, 1, pixels, pixels times the ring's mean. chi2: reduced chi-squared of the claimed errors. saved: how "
+        "many times longer the other has to count for the error of the denoised frame."
+    )
+    for line in verdicts(results):
+        console.print(line, highlight=False)
+    if json_path is not None:
+        json_path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    return results
