@@ -218,7 +218,7 @@ def _with_savings(results: list[Result]) -> list[Result]:
             curves.setdefault(key, []).append((float(row["level"] or 0), float(row["rms"])))
     out = []
     for row in results:
-        saved = {
+        saved: Result = {
             f"saved_against_{'raw' if other == RAW else 'fit'}": _saved(
                 row, curves.get((row["scene"], row["quantity"], other), [])
             )
@@ -322,9 +322,9 @@ def main(
     for scene in SCENES:
         console.print(report(results, scene))
     console.print(
-        "determined: frames, by raw counts, denoised as it is, denoised, fit. rms: over frames that raw counts, denoised and fit all determine; "
-        "degrees, 1, pixels, pixels times the ring's mean. chi2: reduced chi-squared of the claimed errors. saved: how "
-        "many times longer the other has to count for the error of the denoised frame."
+        "determined: frames, by raw counts, denoised as it is, denoised, fit. rms: over frames that raw counts, "
+        "denoised and fit determine; degrees, 1, pixels, pixels times the ring's mean. chi2: reduced chi-squared of the "
+        "claimed errors. saved: how many times longer the other has to count for the error of the denoised frame."
     )
     for line in verdicts(results):
         console.print(line, highlight=False)
