@@ -48,7 +48,7 @@ def poisson_fit(
         with np.errstate(all="ignore"):
             rate, jacobian = model(parameters)
             rate = rate + known
-            usable = bool((rate > 0).all())
+            usable = bool((rate > 0).all() and np.isfinite(jacobian).all())
             return rate, jacobian, float(exposure @ rate - counts @ np.log(rate)) if usable else np.inf
 
     parameters, damping = start, 1e-3
@@ -74,7 +74,7 @@ def poisson_fit(
         else:
             damping *= 8
     information = (jacobian * (exposure / rate)) @ jacobian.T
-    if not np.linalg.cond(information) < 1e14:
+    if not np.isfinite(information).all() or not np.linalg.cond(information) < 1e14:
         return None
     return Fit(parameters, np.asarray(np.linalg.inv(information), np.float64))
 
@@ -85,7 +85,7 @@ def peak_model(radius: Values, middle: float) -> Model:
 
     def model(parameters: Values) -> tuple[Values, Values]:
         level, slope, area, position, log_width = parameters
-        width = np.exp(np.clip(log_width, -20, 20))
+        width = np.exp(np.clip(log_width, -5, 12))
         u = (radius - position) / width
         bell = np.exp(-np.minimum(u**2, 1400) / 2) / (width * np.sqrt(2 * np.pi))
         derivatives = [np.ones_like(radius), offset, bell, area * bell * u / width, area * bell * (u**2 - 1)]

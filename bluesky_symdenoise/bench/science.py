@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from math import isfinite
 from pathlib import Path
 
@@ -14,161 +13,84 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bluesky_symdenoise.analysis.annulus import Annulus
 from bluesky_symdenoise.analysis.estimate import Estimate, Observed, from_counts, from_denoised, from_likelihood
-from bluesky_symdenoise.analysis.moment import second_moment
-from bluesky_symdenoise.analysis.peak import FWHM
+from bluesky_symdenoise.bench.patterns import QUANTITIES, Image, Pattern, measured, simulated
+from bluesky_symdenoise.denoiser.infer import Denoiser
 
-Image = NDArray[np.float64]
 Result = dict[str, str | int | float | None]
 
 #: Mean counts per pixel of the ring.
 LEVELS = (0.05, 0.15, 0.5, 1.5, 5.0, 10.0)
-SIZE = 128
-CENTER = (63.5, 62.5)
-INNER, OUTER = 26.0, 54.0
-MIDDLE = (INNER + OUTER) / 2
-QUANTITIES = ("orientation", "anisotropy", "peak_position", "peak_area")
 #: The frame as it comes from the denoiser, with the errors of as many photons; and less its bias, with replicates.
 RAW, PLAIN, OURS, FIT = "raw counts", "denoised, as it is", "denoised", "likelihood fit"
 METHODS = (RAW, PLAIN, OURS, FIT)
 #: Fewer frames that raw counts, denoised frame and fit all determine make no figure.
 ENOUGH = 10
+LEGEND = (
+    "determined: frames, by raw counts, denoised as it is, denoised, fit. rms: over frames that raw counts, denoised "
+    "and fit determine; degrees, 1, pixels, pixels times the ring's mean. chi2: reduced chi-squared of the claimed "
+    "errors. saved: how many times longer the other has to count for the error of the denoised frame."
+)
 #: Exposures differ by more than this fraction before one method is said to be better.
 NOTABLE = 0.1
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A rate (y, x) of mean 1 over the ring, with the quantities that it has."""
-
-    rate: Image
-    truth: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Polar:
-    radius: Image
-    azimuth: Image
-    annulus: Annulus
-
-    @classmethod
-    def grid(cls) -> _Polar:
-        y, x = np.mgrid[:SIZE, :SIZE].astype(np.float64)
-        y, x = y - CENTER[0], x - CENTER[1]
-        annulus = Annulus.about(CENTER, (SIZE, SIZE), inner=INNER, outer=OUTER)
-        return cls(np.hypot(y, x), np.arctan2(y, x), annulus)
-
-
-def scene_of_the_fit(rng: np.random.Generator) -> Scene:
-    """A ring exactly as the likelihood fit assumes it: nothing can beat that fit here."""
-    grid = _Polar.grid()
-    texture = np.exp(rng.uniform(0.4, 1.0) * np.cos(2 * (grid.azimuth - rng.uniform(0, np.pi))))
-    return _scene(rng, 1 - rng.uniform(0, 0.02) * (grid.radius - MIDDLE), texture)
-
-
-def other_scene(rng: np.random.Generator) -> Scene:
-    """A ring as samples have it: sharper texture with a weaker crossed one, on a power law."""
-    grid = _Polar.grid()
-    away = grid.azimuth - rng.uniform(0, np.pi)
-    sharp = np.exp(rng.uniform(2, 5) * (np.cos(2 * away) - 1))
-    crossed = np.exp(8 * (np.cos(2 * (away - np.pi / 2)) - 1))
-    power = (np.maximum(grid.radius, 5) / MIDDLE) ** -rng.uniform(1.5, 3)
-    return _scene(rng, power, 0.3 + sharp + rng.uniform(0.1, 0.4) * crossed)
-
-
-SCENES: dict[str, Callable[[np.random.Generator], Scene]] = {
-    "as the fit assumes": scene_of_the_fit,
-    "as samples are": other_scene,
-}
-
-
-def _scene(rng: np.random.Generator, background: Image, texture: Image) -> Scene:
-    grid = _Polar.grid()
-    position, width, height = rng.uniform(MIDDLE - 3, MIDDLE + 3), rng.uniform(1.8, 3.5), rng.uniform(1, 2.5)
-    # Textures have their mean over azimuth divided out: the area is that of the azimuthal average.
-    thin = (grid.radius >= INNER) & (grid.radius < OUTER)
-    texture = texture / texture[thin].mean()
-    rate = background + height * texture * np.exp(-((grid.radius - position) ** 2) / (2 * width**2))
-    level = grid.annulus.of(rate).mean()
-    moment = second_moment(grid.annulus, grid.annulus.of(rate), np.ones(grid.annulus.radius.shape))
-    assert moment is not None
-    truth = {
-        "orientation": float(np.rad2deg(np.angle(moment.value)) / 2 % 180),
-        "anisotropy": abs(moment.value),
-        "peak_position": position,
-        "peak_width": width * FWHM,
-        "peak_area": height * width * np.sqrt(2 * np.pi) / level,
-    }
-    return Scene(rate / level, truth)
-
-
-def exposure() -> Image:
-    """Two module gaps that do not cover their own mates."""
-    n = np.ones((SIZE, SIZE))
-    n[38:44] = 0
-    n[:, 88:91] = 0
-    return n
-
-
 def run(
-    *, levels: Sequence[float] = LEVELS, frames: int = 40, replicates: int = 8, model: str | None = None, seed: int = 0
+    patterns: Sequence[Pattern],
+    *,
+    levels: Sequence[float] = LEVELS,
+    frames: int = 40,
+    replicates: int = 8,
+    model: str | None = None,
+    seed: int = 0,
 ) -> list[Result]:
-    """Estimate every quantity of simulated frames by all methods.
+    """Estimate every quantity of frames of patterns by all methods.
 
     Parameters
     ----------
     levels
         Mean counts per pixel of the ring.
     frames
-        For each scene and level.
+        For each pattern and level.
     replicates
         Denoised frames behind the errors of one.
 
     Returns
     -------
     list of dict
-        One for each scene, quantity, level and method; None where too few frames are determined.
+        One for each pattern, quantity, level and method; None where too few frames are determined.
     """
     results: list[Result] = []
-    denoise = _denoiser(model)
+    denoiser = Denoiser.pretrained(model, threads=1)
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(SCENES) * len(levels) * frames)
-        for name, make in SCENES.items():
+        task = progress.add_task("", total=len(patterns) * len(levels) * frames)
+        for pattern in patterns:
             for level in levels:
                 rng = np.random.default_rng(seed)
                 away: dict[tuple[str, str], list[tuple[float, float]]] = {}
                 for _ in range(frames):
-                    progress.update(task, description=f"{name} {level:g}", advance=1)
-                    scene = make(rng)
-                    for method, estimate in _estimates(scene, level, denoise, replicates, rng).items():
-                        found = estimate.quantities(inner=INNER, outer=OUTER)
+                    progress.update(task, description=f"{pattern.name} {level:g}", advance=1)
+                    counts, truth = pattern.draw(rng, level)
+                    for method, estimate in _estimates(pattern, counts, denoiser, replicates, rng).items():
+                        found = estimate.quantities(inner=pattern.inner, outer=pattern.outer)
                         for quantity in QUANTITIES:
-                            error = _error(quantity, found[quantity][0], scene.truth, level)
-                            away.setdefault((quantity, method), []).append((error, found[quantity][1]))
-                results += _rows(name, level, {key: np.array(column) for key, column in away.items()})
+                            value, sigma = found[quantity]
+                            error = value - truth[quantity]
+                            error = (error + 90) % 180 - 90 if quantity == "orientation" else error
+                            away.setdefault((quantity, method), []).append((error, sigma))
+                results += _rows(pattern.name, level, {key: np.array(column) for key, column in away.items()})
     return _with_savings(results)
 
 
-def _denoiser(model: str | None) -> Callable[[Image], Image]:
-    from bluesky_symdenoise.denoiser.infer import Denoiser
-    from bluesky_symdenoise.physics.symmetry import Symmetry
-
-    denoiser = Denoiser.pretrained(model, threads=1)
-    mask, symmetry = exposure() == 0, Symmetry("2", CENTER)
-
-    def denoise(counts: Image) -> Image:
-        return denoiser(counts, mask=mask, symmetry=symmetry)["intensity"].values.astype(np.float64)
-
-    return denoise
-
-
 def _estimates(
-    scene: Scene, level: float, denoise: Callable[[Image], Image], replicates: int, rng: np.random.Generator
+    pattern: Pattern, counts: Image, denoiser: Denoiser, replicates: int, rng: np.random.Generator
 ) -> dict[str, Estimate]:
-    n = exposure()
-    annulus = _Polar.grid().annulus
-    counts = rng.poisson(level * scene.rate * n).astype(np.float64)
+    n, annulus = pattern.exposure, pattern.annulus
+
+    def denoise(image: Image) -> Image:
+        result = denoiser(image, mask=n == 0, symmetry=pattern.symmetry)
+        return result["intensity"].values.astype(np.float64)
+
     observed = Observed(counts, n, np.zeros_like(n))
     intensity = denoise(counts)
     filled = Observed(np.nan_to_num(intensity), np.isfinite(intensity).astype(np.float64), np.zeros_like(n))
@@ -180,13 +102,7 @@ def _estimates(
     }
 
 
-def _error(quantity: str, value: float, truth: dict[str, float], level: float) -> float:
-    if quantity == "orientation":
-        return (value - truth[quantity] + 90) % 180 - 90
-    return value - truth[quantity] * (level if quantity == "peak_area" else 1)
-
-
-def _rows(scene: str, level: float, away: dict[tuple[str, str], NDArray[np.float64]]) -> Iterable[Result]:
+def _rows(pattern: str, level: float, away: dict[tuple[str, str], NDArray[np.float64]]) -> Iterable[Result]:
     for quantity in QUANTITIES:
         columns = {method: away[quantity, method] for method in METHODS}
         common = np.all([np.isfinite(columns[method]).all(axis=1) for method in (RAW, OURS, FIT)], axis=0)
@@ -196,7 +112,7 @@ def _rows(scene: str, level: float, away: dict[tuple[str, str], NDArray[np.float
             compared = column[common & np.isfinite(column).all(axis=1)]
             enough = len(compared) >= ENOUGH
             yield {
-                "scene": scene,
+                "pattern": pattern,
                 "quantity": quantity,
                 "level": level,
                 "method": method,
@@ -214,13 +130,13 @@ def _with_savings(results: list[Result]) -> list[Result]:
     curves: dict[tuple[object, ...], list[tuple[float, float]]] = {}
     for row in results:
         if row["rms"] is not None:
-            key = (row["scene"], row["quantity"], row["method"])
+            key = (row["pattern"], row["quantity"], row["method"])
             curves.setdefault(key, []).append((float(row["level"] or 0), float(row["rms"])))
     out = []
     for row in results:
         saved: Result = {
             f"saved_against_{'raw' if other == RAW else 'fit'}": _saved(
-                row, curves.get((row["scene"], row["quantity"], other), [])
+                row, curves.get((row["pattern"], row["quantity"], other), [])
             )
             for other in (RAW, FIT)
         }
@@ -246,9 +162,9 @@ def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
     return float(np.exp(found) / level)
 
 
-def report(results: list[Result], scene: str) -> Table:
-    """The table of one scene: a section for each quantity."""
-    table = Table(title=f"rings {scene}")
+def report(results: list[Result], pattern: str) -> Table:
+    """The table of one pattern: a section for each quantity."""
+    table = Table(title=f"rings: {pattern}")
     for name in ("quantity", "counts/px", "determined"):
         table.add_column(name, no_wrap=True, justify="left" if name == "quantity" else "right")
     for name in ("rms raw", "as it is", "denoised", "fit"):
@@ -259,7 +175,7 @@ def report(results: list[Result], scene: str) -> Table:
         table.add_column(name, justify="right")
     last = None
     for quantity in QUANTITIES:
-        rows = [row for row in results if row["scene"] == scene and row["quantity"] == quantity]
+        rows = [row for row in results if row["pattern"] == pattern and row["quantity"] == quantity]
         for level in dict.fromkeys(row["level"] for row in rows):
             by = {str(row["method"]): row for row in rows if row["level"] == level}
             if quantity != last:
@@ -278,24 +194,26 @@ def report(results: list[Result], scene: str) -> Table:
 
 
 def verdicts(results: list[Result]) -> list[str]:
-    """A line for each scene and quantity: what denoising gains, in exposure at equal error."""
+    """A line for each pattern and quantity: what denoising gains, in exposure at equal error."""
     lines = []
-    for scene in dict.fromkeys(str(row["scene"]) for row in results):
+    for pattern in dict.fromkeys(str(row["pattern"]) for row in results):
         for quantity in QUANTITIES:
             ours = [
                 row
                 for row in results
-                if (row["scene"], row["quantity"], row["method"]) == (scene, quantity, OURS) and row["rms"] is not None
+                if (row["pattern"], row["quantity"], row["method"]) == (pattern, quantity, OURS)
+                and row["rms"] is not None
             ]
             if not ours:
-                lines.append(f"{scene}, {quantity}: too few frames determine it")
+                lines.append(f"{pattern}, {quantity}: too few frames determine it")
                 continue
             raw, fit = (
                 float(np.exp(np.mean([np.log(float(row[name] or 1)) for row in ours])))
                 for name in ("saved_against_raw", "saved_against_fit")
             )
             lines.append(
-                f"{scene}, {quantity}: denoising {_gain(raw)} the same estimator on raw counts (x {raw:.2f} exposure), "
+                f"{pattern}, {quantity}: denoising {_gain(raw)} the same estimator on raw counts "
+                f"(x {raw:.2f} exposure), "
                 f"{_gain(fit)} the likelihood fit (x {fit:.2f})"
             )
     return [*lines, "SMAE: not measured"]
@@ -312,20 +230,23 @@ def _text(value: str | int | float | None, form: str) -> str:
 
 
 def main(
-    *, json_path: Path | None = None, frames: int = 40, replicates: int = 8, model: str | None = None, seed: int = 0
+    data: Path | None = None,
+    *,
+    json_path: Path | None = None,
+    frames: int = 40,
+    replicates: int = 8,
+    model: str | None = None,
+    seed: int = 0,
 ) -> list[Result]:
     """Run, print the tables and what they say, and write the figures as JSON if a path is given."""
-    results = run(frames=frames, replicates=replicates, model=model, seed=seed)
+    patterns = simulated() + ([] if data is None else measured(data))
+    results = run(patterns, frames=frames, replicates=replicates, model=model, seed=seed)
     console = Console()
     if not console.is_terminal:
         console.width = 170
-    for scene in SCENES:
-        console.print(report(results, scene))
-    console.print(
-        "determined: frames, by raw counts, denoised as it is, denoised, fit. rms: over frames that raw counts, "
-        "denoised and fit determine; degrees, 1, pixels, pixels times the ring's mean. chi2: reduced chi-squared of the "
-        "claimed errors. saved: how many times longer the other has to count for the error of the denoised frame."
-    )
+    for pattern in patterns:
+        console.print(report(results, pattern.name))
+    console.print(LEGEND)
     for line in verdicts(results):
         console.print(line, highlight=False)
     if json_path is not None:

@@ -87,6 +87,7 @@ def serve(
 
 @bench.command()
 def science(
+    data: Annotated[Path | None, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     frames: Annotated[int, typer.Option(min=2, help="Simulated frames for each scene and exposure.")] = 40,
     replicates: Annotated[int, typer.Option(min=2, help="Denoised frames behind the error bars of one.")] = 8,
@@ -95,4 +96,4 @@ def science(
     """Orientation, anisotropy and peaks of rings: exposure saved against raw counts and a likelihood fit."""
     from bluesky_symdenoise.bench.science import main as measure
 
-    measure(json_path=json_path, frames=frames, replicates=replicates, model=model)
+    measure(data, json_path=json_path, frames=frames, replicates=replicates, model=model)
