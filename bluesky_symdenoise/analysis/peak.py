@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from bluesky_symdenoise.analysis.annulus import Annulus, Values
@@ -11,7 +13,7 @@ from bluesky_symdenoise.analysis.likelihood import Fit, peak_model, poisson_fit
 PEAK = ("peak_position", "peak_width", "peak_area")
 #: Not determined where the area is not this many sigma above zero.
 SIGNIFICANT = 3.5
-FWHM = 2 * np.sqrt(2 * np.log(2))
+FWHM = 2 * math.sqrt(2 * math.log(2))
 
 
 def radial_profile(annulus: Annulus, intensity: Values, exposure: Values) -> tuple[Values, Values, Values]:
@@ -63,7 +65,8 @@ def peak_quantities(parameters: Values, sigma: Values, *, inner: float, outer: f
     parameters, sigma
         As of `bluesky_symdenoise.analysis.likelihood.peak_model`.
     """
-    area, position, width = float(parameters[2]), float(parameters[3]), FWHM * float(np.exp(parameters[4]))
+    area, position = float(parameters[2]), float(parameters[3])
+    width = FWHM * math.exp(min(float(parameters[4]), 20.0))
     determined = area > SIGNIFICANT * sigma[2] and inner < position < outer and 0.5 < width < outer - inner
     if not determined or not sigma[3] < (outer - inner) / 4:
         return dict.fromkeys(PEAK, (float("nan"), float("nan")))
