@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 
+from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
 from bluesky_symdenoise.recipe import Recipe, array_sha256
 
@@ -136,6 +137,8 @@ OTHER = {
     "data_keys": None,
     "rounding": 1 / 8,
     "sigma_bits": 2,
+    "beamline": ("beam_center_y=det_y",),
+    "analysis": (Ring(10, 20).to_text(),),
 }
 
 

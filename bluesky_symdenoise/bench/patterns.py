@@ -78,7 +78,8 @@ def ring_of_the_fit(rng: np.random.Generator, level: float) -> tuple[Image, dict
     """A ring exactly as the likelihood fit assumes it: nothing can beat that fit here."""
     grid = _Polar.grid()
     texture = np.exp(rng.uniform(0.4, 1.0) * np.cos(2 * (grid.azimuth - rng.uniform(0, np.pi))))
-    return _drawn(rng, level, 1 - rng.uniform(0, 0.02) * (grid.radius - MIDDLE), texture)
+    background = np.maximum(1 - rng.uniform(0, 0.02) * (grid.radius - MIDDLE), 0.1)
+    return _drawn(rng, level, background, texture)
 
 
 def ring_of_a_sample(rng: np.random.Generator, level: float) -> tuple[Image, dict[str, float]]:
