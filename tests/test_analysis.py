@@ -175,6 +175,16 @@ class TestErrors:
         assert sum(np.isfinite(each["anisotropy"][0]) for each in found) <= 1
 
 
+def test_fit_says_nothing_where_counts_refute_its_form() -> None:
+    """A ring of four arcs, which no twofold texture describes; control: the ring it is made for stays."""
+    rng = np.random.default_rng(12)
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    four = 1 + 0.9 * np.cos(4 * np.arctan2(y - CENTER[0], x - CENTER[1]))
+    arcs = from_likelihood(annulus(), seen(frozen(ring(5.0) * four), rng))
+    assert np.isnan(arcs.values).all()
+    assert sum(np.isfinite(from_likelihood(annulus(), seen(ring(5.0), rng)).values[0]) for _ in range(20)) >= 19
+
+
 def shrinking(counts: np.ndarray) -> np.ndarray:
     """A stand-in for a denoiser that draws everything a third of the way to the mean."""
     known = gaps() > 0
@@ -223,7 +233,7 @@ class TestRing:
     """The value that recipes hold."""
 
     def test_goes_through_a_recipe_and_changes_its_hash(self) -> None:
-        rings = (Ring(10, 20), Ring(20, 30.5, "counts", name="second", beam_center=(1, 2)))
+        rings = (Ring(10, 20), Ring(20, 30.5, "likelihood", name="second", beam_center=(1, 2)))
         plain = Recipe(model_sha256="0", algorithm="1")
         recipe = replace(plain, analysis=tuple(each.to_text() for each in rings))
         stored = Recipe.from_dict(recipe.to_dict())

@@ -50,7 +50,11 @@ def test_exposure_saved_is_the_ratio_at_equal_error() -> None:
 
 @pytest.mark.parametrize(
     ("ours", "fit", "said"),
-    [(2.0, 1.0, "gains over"), (1.0, 1.05, "gains nothing over"), (1.0, 4.0, "loses to the likelihood fit")],
+    [
+        (2.0, 1.0, "gains exposure over the same"),
+        (1.0, 1.05, "gains nothing over"),
+        (1.0, 4.0, "loses to the likelihood fit"),
+    ],
 )
 def test_what_denoising_does_not_gain_is_said_plainly(ours: float, fit: float, said: str) -> None:
     rows = science._with_savings(curves({science.RAW: 1.0, science.PLAIN: 1.0, science.OURS: ours, science.FIT: fit}))

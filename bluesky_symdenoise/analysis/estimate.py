@@ -19,6 +19,8 @@ Denoise = Callable[[Image], Image]
 
 #: What an estimate holds: g, then the parameters of `bluesky_symdenoise.analysis.likelihood.peak_model`.
 SIZE = 7
+#: A fit is refuted by so many standard deviations, in cells of so many pixels in radius and so many in half a turn.
+REFUTED, CELL_WIDTH, CELLS_AROUND = 4.0, 3.0, 12
 #: For how many replicates the Poisson error stands when replicates of a denoised frame are compared with it.
 PRIOR_REPLICATES = 8
 
@@ -76,7 +78,9 @@ def from_counts(annulus: Annulus, observed: Observed) -> Estimate:
 def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:
     """One Poisson fit to the raw counts of all pixels: a textured Gaussian ring on a straight background.
 
-    The most that the counts can tell if the ring is of that form; biased if it is not.
+    The most that the counts can tell if the ring is of that form. Nothing is given where they refute it, in that the
+    squared differences in cells of radius and azimuth sum up to `REFUTED` standard deviations too many. Few counts
+    refute little.
     """
     seen = annulus.of(observed.exposure) > 0
     y, n, b = (annulus.of(each)[seen] for each in (observed.counts, observed.exposure, observed.background))
@@ -89,6 +93,8 @@ def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:
     if fit is None:
         return _nothing()
     rate, derivatives = ring_model(annulus.radius, annulus.azimuth, middle)(fit.parameters)
+    if _misfit(annulus, seen, y, n * rate[seen] + b) > REFUTED:
+        return _nothing()
     moment = second_moment(annulus, rate, np.ones_like(rate))
     if moment is None:
         return _nothing()
@@ -96,6 +102,19 @@ def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:
     to_values = np.concatenate([[slopes.real, slopes.imag], np.eye(5, SIZE)])
     values = np.concatenate([[moment.value.real, moment.value.imag], fit.parameters[:5]])
     return Estimate(values, to_values @ fit.covariance @ to_values.T)
+
+
+def _misfit(annulus: Annulus, seen: NDArray[np.bool_], counts: Values, expected: Values) -> float:
+    """Pearson's chi-squared over cells, less its mean and over its standard deviation, if the expected is true."""
+    radial = ((annulus.radius[seen] - annulus.radius.min()) / CELL_WIDTH).astype(int)
+    cells = radial * CELLS_AROUND + (np.mod(annulus.azimuth[seen], np.pi) / np.pi * CELLS_AROUND).astype(int)
+    found, right = np.bincount(cells, counts), np.bincount(cells, expected)
+    enough = right >= 1
+    freedom = enough.sum() - SIZE
+    if freedom < 1:
+        return 0.0
+    squares = (found[enough] - right[enough]) ** 2 / right[enough]
+    return float((squares.sum() - freedom) / np.sqrt(2 * freedom + (1 / right[enough]).sum()))
 
 
 def from_denoised(

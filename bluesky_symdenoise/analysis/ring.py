@@ -32,10 +32,11 @@ class Ring:
     inner, outer
         Radii in pixels; the peak lies between them, on a straight background.
     estimator
-        ``likelihood``: one Poisson fit of a textured ring to the raw counts; the smallest errors if the ring is of
-        that form. ``counts``: second moment of the raw counts, whatever the texture, and a Poisson fit to their radial
-        profile, whose area takes what gaps leave of a textured ring for all of it. ``denoised``: the same of the
-        denoised frame, where mates fill gaps, corrected and with errors by replicates.
+        ``counts``: second moment of the raw counts, whatever the texture, and a Poisson fit to their radial profile,
+        whose area takes what gaps leave of a textured ring for all of it. ``likelihood``: one Poisson fit of a textured
+        ring to the raw counts; the smallest errors if the ring is of that form, and nothing where they refute it.
+        ``denoised``: as ``counts``, of the denoised frame, where mates fill gaps, corrected and with errors by
+        replicates.
     name
         Before the names of the columns, for several rings: ``<key>_<name>_orientation``.
     beam_center
@@ -51,7 +52,7 @@ class Ring:
 
     inner: float
     outer: float
-    estimator: Estimator = "likelihood"
+    estimator: Estimator = "counts"
     name: str = ""
     beam_center: tuple[float, float] | None = None
     replicates: int = 16

@@ -15,21 +15,21 @@ from rich.table import Table
 
 from bluesky_symdenoise.analysis.estimate import Estimate, Observed, from_counts, from_denoised, from_likelihood
 from bluesky_symdenoise.bench.patterns import QUANTITIES, Image, Pattern, measured, simulated
+from bluesky_symdenoise.bench.report import Result, number
 from bluesky_symdenoise.denoiser.infer import Denoiser
-
-Result = dict[str, str | int | float | None]
 
 #: Mean counts per pixel of the ring.
 LEVELS = (0.05, 0.15, 0.5, 1.5, 5.0, 10.0)
 #: The frame as it comes from the denoiser, with the errors of as many photons; and less its bias, with replicates.
 RAW, PLAIN, OURS, FIT = "raw counts", "denoised, as it is", "denoised", "likelihood fit"
 METHODS = (RAW, PLAIN, OURS, FIT)
-#: Fewer frames that raw counts, denoised frame and fit all determine make no figure.
+#: Fewer frames that both raw counts and the denoised frame determine make no figure.
 ENOUGH = 10
 LEGEND = (
-    "determined: frames, by raw counts, denoised as it is, denoised, fit. rms: over frames that raw counts, denoised "
-    "and fit determine; degrees, 1, pixels, pixels times the ring's mean. chi2: reduced chi-squared of the claimed "
-    "errors. saved: how many times longer the other has to count for the error of the denoised frame."
+    "determined: frames, by raw counts, denoised as it is, denoised, fit (which is not where counts refute its form). "
+    "rms: over frames that raw counts and denoised determine; degrees, 1, pixels, pixels times the ring's mean. "
+    "chi2: reduced chi-squared of the claimed errors. "
+    "saved: how many times longer the other has to count for the error of the denoised frame."
 )
 #: Exposures differ by more than this fraction before one method is said to be better.
 NOTABLE = 0.1
@@ -105,7 +105,7 @@ def _estimates(
 def _rows(pattern: str, level: float, away: dict[tuple[str, str], NDArray[np.float64]]) -> Iterable[Result]:
     for quantity in QUANTITIES:
         columns = {method: away[quantity, method] for method in METHODS}
-        common = np.all([np.isfinite(columns[method]).all(axis=1) for method in (RAW, OURS, FIT)], axis=0)
+        common = np.all([np.isfinite(columns[method]).all(axis=1) for method in (RAW, OURS)], axis=0)
         unit = level if quantity == "peak_area" else 1.0
         for method, column in columns.items():
             own = column[np.isfinite(column).all(axis=1)]
@@ -145,7 +145,7 @@ def _with_savings(results: list[Result]) -> list[Result]:
 
 
 def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
-    """Exposure at which a curve of (level, rms) has this row's rms, over the row's; beyond its ends by 1/sqrt."""
+    """Exposure at which a curve of (level, rms) has this row's rms, over the row's; beyond its ends by 1/sqrt, tenfold at most."""
     if row["rms"] is None or len(curve) < 2:
         return None
     level, rms = float(row["level"] or 0), float(row["rms"])
@@ -159,7 +159,7 @@ def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
         found = levels[-1] + 2 * (errors[-1] - target)
     else:
         found = float(np.interp(-target, -errors, levels))
-    return float(np.exp(found) / level)
+    return float(np.exp(np.clip(found, levels[0] - np.log(10), levels[-1] + np.log(10))) / level)
 
 
 def report(results: list[Result], pattern: str) -> Table:
@@ -208,21 +208,27 @@ def verdicts(results: list[Result]) -> list[str]:
                 lines.append(f"{pattern}, {quantity}: too few frames determine it")
                 continue
             raw, fit = (
-                float(np.exp(np.mean([np.log(float(row[name] or 1)) for row in ours])))
+                _gain([number(row[name]) for row in ours if row[name] is not None])
                 for name in ("saved_against_raw", "saved_against_fit")
             )
             lines.append(
-                f"{pattern}, {quantity}: denoising {_gain(raw)} the same estimator on raw counts "
-                f"(x {raw:.2f} exposure), "
-                f"{_gain(fit)} the likelihood fit (x {fit:.2f})"
+                f"{pattern}, {quantity}: denoising {raw} the same estimator on raw counts, {fit} the likelihood fit"
             )
     return [*lines, "SMAE: not measured"]
 
 
-def _gain(factor: float) -> str:
+def _gain(factors: list[float]) -> str:
+    """In words, with the geometric mean over the levels."""
+    if not factors:
+        return "cannot be compared with"
+    factor = float(np.exp(np.mean(np.log(factors))))
     if factor > 1 + NOTABLE:
-        return "gains over"
-    return "loses to" if factor < 1 / (1 + NOTABLE) else "gains nothing over"
+        said = "gains exposure over"
+    elif factor < 1 / (1 + NOTABLE):
+        said = "loses to"
+    else:
+        said = "gains nothing over"
+    return f"(x {factor:.2f}) {said}"
 
 
 def _text(value: str | int | float | None, form: str) -> str:
