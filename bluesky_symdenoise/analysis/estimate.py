@@ -72,7 +72,8 @@ def from_counts(annulus: Annulus, observed: Observed) -> Estimate:
     """
     y, n, b = (annulus.of(each) for each in (observed.counts, observed.exposure, observed.background))
     y, b = np.where(n > 0, y, 0), np.where(n > 0, b, 0)
-    return _of(annulus, y, n, b, variance=y)
+    moment = second_moment(annulus, y - b, n)
+    return _joined(annulus, y, n, b, moment, None if moment is None else moment.covariance(y))
 
 
 def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:
@@ -82,10 +83,11 @@ def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:
     squared differences in cells of radius and azimuth sum up to `REFUTED` standard deviations too many. Few counts
     refute little.
     """
-    seen = annulus.of(observed.exposure) > 0
-    y, n, b = (annulus.of(each)[seen] for each in (observed.counts, observed.exposure, observed.background))
+    y, n, b = (annulus.of(each) for each in (observed.counts, observed.exposure, observed.background))
+    seen = n > 0
+    radius, signal, exposure = radial_profile(annulus, np.where(seen, y - b, 0), n)
+    y, n, b = y[seen], n[seen], b[seen]
     middle = (annulus.radius.min() + annulus.radius.max()) / 2
-    radius, signal, exposure = radial_profile(annulus, *_spread(seen, y - b, n))
     fit = None
     if len(radius) >= SIZE and signal.sum() > 0:
         start = np.append(start_values(radius, np.maximum(signal, 0), exposure), [0.0, 0.0])
@@ -185,11 +187,6 @@ def _from_intensity(annulus: Annulus, intensity: Image, observed: Observed) -> E
     return _joined(annulus, values, n, None, moment, spread)
 
 
-def _of(annulus: Annulus, y: Values, n: Values, b: Values, *, variance: Values) -> Estimate:
-    moment = second_moment(annulus, y - b, n)
-    return _joined(annulus, y, n, b, moment, None if moment is None else moment.covariance(variance))
-
-
 def _joined(
     annulus: Annulus,
     y: Values,
@@ -214,13 +211,3 @@ def _nothing() -> Estimate:
     covariance = np.zeros((SIZE, SIZE))
     np.fill_diagonal(covariance, np.nan)
     return Estimate(np.full(SIZE, np.nan), covariance)
-
-
-def _spread(seen: NDArray[np.bool_], *parts: Values) -> tuple[Values, ...]:
-    """Values of the seen pixels among all, 0 elsewhere."""
-    out = []
-    for part in parts:
-        whole = np.zeros(seen.shape)
-        whole[seen] = part
-        out.append(whole)
-    return tuple(out)

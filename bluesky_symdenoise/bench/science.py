@@ -145,7 +145,10 @@ def _with_savings(results: list[Result]) -> list[Result]:
 
 
 def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
-    """Exposure at which a curve of (level, rms) has this row's rms, over the row's; beyond its ends by 1/sqrt, tenfold at most."""
+    """Exposure at which a curve of (level, rms) has this row's rms, over the row's.
+
+    Beyond its ends it goes on by 1/sqrt, tenfold at most.
+    """
     if row["rms"] is None or len(curve) < 2:
         return None
     level, rms = float(row["level"] or 0), float(row["rms"])
