@@ -217,7 +217,18 @@ def verdicts(results: list[Result]) -> list[str]:
             lines.append(
                 f"{pattern}, {quantity}: denoising {raw} the same estimator on raw counts, {fit} the likelihood fit"
             )
+        lines.append(f"{pattern}: chi2 over all quantities and exposures: {_chi2(results, pattern)}")
     return [*lines, "SMAE: not measured"]
+
+
+def _chi2(results: list[Result], pattern: str) -> str:
+    """The mean of each method, weighted by its frames."""
+    said = []
+    for method in METHODS:
+        rows = [row for row in results if (row["pattern"], row["method"]) == (pattern, method)]
+        known = np.array([(number(row["chi2"]), number(row["determined"])) for row in rows if row["chi2"] is not None])
+        said.append(f"{method} {np.average(known[:, 0], weights=known[:, 1]):.2f}" if len(known) else f"{method} none")
+    return ", ".join(said)
 
 
 def _gain(factors: list[float]) -> str:
