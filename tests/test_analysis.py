@@ -29,11 +29,11 @@ def frozen(array: np.ndarray) -> np.ndarray:
 
 
 def ring(level: float = 1.0, strength: float = STRENGTH) -> np.ndarray:
-    """Rate of a textured ring on a straight background, (y, x)."""
+    """Rate of a textured ring on a power law, (y, x)."""
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     radius, azimuth = np.hypot(y - CENTER[0], x - CENTER[1]), np.arctan2(y - CENTER[0], x - CENTER[1])
     angle = np.deg2rad(DIRECTION)
-    parameters = np.array([1.0, -0.01, 15.0, POSITION, np.log(WIDTH)])
+    parameters = np.array([1.0, -0.4, 15.0, POSITION, np.log(WIDTH)])
     texture = strength * np.array([np.cos(2 * angle), np.sin(2 * angle)])
     rate, _ = ring_model(radius.ravel(), azimuth.ravel(), 24.0)(np.concatenate([parameters, texture]))
     return frozen(level * rate.reshape(SHAPE))

@@ -44,7 +44,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Real and imaginary part of the second moment, and level, slope, area, position and log sigma of the peak.
+    """Real and imaginary part of the second moment, and level, exponent, area, position and log sigma of the peak.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ def from_counts(annulus: Annulus, observed: Observed) -> Estimate:
 
 
 def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:
-    """One Poisson fit to the raw counts of all pixels: a textured Gaussian ring on a straight background.
+    """One Poisson fit to the raw counts of all pixels: a textured Gaussian ring on a power law.
 
     The most that the counts can tell if the ring is of that form. Nothing is given where they refute it, in that the
     squared differences in cells of radius and azimuth sum up to `REFUTED` standard deviations too many. Few counts

@@ -80,16 +80,17 @@ def poisson_fit(
 
 
 def peak_model(radius: Values, middle: float) -> Model:
-    """A Gaussian on a straight background: level and slope at `middle`, area, position and log sigma, in pixels."""
-    offset = radius - middle
+    """A Gaussian on a power law: level at `middle`, exponent, and area, position and log sigma, in pixels."""
+    distance = np.log(np.maximum(radius, 0.5) / middle)
 
     def model(parameters: Values) -> tuple[Values, Values]:
-        level, slope, area, position, log_width = parameters
+        level, exponent, area, position, log_width = parameters
+        power = np.exp(np.clip(exponent * distance, -50, 50))
         width = np.exp(np.clip(log_width, -5, 12))
         u = (radius - position) / width
         bell = np.exp(-np.minimum(u**2, 1400) / 2) / (width * np.sqrt(2 * np.pi))
-        derivatives = [np.ones_like(radius), offset, bell, area * bell * u / width, area * bell * (u**2 - 1)]
-        return level + slope * offset + area * bell, np.stack(derivatives)
+        derivatives = [power, level * power * distance, bell, area * bell * u / width, area * bell * (u**2 - 1)]
+        return level * power + area * bell, np.stack(derivatives)
 
     return model
 
@@ -111,7 +112,7 @@ def ring_model(radius: Values, azimuth: Values, middle: float) -> Model:
         peak = parameters[2] * derivatives[2]
         # d log I0 / dp = I1/I0 p/strength, which is p/2 for small strength.
         mean = i1e(strength) / i0e(strength) / strength if strength > 1e-6 else 0.5
-        rate = parameters[0] + parameters[1] * derivatives[1] + peak
+        rate = parameters[0] * derivatives[0] + peak
         return rate, np.concatenate([derivatives, [peak * (cosine - mean * p), peak * (sine - mean * q)]])
 
     return model

@@ -26,28 +26,28 @@ def radial_profile(annulus: Annulus, intensity: Values, exposure: Values) -> tup
 
 
 def start_values(radius: Values, summed: Values, exposure: Values) -> Values:
-    """A guess at the peak: straight background from the ends of the profile, the peak where most rises above it."""
+    """A guess at the peak: a power law through the ends of the profile, the peak where most rises above it."""
     rate = summed / exposure
-    ends = max(2, len(rate) // 5)
-    low, high = (summed[part].sum() / exposure[part].sum() for part in (slice(None, ends), slice(-ends, None)))
-    middle, span = (radius[0] + radius[-1]) / 2, radius[-1] - radius[0]
-    slope = (high - low) / (span * (1 - ends / len(rate)))
-    level = (low + high) / 2
-    excess = rate - (level + slope * (radius - middle))
+    ends, middle, span = max(2, len(rate) // 5), (radius[0] + radius[-1]) / 2, radius[-1] - radius[0]
+    floor = 1e-3 * max(rate.mean(), 1e-9)
+    low, high = (
+        max(summed[part].sum() / exposure[part].sum(), floor) for part in (slice(None, ends), slice(-ends, None))
+    )
+    inner, outer = max(radius[:ends].mean(), 0.5), radius[-ends:].mean()
+    exponent = np.log(high / low) / np.log(outer / inner)
+    level = low * (middle / inner) ** exponent
+    excess = rate - level * (np.maximum(radius, 0.5) / middle) ** exponent
     width = max(span / 8, 1.0)
     kernel = np.exp(-((radius[:, None] - radius) ** 2) / (2 * width**2)) * exposure
     smooth = kernel @ excess / kernel.sum(axis=1)
     inside = slice(ends // 2, len(rate) - ends // 2)
     best = int(np.argmax(smooth[inside])) + inside.start
-    height = max(smooth[best], 0.05 * max(rate.mean(), 1e-9))
-    floor = 1e-3 * max(rate.mean(), 1e-9)
-    # Above zero everywhere, as the likelihood needs it.
-    tilt = float(np.clip(slope, -level / span, level / span)) if level > floor else 0.0
-    return np.array([max(level, floor), tilt, height * width * np.sqrt(2 * np.pi), radius[best], np.log(width)])
+    height = max(smooth[best], 50 * floor)
+    return np.array([level, exponent, height * width * np.sqrt(2 * np.pi), radius[best], np.log(width)])
 
 
 def peak_fit(radius: Values, summed: Values, exposure: Values, background: Values | None = None) -> Fit | None:
-    """Poisson fit of a Gaussian on a straight background to a radial profile; see `radial_profile`."""
+    """Poisson fit of a Gaussian on a power law to a radial profile; see `radial_profile`."""
     signal = summed if background is None else np.maximum(summed - background, 0)
     if len(radius) < 7 or signal.sum() <= 0:
         return None

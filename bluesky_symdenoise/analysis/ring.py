@@ -30,7 +30,7 @@ class Ring:
     Attributes
     ----------
     inner, outer
-        Radii in pixels; the peak lies between them, on a straight background.
+        Radii in pixels; the peak lies between them, on a power law.
     estimator
         ``counts``: second moment of the raw counts, whatever the texture, and a Poisson fit to their radial profile,
         whose area takes what gaps leave of a textured ring for all of it. ``likelihood``: one Poisson fit of a textured

@@ -78,18 +78,18 @@ def ring_of_the_fit(rng: np.random.Generator, level: float) -> tuple[Image, dict
     """A ring exactly as the likelihood fit assumes it: nothing can beat that fit here."""
     grid = _Polar.grid()
     texture = np.exp(rng.uniform(0.4, 1.0) * np.cos(2 * (grid.azimuth - rng.uniform(0, np.pi))))
-    background = np.maximum(1 - rng.uniform(0, 0.02) * (grid.radius - MIDDLE), 0.1)
+    background = (np.maximum(grid.radius, 5) / MIDDLE) ** -rng.uniform(0, 2)
     return _drawn(rng, level, background, texture)
 
 
 def ring_of_a_sample(rng: np.random.Generator, level: float) -> tuple[Image, dict[str, float]]:
-    """A ring as samples have it: sharper texture with a weaker crossed one, on a power law."""
+    """A ring as samples have it: sharper texture with a weaker crossed one, on a power law and a constant."""
     grid = _Polar.grid()
     away = grid.azimuth - rng.uniform(0, np.pi)
     sharp = np.exp(rng.uniform(2, 5) * (np.cos(2 * away) - 1))
     crossed = np.exp(8 * (np.cos(2 * (away - np.pi / 2)) - 1))
-    power = (np.maximum(grid.radius, 5) / MIDDLE) ** -rng.uniform(1.5, 3)
-    return _drawn(rng, level, power, 0.3 + sharp + rng.uniform(0.1, 0.4) * crossed)
+    background = 0.5 + 0.5 * (np.maximum(grid.radius, 5) / MIDDLE) ** -rng.uniform(1.5, 3)
+    return _drawn(rng, level, background, 0.3 + sharp + rng.uniform(0.1, 0.4) * crossed)
 
 
 def _drawn(rng: np.random.Generator, level: float, background: Image, texture: Image) -> tuple[Image, dict[str, float]]:
