@@ -22,7 +22,7 @@ _HOME = {
     "evict": "bluesky_symdenoise.acquisition.pixels",
     "materialize": "bluesky_symdenoise.acquisition.pixels",
     "raw_for": "bluesky_symdenoise.catalog.query",
-    "recompute": "bluesky_symdenoise.acquisition.replay",
+    "recompute": "bluesky_symdenoise.acquisition.again",
     "register": "bluesky_symdenoise.acquisition.register",
     "replay": "bluesky_symdenoise.acquisition.replay",
 }
@@ -30,6 +30,7 @@ _HOME = {
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
+    from bluesky_symdenoise.acquisition.again import recompute as recompute
     from bluesky_symdenoise.acquisition.beamline import Beamline as Beamline
     from bluesky_symdenoise.acquisition.callback import DenoiseCallback as DenoiseCallback
     from bluesky_symdenoise.acquisition.pixels import evict as evict
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.place import Place as Place
     from bluesky_symdenoise.acquisition.register import register as register
     from bluesky_symdenoise.acquisition.registering import RegisterCallback as RegisterCallback
-    from bluesky_symdenoise.acquisition.replay import recompute as recompute
     from bluesky_symdenoise.acquisition.replay import replay as replay
     from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as ThreadedDenoiseCallback
     from bluesky_symdenoise.catalog.align import aligned as aligned

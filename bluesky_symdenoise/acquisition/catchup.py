@@ -15,8 +15,9 @@ from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.claim import Claim
 from bluesky_symdenoise.acquisition.plan import Work
-from bluesky_symdenoise.acquisition.replay import NothingToDenoiseError, replay_with
+from bluesky_symdenoise.acquisition.replay import replay_with
 from bluesky_symdenoise.acquisition.spool import Spool
+from bluesky_symdenoise.acquisition.stored import NothingToDenoiseError, stored_run
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lock import HeldError
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -137,7 +138,8 @@ def finish(
 
     ok = True
     try:
-        replay_with(work, item.raw, older_than=older_than, finished_frame=count)
+        stored = stored_run(item.raw, columns=work.beamline.columns)
+        replay_with(work, stored, older_than=older_than, finished_frame=count)
     except HeldError:
         result = "left alone: a living process writes it"
     except NothingToDenoiseError:

@@ -14,6 +14,7 @@ from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun, BlueskyRunV3
 from bluesky_symdenoise.catalog.columns import SCALARS
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.recipe import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,9 +109,10 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
                 rule="it was not denoised",
                 remedy='the reason is among run.quality.attrs["failures"]',
             )
+        raw_frame = rows_of(self.start.get("provenance", {}).get("recipe", {}).get("frames"))[frame]
+        images = (self.raw[stream][key], raw_frame), (events[key], frame), (events[f"{key}_sigma"], frame)
         counts, intensity, sigma = (
-            np.asarray(image[frame : frame + 1]).reshape(-1, *image.shape[-2:])[0]
-            for image in (self.raw[stream][key], events[key], events[f"{key}_sigma"])
+            np.asarray(image[row : row + 1]).reshape(-1, *image.shape[-2:])[0] for image, row in images
         )
         center = (float(row["center_y"]), float(row["center_x"]))
         drawn = panels(

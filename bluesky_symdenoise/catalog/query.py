@@ -48,6 +48,8 @@ def denoised_for(
 ) -> BlueskyRun | list[BlueskyRun] | None:
     """The newest denoised run of a raw run, or None; with ``latest=False`` a list of all, newest first.
 
+    Runs of chosen frames, as `replay(..., frames=...)` makes them, do not stand for the whole: `find` has them.
+
     Parameters
     ----------
     client
@@ -196,14 +198,16 @@ def _full_uid(client: Container, uid: str) -> str | None:
 
 
 def _made_from(denoised: Container, raw_uid: str, model: str | None) -> list[BlueskyRun]:
-    """All denoised runs of a raw run, newest first."""
+    """All denoised runs of a whole raw run, newest first."""
     # In this order, because SQLite has no index for metadata and tests each run in it.
     made = denoised.search(Key("start.raw_uid") == raw_uid).search(SpecsQuery([SPEC]))
     if model is not None:
         made = _of_model(made, model)
     # A page of results would cost a second pass, for its length.
     uids = [one["value"] for one in made.distinct("start.uid")["metadata"]["start.uid"]]
-    return sorted((denoised[uid] for uid in uids), key=lambda run: run.start["time"], reverse=True)
+    runs = (denoised[uid] for uid in uids)
+    whole = (run for run in runs if not run.start.get("provenance", {}).get("recipe", {}).get("frames"))
+    return sorted(whole, key=lambda run: run.start["time"], reverse=True)
 
 
 def _of_model(runs: Container, model: str) -> Container:
