@@ -17,7 +17,7 @@ from bluesky_symdenoise.acquisition.claim import Claim
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.replay import replay_with
 from bluesky_symdenoise.acquisition.spool import Spool
-from bluesky_symdenoise.acquisition.stored import NothingToDenoiseError, stored_run
+from bluesky_symdenoise.acquisition.stored import NothingToDenoiseError, StoredRun, stored_run
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lock import HeldError
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -119,7 +119,21 @@ def finish(
     older_than: float | None = None,
     finished_frame: Callable[[str | None], None] = lambda _: None,
 ) -> Outcome:
-    """Finish one run; what goes wrong is in the outcome, only a server that is gone is raised.
+    """Finish one run; see `attempt`."""
+    stored = stored_run(item.raw, columns=work.beamline.columns)
+    return attempt(stored, work, was=item.state, older_than=older_than, finished_frame=finished_frame)
+
+
+def attempt(
+    run: StoredRun,
+    work: Work,
+    *,
+    was: str,
+    older_than: float | None = None,
+    force: bool = False,
+    finished_frame: Callable[[str | None], None] = lambda _: None,
+) -> Outcome:
+    """Replay one run; what goes wrong is in the outcome, only a server that is gone is raised.
 
     Raises
     ------
@@ -137,21 +151,21 @@ def finish(
         finished_frame(reason)
 
     ok = True
+    uid = run.start["uid"]
     try:
-        stored = stored_run(item.raw, columns=work.beamline.columns)
-        replay_with(work, stored, older_than=older_than, finished_frame=count)
+        replay_with(work, run, older_than=older_than, force=force, finished_frame=count)
     except HeldError:
         result = "left alone: a living process writes it"
     except NothingToDenoiseError:
         result = "no image that was asked for"
     except (SymDenoiseError, httpx.HTTPStatusError, OSError, RuntimeError, KeyError, ValueError) as error:
         ok, result = False, (str(error) or type(error).__name__).splitlines()[0]
-        log.error("run %s is not finished: %s", item.uid[:8], result, exc_info=log.isEnabledFor(logging.DEBUG))
+        log.error("run %s is not finished: %s", uid[:8], result, exc_info=log.isEnabledFor(logging.DEBUG))
     else:
         ok, result = not reasons, reasons[0] if reasons else "complete"
     return Outcome(
-        uid=item.uid,
-        state=item.state,
+        uid=uid,
+        state=was,
         result=result,
         ok=ok,
         frames=frames,

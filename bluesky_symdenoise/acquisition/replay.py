@@ -178,16 +178,20 @@ def derived_already(run: StoredRun, work: Work, claim: Claim) -> BlueskyRun | No
 
 def planned(run: StoredRun, work: Work, *, force: bool = False) -> Forecast:
     """What `replay_with` would do."""
-    uid = work.recipe.derived_uid(run.start["uid"])
+    was = state(run, work)
+    return forecast(
+        run, work, state=f"{COMPLETE}, to be made again" if force and was == COMPLETE else was, compressed=True
+    )
+
+
+def state(run: StoredRun, work: Work) -> str:
+    """What there is of the derived run, in words."""
+    uid = work.recipe.derived_uid(raw_only(run).start["uid"])
     if uid not in work.container:
-        state = "not denoised"
-    elif Claim(raw_stop=run.stop).stands(existing := work.container[uid]):
-        state = "complete, to be made again" if force else COMPLETE
-    elif existing.metadata.get("stop"):
-        state = "to be made again: frames failed or are missing"
-    else:
-        state = "interrupted: its finished rows are taken over"
-    return forecast(run, work, state=state, compressed=True)
+        return "not denoised"
+    if Claim(raw_stop=run.stop).stands(existing := work.container[uid]):
+        return COMPLETE
+    return "frames failed or are missing" if existing.metadata.get("stop") else "interrupted"
 
 
 def _assumed_stop(run: StoredRun, older_than: float | None) -> Document:

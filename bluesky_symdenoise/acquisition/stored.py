@@ -167,7 +167,7 @@ class TiledRun:
         every = [each for name in run for each in run[name].descriptors]
         first = {descriptor["name"]: descriptor for descriptor in reversed(every)}
         #: By the uid of their descriptors.
-        self.streams = {each["uid"]: StoredStream(run, each, columns) for each in first.values() }
+        self.streams = {each["uid"]: StoredStream(run, each, columns) for each in first.values()}
 
     def documents(self) -> Iterator[Named]:
         """Descriptors, then events by their time."""

@@ -43,6 +43,25 @@ def live(
 
 
 @bench.command()
+def replay(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    size: Annotated[list[int] | None, typer.Option(min=8, help="Pixels along each side; 256 and 1024.")] = None,
+    frames: Annotated[int, typer.Option(min=3, help="Frames of each run.")] = 100,
+    repeats: Annotated[int, typer.Option(min=1, help="Replays of each.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the denoiser.")] = 1,
+    memory_frames: Annotated[int, typer.Option(min=100, help="Frames over which memory is watched.")] = 2000,
+) -> None:
+    """How fast stored runs are denoised beside the denoiser alone, and how much memory that takes over a long run."""
+    from bluesky_symdenoise.bench.replay import Options, main
+
+    sizes = tuple(size or (256, 1024))
+    main(
+        Options(sizes=sizes, frames=frames, repeats=repeats, threads=threads, memory_frames=memory_frames),
+        json_path=json_path,
+    )
+
+
+@bench.command()
 def search(
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     directory: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
-    pass
+    from bluesky_symdenoise.acquisition.catchup import Outcome
 
 Uri = Annotated[str, typer.Argument(metavar="CATALOG_URI", help="Of the Tiled catalogue that holds RAW and DENOISED.")]
 Raw = Annotated[str, typer.Option(help="Container of the raw runs.")]
@@ -68,7 +69,6 @@ def catch_up(
     """
     from rich.console import Console
     from rich.progress import track
-    from rich.table import Table
 
     from bluesky_symdenoise.acquisition.catchup import finish, tidy, unfinished
     from bluesky_symdenoise.acquisition.delivery import send_spooled
@@ -82,7 +82,7 @@ def catch_up(
             client[denoised],
             activity="catch-up",
             denoiser=Denoiser.pretrained(model, device=device, threads=threads),
-            **_arguments(settings, given),
+            **arguments(settings, given),
         )
         check_server(work)
         seconds = None if older_than is None else older_than * 3600
@@ -92,7 +92,6 @@ def catch_up(
         found = list(
             unfinished(client[raw], work, since=None if since is None else since.timestamp(), older_than=seconds)
         )
-        console = Console()
         if dry_run:
             for item in found:
                 typer.echo(f"{item.uid}  {item.state}")
@@ -105,19 +104,27 @@ def catch_up(
             )
         ]
         tidy(work)
-        table = Table("raw run", "was", "frames", "failed", "s", "now")
-        for each in outcomes:
-            row = (each.uid[:8], each.state, str(each.frames), str(each.failed), f"{each.seconds:.1f}", each.result)
-            table.add_row(*row)
         if outcomes:
-            console.print(table)
+            show(outcomes)
         left = sum(not each.ok for each in outcomes)
         typer.echo(f"{len(outcomes) - left} of {len(outcomes)} runs caught up")
         if left:
             raise typer.Exit(1)
 
 
-def _arguments(settings: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+def show(outcomes: Sequence[Outcome]) -> None:
+    """Print what became of runs, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("raw run", "was", "frames", "failed", "s", "now")
+    for each in outcomes:
+        row = (each.uid[:8], each.state, str(each.frames), str(each.failed), f"{each.seconds:.1f}", each.result)
+        table.add_row(*row)
+    Console().print(table)
+
+
+def arguments(settings: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     """Those of a file, and before them those given on the command line."""
     from bluesky_symdenoise.acquisition.arguments import read_arguments
 
@@ -174,7 +181,7 @@ def watch(
             client[denoised],
             activity="watch",
             denoiser=Denoiser.pretrained(model, device=device, threads=threads),
-            **_arguments(settings, given),
+            **arguments(settings, given),
         )
         check_server(work)
         health = Health()
