@@ -282,6 +282,10 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             else:
                 images.look(image, event.columns)
 
+    def leave(self) -> None:
+        """Let go of the files before the end of the run."""
+        self._let_go()
+
     def _let_go(self) -> None:
         self.closed = True
         for stream in self._streams.values():

@@ -88,7 +88,7 @@ class RunDenoiser(RunReader):
 
     def leave(self) -> None:
         """Let go of the derived run without ending it: who takes it up next goes on with its rows."""
-        self._let_go()
+        super().leave()
         if self._derived is not None:
             self._derived.leave()
 
