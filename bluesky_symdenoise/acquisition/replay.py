@@ -212,11 +212,12 @@ def _assumed_stop(run: StoredRun, older_than: float | None) -> Document:
 @contextmanager
 def progress_bar(run: StoredRun, work: Work, wanted: bool | None) -> Iterator[Callable[[str | None], None]]:
     """A bar that counts images; what it yields is called after each."""
+    if not (_somebody_looks() if wanted is None else wanted):
+        yield lambda _: None
+        return
     from tqdm.auto import tqdm
 
-    shown = _somebody_looks() if wanted is None else wanted
-    total = run.images(work) if shown else None
-    with tqdm(total=total, disable=not shown, unit="image", desc=f"run {run.start['uid'][:8]}") as bar:
+    with tqdm(total=run.images(work), unit="image", desc=f"run {run.start['uid'][:8]}") as bar:
         yield lambda _: bar.update() and None
 
 
