@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from bluesky_symdenoise.acquisition.ahead import Ahead
 from bluesky_symdenoise.acquisition.beamline import Beamline
 from bluesky_symdenoise.acquisition.claim import Claim
 from bluesky_symdenoise.acquisition.databroker import tiled_run
@@ -20,7 +21,7 @@ from bluesky_symdenoise.acquisition.inmemory import denoised_when_read
 from bluesky_symdenoise.acquisition.outlet import straight_to_tiled
 from bluesky_symdenoise.acquisition.plan import Request, Work
 from bluesky_symdenoise.acquisition.run import RunDenoiser
-from bluesky_symdenoise.acquisition.stored import StoredRun, drive, raw_only, stored_run
+from bluesky_symdenoise.acquisition.stored import StoredRun, TiledRun, drive, raw_only, stored_run
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def replay_with(
         stop = _assumed_stop(run, older_than)
     pipeline = RunDenoiser(
         work,
-        source=run.frames,
+        source=(lambda descriptor: Ahead(run.frames(descriptor))) if isinstance(run, TiledRun) else run.frames,
         finished_frame=finished_frame,
         outlet=straight_to_tiled(claim, batch_size=BATCH),
     )
