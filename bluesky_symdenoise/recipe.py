@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
 
-#: Fields that stored recipes may lack.
-_YOUNGER = frozenset({"beamline", "frames"})
+#: Fields that stored recipes may lack, and those of lazy runs do lack.
+OPTIONAL = frozenset({"beamline", "frames"})
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Recipe:
         """As plain JSON values."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         # Younger than recipes that were stored without them, whose hash must stay.
-        return {key: value for key, value in values.items() if value is not None or key not in _YOUNGER}
+        return {key: value for key, value in values.items() if value is not None or key not in OPTIONAL}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
