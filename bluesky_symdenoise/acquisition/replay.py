@@ -123,7 +123,7 @@ def replay(
 
 def replay_with(
     work: Work,
-    run: BlueskyRun | StoredRun,
+    run: StoredRun,
     *,
     older_than: float | None = None,
     force: bool = False,

@@ -266,12 +266,16 @@ class GivenRun:
 
     def __init__(self, documents: Iterable[Any]) -> None:
         self._documents = iter(documents)
-        self.start: Document
-        name, self.start = next(self._documents, ("no document", {}))
+        first = next(self._documents, None)
+        if not (isinstance(first, tuple | list) and len(first) == 2 and first[0] == "start"):
+            raise SymDenoiseError(
+                f"{type(documents).__name__} that begins with {str(first)[:40]!r}",
+                rule="a run begins with its start document",
+                remedy="give all its (name, document) pairs",
+            )
+        self.start: Document = first[1]
         self.stop: Document | None = None
         self.last_seen: float | None = None
-        if name != "start":
-            raise SymDenoiseError(name, rule="a run begins with its start document", remedy="give all documents")
 
     def documents(self) -> Iterator[Named]:
         """As they were given; the stop document is kept in `stop`."""
