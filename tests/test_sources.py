@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from event_model import compose_run
+from servers import stopped_at_the_end
 
 from bluesky_symdenoise.acquisition.sources import KafkaSource, ZmqSource, packed, unpacked
 
@@ -73,31 +75,29 @@ class TestPacking:
             unpacked(pickle.dumps({"a": 1}))
 
 
+PROXY = """
+from bluesky.callbacks.zmq import Proxy
+
+proxy = Proxy(in_address="127.0.0.1", out_address="127.0.0.1")
+print(proxy.in_port, proxy.out_port, flush=True)
+proxy.start()
+"""
+
+
 @pytest.fixture
-def proxy() -> Iterator[Any]:
-    """A 0MQ proxy on free ports of 127.0.0.1; its thread ends with its sockets."""
-    proxy = zmq_callbacks.Proxy(in_address="127.0.0.1", out_address="127.0.0.1")
-
-    def forward() -> None:
-        try:
-            proxy.start()
-        except zmq_callbacks.zmq.ZMQError:
-            # Its context was destroyed: the way to end it.
-            return
-
-    thread = threading.Thread(target=forward, daemon=True)
-    thread.start()
-    yield proxy
-    proxy._context.destroy(linger=0)
-    thread.join(10)
+def proxy() -> Iterator[list[str]]:
+    """Addresses of a 0MQ proxy's in and out ports, free ones of 127.0.0.1."""
+    process = subprocess.Popen([sys.executable, "-c", PROXY], stdout=subprocess.PIPE)
+    with stopped_at_the_end(process), process.stdout as said:  # type: ignore[union-attr]
+        yield said.readline().decode().split()
 
 
-def test_zmq_documents_pass_and_pickles_do_not(proxy: Any) -> None:
-    out = proxy.out_port
-    source = ZmqSource(out if isinstance(out, str) else f"127.0.0.1:{out}")
-    good = zmq_callbacks.Publisher(proxy.in_port, serializer=packed)
+def test_zmq_documents_pass_and_pickles_do_not(proxy: list[str]) -> None:
+    into, out = proxy
+    source = ZmqSource(out)
+    good = zmq_callbacks.Publisher(into, serializer=packed)
     # Pickled by the serializer: the publisher's own deep copy would set the bomb off here.
-    bad = zmq_callbacks.Publisher(proxy.in_port, serializer=lambda doc: pickle.dumps({"uid": Bomb()}))
+    bad = zmq_callbacks.Publisher(into, serializer=lambda doc: pickle.dumps({"uid": Bomb()}))
     # A subscription takes a moment to reach the publishers; what they send before is dropped.
     time.sleep(1)
     documents = run_documents()

@@ -110,6 +110,10 @@ class Images:
             # Its own row would be NaN; it decides nothing for others.
             log.debug("an image of %s decides nothing: %s", self._key, error)
 
+    def decide(self, symmetry: Symmetry) -> None:
+        """Let this be the group of all images."""
+        self._symmetry = symmetry
+
     def takes_over(self, row: Row, data: Mapping[str, Any]) -> bool:
         """Whether a row that an earlier writer made of this image has the symmetry that it would be given now."""
         y, x = row.scalars["center_y"], row.scalars["center_x"]

@@ -123,7 +123,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
     def stream_resource(self, doc: Document) -> None:
         """Keep the reference; which stream it belongs to is known with its first stream_datum."""
-        if any(doc["data_key"] in stream.keys for stream in self._streams.values()):
+        streams = (stream for stream in self._streams.values() if doc["data_key"] in stream.keys)
+        if any(isinstance(stream.frames, AnnouncedFrames) for stream in streams):
             self._file(doc["uri"])
         self._resources[doc["uid"]] = doc
 

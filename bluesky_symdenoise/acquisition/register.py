@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time as clock
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from bluesky_symdenoise.acquisition.reader import Event, Stream
 from bluesky_symdenoise.acquisition.replay import derived_already
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.acquisition.stored import TiledRun, drive
-from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.catalog.columns import SCALARS, computed_when_read
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lazy import LazyImage
 from bluesky_symdenoise.catalog.lazyrun import PENDING, LazyKey, LazyRun, write_pending
@@ -38,6 +39,8 @@ from bluesky_symdenoise.recipe import Recipe
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
     from tiled.client.container import Container
+
+log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
@@ -61,7 +64,8 @@ def register(
     (``counts_in``, ``counts_out``, ``ms``): these are NaN until `bluesky_symdenoise.materialize` stores the pixels.
     Frames are read here up to the first that has counts, which decides the symmetry; that one is also read through
     the server, and a run that the server cannot serve is not left behind. A derived run of the same recipe, lazy or
-    not, is returned as it is. Parameters after `into` are those of `bluesky_symdenoise.DenoiseCallback`.
+    not, is returned as it is, and one that stores its pixels is logged.
+    Parameters after `into` are those of `bluesky_symdenoise.DenoiseCallback`.
 
     Parameters
     ----------
@@ -97,6 +101,9 @@ def register(
     stored = TiledRun(run, work.beamline.columns)
     existing = derived_already(stored, work, claim)
     if existing is not None:
+        if not computed_when_read(existing.metadata["stop"]):
+            uid = existing.start["uid"]
+            log.warning("derived run %s is stored already and stays so; `symdenoise evict` makes it lazy", uid)
         return existing
     if claim.raw_stop is None:
         raise SymDenoiseError(
@@ -170,6 +177,10 @@ class _Registering(RunDenoiser):
                     resolved,
                 )
         super().descriptor(doc)
+        for key in keys:
+            _, resolved = self.plan[doc["name"], key]
+            if resolved.first < resolved.rows:
+                self._streams[doc["name"]].images[key].decide(resolved.symmetry)
 
     def _finish(self, stream: Stream, time: float) -> None:
         """Write the scalars that are not known yet beside the events."""

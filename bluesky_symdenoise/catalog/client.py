@@ -8,10 +8,13 @@ from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun, BlueskyRunV3
+from numpy.typing import NDArray
+from tiled.client.utils import ClientError
 
-from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.catalog.columns import SCALARS, computed_when_read
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import rows_of
@@ -87,7 +90,7 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
         Raises
         ------
         SymDenoiseError
-            If there is no such frame, or if it was not denoised.
+            If there is no such frame, if it was not denoised, or if the server cannot read it.
         """
         from bluesky_symdenoise.catalog.picture import panel_figure, panels
         from bluesky_symdenoise.physics.frame import sentinel_mask
@@ -111,9 +114,7 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
             )
         raw_frame = rows_of(self.start.get("provenance", {}).get("recipe", {}).get("frames"))[frame]
         images = (self.raw[stream][key], raw_frame), (events[key], frame), (events[f"{key}_sigma"], frame)
-        counts, intensity, sigma = (
-            np.asarray(image[row : row + 1]).reshape(-1, *image.shape[-2:])[0] for image, row in images
-        )
+        counts, intensity, sigma = (_frame(image, row) for image, row in images)
         center = (float(row["center_y"]), float(row["center_x"]))
         drawn = panels(
             counts,
@@ -142,6 +143,18 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
         )
 
 
+def _frame(image: Any, number: int) -> NDArray[Any]:
+    try:
+        rows = np.asarray(image[number : number + 1])
+    except (ClientError, httpx.HTTPError) as error:
+        raise SymDenoiseError(
+            f"frame {number} of {'/'.join(image.path_parts)}",
+            rule=f"the server cannot read it ({(str(error) or type(error).__name__).splitlines()[0]})",
+            remedy="see whether its file is still where it was, and the server's log",
+        ) from error
+    return rows.reshape(-1, *image.shape[-2:])[0]
+
+
 def _figures(stream: str, key: str, events: Any) -> pd.DataFrame:
     import pandas as pd
 
@@ -160,7 +173,8 @@ def _summary(start: Mapping[str, Any], stop: Mapping[str, Any], uri: str) -> dic
     """Name and HTML of each line that describes a run."""
     made = start.get("provenance", {})
     recipe, model, ended = made.get("recipe", {}), made.get("model", {}), stop.get("provenance", {})
-    raw_uri = "/".join([*uri.split("/")[:-2], "raw", start["raw_uid"]])
+    # Where Tiled's web interface shows the raw run.
+    raw_uri = "/".join([*uri.replace("/api/v1/metadata/", "/ui/browse/", 1).split("/")[:-2], "raw", start["raw_uid"]])
     raw = f"<code>{escape(start['raw_uid'])}</code>"
     if raw_uri.startswith(("http://", "https://")):
         raw = f'<a href="{escape(raw_uri)}">{raw}</a>'
@@ -169,9 +183,8 @@ def _summary(start: Mapping[str, Any], stop: Mapping[str, Any], uri: str) -> dic
     if not stop:
         status = "not finished"
     else:
-        status = (
-            f"{ended.get('frames', 0) - failed} frames denoised, {failed} failed; exit status {stop['exit_status']}"
-        )
+        done = "frames, denoised when they are read" if computed_when_read(stop) else "frames denoised"
+        status = f"{ended.get('frames', 0) - failed} {done}, {failed} failed; exit status {stop['exit_status']}"
     lines = {
         "raw run": raw,
         "made": escape(datetime.fromtimestamp(start["time"]).astimezone().isoformat(sep=" ", timespec="minutes")),

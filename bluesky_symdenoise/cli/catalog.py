@@ -23,16 +23,17 @@ def opened(uri: str, *, raw: str = "raw", denoised: str = "denoised") -> Iterato
     """
     import httpx
     from tiled.client import from_uri
+    from tiled.client.context import CannotPrompt
     from tiled.client.utils import ClientError
 
     try:
         client = from_uri(uri)
         missing = {raw, denoised} - set(client)
-    except (ClientError, httpx.HTTPError, ValueError) as error:
+    except (ClientError, httpx.HTTPError, CannotPrompt, RuntimeError, ValueError) as error:
         raise SymDenoiseError(
             uri,
             rule=f"the catalogue cannot be opened ({(str(error) or type(error).__name__).splitlines()[0]})",
-            remedy="check the URL, that the server runs, and the API key in TILED_API_KEY",
+            remedy="check the URL and that the server runs, and set TILED_API_KEY",
         ) from error
     with closing(client.context.http_client):
         if missing:
