@@ -122,5 +122,8 @@ def train(
 ) -> None:
     """Train a denoiser from a recipe; stop it and start it again as you like."""
     from bluesky_symdenoise.training.fit import TrainConfig, fit
+    from bluesky_symdenoise.training.pairs import real_frames
 
-    typer.echo(fit(TrainConfig.read(config), output=output, data=data, initial=initial, device=device))
+    recipe = TrainConfig.read(config)
+    real = [] if data is None else real_frames(data)
+    typer.echo(fit(recipe, output=output, real=real, initial=initial, device=device))

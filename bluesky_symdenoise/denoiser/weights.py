@@ -39,6 +39,42 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def encode(net: PriorNet) -> bytes:
+    """A network as the bytes of a safetensors file, architecture in its header; `decode` is the inverse."""
+    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    # One entry: safetensors writes several in random order, and the same weights would have many sha256.
+    return save(state, metadata={"architecture": json.dumps(net.architecture.to_dict())})
+
+
+def decode(content: bytes) -> PriorNet:
+    """The network in the bytes of a safetensors file, ready for use.
+
+    Raises
+    ------
+    SymDenoiseError
+        If they are no weights of ours: another format, other tensors, or values that are not finite.
+    """
+    try:
+        state = load(content)
+        architecture = Architecture.from_dict(json.loads(_header(content)["architecture"]))
+        # Shapes first, without memory: a header may claim a network of any size.
+        with torch.device("meta"):
+            claimed = {name: (value.shape, value.dtype) for name, value in PriorNet(architecture).state_dict().items()}
+        if claimed != {name: (value.shape, value.dtype) for name, value in state.items()}:
+            raise ValueError("its tensors are not those of its architecture")
+        if not all(bool(value.isfinite().all()) for value in state.values()):
+            raise ValueError("some of its weights are not finite")
+        net = PriorNet(architecture)
+        net.load_state_dict(state)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise SymDenoiseError(
+            "a safetensors file", rule=f"it is no model of ours ({error})", remedy="take one that this package wrote"
+        ) from error
+    net.requires_grad_(False).eval()
+    torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
+    return net
+
+
 def save_weights(net: PriorNet, folder: Path, *, name: str, version: str, training: dict[str, Any]) -> Path:
     """Write ``folder/name.safetensors``, architecture in its header, and ``name.json`` with sha256 and training.
 
@@ -47,9 +83,7 @@ def save_weights(net: PriorNet, folder: Path, *, name: str, version: str, traini
     Path
         The safetensors file.
     """
-    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    # One entry: safetensors writes several in random order, and the same weights would have many sha256.
-    content = save(state, metadata={"architecture": json.dumps(net.architecture.to_dict())})
+    content = encode(net)
     path = folder / f"{name}.safetensors"
     path.write_bytes(content)
     described = {"name": name, "version": version, "sha256": sha256_of(content), "training": training}

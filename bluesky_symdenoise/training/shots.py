@@ -1,0 +1,151 @@
+"""Frames of somebody's own run as training cases: split photons, repeated exposures, a better exposed reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.physics.fold import gated_mates, pair_statistics
+from bluesky_symdenoise.physics.frame import Frame, sentinel_mask
+from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.training.pairs import Sample
+
+#: Share of a frame's photons that the network gets, the rest being its target: uniform between these.
+SHARES = (0.3, 0.9)
+#: How often the network sees the symmetry mates of a frame that has a symmetry.
+MATES_SHARE = 0.7
+#: Two exposures show one scene if no test of equal rates exceeds this many standard deviations.
+SCENE_Z = 3.0
+#: Sides of the blocks of these tests, in pixels.
+SCENE_BLOCKS = (2, 8, 32)
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """One frame, and what it may be compared with.
+
+    Attributes
+    ----------
+    counts
+        (y, x) as the detector gave them.
+    mask
+        (y, x), True = bad; the detector's own codes are masked in any case.
+    symmetry
+        Point group with its centre, as it will be used when the run is denoised.
+    target
+        (y, x) independent counts of the same scene, or None: then the frame's own photons are split in two.
+    exposure
+        Of the target, in units of the frame's.
+    """
+
+    counts: NDArray[Any]
+    mask: NDArray[np.bool_]
+    symmetry: Symmetry = Symmetry()
+    target: NDArray[Any] | None = None
+    exposure: float = 1.0
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """(y, x), True where a count was measured, in the target too."""
+        good = ~(self.mask | sentinel_mask(self.counts))
+        return good if self.target is None else good & ~sentinel_mask(self.target)
+
+    @property
+    def mean(self) -> float:
+        """Counts per measured pixel."""
+        good = self.good
+        return float(self.counts[good].mean(dtype=np.float64)) if good.any() else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Counts to denoise and independent ones to be foretold at ``exposure`` times theirs; (y, x) float64, 0 if bad."""
+
+    counts: NDArray[np.float64]
+    target: NDArray[np.float64]
+    good: NDArray[np.bool_]
+    exposure: float
+
+
+def evidence(rng: np.random.Generator, shot: Shot, share: float) -> Evidence:
+    """A shot and its target; of one without, each photon goes to the input with probability ``share``.
+
+    Halves of a Poisson count are independent, and so no network can learn to copy one to the other.
+    """
+    good = shot.good
+    counts = np.where(good, shot.counts, 0).astype(np.int64)
+    if shot.target is not None:
+        target = np.where(good, shot.target, 0).astype(np.float64)
+        return Evidence(counts.astype(np.float64), target, good, shot.exposure)
+    own = rng.binomial(counts, share)
+    return Evidence(own.astype(np.float64), (counts - own).astype(np.float64), good, (1 - share) / share)
+
+
+def crops(rng: np.random.Generator, shot: Shot, *, size: int, number: int) -> Iterator[Sample]:
+    """Training cases of one shot, turned and mirrored at random.
+
+    The target is never a symmetry mate: the network would learn to believe the symmetry. Mates are evidence, folded and
+    gated from the input's photons as in use, and the pixel's own photons say how far they may be trusted.
+    """
+    found = evidence(rng, shot, rng.uniform(*SHARES))
+    exposure = found.good.astype(np.float64)
+    mates = gated_mates(
+        Frame(found.counts, exposure, 1.0), shot.symmetry if rng.uniform() < MATES_SHARE else Symmetry()
+    )
+    knowable = found.good | (mates.exposure > 0)
+    whole = np.stack(
+        [
+            found.counts,
+            exposure,
+            mates.counts,
+            mates.exposure,
+            found.target * knowable,
+            found.exposure * (exposure * knowable),
+        ]
+    ).astype(np.float32)
+    _, height, width = whole.shape
+    for _ in range(number):
+        y0, x0 = rng.integers(0, max(1, height - size + 1)), rng.integers(0, max(1, width - size + 1))
+        crop = np.rot90(whole[:, y0 : y0 + size, x0 : x0 + size], int(rng.integers(4)), axes=(1, 2))
+        crop = crop[:, ::-1] if rng.uniform() < 0.5 else crop
+        yield Sample(*np.pad(crop, [(0, 0), *((0, size - side) for side in crop.shape[1:])]))
+
+
+def same_scene(one: Shot, other: Shot) -> float | None:
+    """The exposure of the other shot in units of the first one's if they may show one scene, else None.
+
+    Given the sum of each pixel's or block's counts, its split between the two is binomial: chi squared of pixels, and the
+    squared differences of blocks, must not exceed their expectation by three standard deviations.
+    """
+    if one.counts.shape != other.counts.shape:
+        return None
+    good = one.good & other.good
+    a, b = (np.where(good, shot.counts, 0).astype(np.float64) for shot in (one, other))
+    if not (a.sum() and b.sum()):
+        return None
+    ratio = float(b.sum() / a.sum())
+    first, second = Frame(a, good.astype(np.float64), 1.0), Frame(b, good * ratio, 1.0)
+    _, _, chi, chi_variance = pair_statistics(first, second, block=1)
+    tests = [chi.sum() / np.sqrt(max(chi_variance.sum(), 1.0))]
+    for block in SCENE_BLOCKS:
+        difference, variance, _, _ = pair_statistics(first, second, block=block)
+        told = variance >= 1
+        # A squared standardised difference of counts has variance 2 and a little more: 1/V at most.
+        spread = (2 + 1 / variance[told]).sum()
+        tests.append((difference[told] ** 2 / variance[told] - 1).sum() / np.sqrt(max(spread, 1.0)))
+    return ratio if max(tests) < SCENE_Z else None
+
+
+def with_repeats(shots: Sequence[Shot]) -> list[Shot]:
+    """The shots; those without a target get their neighbour in the list as one, where it repeats the scene."""
+    out = list(shots)
+    for i, (one, other) in enumerate(zip(shots, shots[1:], strict=False)):
+        ratio = same_scene(one, other) if one.target is None and other.target is None else None
+        if ratio is not None:
+            out[i] = replace(one, target=other.counts, exposure=ratio)
+            out[i + 1] = replace(other, target=one.counts, exposure=1 / ratio)
+    return out

@@ -1,0 +1,188 @@
+"""Tuning a model to somebody's own frames; figures on frames that it was not tuned on say whether that was any good."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.denoiser.network import PriorNet
+from bluesky_symdenoise.denoiser.weights import Model, decode, encode, sha256_of
+from bluesky_symdenoise.training.fit import Descent, TrainConfig, scheduled_rate
+from bluesky_symdenoise.training.pairs import simulated_sample
+from bluesky_symdenoise.training.scores import LEVELS, Paired, false_features, held_out_losses
+from bluesky_symdenoise.training.shots import Shot, crops, with_repeats
+
+#: How a model is tuned: few, small steps, and a third of what it sees is simulated, much of that without peaks.
+TUNING = TrainConfig(
+    name="",
+    version="1",
+    steps=500,
+    batch=9,
+    crop=128,
+    learning_rate=2e-4,
+    warmup=25,
+    real_share=0.67,
+    shadow_share=0.2,
+    peakless_share=0.4,
+)
+#: Frames that one batch draws its crops from.
+FRAMES_PER_BATCH = 2
+#: Batches that are made ahead.
+AHEAD = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """A tuned model with its figures.
+
+    Attributes
+    ----------
+    model, content
+        The network with its identity, and the same as the bytes of a safetensors file.
+    loss
+        Held-out negative log-likelihood, nat per pixel, on frames that were not tuned on.
+    features
+        False features per megapixel of simulated frames without peaks.
+    steps, seconds
+        Of the tuning itself.
+    in_time
+        Whether all steps were done: if not, another run need not give the same weights.
+    repeats
+        How many frames to tune on had a repeat of their scene.
+    """
+
+    model: Model
+    content: bytes
+    loss: Paired
+    features: Paired
+    steps: int
+    seconds: float
+    in_time: bool
+    repeats: int
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it foretells held-out counts better than its parent, beyond noise, and invents no more."""
+        return self.loss.better and not self.features.worse
+
+    def figures(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "held_out_loss": self.loss.to_dict(),
+            "false_features_per_megapixel": self.features.to_dict(),
+            "steps": self.steps,
+            "seconds": round(self.seconds, 1),
+            "all_steps": self.in_time,
+            "repeats": self.repeats,
+        }
+
+
+def tune(
+    parent: Denoiser,
+    shots: Sequence[Shot],
+    held_out: Sequence[Shot],
+    *,
+    config: TrainConfig = TUNING,
+    seconds: float,
+    progress: bool = True,
+) -> Tuned:
+    """Tune a copy of the parent's network to shots, and compare the two on shots that it was not tuned on.
+
+    Parameters
+    ----------
+    shots, held_out
+        To tune on and to score on, two at least.
+    config
+        How; its name is the tuned model's. Seeded: the same frames and threads give the same weights, unless time was
+        short.
+    seconds
+        For all of it; the number of steps is cut where it would take longer.
+    """
+    begun = time.monotonic()
+    levels = sorted({*LEVELS, float(np.clip(np.mean([shot.mean for shot in held_out]), 0.02, 100.0))})
+
+    def figures(denoiser: Denoiser) -> tuple[Any, Any]:
+        return (
+            held_out_losses(denoiser, held_out, seed=config.seed),
+            false_features(denoiser, seed=config.seed, levels=levels),
+        )
+
+    of_parent = figures(parent)
+    scoring = time.monotonic() - begun
+    paired = with_repeats(shots)
+    repeats = sum(shot.target is not None for shot in paired) - sum(shot.target is not None for shot in shots)
+    net = PriorNet(parent.model.net.architecture).to(parent.device)
+    net.load_state_dict(parent.model.net.state_dict())
+    descent = Descent(net, learning_rate=config.learning_rate, bfloat16=config.bfloat16)
+    torch.set_num_threads(parent.threads)
+    started = time.monotonic()
+    # Scoring the tuned model takes as long as its parent took, on a machine that may be busier by then.
+    allowed = max(0.0, seconds - (started - begun) - 1.5 * scoring)
+    steps = 0
+    bar = tqdm(total=config.steps, unit="step", desc="tuning", mininterval=1, disable=not progress)
+    with bar:
+        for batch in _prefetched(config, paired):
+            past = (time.monotonic() - started) / allowed if allowed else 1.0
+            if past >= 1:
+                break
+            descent.step(steps, batch, scheduled_rate(config, max(steps, past * config.steps)))
+            steps += 1
+            bar.update()
+    spent = time.monotonic() - started
+    content = encode(descent.average)
+    model = Model(decode(content), config.name, config.version, sha256_of(content))
+    tuned = Denoiser(model, device=str(parent.device), threads=parent.threads)
+    of_tuned = figures(tuned)
+    return Tuned(
+        model=model,
+        content=content,
+        loss=Paired.of(of_parent[0], of_tuned[0]),
+        features=Paired.of(of_parent[1], of_tuned[1]),
+        steps=steps,
+        seconds=spent,
+        in_time=steps == config.steps,
+        repeats=repeats,
+    )
+
+
+def halves(shots: Sequence[Shot], *, held_out: int, seed: int) -> tuple[list[Shot], list[Shot]]:
+    """The shots to tune on and ``held_out`` others to score on, drawn at random, each in their order."""
+    drawn = set(np.random.default_rng([seed, len(shots)]).permutation(len(shots))[:held_out].tolist())
+    return [s for i, s in enumerate(shots) if i not in drawn], [s for i, s in enumerate(shots) if i in drawn]
+
+
+def _batch(config: TrainConfig, shots: Sequence[Shot], step: int) -> Tensor:
+    """The batch of a step: it depends on the seed and the step alone."""
+    rng = np.random.default_rng([config.seed, step])
+    real = round(config.batch * config.real_share)
+    chosen = rng.integers(len(shots), size=min(FRAMES_PER_BATCH, real))
+    samples = []
+    for index, number in zip(chosen, np.bincount(np.arange(real) % max(1, len(chosen))), strict=False):
+        samples += list(crops(rng, shots[index], size=config.crop, number=int(number)))
+    while len(samples) < config.batch:
+        samples.append(simulated_sample(rng, config.crop, config.shadow_share, config.peakless_share))
+    return torch.from_numpy(np.stack([sample.stacked() for sample in samples]))
+
+
+def _prefetched(config: TrainConfig, shots: Sequence[Shot]) -> Iterator[Tensor]:
+    """All batches in order, made in another thread while the network computes: a fork would copy a server's locks."""
+    with ThreadPoolExecutor(1, thread_name_prefix="symdenoise-batches") as pool:
+        waiting: deque[Future[Tensor]] = deque()
+        try:
+            for step in range(config.steps + AHEAD):
+                if step < config.steps:
+                    waiting.append(pool.submit(_batch, config, shots, step))
+                if step >= AHEAD:
+                    yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
