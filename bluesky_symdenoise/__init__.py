@@ -14,6 +14,7 @@ _HOME = {
     "aligned": "bluesky_symdenoise.catalog.align",
     "denoised_for": "bluesky_symdenoise.catalog.query",
     "embedded_catalog": "bluesky_symdenoise.catalog.serve",
+    "finetune": "bluesky_symdenoise.acquisition.finetune",
     "find": "bluesky_symdenoise.catalog.query",
     "evict": "bluesky_symdenoise.acquisition.pixels",
     "materialize": "bluesky_symdenoise.acquisition.pixels",
@@ -27,6 +28,7 @@ __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.callback import DenoiseCallback as DenoiseCallback
+    from bluesky_symdenoise.acquisition.finetune import finetune as finetune
     from bluesky_symdenoise.acquisition.pixels import evict as evict
     from bluesky_symdenoise.acquisition.pixels import materialize as materialize
     from bluesky_symdenoise.acquisition.register import register as register

@@ -16,6 +16,7 @@ from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.catalog.row import Row, denoised_row
 from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
+from bluesky_symdenoise.denoiser.weights import load_recorded
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe, array_sha256
@@ -222,8 +223,8 @@ def recompute(
 def recorded_denoiser(run: BlueskyRun) -> Denoiser:
     """The model that the provenance of a derived run names, with its device and thread count."""
     provenance: Document = dict(run.start["provenance"])
-    return Denoiser.pretrained(
-        provenance["model"]["name"],
+    return Denoiser(
+        load_recorded(provenance["model"]["name"], provenance["model"]["sha256"]),
         device="cpu" if provenance["environment"]["device"] == "cpu" else "auto",
         threads=provenance["environment"]["threads"],
     )

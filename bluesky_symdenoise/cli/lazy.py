@@ -37,9 +37,9 @@ def register(
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     denoiser = Denoiser.pretrained(model, threads=threads)
-    with _opened(catalog) as client:
+    with opened(catalog) as client:
         for uid in runs:
-            raw = _run(client, "raw", uid)
+            raw = run_named(client, "raw", uid)
             made = register_run(raw, client["denoised"], denoiser=denoiser, symmetry=symmetry, beam_center=beam_center)
             typer.echo(f"{uid}: {made.start['uid']}")
 
@@ -49,9 +49,9 @@ def evict(catalog: Catalog, runs: Runs) -> None:
     """Delete the stored pixels of denoised RUNs, after checking that they can be computed again bit for bit."""
     from bluesky_symdenoise.acquisition.pixels import evict as evict_run
 
-    with _opened(catalog) as client:
+    with opened(catalog) as client:
         for uid in runs:
-            typer.echo(f"{uid}: {evict_run(_run(client, 'denoised', uid))} bytes freed")
+            typer.echo(f"{uid}: {evict_run(run_named(client, 'denoised', uid))} bytes freed")
 
 
 @app.command()
@@ -59,13 +59,14 @@ def materialize(catalog: Catalog, runs: Runs) -> None:
     """Compute and store the pixels of lazy denoised RUNs: the inverse of evict."""
     from bluesky_symdenoise.acquisition.pixels import materialize as materialize_run
 
-    with _opened(catalog) as client:
+    with opened(catalog) as client:
         for uid in runs:
-            typer.echo(f"{uid}: {materialize_run(_run(client, 'denoised', uid))} bytes written")
+            typer.echo(f"{uid}: {materialize_run(run_named(client, 'denoised', uid))} bytes written")
 
 
 @contextmanager
-def _opened(uri: str) -> Iterator[Container]:
+def opened(uri: str) -> Iterator[Container]:
+    """A client of a catalogue's root while the context lasts."""
     import httpx
     from tiled.client import from_uri
     from tiled.client.utils import ClientError
@@ -87,7 +88,8 @@ def _opened(uri: str) -> Iterator[Container]:
         yield client
 
 
-def _run(client: Container, part: str, uid: str) -> Any:
+def run_named(client: Container, part: str, uid: str) -> Any:
+    """The one run in ``raw`` or ``denoised`` whose uid is this or begins so."""
     from bluesky_tiled_plugins.queries import PartialUID
 
     if uid in client[part]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from bluesky_symdenoise.denoiser import registry
 from bluesky_symdenoise.denoiser.network import Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: The model used where none is named.
 DEFAULT_MODEL = "fast"
+#: Bytes of a file that is taken for a model: many times the size of ours.
+LARGEST = 2**30
+_REMEDY = "install the package again, import the model again, or write the file again with `symdenoise train`"
 
 
 @dataclass(frozen=True)
@@ -91,19 +94,8 @@ def save_weights(net: PriorNet, folder: Path, *, name: str, version: str, traini
     return path
 
 
-def available() -> list[str]:
-    """Names of the models in the package."""
-    return sorted(
-        entry.name.removesuffix(".safetensors") for entry in _shipped().iterdir() if entry.name.endswith(".safetensors")
-    )
-
-
-def _shipped() -> Any:
-    return files("bluesky_symdenoise.denoiser") / "models"
-
-
 def load_model(name: str | Path | None = None) -> Model:
-    """A model of the package by name, or one written by `save_weights` by the path of its safetensors file.
+    """A model by name, of the package or of the registry, or one in a safetensors file by its path.
 
     Raises
     ------
@@ -111,45 +103,80 @@ def load_model(name: str | Path | None = None) -> Model:
         If there is none of that name, the file is damaged, or its sha256 is not the one recorded beside it.
     """
     if name is None or (isinstance(name, str) and not name.endswith(".safetensors")):
-        wanted = name or DEFAULT_MODEL
-        if wanted not in available():
-            raise SymDenoiseError(
-                f"model {wanted!r}",
-                rule=f"the package has {', '.join(available()) or 'none'}",
-                remedy="choose one of these, or give the path of a .safetensors file",
-            )
-        source: Any = _shipped() / f"{wanted}.safetensors"
-        record: Any = _shipped() / f"{wanted}.json"
-    else:
-        source, record = Path(name), Path(name).with_suffix(".json")
-    remedy = "install the package again, or write the file again with `symdenoise train`"
+        return load_entry(registry.entry(name or DEFAULT_MODEL))
+    path = Path(name)
+    content, record = _checked(path, path.with_suffix(".json"))
+    return _model(path, content, record)
+
+
+def load_entry(entry: registry.Entry) -> Model:
+    """A model of the package or of the registry; raises as `load_model` does."""
+    content, record = _checked(entry.weights, entry.weights.parent / f"{entry.name}.json")
+    return _model(entry.weights, content, record)
+
+
+def load_recorded(name: str, sha256: str) -> Model:
+    """The model that a run was made with, by the sha256 of its weights, whatever it is called here.
+
+    Raises
+    ------
+    SymDenoiseError
+        If this computer has none with that sha256.
+    """
+    return load_entry(registry.entry_by_sha256(name, sha256))
+
+
+def import_model(path: Path, *, name: str | None = None) -> registry.Entry:
+    """Take a model that `symdenoise models export` or `symdenoise train` wrote into the registry.
+
+    Nothing in the files is run: weights are safetensors, of an architecture of ours, and their sha256 is the recorded
+    one.
+
+    Parameters
+    ----------
+    path
+        The safetensors file; its record (.json) lies beside it, and perhaps a card (.md).
+    name
+        By default the one in the record.
+    """
+    if path.suffix != ".safetensors":
+        raise SymDenoiseError(
+            f"file {path}", rule="models are imported from .safetensors files only", remedy="give an exported model"
+        )
+    if path.is_file() and path.stat().st_size > LARGEST:
+        raise SymDenoiseError(
+            f"file {path}", rule=f"it has more than {LARGEST} bytes", remedy="give an exported model, they are small"
+        )
+    content, record = _checked(path, path.with_suffix(".json"))
+    _model(path, content, record)
+    card = path.with_suffix(".md")
+    text = card.read_text() if card.is_file() else f"# Model card: {record['name']}, version {record['version']}\n"
+    return registry.add(name or record["name"], content, record, text)
+
+
+def _checked(source: Any, record: Any) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a file of weights and their record, if the record has their sha256."""
     try:
         content, described = source.read_bytes(), json.loads(record.read_text())
-        recorded, name, version = (str(described[key]) for key in ("sha256", "name", "version"))
+        recorded, *_ = (str(described[key]) for key in ("sha256", "name", "version"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SymDenoiseError(f"model {source}", rule=f"it cannot be read ({error})", remedy=remedy) from error
+        raise SymDenoiseError(f"model {source}", rule=f"it cannot be read ({error})", remedy=_REMEDY) from error
     digest = sha256_of(content)
     if digest != recorded:
         raise SymDenoiseError(
             f"model {source} with sha256 {digest[:12]}",
             rule=f"{record.name} records {recorded[:12]}: the file is damaged or was exchanged",
-            remedy=remedy,
+            remedy=_REMEDY,
         )
+    return content, dict(described)
+
+
+def _model(source: Any, content: bytes, record: dict[str, Any]) -> Model:
     try:
-        state = load(content)
-        architecture = Architecture.from_dict(json.loads(_header(content)["architecture"]))
-        net = PriorNet(architecture)
-        net.load_state_dict(state)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise SymDenoiseError(f"model {source}", rule=f"it is no model of ours ({error})", remedy=remedy) from error
-    net.requires_grad_(False).eval()
-    torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
-    return Model(
-        net=net,
-        name=name,
-        version=version,
-        sha256=digest,
-    )
+        net = decode(content)
+    except SymDenoiseError as error:
+        raise SymDenoiseError(f"model {source}", rule=error.rule, remedy=_REMEDY) from error
+    return Model(net, str(record["name"]), str(record["version"]), str(record["sha256"]))
 
 
 def _header(content: bytes) -> dict[str, str]:

@@ -133,23 +133,26 @@ def held_out_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool) -> tuple[Tens
     return per_sample, weights
 
 
+def weighted_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool) -> Tensor:
+    """The mean of `held_out_loss` over a batch, with its weights."""
+    per_sample, weights = held_out_loss(net, batch, bfloat16=bfloat16)
+    return (per_sample * weights).mean()
+
+
 class Descent:
     """A network on its way down, and the running average of its weights, which is what gets shipped."""
 
-    def __init__(self, net: PriorNet, *, learning_rate: float, bfloat16: bool) -> None:
-        self.net, self._bfloat16 = net, bfloat16
-        self._device = next(net.parameters()).device
-        self.average = PriorNet(net.architecture).to(self._device)
+    def __init__(self, net: PriorNet, *, learning_rate: float) -> None:
+        self.net = net
+        self.average = PriorNet(net.architecture).to(next(net.parameters()).device)
         self.average.load_state_dict(net.state_dict())
         torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
         self.optimiser = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=1e-4)
 
-    def step(self, number: int, batch: Tensor, learning_rate: float) -> tuple[float, float]:
-        """One step: its loss and the length of its gradient; one that is not finite leaves the network as it is."""
+    def step(self, number: int, loss: Tensor, learning_rate: float) -> float:
+        """One step, and the length of its gradient; where that is not finite, the network stays as it is."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
-        per_sample, weights = held_out_loss(self.net, batch.to(self._device), bfloat16=self._bfloat16)
-        loss = (per_sample * weights).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM)
@@ -159,7 +162,7 @@ class Descent:
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.net.parameters(), strict=True):
                 mean.lerp_(now, 1 - decay)
-        return loss.item(), norm.item()
+        return norm.item()
 
 
 def fit(
@@ -203,7 +206,7 @@ def fit(
                 remedy="start from weights of the recipe's architecture",
             )
         net.load_state_dict(parent.net.state_dict())
-    descent = Descent(net, learning_rate=config.learning_rate, bfloat16=config.bfloat16)
+    descent = Descent(net, learning_rate=config.learning_rate)
     checkpoint = output / "checkpoint.pt"
     first, seconds = 0, 0.0
     if checkpoint.exists():
@@ -236,8 +239,9 @@ def fit(
     with (output / "history.jsonl").open("a") as history:
         progress = tqdm(loader, initial=first, total=config.steps, unit="step", mininterval=2)
         for step, batch in enumerate(progress, start=first):
-            loss, norm = descent.step(step, batch, scheduled_rate(config, step))
-            history.write(json.dumps({"step": step, "loss": round(loss, 6), "norm": round(norm, 4)}) + "\n")
+            loss = weighted_loss(net, batch.to(device), bfloat16=config.bfloat16)
+            norm = descent.step(step, loss, scheduled_rate(config, step))
+            history.write(json.dumps({"step": step, "loss": round(loss.item(), 6), "norm": round(norm, 4)}) + "\n")
             if time.monotonic() - saved > CHECKPOINT_EVERY:
                 saved = time.monotonic()
                 history.flush()

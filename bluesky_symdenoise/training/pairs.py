@@ -57,7 +57,7 @@ class RealFrames:
 
 
 def real_frames(folder: Path) -> list[RealFrames]:
-    """The sets of a folder that are marked ``role = train`` and ``noise = counting``: HDF5 with ``counts`` and ``mask``.
+    """The sets of a folder with ``role = train`` and ``noise = counting``: HDF5 with ``counts`` and ``mask``.
 
     Raises
     ------

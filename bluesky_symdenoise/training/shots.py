@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from bluesky_symdenoise.training.pairs import Sample
 SHARES = (0.3, 0.9)
 #: How often the network sees the symmetry mates of a frame that has a symmetry.
 MATES_SHARE = 0.7
-#: Two exposures show one scene if no test of equal rates exceeds this many standard deviations.
-SCENE_Z = 3.0
+#: Two exposures show one scene if no test of equal rates exceeds its expectation by this share, or by so many standard
+#: deviations.
+SCENE_EXCESS, SCENE_Z = 0.1, 3.0
 #: Sides of the blocks of these tests, in pixels.
 SCENE_BLOCKS = (2, 8, 32)
 
@@ -44,7 +46,7 @@ class Shot:
 
     counts: NDArray[Any]
     mask: NDArray[np.bool_]
-    symmetry: Symmetry = Symmetry()
+    symmetry: Symmetry = field(default_factory=Symmetry)
     target: NDArray[Any] | None = None
     exposure: float = 1.0
 
@@ -53,6 +55,11 @@ class Shot:
         """(y, x), True where a count was measured, in the target too."""
         good = ~(self.mask | sentinel_mask(self.counts))
         return good if self.target is None else good & ~sentinel_mask(self.target)
+
+    def part(self, window: tuple[slice, slice]) -> Shot:
+        """A part of it, which has no symmetry of its own."""
+        target = None if self.target is None else self.target[window]
+        return Shot(self.counts[window], self.mask[window], Symmetry(), target, self.exposure)
 
     @property
     def mean(self) -> float:
@@ -91,35 +98,35 @@ def crops(rng: np.random.Generator, shot: Shot, *, size: int, number: int) -> It
     The target is never a symmetry mate: the network would learn to believe the symmetry. Mates are evidence, folded and
     gated from the input's photons as in use, and the pixel's own photons say how far they may be trusted.
     """
-    found = evidence(rng, shot, rng.uniform(*SHARES))
-    exposure = found.good.astype(np.float64)
-    mates = gated_mates(
-        Frame(found.counts, exposure, 1.0), shot.symmetry if rng.uniform() < MATES_SHARE else Symmetry()
-    )
-    knowable = found.good | (mates.exposure > 0)
-    whole = np.stack(
-        [
-            found.counts,
-            exposure,
-            mates.counts,
-            mates.exposure,
-            found.target * knowable,
-            found.exposure * (exposure * knowable),
-        ]
-    ).astype(np.float32)
-    _, height, width = whole.shape
+    height, width = shot.counts.shape
+    share = rng.uniform(*SHARES)
+    # Mates lie anywhere in the frame; without them there is no need to split more than the crop.
+    whole = _stacked(rng, shot, share) if shot.symmetry.operations and rng.uniform() < MATES_SHARE else None
     for _ in range(number):
-        y0, x0 = rng.integers(0, max(1, height - size + 1)), rng.integers(0, max(1, width - size + 1))
-        crop = np.rot90(whole[:, y0 : y0 + size, x0 : x0 + size], int(rng.integers(4)), axes=(1, 2))
+        y, x = rng.integers(0, max(1, height - size + 1)), rng.integers(0, max(1, width - size + 1))
+        window = np.s_[y : y + size, x : x + size]
+        crop = _stacked(rng, shot.part(window), share) if whole is None else whole[:, *window]
+        crop = np.rot90(crop, int(rng.integers(4)), axes=(1, 2))
         crop = crop[:, ::-1] if rng.uniform() < 0.5 else crop
         yield Sample(*np.pad(crop, [(0, 0), *((0, size - side) for side in crop.shape[1:])]))
+
+
+def _stacked(rng: np.random.Generator, shot: Shot, share: float) -> NDArray[np.float32]:
+    """(6, y, x) in the order of a sample's fields."""
+    found = evidence(rng, shot, share)
+    exposure = found.good.astype(np.float64)
+    mates = gated_mates(Frame(found.counts, exposure, 1.0), shot.symmetry)
+    return np.stack(
+        [found.counts, exposure, mates.counts, mates.exposure, found.target, found.exposure * exposure]
+    ).astype(np.float32)
 
 
 def same_scene(one: Shot, other: Shot) -> float | None:
     """The exposure of the other shot in units of the first one's if they may show one scene, else None.
 
-    Given the sum of each pixel's or block's counts, its split between the two is binomial: chi squared of pixels, and the
-    squared differences of blocks, must not exceed their expectation by three standard deviations.
+    Given the sum of each pixel's or block's counts, its split between the two is binomial. Chi squared of pixels and
+    the squared differences of blocks may exceed their expectation by a tenth, or by three standard deviations where
+    noise allows no better.
     """
     if one.counts.shape != other.counts.shape:
         return None
@@ -128,22 +135,24 @@ def same_scene(one: Shot, other: Shot) -> float | None:
     if not (a.sum() and b.sum()):
         return None
     ratio = float(b.sum() / a.sum())
-    first, second = Frame(a, good.astype(np.float64), 1.0), Frame(b, good * ratio, 1.0)
+    first, second = Frame(a, good.astype(np.float64), 1.0), Frame(b, np.where(good, ratio, 0.0), 1.0)
     _, _, chi, chi_variance = pair_statistics(first, second, block=1)
-    tests = [chi.sum() / np.sqrt(max(chi_variance.sum(), 1.0))]
+    excesses = [(chi.sum(), (a + b > 0).sum(), chi_variance.sum())]
     for block in SCENE_BLOCKS:
         difference, variance, _, _ = pair_statistics(first, second, block=block)
         told = variance >= 1
-        # A squared standardised difference of counts has variance 2 and a little more: 1/V at most.
-        spread = (2 + 1 / variance[told]).sum()
-        tests.append((difference[told] ** 2 / variance[told] - 1).sum() / np.sqrt(max(spread, 1.0)))
-    return ratio if max(tests) < SCENE_Z else None
+        # The square of a standardised binomial has variance 2 and at most a little more: 1/V.
+        excesses.append(
+            ((difference[told] ** 2 / variance[told] - 1).sum(), told.sum(), (2 + 1 / variance[told]).sum())
+        )
+    same = all(excess <= max(SCENE_EXCESS * number, SCENE_Z * np.sqrt(spread)) for excess, number, spread in excesses)
+    return ratio if same else None
 
 
 def with_repeats(shots: Sequence[Shot]) -> list[Shot]:
     """The shots; those without a target get their neighbour in the list as one, where it repeats the scene."""
     out = list(shots)
-    for i, (one, other) in enumerate(zip(shots, shots[1:], strict=False)):
+    for i, (one, other) in enumerate(pairwise(shots)):
         ratio = same_scene(one, other) if one.target is None and other.target is None else None
         if ratio is not None:
             out[i] = replace(one, target=other.counts, exposure=ratio)

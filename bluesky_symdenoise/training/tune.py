@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.denoiser.network import PriorNet
+from bluesky_symdenoise.denoiser.network import PriorNet, posterior
 from bluesky_symdenoise.denoiser.weights import Model, decode, encode, sha256_of
-from bluesky_symdenoise.training.fit import Descent, TrainConfig, scheduled_rate
+from bluesky_symdenoise.training.fit import Descent, TrainConfig, scheduled_rate, weighted_loss
 from bluesky_symdenoise.training.pairs import simulated_sample
 from bluesky_symdenoise.training.scores import LEVELS, Paired, false_features, held_out_losses
 from bluesky_symdenoise.training.shots import Shot, crops, with_repeats
@@ -33,8 +33,10 @@ TUNING = TrainConfig(
     warmup=25,
     real_share=0.67,
     shadow_share=0.2,
-    peakless_share=0.4,
+    peakless_share=0.6,
 )
+#: Nats of held-out likelihood that one nat of divergence from the parent, on simulated frames, is worth.
+ANCHOR = 5.0
 #: Frames that one batch draws its crops from.
 FRAMES_PER_BATCH = 2
 #: Batches that are made ahead.
@@ -123,7 +125,11 @@ def tune(
     repeats = sum(shot.target is not None for shot in paired) - sum(shot.target is not None for shot in shots)
     net = PriorNet(parent.model.net.architecture).to(parent.device)
     net.load_state_dict(parent.model.net.state_dict())
-    descent = Descent(net, learning_rate=config.learning_rate, bfloat16=config.bfloat16)
+    # A copy: the parent's own network belongs to its denoiser.
+    anchor = PriorNet(net.architecture).to(parent.device).requires_grad_(False)
+    anchor.load_state_dict(net.state_dict())
+    torch.nn.utils.convert_conv2d_weight_memory_format(anchor, torch.channels_last)
+    descent = Descent(net, learning_rate=config.learning_rate)
     torch.set_num_threads(parent.threads)
     started = time.monotonic()
     # Scoring the tuned model takes as long as its parent took, on a machine that may be busier by then.
@@ -135,7 +141,8 @@ def tune(
             past = (time.monotonic() - started) / allowed if allowed else 1.0
             if past >= 1:
                 break
-            descent.step(steps, batch, scheduled_rate(config, max(steps, past * config.steps)))
+            loss = _loss(net, anchor, batch.to(parent.device), _real(config), bfloat16=config.bfloat16)
+            descent.step(steps, loss, scheduled_rate(config, max(steps, past * config.steps)))
             steps += 1
             bar.update()
     spent = time.monotonic() - started
@@ -161,10 +168,32 @@ def halves(shots: Sequence[Shot], *, held_out: int, seed: int) -> tuple[list[Sho
     return [s for i, s in enumerate(shots) if i not in drawn], [s for i, s in enumerate(shots) if i in drawn]
 
 
+def _real(config: TrainConfig) -> int:
+    return round(config.batch * config.real_share)
+
+
+def _loss(net: PriorNet, anchor: PriorNet, batch: Tensor, real: int, *, bfloat16: bool) -> Tensor:
+    """Held-out likelihood of the first, real samples; on the others, how far the posterior went from the parent's."""
+    loss = weighted_loss(net, batch[:real], bfloat16=bfloat16)
+    if real == len(batch):
+        return loss
+    counts, exposure, mate_counts, mate_exposure, *_ = batch[real:].split(1, dim=1)  # type: ignore[no-untyped-call]
+    with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        a, b = (each.double() for each in posterior(net, counts, exposure, mate_counts, mate_exposure))
+        with torch.no_grad():
+            a0, b0 = (each.double() for each in posterior(anchor, counts, exposure, mate_counts, mate_exposure))
+    # Kullback-Leibler divergence of Gamma(a, b) from Gamma(a0, b0).
+    divergence = (
+        (a0 - a) * torch.digamma(a0) - torch.lgamma(a0) + torch.lgamma(a) + a * torch.log(b0 / b) + a0 * (b - b0) / b0
+    )
+    known = (exposure + mate_exposure) > 0
+    return loss + ANCHOR * (divergence * known).sum() / known.sum().clamp(min=1)
+
+
 def _batch(config: TrainConfig, shots: Sequence[Shot], step: int) -> Tensor:
     """The batch of a step: it depends on the seed and the step alone."""
     rng = np.random.default_rng([config.seed, step])
-    real = round(config.batch * config.real_share)
+    real = _real(config)
     chosen = rng.integers(len(shots), size=min(FRAMES_PER_BATCH, real))
     samples = []
     for index, number in zip(chosen, np.bincount(np.arange(real) % max(1, len(chosen))), strict=False):
