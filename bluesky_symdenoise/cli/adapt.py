@@ -30,6 +30,9 @@ def finetune(
     data_key: Annotated[str | None, typer.Option(help="Of the images; by default the first.")] = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="For all of it.")] = 4.5,
     seed: Annotated[int, typer.Option(min=0, help="Same frames, seed and threads: same weights.")] = 0,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Tuning recipe (TOML, the keys of a training recipe) instead of the package's.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")] = False,
@@ -41,7 +44,10 @@ def finetune(
     from bluesky_symdenoise.acquisition.finetune import finetune as tune
     from bluesky_symdenoise.cli.jobs import mask_file
     from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.training.fit import TrainConfig
+    from bluesky_symdenoise.training.tune import TUNING
 
+    config = TUNING if recipe is None else TrainConfig.read(recipe)
     parent = Denoiser.pretrained(model, threads=threads, device=device)
     with opened(catalog) as client:
         done = tune(
@@ -56,6 +62,7 @@ def finetune(
             data_key=data_key,
             minutes=minutes,
             seed=seed,
+            config=config,
             progress=sys.stderr.isatty(),
         )
     if as_json:

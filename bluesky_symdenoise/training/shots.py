@@ -92,20 +92,34 @@ def evidence(rng: np.random.Generator, shot: Shot, share: float) -> Evidence:
     return Evidence(own.astype(np.float64), (counts - own).astype(np.float64), good, (1 - share) / share)
 
 
-def crops(rng: np.random.Generator, shot: Shot, *, size: int, number: int) -> Iterator[Sample]:
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A shot whose photons are to be split with this share; ``whole`` is it, folded, where it is used with its mates."""
+
+    shot: Shot
+    share: float
+    whole: NDArray[np.float32] | None
+
+
+def split(rng: np.random.Generator, shot: Shot) -> Split:
+    """A shot made ready for `crops`: mates lie anywhere in the frame; without them each crop is split by itself."""
+    share = rng.uniform(*SHARES)
+    with_mates = shot.symmetry.operations and rng.uniform() < MATES_SHARE
+    return Split(shot, share, _stacked(rng, shot, share) if with_mates else None)
+
+
+def crops(rng: np.random.Generator, prepared: Split, *, size: int, number: int) -> Iterator[Sample]:
     """Training cases of one shot, turned and mirrored at random.
 
     The target is never a symmetry mate: the network would learn to believe the symmetry. Mates are evidence, folded and
     gated from the input's photons as in use, and the pixel's own photons say how far they may be trusted.
     """
+    shot, whole = prepared.shot, prepared.whole
     height, width = shot.counts.shape
-    share = rng.uniform(*SHARES)
-    # Mates lie anywhere in the frame; without them there is no need to split more than the crop.
-    whole = _stacked(rng, shot, share) if shot.symmetry.operations and rng.uniform() < MATES_SHARE else None
     for _ in range(number):
         y, x = rng.integers(0, max(1, height - size + 1)), rng.integers(0, max(1, width - size + 1))
         window = np.s_[y : y + size, x : x + size]
-        crop = _stacked(rng, shot.part(window), share) if whole is None else whole[:, *window]
+        crop = _stacked(rng, shot.part(window), prepared.share) if whole is None else whole[:, *window]
         crop = np.rot90(crop, int(rng.integers(4)), axes=(1, 2))
         crop = crop[:, ::-1] if rng.uniform() < 0.5 else crop
         yield Sample(*np.pad(crop, [(0, 0), *((0, size - side) for side in crop.shape[1:])]))

@@ -18,9 +18,9 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.network import PriorNet, posterior
 from bluesky_symdenoise.denoiser.weights import Model, decode, encode, sha256_of
 from bluesky_symdenoise.training.fit import Descent, TrainConfig, scheduled_rate, weighted_loss
-from bluesky_symdenoise.training.pairs import simulated_sample
+from bluesky_symdenoise.training.pairs import Sample, simulated_sample
 from bluesky_symdenoise.training.scores import LEVELS, Paired, false_features, held_out_losses
-from bluesky_symdenoise.training.shots import Shot, crops, with_repeats
+from bluesky_symdenoise.training.shots import Shot, Split, crops, split, with_repeats
 
 #: How a model is tuned: few, small steps, and a third of what it sees is simulated, much of that without peaks.
 TUNING = TrainConfig(
@@ -37,8 +37,8 @@ TUNING = TrainConfig(
 )
 #: Nats of held-out likelihood that one nat of divergence from the parent, on simulated frames, is worth.
 ANCHOR = 5.0
-#: Frames that one batch draws its crops from.
-FRAMES_PER_BATCH = 2
+#: Frames that a batch draws its crops from, and steps until others are taken: to fold a large frame takes a while.
+FRAMES, STEPS_PER_FRAMES = 3, 4
 #: Batches that are made ahead.
 AHEAD = 3
 
@@ -190,27 +190,37 @@ def _loss(net: PriorNet, anchor: PriorNet, batch: Tensor, real: int, *, bfloat16
     return loss + ANCHOR * (divergence * known).sum() / known.sum().clamp(min=1)
 
 
-def _batch(config: TrainConfig, shots: Sequence[Shot], step: int) -> Tensor:
-    """The batch of a step: it depends on the seed and the step alone."""
-    rng = np.random.default_rng([config.seed, step])
-    real = _real(config)
-    chosen = rng.integers(len(shots), size=min(FRAMES_PER_BATCH, real))
-    samples = []
-    for index, number in zip(chosen, np.bincount(np.arange(real) % max(1, len(chosen))), strict=False):
-        samples += list(crops(rng, shots[index], size=config.crop, number=int(number)))
-    while len(samples) < config.batch:
-        samples.append(simulated_sample(rng, config.crop, config.shadow_share, config.peakless_share))
-    return torch.from_numpy(np.stack([sample.stacked() for sample in samples]))
+class _Batches:
+    """The batch of each step, asked for in order; it depends on the seed and the step alone."""
+
+    def __init__(self, config: TrainConfig, shots: Sequence[Shot]) -> None:
+        self._config, self._shots = config, shots
+        self._frames: list[Split] = []
+
+    def __call__(self, step: int) -> Tensor:
+        config, real = self._config, _real(self._config)
+        rng = np.random.default_rng([config.seed, step])
+        if step % STEPS_PER_FRAMES == 0:
+            chosen = rng.integers(len(self._shots), size=min(FRAMES, real))
+            self._frames = [split(rng, self._shots[index]) for index in chosen]
+        samples: list[Sample] = []
+        for index, prepared in enumerate(self._frames):
+            share = (real + index) // len(self._frames)
+            samples += crops(rng, prepared, size=config.crop, number=share)
+        while len(samples) < config.batch:
+            samples.append(simulated_sample(rng, config.crop, config.shadow_share, config.peakless_share))
+        return torch.from_numpy(np.stack([sample.stacked() for sample in samples]))
 
 
 def _prefetched(config: TrainConfig, shots: Sequence[Shot]) -> Iterator[Tensor]:
     """All batches in order, made in another thread while the network computes: a fork would copy a server's locks."""
+    batches = _Batches(config, shots)
     with ThreadPoolExecutor(1, thread_name_prefix="symdenoise-batches") as pool:
         waiting: deque[Future[Tensor]] = deque()
         try:
             for step in range(config.steps + AHEAD):
                 if step < config.steps:
-                    waiting.append(pool.submit(_batch, config, shots, step))
+                    waiting.append(pool.submit(batches, step))
                 if step >= AHEAD:
                     yield waiting.popleft().result()
         finally:
