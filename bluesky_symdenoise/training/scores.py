@@ -56,12 +56,12 @@ class Paired:
     @property
     def better(self) -> bool:
         """Whether the tuned model's figure is smaller beyond noise: two standard errors, more for few frames."""
-        return -self.difference > stats.t.ppf(BEYOND, self.frames - 1) * self.error
+        return bool(-self.difference > stats.t.ppf(BEYOND, self.frames - 1) * self.error)
 
     @property
     def worse(self) -> bool:
         """Whether it is larger beyond noise."""
-        return self.difference > stats.t.ppf(BEYOND, self.frames - 1) * self.error
+        return bool(self.difference > stats.t.ppf(BEYOND, self.frames - 1) * self.error)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

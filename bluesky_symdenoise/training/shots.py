@@ -94,7 +94,7 @@ def evidence(rng: np.random.Generator, shot: Shot, share: float) -> Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A shot whose photons are to be split with this share; ``whole`` is it, folded, where it is used with its mates."""
+    """A shot to be split with this share; ``whole`` is it, split and folded, where it is used with its mates."""
 
     shot: Shot
     share: float

@@ -39,6 +39,8 @@ TUNING = TrainConfig(
 ANCHOR = 5.0
 #: Frames that a batch draws its crops from, and steps until others are taken: to fold a large frame takes a while.
 FRAMES, STEPS_PER_FRAMES = 3, 4
+#: Share of the time by which the steps may be late before they hurry.
+LATE = 0.1
 #: Batches that are made ahead.
 AHEAD = 3
 
@@ -58,7 +60,7 @@ class Tuned:
     steps, seconds
         Of the tuning itself.
     in_time
-        Whether all steps were done: if not, another run need not give the same weights.
+        Whether all steps were done without hurry: if not, another run need not give the same weights.
     repeats
         How many frames to tune on had a repeat of their scene.
     """
@@ -134,15 +136,17 @@ def tune(
     started = time.monotonic()
     # Scoring the tuned model takes as long as its parent took, on a machine that may be busier by then.
     allowed = max(0.0, seconds - (started - begun) - 1.5 * scoring)
-    steps = 0
-    bar = tqdm(total=config.steps, unit="step", desc="tuning", mininterval=1, disable=not progress)
-    with bar:
+    steps, in_time = 0, True
+    with tqdm(total=config.steps, unit="step", desc="tuning", mininterval=1, disable=not progress) as bar:
         for batch in _prefetched(config, paired):
             past = (time.monotonic() - started) / allowed if allowed else 1.0
             if past >= 1:
                 break
+            # Where time runs ahead of the steps, the learning rate falls with time; else it knows no clock.
+            late = (past - LATE) * config.steps
+            in_time = in_time and late <= steps
             loss = _loss(net, anchor, batch.to(parent.device), _real(config), bfloat16=config.bfloat16)
-            descent.step(steps, loss, scheduled_rate(config, max(steps, past * config.steps)))
+            descent.step(steps, loss, scheduled_rate(config, max(steps, late)))
             steps += 1
             bar.update()
     spent = time.monotonic() - started
@@ -157,7 +161,7 @@ def tune(
         features=Paired.of(of_parent[1], of_tuned[1]),
         steps=steps,
         seconds=spent,
-        in_time=steps == config.steps,
+        in_time=in_time and steps == config.steps,
         repeats=repeats,
     )
 
