@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import _write_run as write_run
 from scipy.stats import nbinom
 from typer.testing import CliRunner
 
@@ -18,6 +19,7 @@ from bluesky_symdenoise.acquisition import finetune as module
 from bluesky_symdenoise.acquisition.replay import recompute, replay
 from bluesky_symdenoise.acquisition.stacks import Stack, catalogue_frames, sampled, stacks_of
 from bluesky_symdenoise.bench.adapt import main as bench_adapt
+from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.cli import app
 from bluesky_symdenoise.denoiser import registry
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -393,17 +395,27 @@ def test_what_cannot_work_is_refused_at_once(
 # The commands
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A catalogue with two scans of low exposure and one of high; and their uids."""
+    home, rng = tmp_path_factory.mktemp("catalog"), np.random.default_rng(3)
+    with embedded_catalog(home) as client:
+        scans = {"low": 0.5, "again": 0.5, "high": 20.0}
+        yield (
+            client,
+            {
+                name: write_run(client["raw"], home / "frames", {"det": frames(rng, 10, scale)}, start={"sample": name})
+                for name, scale in scans.items()
+            },
+        )
+
+
 @pytest.fixture
-def served(catalog: Any, frames_folder: Path, write_run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A catalogue with two scans of low exposure, one of high, and a run without images; and its address."""
-    rng = np.random.default_rng(3)
-    scans = {"low": 0.5, "again": 0.5, "high": 20.0}
-    uids = {
-        name: write_run(catalog["raw"], frames_folder, {"det": frames(rng, 10, scale)}, start={"sample": name})
-        for name, scale in scans.items()
-    }
-    monkeypatch.setenv("TILED_API_KEY", catalog.context.api_key)
-    return catalog, str(catalog.context.api_uri), uids
+def served(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Client, address and uids; the key is where the command looks for it."""
+    client, uids = server
+    monkeypatch.setenv("TILED_API_KEY", client.context.api_key)
+    return client, str(client.context.api_uri), uids
 
 
 def recipe_file(folder: Path) -> Path:

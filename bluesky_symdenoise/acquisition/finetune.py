@@ -128,15 +128,16 @@ def finetune(
     pixels = int(np.prod(stacks[0].shape[1:]))
     held = max(LEAST_HELD_OUT, min(HELD_OUT, HELD_OUT_PIXELS // pixels, len(shots) // 4))
     on, held_out = halves(shots, held_out=held, seed=seed)
+    origin = denoiser.model
+    recipe = replace(config, name=name, seed=seed, threads=denoiser.threads, channels=origin.net.architecture.channels)
     tuned = tune(
         denoiser,
         on,
         held_out,
-        config=replace(config, name=name, seed=seed, threads=denoiser.threads),
+        config=recipe,
         seconds=minutes * 60 - (time.monotonic() - begun),
         progress=progress,
     )
-    origin = denoiser.model
     figures = tuned.figures()
     words = f"{said(origin.name, figures)}; {tuned.steps} steps in {tuned.seconds:.0f} s"
     if not tuned.accepted:
@@ -161,7 +162,7 @@ def finetune(
                 "counts_per_pixel": float(np.mean([shot.mean for shot in shots])),
             },
             "symmetry": sorted({shot.symmetry.point_group for shot in shots}),
-            "recipe": replace(config, name=name, seed=seed, channels=origin.net.architecture.channels).to_dict(),
+            "recipe": recipe.to_dict(),
             "environment": denoiser.environment(),
             "software": {"name": "bluesky-symdenoise", "version": __version__},
             "made": now(),

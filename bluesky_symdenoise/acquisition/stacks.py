@@ -45,7 +45,7 @@ class Stack:
     is_run: bool
 
     def counts(self, index: int) -> NDArray[Any]:
-        """Frame i as whole numbers in the smallest type, (y, x); the detector's own codes stay what they are.
+        """Frame i, (y, x), if it holds photon counts; the detector's own codes stay what they are.
 
         Raises
         ------
@@ -161,7 +161,7 @@ def catalogue_frames(
     left = limit
     for done, number in enumerate(rng.permutation(len(runs))):
         try:
-            stack = run_stack(runs[number], stream=stream, data_key=data_key)
+            stack = run_stack(runs[int(number)], stream=stream, data_key=data_key)
             frame = stack.counts(0)
             share = min(FRAMES_PER_RUN, max(1, left // (len(runs) - done) // frame.nbytes))
             if frame.nbytes > left:

@@ -135,7 +135,7 @@ def tune(
     torch.set_num_threads(parent.threads)
     started = time.monotonic()
     # Scoring the tuned model takes as long as its parent took, on a machine that may be busier by then.
-    allowed = max(0.0, seconds - (started - begun) - 1.5 * scoring)
+    allowed = max(0.0, seconds - (started - begun) - 2 * scoring)
     steps, in_time = 0, True
     with tqdm(total=config.steps, unit="step", desc="tuning", mininterval=1, disable=not progress) as bar:
         for batch in _prefetched(config, paired):
