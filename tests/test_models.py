@@ -207,6 +207,7 @@ class TestImport:
         [
             claiming("[8, 16]"),
             claiming("[200000, 200000, 200000]"),
+            claiming(str([1] * 10**5)),
             claiming('["8", "8"]'),
             claiming("[-8, 8]"),
             claiming("[]"),
@@ -217,7 +218,20 @@ class TestImport:
             b"\xff" * 100,
             b"",
         ],
-        ids=["other", "of any size", "text", "negative", "none", "null", "tensors", "half", "nan", "ff", "empty"],
+        ids=[
+            "other",
+            "of any size",
+            "of any depth",
+            "text",
+            "negative",
+            "none",
+            "null",
+            "tensors",
+            "half",
+            "nan",
+            "ff",
+            "empty",
+        ],
     )
     def test_what_is_no_network_of_ours_is_refused(self, tmp_path: Path, content: bytes) -> None:
         """Although the record has its sha256."""

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from bluesky_symdenoise.denoiser import registry
-from bluesky_symdenoise.denoiser.network import Architecture, PriorNet
+from bluesky_symdenoise.denoiser.network import COARSEST, Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: The model used where none is named.
@@ -60,6 +60,8 @@ def decode(content: bytes) -> PriorNet:
     try:
         state = load(content)
         architecture = Architecture.from_dict(json.loads(_header(content)["architecture"]))
+        if len(architecture.channels) >= COARSEST:
+            raise ValueError(f"frames are padded for fewer than {COARSEST} levels")
         # Shapes first, without memory: a header may claim a network of any size.
         with torch.device("meta"):
             claimed = {name: (value.shape, value.dtype) for name, value in PriorNet(architecture).state_dict().items()}
