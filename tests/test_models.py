@@ -218,20 +218,7 @@ class TestImport:
             b"\xff" * 100,
             b"",
         ],
-        ids=[
-            "other",
-            "of any size",
-            "of any depth",
-            "text",
-            "negative",
-            "none",
-            "null",
-            "tensors",
-            "half",
-            "nan",
-            "ff",
-            "empty",
-        ],
+        ids="other size depth text negative none null tensors half nan ff empty".split(),
     )
     def test_what_is_no_network_of_ours_is_refused(self, tmp_path: Path, content: bytes) -> None:
         """Although the record has its sha256."""
