@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,14 @@ from servers import stopped_at_the_end
 from tiled.client import from_uri
 from tiled.client.container import Container
 
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback, Status
+from bluesky_symdenoise.acquisition.callback import DenoiseCallback
 from bluesky_symdenoise.acquisition.play import PlayDetector
+from bluesky_symdenoise.acquisition.status import Status
+from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback
 from bluesky_symdenoise.bench.postgres import private_postgres
 from bluesky_symdenoise.catalog.serve import config_path
 from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Letters and digits, hexadecimal as Tiled makes its own.
@@ -101,17 +104,38 @@ def postgres(folder: Path) -> Iterator[str]:
         yield uri
 
 
+def threaded(denoised: Container, folder: Path) -> ThreadedDenoiseCallback:
+    """A callback whose denoiser is a thread."""
+    return ThreadedDenoiseCallback(denoised, denoiser=Denoiser.pretrained(threads=1), symmetry="1", directory=folder)
+
+
+def worker(denoised: Container, folder: Path) -> DenoiseCallback:
+    """A callback whose denoiser is a process, with a journal between it and Tiled."""
+    return DenoiseCallback(denoised, denoiser=DenoiserSettings(threads=1), symmetry="1", directory=folder)
+
+
 def scan(
-    raw: Container, denoised: Container, folder: Path, *, start: Mapping[str, Any] | None = None, frames: int = 2
+    raw: Container,
+    denoised: Container,
+    folder: Path,
+    *,
+    start: Mapping[str, Any] | None = None,
+    frames: int = 2,
+    attach: Callable[[Container, Path], DenoiseCallback | ThreadedDenoiseCallback] = threaded,
 ) -> tuple[str, Status]:
-    """Scan a detector that writes into the folder, denoise it live: uid of the raw run, and what the callback says."""
+    """Scan a detector that writes into the folder, denoise it live into ``denoised`` beside it.
+
+    Returns
+    -------
+    Uid of the raw run, and what the callback says.
+    """
     counts = np.random.default_rng(5).poisson(3, (frames, 64, 80)).astype(np.uint16)
     folder.mkdir(parents=True, exist_ok=True)
     engine = RunEngine(dict(start or {}), call_returns_result=True)
     with init_devices():
         detector = PlayDetector(counts, StaticPathProvider(UUIDFilenameProvider(), folder), name="det")
     engine.subscribe(TiledWriter(raw, batch_size=1))
-    with DenoiseCallback(denoised, denoiser=Denoiser.pretrained(threads=1), symmetry="1", directory=folder) as callback:
+    with attach(denoised, folder.parent / "denoised") as callback:
         engine.subscribe(callback)
         (uid,) = engine(bp.count([detector], num=frames)).run_start_uids
     return uid, callback.status()

@@ -14,15 +14,18 @@ import httpx
 import numpy as np
 import pytest
 import yaml
-from facility import TiledProcess, scan, tiled_process
+from facility import TiledProcess, scan, threaded, tiled_process, worker
 from tiled.client.container import Container
 from tiled.client.utils import ClientError
+from typer.testing import CliRunner
 
 import bluesky_symdenoise
 from bluesky_symdenoise import SymDenoiseError, denoised_for, replay
 from bluesky_symdenoise.catalog.containers import prepare
 from bluesky_symdenoise.catalog.doctor import examine
+from bluesky_symdenoise.catalog.finding import Finding
 from bluesky_symdenoise.catalog.serve import config_path
+from bluesky_symdenoise.cli import app
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "access_control"
@@ -50,6 +53,7 @@ class Facility:
     raw: dict[str, str]
     denoised: dict[str, str]
     frames: Path
+    untagged: dict[str, Finding]
 
     def get(self, who: str, path: str, **parameters: str) -> httpx.Response:
         headers = {"Authorization": f"Apikey {self.keys[who]}"}
@@ -104,6 +108,9 @@ def facility(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facility]:
             keys[name] = str(new.raise_for_status().json()["secret"])
         frames = home / "symdenoise-data" / "frames"
         root = server.client(keys["service"])
+        # Once without a tag, as one does it at first.
+        prepare(root, frames=frames)
+        untagged = {each.check: each for each in examine(server.url, api_key=keys["service"])}
         prepare(root, frames=frames, access_tags=["everyone"])
         raw, denoised = {}, {}
         for name, proposal in PROPOSALS.items():
@@ -111,7 +118,7 @@ def facility(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facility]:
             raw[name], status = scan(root["raw"], root["denoised"], frames, start=start)
             assert status.ok, status
             (denoised[name],) = (uid for uid, run in root["denoised"].items() if run.start["raw_uid"] == raw[name])
-        yield Facility(server, service, keys, raw, denoised, frames)
+        yield Facility(server, service, keys, raw, denoised, frames, untagged)
 
 
 OTHER = {"alice": "bob", "bob": "alice"}
@@ -235,8 +242,6 @@ class TestTheServiceThatDenoises:
         yield
         compile_tags(facility.server.folder, facility.service)
 
-    # Of event-model, which warns before it raises the same.
-    @pytest.mark.filterwarnings("ignore:The callback <bluesky_tiled_plugins:UserWarning")
     @pytest.mark.usefixtures("no_owner_of_2")
     def test_a_tag_that_it_does_not_own_stops_it_and_is_named(self, facility: Facility) -> None:
         root = facility.client("service")
@@ -256,6 +261,38 @@ class TestTheServiceThatDenoises:
         assert found["access tags"].verdict == "problem"
         assert "proposal-2" in found["access tags"].said
         assert "proposal-1" not in found["access tags"].said
+
+    def test_doctor_names_containers_that_only_their_maker_sees(self, facility: Facility) -> None:
+        for name in ("raw", "denoised"):
+            found = facility.untagged[name]
+            assert (found.verdict, facility.service in found.said) == ("warning", True)
+            assert "--access-tag" in found.remedy
+            assert facility.get("alice", f"/metadata/{name}").status_code == 200, "it has a tag since"
+
+    def test_prepare_gives_containers_other_tags_or_says_why_not(
+        self, facility: Facility, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TILED_API_KEY", facility.keys["service"])
+        root = facility.client("service")
+
+        def prepared(*tags: str) -> Any:
+            options = [part for tag in tags for part in ("--access-tag", tag)]
+            done = CliRunner().invoke(app, ["prepare", facility.server.url, "--frames", str(facility.frames), *options])
+            assert list(root["raw"].access_tags) == list(root["denoised"].access_tags)
+            return list(root["raw"].access_tags), done.exception
+
+        try:
+            assert prepared("proposal-1") == (["proposal-1"], None)
+            assert facility.get("bob", "/metadata/raw").status_code == 404
+            assert prepared() == (["proposal-1"], None), "nothing is asked for"
+            tags, error = prepared("everyone", "nobodys")
+            assert tags == ["proposal-1"]
+            assert isinstance(error, SymDenoiseError)
+            assert "nobodys" in error.rule
+            assert "\n" not in str(error)
+        finally:
+            prepared("everyone")
+        assert facility.get("bob", "/metadata/raw").status_code == 200
 
     def test_doctor_has_no_problem_with_the_sample(self, facility: Facility) -> None:
         before = set(facility.client("service")["denoised"])
@@ -289,17 +326,25 @@ def test_runs_computed_on_read_are_ones_own_only(facility: Facility) -> None:
 class TestAServerWithoutAPolicy:
     """It drops all tags without a word."""
 
-    def test_both_runs_are_without_tags_then(self, catalog: Container, frames_folder: Path) -> None:
+    def test_a_tag_for_the_containers_is_refused(self, catalog: Container, frames_folder: Path) -> None:
+        with pytest.raises(SymDenoiseError, match=r"everyone of raw: .*no access policy"):
+            prepare(catalog, frames=frames_folder, access_tags=["everyone"])
+
+    @pytest.mark.parametrize("attach", [threaded, worker])
+    def test_both_runs_are_without_tags_then(self, catalog: Container, frames_folder: Path, attach: Any) -> None:
         start = {"tiled_access_tags": ["proposal-1"]}
-        uid, status = scan(catalog["raw"], catalog["denoised"], frames_folder, start=start)
+        uid, status = scan(catalog["raw"], catalog["denoised"], frames_folder, start=start, attach=attach)
         assert status.ok, status
         assert list(denoised_for(catalog, uid).access_tags) == []
 
-    def test_a_run_whose_raw_run_is_elsewhere_is_not_written(self, catalog: Container, frames_folder: Path) -> None:
+    @pytest.mark.parametrize("attach", [threaded, worker])
+    def test_a_run_whose_raw_run_is_elsewhere_is_not_written(
+        self, catalog: Container, frames_folder: Path, attach: Any
+    ) -> None:
         """There it may be restricted, and here all could read it."""
         start = {"tiled_access_tags": ["proposal-1"]}
-        _, status = scan(catalog.create_container("other"), catalog["denoised"], frames_folder, start=start)
+        other = catalog.create_container("other")
+        _, status = scan(other, catalog["denoised"], frames_folder, start=start, attach=attach)
         (error,) = status.errors
         assert "proposal-1 were asked for; it was deleted again" in error
         assert len(catalog["denoised"]) == 0
-        assert not list(frames_folder.glob("*-primary.h5"))

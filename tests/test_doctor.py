@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import closing
@@ -84,10 +87,11 @@ class TestAGoodServer:
         assert "symdenoise prepare" in found["denoised"][2]
 
     def test_prepared_by_the_command_it_has_no_problem(self, good: TiledProcess) -> None:
-        frames = good.folder / "symdenoise-data" / "frames"
+        frames = good.folder / "symdenoise-data" / "frames" / "new"
         command = ["prepare", good.url, "--frames", str(frames)]
         done = CliRunner().invoke(app, command, env={"TILED_API_KEY": KEY})
         assert done.exit_code == 0, done.output
+        assert frames.is_dir()
         client = good.client()
         scan(client["raw"], client["denoised"], frames)
         before = assets(good), sorted(frames.iterdir())
@@ -105,6 +109,21 @@ class TestAGoodServer:
         assert all(line.split()[0] in ("OK", "warning", "problem") for line in done.stdout.splitlines())
         assert KEY not in done.output
 
+    @pytest.mark.parametrize("command", ["prepare", "register", "materialize", "evict"])
+    def test_without_a_key_a_command_says_so_in_one_line(self, good: TiledProcess, command: str) -> None:
+        rest = ["--frames", str(good.folder)] if command == "prepare" else ["0" * 36]
+        program = [sys.executable, "-c", "from bluesky_symdenoise.cli import main; main()"]
+        without = {name: value for name, value in os.environ.items() if name != "TILED_API_KEY"}
+        done = subprocess.run(
+            [*program, command, good.url, *rest], env=without, capture_output=True, text=True, check=False
+        )
+        (line,) = done.stderr.strip().splitlines()
+        assert (done.returncode, "set TILED_API_KEY" in line) == (2, True)
+
+    def test_without_a_key_doctor_names_the_variable(self, good: TiledProcess) -> None:
+        status, found = doctor(good.url, key="")
+        assert (status, problems(found), found["key"][1]) == (1, {"key"}, "TILED_API_KEY is not set")
+
     def test_a_wrong_key(self, good: TiledProcess) -> None:
         status, found = doctor(good.url, key="ab12")
         assert (status, problems(found)) == (1, {"key"})
@@ -116,11 +135,13 @@ class TestAGoodServer:
         assert (status, problems(found)) == (1, {"frames"})
         assert "readable_storage" in found["frames"][2]
         assert (assets(prepared), list(tmp_path.iterdir())) == (before, [])
+        assert "not tried" in found["lazy runs"][1], "it is not known whether the server has the adapter"
 
     def test_a_folder_that_is_not_there(self, prepared: TiledProcess, tmp_path: Path) -> None:
         status, found = doctor(prepared.url, "--directory", str(tmp_path / "missing"))
         assert (status, problems(found)) == (1, {"frames"})
-        assert "cannot write" in found["frames"][1]
+        assert found["frames"][1] == f"this computer has no folder {tmp_path / 'missing'}"
+        assert "not tried" in found["lazy runs"][1]
 
 
 def test_a_server_that_is_down() -> None:
@@ -148,6 +169,19 @@ def test_a_server_with_no_exporter_no_streaming_and_other_storage(tmp_path: Path
     assert (status, problems(found)) == (1, {"exporters", "frames"})
     assert "application/json-seq of BlueskyRun" in found["exporters"][1]
     assert found["streaming"][0] == "warning"
+
+
+def test_a_server_without_our_adapter(tmp_path: Path) -> None:
+    config = configuration()
+    del config["catalog"]["adapters_by_mimetype"]
+    with tiled_process(tmp_path / "server", config) as server:
+        frames = server.folder / "symdenoise-data" / "frames"
+        frames.mkdir(parents=True)
+        prepare(server.client(), frames=frames)
+        status, found = doctor(server.url)
+        assert not list(frames.iterdir())
+    assert (status, problems(found)) == (1, {"lazy runs"})
+    assert "adapters_by_mimetype" in found["lazy runs"][2]
 
 
 def test_a_root_that_is_itself_a_catalogue_of_runs(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_postgresql_and_redis_by_environment_variables(tmp_path: Path) -> None:
             folder,
             TILED_CATALOG_URI=database,
             TILED_CATALOG_WRITABLE_STORAGE=json.dumps([str(tmp_path / "arrays"), database.replace("+asyncpg", "")]),
-            TILED_CATALOG_READABLE_STORAGE=json.dumps([str(frames)]),
+            TILED_CATALOG_READABLE_STORAGE=json.dumps([str(frames), str(tmp_path / "denoised")]),
             TILED_STREAMING_CACHE_URI=redis,
         ) as server,
     ):

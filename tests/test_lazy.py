@@ -23,8 +23,10 @@ from bluesky_symdenoise.acquisition.register import register
 from bluesky_symdenoise.acquisition.registering import RegisterCallback
 from bluesky_symdenoise.acquisition.replay import recompute, replay
 from bluesky_symdenoise.catalog.cache import FRAMES, Pair, RowCache
+from bluesky_symdenoise.catalog.client import _summary
 from bluesky_symdenoise.catalog.lazy import MIMETYPE
 from bluesky_symdenoise.catalog.lazyrun import PENDING
+from bluesky_symdenoise.catalog.query import find
 from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -262,6 +264,54 @@ def test_too_many_frames_at_a_time_are_refused_before_any_is_denoised(
     code, said = status(lazy["primary"]["det"], slice="0:3,0,0,0")
     assert (code, "at most 2 frames" in said) == (400, True)
     assert status(lazy["primary"]["det"], slice="0:2,0,0,0", format="application/json")[0] == 200
+
+
+@pytest.mark.parametrize("asked", ["2mm", "2", "1", "auto"])
+def test_a_lazy_run_is_found_by_the_symmetry_that_is_used(
+    client: Container, home: Path, denoiser: Denoiser, asked: str
+) -> None:
+    raw = written(client, home / "frames", "chunked")
+    center = None if asked == "1" else (15.5, 23.5)
+    run = register(raw, client["denoised"], denoiser=denoiser, symmetry=asked, beam_center=center)
+    used = str(run["primary"]["det_symmetry"].read()[-1])
+    assert asked in ("auto", used)
+
+    def shown() -> str:
+        now = settle(run)
+        for group in ("2mm", "2", "1"):
+            assert (run.start["uid"] in find(client, symmetry=group)) == (group == used)
+        assert now.metadata["stop"]["provenance"]["symmetry"] == {used: ["primary/det"]}
+        text = str(_summary(now.start, now.metadata["stop"], now.uri))
+        assert f"used {used}" in text
+        return text
+
+    assert f"{ROWS} frames, denoised when they are read" in shown()
+    if asked == "2":
+        materialize(settle(run))
+        assert f"{ROWS} frames denoised" in shown()
+        evict(settle(run))
+        assert "denoised when they are read" in shown()
+
+
+def test_the_report_of_a_lazy_run_says_that_nothing_is_stored(client: Container, lazy: Any) -> None:
+    url = f"{client.context.api_uri}container/full/denoised/{lazy.start['uid']}"
+    page = client.context.http_client.get(url, params={"format": "text/html;frames=1"}).text
+    assert "No pixels are stored" in page
+    assert "All frames were denoised" not in page
+    assert f"{ROWS} frames. Symmetry used:" in page
+
+
+def test_registering_a_stored_run_says_that_it_stays_stored(
+    client: Container, home: Path, denoiser: Denoiser, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = written(client, home / "frames", "chunked")
+    stored = replay(raw, client["denoised"], denoiser=denoiser, symmetry="1")
+    assert register(raw, client["denoised"], denoiser=denoiser, symmetry="1").start["uid"] == stored.start["uid"]
+    assert "is stored already and stays so; `symdenoise evict` makes it lazy" in caplog.text
+    caplog.clear()
+    evict(settle(stored))
+    register(raw, client["denoised"], denoiser=denoiser, symmetry="1")
+    assert not caplog.text
 
 
 class TestPixels:

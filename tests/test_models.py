@@ -20,9 +20,10 @@ from bluesky_symdenoise.acquisition.pixels import evict, materialize
 from bluesky_symdenoise.acquisition.replay import recompute, replay
 from bluesky_symdenoise.cli import app, main
 from bluesky_symdenoise.denoiser import registry
+from bluesky_symdenoise.denoiser.identity import sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.network import Architecture, PriorNet
-from bluesky_symdenoise.denoiser.weights import encode, import_model, load_model, save_weights, sha256_of
+from bluesky_symdenoise.denoiser.weights import encode, import_model, load_model, save_weights
 from bluesky_symdenoise.errors import SymDenoiseError
 
 
@@ -218,7 +219,7 @@ class TestImport:
             b"\xff" * 100,
             b"",
         ],
-        ids="other size depth text negative none null tensors half nan ff empty".split(),
+        ids=["other", "size", "depth", "text", "negative", "none", "null", "tensors", "half", "nan", "ff", "empty"],
     )
     def test_what_is_no_network_of_ours_is_refused(self, tmp_path: Path, content: bytes) -> None:
         """Although the record has its sha256."""

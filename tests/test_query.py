@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiled.client.utils
 from tiled.client.container import Container
 from tiled.structures.core import Spec
 
@@ -306,6 +307,18 @@ def test_the_summary_for_notebooks_escapes_what_others_wrote(client, raw, derive
     assert "<script>" not in shown
     assert "<img" not in shown
     assert "&lt;script&gt;" in shown
-    for part in (uid, raw, "asked for auto, used 2mm", "2 frames denoised, 1 failed", "api/v1/metadata/raw/"):
+    for part in (uid, raw, "asked for auto, used 2mm", "2 frames denoised, 1 failed", f"/ui/browse/raw/{raw}"):
         assert part in shown
+    assert "/api/v1/" not in shown
     assert "not known" in client["denoised"][derive(raw)]._repr_html_()
+
+
+def test_a_frame_whose_file_is_gone_is_one_line(client, raw, derive, folder, monkeypatch):
+    monkeypatch.setattr(tiled.client.utils, "TILED_RETRY_ATTEMPTS", 1)
+    numbers = {f"det_{name}": [0.0] * 3 for name in ("counts_in", "center_y", "center_x")}
+    run = client["denoised"][derive(raw, scalars=numbers | {"det_symmetry": ["1"] * 3})]
+    assert len(run.compare(0).axes) >= 4
+    (folder / "frames" / f"{raw}.h5").unlink()
+    with pytest.raises(SymDenoiseError, match=rf"frame 0 of raw/{raw}/.*det: the server cannot read it") as refused:
+        run.compare(0)
+    assert "\n" not in str(refused.value)

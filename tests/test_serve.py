@@ -56,7 +56,7 @@ def test_all_storage_lies_in_the_folder_and_nothing_is_made_yet(tmp_path):
     storage = embedded_config(home, api_key="abc", readable=[more]).trees[0].args
     assert storage["uri"] == f"sqlite:///{home}/catalog.db"
     assert storage["writable_storage"] == [f"{home}/arrays", f"sqlite:///{home}/tables.db"]
-    assert storage["readable_storage"] == [f"{home}/frames", str(more)]
+    assert storage["readable_storage"] == [f"{home}/frames", f"{home}/denoised", str(more)]
     # Two clients write to the tables at a time, and SQLite lets one.
     assert (storage["storage_pool_size"], storage["storage_max_overflow"]) == (1, 0)
     assert not home.exists()

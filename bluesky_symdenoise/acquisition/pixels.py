@@ -17,6 +17,7 @@ from tiled.client.utils import ClientError, handle_error
 from tiled.structures.data_source import DataSource
 from tiled.utils import path_from_uri, safe_json_dump
 
+from bluesky_symdenoise.acquisition.place import Place
 from bluesky_symdenoise.acquisition.plan import frames_folder
 from bluesky_symdenoise.acquisition.register import lazy_key, raw_source
 from bluesky_symdenoise.acquisition.replay import Again, recorded_denoiser
@@ -105,7 +106,7 @@ def materialize(run: BlueskyRun, *, directory: str | Path | None = None, denoise
     """
     _refuse_unfinished(run)
     denoiser = denoiser or recorded_denoiser(run)
-    folder = frames_folder(_container(run), directory)
+    folder = frames_folder(_container(run), Place(directory))
     by_stream: dict[str, list[str]] = {}
     for stream, key in _images(run):
         by_stream.setdefault(stream, []).append(key)
@@ -176,6 +177,12 @@ class _Image:
 
     @classmethod
     def of(cls, run: BlueskyRun, stream: str, key: str, denoiser: Denoiser, directory: str | Path | None) -> _Image:
+        if "time" not in run[stream] or run.start["provenance"]["recipe"].get("beamline"):
+            raise SymDenoiseError(
+                f"pixels of {stream}/{key}",
+                rule="a run without events, or with settings looked up in its documents, keeps its pixels",
+                remedy="leave it as it is",
+            )
         again = Again(run, stream, key, denoiser)
         raw = raw_for(run)
         source, uris = raw_source(raw, _descriptor(raw, stream), key)
@@ -195,7 +202,7 @@ class _Image:
         needed = [
             (name, array) for name, array in (("mask", again.mask), ("exposure", again.exposure)) if array is not None
         ]
-        folder = frames_folder(_container(run), directory) if needed else Path()
+        folder = frames_folder(_container(run), Place(directory)) if needed else Path()
         return cls(
             run=run,
             stream=stream,
@@ -306,6 +313,10 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
         keys=keys,
         path=part,
         arrays=arrays,
+        configuration={},
+        flown=False,
+        entered=lambda **_: None,
+        created=lambda _: None,
         start=dict(run.start),
     )
     columns: dict[str, list[float]] = {f"{key}_{name}": [] for key in keys for name in PENDING}

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise import __version__
-from bluesky_symdenoise.catalog.serve import FRAMES_FOLDER
-from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
+from bluesky_symdenoise.acquisition.beamline import Beamline, dark_from, poni_beam_center
+from bluesky_symdenoise.acquisition.place import UNSORTED, Place
+from bluesky_symdenoise.catalog.containers import FRAMES_FOLDER
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure
 from bluesky_symdenoise.physics.symmetry import checked_point_group
 from bluesky_symdenoise.recipe import Recipe, array_sha256
@@ -24,7 +28,10 @@ from bluesky_symdenoise.recipe import Recipe, array_sha256
 if TYPE_CHECKING:
     from tiled.client.container import Container
 
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
 Document = dict[str, Any]
+Transport = Literal["files", "http"]
 
 
 @dataclass(frozen=True)
@@ -35,19 +42,31 @@ class Work:
     ----------
     container
         Client of the catalogue of derived runs.
-    folder
-        Where the HDF5 files go; the server must be able to read it.
+    model
+        The denoiser, or the settings that load it when it is first used: what is planned here may be done elsewhere.
+    place, folder
+        Where the HDF5 files go: the rule for each run, and the folder above them all, which the server reads.
     activity
         ``callback`` or ``replay``: how the derived run came to be.
+    beamline
+        Where the run's own documents say more.
+    dark
+        For all images, from a file.
+    frames
+        How frames get to the server: ``files`` that it reads, or over ``http``.
     """
 
     container: Container
-    denoiser: Denoiser
+    model: Denoiser | DenoiserSettings
     recipe: Recipe
+    place: Place
     folder: Path
     mask: NDArray[np.bool_] | None
     exposure: NDArray[np.float64] | None
     activity: str
+    beamline: Beamline = field(default_factory=Beamline)
+    dark: Dark | None = None
+    frames: Transport = "files"
 
     @classmethod
     def planned(
@@ -55,14 +74,16 @@ class Work:
         container: Container,
         *,
         activity: str,
-        denoiser: Denoiser | None,
-        directory: str | Path | None,
-        mask: ArrayLike | None,
-        exposure: ArrayLike | None,
-        symmetry: str,
-        beam_center: Sequence[float] | None,
-        streams: Sequence[str] | None,
-        data_keys: Sequence[str] | None,
+        denoiser: Denoiser | DenoiserSettings | None = None,
+        directory: str | Path | Place | None = None,
+        mask: ArrayLike | None = None,
+        exposure: ArrayLike | None = None,
+        symmetry: str = "auto",
+        beam_center: Sequence[float] | None = None,
+        streams: Sequence[str] | None = None,
+        data_keys: Sequence[str] | None = None,
+        beamline: Beamline | None = None,
+        frames: Transport = "files",
     ) -> Work:
         """Check what can be checked before a run starts.
 
@@ -77,6 +98,7 @@ class Work:
                 rule="it is no catalogue of Bluesky runs",
                 remedy='pass the container of the derived runs, client["denoised"]',
             )
+        check_choice("frames", frames, get_args(Transport))
         if symmetry != "auto":
             checked_point_group(symmetry)
         if beam_center is not None and (len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()):
@@ -101,9 +123,14 @@ class Work:
                 )
         if n is not None:
             as_exposure(n, n.shape)
-        model = denoiser or Denoiser.pretrained()
+        model = denoiser or DenoiserSettings()
+        place = directory if isinstance(directory, Place) else Place(directory)
+        kept = beamline or Beamline()
+        dark = None if kept.dark_file is None else dark_from(kept.dark_file, seconds=kept.dark_seconds)
+        if kept.poni_file is not None:
+            poni_beam_center(kept.poni_file)
         recipe = Recipe(
-            model_sha256=model.model.sha256,
+            model_sha256=model.sha256() if isinstance(model, DenoiserSettings) else model.model.sha256,
             algorithm=ALGORITHM,
             symmetry=symmetry,
             beam_center=None if beam_center is None else (float(beam_center[0]), float(beam_center[1])),
@@ -111,16 +138,42 @@ class Work:
             exposure_sha256=None if n is None else array_sha256(n),
             streams=None if streams is None else tuple(streams),
             data_keys=None if data_keys is None else tuple(data_keys),
+            beamline=kept.to_recipe(),
         )
         return cls(
             container=container,
-            denoiser=model,
+            model=model,
             recipe=recipe,
-            folder=frames_folder(container, directory),
+            place=place,
+            folder=frames_folder(container, place),
             mask=bad,
             exposure=n,
             activity=activity,
+            beamline=kept,
+            dark=dark,
+            frames=frames,
         )
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser, loaded if it was not."""
+        return self.model.load() if isinstance(self.model, DenoiserSettings) else self.model
+
+    def folder_for(self, start: Document) -> tuple[Path, str | None]:
+        """The folder for a run's files, made if it was not there, and what is wrong with it in one line."""
+        complaint = None
+        try:
+            folder = self.place.folder(self.folder, start)
+        except SymDenoiseError as error:
+            folder, complaint = self.folder / UNSORTED, str(error)
+        self.place.make(self.folder, folder)
+        return folder, complaint
+
+    def given(self) -> dict[str, Any]:
+        """The arguments that were given, as `Settings` takes them."""
+        symmetry, center = self.recipe.symmetry, self.recipe.beam_center
+        given = {"symmetry": None if symmetry == "auto" else symmetry, "beam_center": center, "mask": self.mask}
+        return {name: value for name, value in given.items() if value is not None}
 
     def provenance(self, raw_uid: str, stream: str, keys: Sequence[str]) -> Document:
         """The provenance block of the start document, in the words of W3C PROV."""
@@ -135,21 +188,26 @@ class Work:
         }
 
 
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise SymDenoiseError if a word is none of the choices."""
+    if value not in choices:
+        raise SymDenoiseError(f"{what}={value!r}", rule="there is no such choice", remedy=f"give {', '.join(choices)}")
+
+
 def now() -> str:
     """The time in ISO 8601, UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def frames_folder(container: Container, directory: str | Path | None) -> Path:
-    """The folder for derived files: the one given, or the one that the container itself names."""
-    named = directory if directory is not None else container.metadata.get(FRAMES_FOLDER)
-    if named is None:
+def frames_folder(container: Container, place: Place) -> Path:
+    """The folder above all derived files: the one given, or the one that the container itself names."""
+    folder = place.root(container.metadata.get(FRAMES_FOLDER))
+    if folder is None:
         raise SymDenoiseError(
             f"container {container.uri}",
             rule="it does not say where files of denoised frames go",
             remedy="pass directory=..., a folder that this computer writes and the server reads (readable_storage)",
         )
-    folder = Path(named).resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".symdenoise-writable"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time as clock
 from collections.abc import Mapping, Sequence
@@ -14,18 +15,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tiled.utils import path_from_uri
 
+from bluesky_symdenoise.acquisition.claim import Claim
+from bluesky_symdenoise.acquisition.outlet import straight_to_tiled
 from bluesky_symdenoise.acquisition.plan import Work
-from bluesky_symdenoise.acquisition.replay import StoredStream, derived_already, drive
-from bluesky_symdenoise.acquisition.run import RunDenoiser
-from bluesky_symdenoise.catalog.access import derived_writer
-from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.acquisition.replay import StoredStream, derived_already, drive, stored_streams
+from bluesky_symdenoise.acquisition.run import Event, RunDenoiser, Stream
+from bluesky_symdenoise.catalog.columns import SCALARS, computed_when_read
+from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lazy import LazyImage
 from bluesky_symdenoise.catalog.lazyrun import PENDING, LazyKey, LazyRun, write_pending
 from bluesky_symdenoise.catalog.row import Row
-from bluesky_symdenoise.catalog.writer import DerivedRun
+from bluesky_symdenoise.catalog.writer import DerivedRun, Emit
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import HDF5, TIFF, ZARR, Source, stamp
+from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.frame import sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe
@@ -33,6 +37,8 @@ from bluesky_symdenoise.recipe import Recipe
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
     from tiled.client.container import Container
+
+log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
@@ -56,7 +62,8 @@ def register(
     (``counts_in``, ``counts_out``, ``ms``): these are NaN until `bluesky_symdenoise.materialize` stores the pixels.
     Frames are read here up to the first that has counts, which decides the symmetry; that one is also read through
     the server, and a run that the server cannot serve is not left behind. A derived run of the same recipe, lazy or
-    not, is returned as it is. Parameters after `into` are those of `bluesky_symdenoise.DenoiseCallback`.
+    not, is returned as it is, and one that stores its pixels is logged.
+    Parameters after `into` are those of `bluesky_symdenoise.DenoiseCallback`.
 
     Parameters
     ----------
@@ -88,13 +95,21 @@ def register(
         streams=streams,
         data_keys=data_keys,
     )
-    existing = derived_already(run, work)
+    claim = Claim(raw_stop=run.metadata.get("stop"))
+    existing = derived_already(run, work, claim)
     if existing is not None:
+        if not computed_when_read(existing.metadata["stop"]):
+            uid = existing.start["uid"]
+            log.warning("derived run %s is stored already and stays so; `symdenoise evict` makes it lazy", uid)
         return existing
-    stored = {descriptor["uid"]: StoredStream(run, descriptor) for descriptor in run.descriptors}
-    pipeline = _Registering(work, run, stored)
+    if claim.raw_stop is None:
+        raise SymDenoiseError(
+            f"run {run.start['uid']}", rule="it has no stop document yet", remedy="register it when it has ended"
+        )
+    stored = stored_streams(run, work.beamline)
+    pipeline = _Registering(work, run, stored, claim)
     try:
-        drive(pipeline, run, stored.values())
+        drive(pipeline, run, stored.values(), stop=claim.raw_stop)
         derived = into[pipeline.derived_uid]
         for (stream, key), (planned, _) in pipeline.plan.items():
             _refuse_unreadable(derived[stream][key], planned)
@@ -135,19 +150,24 @@ class _Resolved:
 class _Registering(RunDenoiser):
     """Writes what `RunDenoiser` writes, without denoising."""
 
-    def __init__(self, work: Work, run: BlueskyRun, stored: Mapping[str, StoredStream]) -> None:
-        super().__init__(work, source=lambda descriptor: stored[descriptor["uid"]].frames())
+    def __init__(self, work: Work, run: BlueskyRun, stored: Mapping[str, StoredStream], claim: Claim) -> None:
+        super().__init__(
+            work, source=lambda descriptor: stored[descriptor["uid"]].frames(), outlet=straight_to_tiled(claim)
+        )
         self._run, self._stored = run, stored
         self.plan: dict[tuple[str, str], tuple[LazyKey, _Resolved]] = {}
 
     def descriptor(self, doc: Document) -> None:
         """Look at a stream's images before anything is written."""
         numbers = self._stored[doc["uid"]].seq_nums
-        if len(set(numbers)) != len(numbers):
+        keys = self._image_keys(doc)
+        if keys and (not numbers or len(set(numbers)) != len(numbers)):
             raise SymDenoiseError(
-                f"stream {doc['name']!r}", rule="two of its events have one number", remedy="replay the run instead"
+                f"stream {doc['name']!r}",
+                rule="it has no events" if not numbers else "two of its events have one number",
+                remedy="replay the run instead",
             )
-        for key in self._image_keys(doc):
+        for key in keys:
             if (doc["name"], key) not in self.plan:
                 source, uris = raw_source(self._run, doc, key)
                 resolved = self._resolved_rows(source)
@@ -156,19 +176,19 @@ class _Registering(RunDenoiser):
                     resolved,
                 )
         super().descriptor(doc)
+        for key in keys:
+            _, resolved = self.plan[doc["name"], key]
+            if resolved.first < resolved.rows:
+                self._streams[doc["name"]].images[key].decide(resolved.symmetry)
 
-    def stop(self, doc: Document) -> None:
-        """Write the scalars that are not known yet beside the events, then end as any derived run."""
-        for stream in self._streams.values():
-            for seq_num in stream.frames.announced():
-                if seq_num not in stream.done:
-                    self._row(stream, seq_num, doc["time"], {})
-            rows = len(stream.done)
-            if rows:
-                columns = {f"{key}_{name}": [math.nan] * rows for key in stream.keys for name in PENDING}
-                node = self._work.container[self.derived_uid].base[stream.name].base
-                write_pending(node, columns, self._start.get("tiled_access_tags"))
-        super().stop(doc)
+    def _finish(self, stream: Stream, time: float) -> None:
+        """Write the scalars that are not known yet beside the events."""
+        super()._finish(stream, time)
+        rows = len(stream.done)
+        if rows:
+            columns = {f"{key}_{name}": [math.nan] * rows for key in stream.keys for name in PENDING}
+            node = self._work.container[self.derived_uid].base[stream.name].base
+            write_pending(node, columns, self._start.get("tiled_access_tags"))
 
     def _resolved_rows(self, source: Source) -> _Resolved:
         work = self._work
@@ -176,6 +196,7 @@ class _Registering(RunDenoiser):
         for row in range(source.shape[0]):
             image = source.read(row)
             try:
+                refuse_clipped_image(image, work.mask)
                 found: Symmetry | SymDenoiseError = work.denoiser.resolve(
                     image,
                     mask=work.mask,
@@ -190,20 +211,22 @@ class _Registering(RunDenoiser):
             early.append(found)
         return _Resolved(Symmetry(), source.shape[0], source.shape[0], tuple(early))
 
-    def _derived_run(self, *, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]) -> DerivedRun:
+    def _derived_run(
+        self, emit: Emit, *, journal: Journal, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]
+    ) -> DerivedRun:
         return LazyRun(
-            derived_writer(self._work.container),
+            emit,
             plan={name: planned for name, (planned, _) in self.plan.items()},
-            folder=self._work.folder,
+            journal=journal,
             start=start,
             uid=uid,
             time=clock.time(),
             arrays=arrays,
         )
 
-    def _denoised(self, stream: Any, key: str, seq_num: int, inline: Mapping[str, Any]) -> Row:
+    def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
         _, resolved = self.plan[stream.name, key]
-        symmetry = resolved.of(stream.frames.announced().index(seq_num))
+        symmetry = resolved.of(stream.frames.announced().index(event.seq_num))
         center = symmetry.beam_center or (math.nan, math.nan)
         known = {"symmetry": symmetry.point_group, "center_y": center[0], "center_x": center[1]}
         nothing = np.empty(0, np.float32)

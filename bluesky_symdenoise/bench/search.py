@@ -152,7 +152,7 @@ def _scan(client: Container, folder: Path) -> tuple[str, str]:
         frames = np.random.default_rng(0).poisson(1.0, (2, 64, 64)).astype(np.uint16)
         det = PlayDetector(frames, StaticPathProvider(UUIDFilenameProvider(), folder), name="det")
     RE.subscribe(TiledWriter(client["raw"], batch_size=1))
-    with DenoiseCallback(client["denoised"], directory=folder) as callback:
+    with DenoiseCallback(client["denoised"], directory=folder.parent / "denoised") as callback:
         RE.subscribe(callback)
         (raw_uid,) = RE(bp.count([det], num=2, md={"sample": {"name": "latex"}})).run_start_uids
     made = denoised_for(client, raw_uid)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
 from bluesky_tiled_plugins import TiledWriter
+from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
 from tiled.client.constructors import from_context
 from tiled.client.utils import ClientError
 
@@ -35,19 +37,35 @@ def derived_writer(container: Container) -> Callable[[str, Document], Any]:
         Takes (name, document). For the start document it raises SymDenoiseError if the server does not let this client
         apply the tags, or drops them; nothing is left on the server then, or the error says what is.
     """
-    writer = TiledWriter(container, batch_size=1)
+    refusals: list[Exception] = []
+    writer = TiledWriter(container, normalizer=partial(_Normalizer, refusals), batch_size=1)
 
     def write(name: str, doc: Document) -> None:
-        try:
-            writer(name, doc)
-        except ClientError as error:
-            if name == "start" and _about_tags(error):
+        writer(name, doc)
+        if name != "start":
+            return
+        if refusals:
+            error = refusals[0]
+            if isinstance(error, ClientError) and _about_tags(error):
                 raise _refused(error, container, doc) from error
-            raise
-        if name == "start":
-            _require_tags(container, doc)
+            raise error
+        _require_tags(container, doc)
 
     return write
+
+
+class _Normalizer(RunNormalizer):  # type: ignore[misc]
+    """Keeps what the server answers to a start document: event-model's router would blame its factories for it."""
+
+    def __init__(self, refusals: list[Exception], **options: Any) -> None:
+        super().__init__(**options)
+        self._refusals = refusals
+
+    def start(self, doc: Document) -> None:
+        try:
+            super().start(doc)
+        except (ClientError, httpx.HTTPError) as error:
+            self._refusals.append(error)
 
 
 def _require_tags(container: Container, start: Document) -> None:

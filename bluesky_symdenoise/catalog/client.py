@@ -8,10 +8,13 @@ from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun, BlueskyRunV3
+from numpy.typing import NDArray
+from tiled.client.utils import ClientError
 
-from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.catalog.columns import SCALARS, computed_when_read
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -86,7 +89,7 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
         Raises
         ------
         SymDenoiseError
-            If there is no such frame, or if it was not denoised.
+            If there is no such frame, if it was not denoised, or if the server cannot read it.
         """
         from bluesky_symdenoise.catalog.picture import panel_figure, panels
         from bluesky_symdenoise.physics.frame import sentinel_mask
@@ -109,8 +112,7 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
                 remedy='the reason is among run.quality.attrs["failures"]',
             )
         counts, intensity, sigma = (
-            np.asarray(image[frame : frame + 1]).reshape(-1, *image.shape[-2:])[0]
-            for image in (self.raw[stream][key], events[key], events[f"{key}_sigma"])
+            _frame(image, frame) for image in (self.raw[stream][key], events[key], events[f"{key}_sigma"])
         )
         center = (float(row["center_y"]), float(row["center_x"]))
         drawn = panels(
@@ -140,6 +142,18 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
         )
 
 
+def _frame(image: Any, number: int) -> NDArray[Any]:
+    try:
+        rows = np.asarray(image[number : number + 1])
+    except (ClientError, httpx.HTTPError) as error:
+        raise SymDenoiseError(
+            f"frame {number} of {'/'.join(image.path_parts)}",
+            rule=f"the server cannot read it ({(str(error) or type(error).__name__).splitlines()[0]})",
+            remedy="see whether its file is still where it was, and the server's log",
+        ) from error
+    return rows.reshape(-1, *image.shape[-2:])[0]
+
+
 def _figures(stream: str, key: str, events: Any) -> pd.DataFrame:
     import pandas as pd
 
@@ -158,7 +172,8 @@ def _summary(start: Mapping[str, Any], stop: Mapping[str, Any], uri: str) -> dic
     """Name and HTML of each line that describes a run."""
     made = start.get("provenance", {})
     recipe, model, ended = made.get("recipe", {}), made.get("model", {}), stop.get("provenance", {})
-    raw_uri = "/".join([*uri.split("/")[:-2], "raw", start["raw_uid"]])
+    # Where Tiled's web interface shows the raw run.
+    raw_uri = "/".join([*uri.replace("/api/v1/metadata/", "/ui/browse/", 1).split("/")[:-2], "raw", start["raw_uid"]])
     raw = f"<code>{escape(start['raw_uid'])}</code>"
     if raw_uri.startswith(("http://", "https://")):
         raw = f'<a href="{escape(raw_uri)}">{raw}</a>'
@@ -167,9 +182,8 @@ def _summary(start: Mapping[str, Any], stop: Mapping[str, Any], uri: str) -> dic
     if not stop:
         status = "not finished"
     else:
-        status = (
-            f"{ended.get('frames', 0) - failed} frames denoised, {failed} failed; exit status {stop['exit_status']}"
-        )
+        done = "frames, denoised when they are read" if computed_when_read(stop) else "frames denoised"
+        status = f"{ended.get('frames', 0) - failed} {done}, {failed} failed; exit status {stop['exit_status']}"
     lines = {
         "raw run": raw,
         "made": escape(datetime.fromtimestamp(start["time"]).astimezone().isoformat(sep=" ", timespec="minutes")),

@@ -123,6 +123,9 @@ class _Server:
         yield self._version(about["library_version"])
         yield _clock(answer, begun=begun, ended=time.time())
         root = self._http.get("metadata/")
+        if not root.is_success and "Authorization" not in self._http.headers:
+            yield Finding("key", "problem", "TILED_API_KEY is not set", "set it to a key of this server")
+            return
         if not root.is_success:
             yield Finding(
                 "key",
@@ -190,7 +193,8 @@ class _Server:
                 "scopes",
                 "problem",
                 f"the key lacks {', '.join(missing)}",
-                "make a key with them; `register` only a principal with the role admin or one of your own can have",
+                "who only reads needs none of them; for denoising make a service's key with them: `register` is not in "
+                "Tiled's role user, but in admin or a role of your own",
             )
         if "admin:apikeys" in self._scopes:
             return Finding(
@@ -210,12 +214,31 @@ class _Server:
 
     def _container(self, name: str) -> tuple[dict[str, Any] | None, Finding]:
         answer = self._http.get(f"metadata/{name}")
-        remedy = "run `symdenoise prepare`, or give it the spec by hand"
         if not answer.is_success:
-            return None, Finding(name, "problem", "there is none, or this key may not see it", remedy)
+            return None, Finding(
+                name,
+                "problem",
+                "there is none, or this key may not see it",
+                "with the service's key run `symdenoise prepare`, on a server with an access policy with "
+                "--access-tag TAG, a tag that shows the container to all who look for runs",
+            )
         attributes = answer.json()["data"]["attributes"]
         if {"name": CATALOGUE[0], "version": CATALOGUE[1]} not in attributes["specs"]:
-            return attributes, Finding(name, "problem", f"it lacks the spec {' '.join(CATALOGUE)}", remedy)
+            return attributes, Finding(
+                name,
+                "problem",
+                f"it lacks the spec {' '.join(CATALOGUE)}",
+                "delete it if it is empty and run `symdenoise prepare`, else give it the spec by hand",
+            )
+        tags = attributes["access_tags"]
+        # Tiled tags what is made without a tag with its maker, who alone sees it then.
+        if tags and all(tag.startswith(("user:", "service:")) for tag in tags):
+            return attributes, Finding(
+                name,
+                "warning",
+                f"no one else sees it: its only access tag is {', '.join(tags)}",
+                "run `symdenoise prepare` with --access-tag TAG, a tag that shows it to all who look for runs",
+            )
         return attributes, Finding(name, "OK", "is a catalogue of Bluesky runs")
 
     def _newest(self, container: str, **parameters: str) -> list[dict[str, Any]]:

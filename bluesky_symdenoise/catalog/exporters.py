@@ -1,7 +1,8 @@
 """What the server offers for our nodes beside Tiled's own formats: picture, report page, NeXus file.
 
-Named in ``tiled_config.yml``. Frames are chosen with a parameter of the media type, first frame 0:
-``?format=text/html;frames=0-17-99`` and ``?format=application/x-nexus;frames=0-99`` (a first and a last one).
+Named in ``tiled_config.yml``. Frames are chosen with a parameter of the media type, first frame 0, ranges with their
+last one, several joined by ``+`` (Tiled itself splits the formats at commas): ``?format=text/html;frames=0+17+99`` and
+``?format=application/x-nexus;frames=0-9+17``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from fastapi import HTTPException
 from numpy.typing import NDArray
 from tiled.utils import UnsupportedShape, parse_mimetype
 
-from bluesky_symdenoise.catalog.nexus_export import Choice, write_nexus
+from bluesky_symdenoise.catalog.choice import Choice
+from bluesky_symdenoise.catalog.nexus_export import write_nexus
 from bluesky_symdenoise.catalog.report import Shown, report_page
 from bluesky_symdenoise.catalog.served import Filter, ServedStream, served_streams
 from bluesky_symdenoise.catalog.thumbnail import frames_png
@@ -29,6 +31,8 @@ MOST_FRAMES = 6
 #: Heavy work at a time in one server process.
 _BUSY = threading.BoundedSemaphore(2)
 _BLOCK = 2**20
+_MOST_PARTS = 100
+_FRAMES = "frames must be numbers and ranges joined by '+', the first frame is 0: frames=0-9 or frames=0+17+99"
 
 
 def image_png(mimetype: str, array: NDArray[Any], metadata: Mapping[str, Any]) -> bytes:
@@ -41,12 +45,12 @@ def image_png(mimetype: str, array: NDArray[Any], metadata: Mapping[str, Any]) -
 
 async def report_html(mimetype: str, run: Any, metadata: Mapping[str, Any], filter_for_access: Filter) -> bytes:
     """``text/html`` of a derived run: one page that needs nothing else."""
-    chosen = _numbers(mimetype)
-    if chosen is not None and len(set(chosen)) > MOST_FRAMES:
-        raise HTTPException(400, f"{len(set(chosen))} frames are asked for; a report shows at most {MOST_FRAMES}")
+    choice = _chosen(mimetype)
+    if (most := sum(map(len, choice.parts or ()))) > MOST_FRAMES:
+        raise HTTPException(400, f"{most} frames are asked for; a report shows at most {MOST_FRAMES}")
     streams = await _with_images(run, filter_for_access)
     with _one_of_few():
-        page = await report_page(Shown(run, metadata, streams, filter_for_access), chosen)
+        page = await report_page(Shown(run, metadata, streams, filter_for_access), choice)
     return page.encode()
 
 
@@ -54,10 +58,7 @@ async def run_nexus(
     mimetype: str, run: Any, metadata: Mapping[str, Any], filter_for_access: Filter
 ) -> AsyncIterator[bytes]:
     """``application/x-nexus`` of a derived run: written frame by frame to a temporary file, then streamed."""
-    numbers = _numbers(mimetype)
-    if numbers is not None and len(numbers) > 2:
-        raise HTTPException(400, f"{len(numbers)} frames are named; an export takes frames=FIRST-LAST")
-    choice = Choice() if numbers is None else Choice(numbers[0], numbers[-1] + 1)
+    choice = _chosen(mimetype)
     streams = await _with_images(run, filter_for_access)
     with _one_of_few():
         folder = tempfile.TemporaryDirectory(prefix="symdenoise-")
@@ -86,14 +87,20 @@ async def _with_images(run: Any, filter_for_access: Filter) -> list[ServedStream
     return streams
 
 
-def _numbers(mimetype: str) -> list[int] | None:
-    """Frame numbers of ``;frames=0-17-99``."""
+def _chosen(mimetype: str) -> Choice:
+    """Frames of ``;frames=0-9+17+99``."""
     given = parse_mimetype(mimetype)[1].get("frames")
     if given is None:
-        return None
-    if not re.fullmatch(r"\d{1,9}(-\d{1,9})*", given):
-        raise HTTPException(400, "frames must be numbers joined by '-', the first frame is 0: frames=0-17-99")
-    return [int(number) for number in given.split("-")]
+        return Choice()
+    # In a URL, + is a space.
+    named = re.split(r"[+ ]", given)
+    if not all(re.fullmatch(r"\d{1,9}(-\d{1,9})?", part) for part in named) or len(named) > _MOST_PARTS:
+        raise HTTPException(400, _FRAMES)
+    ends = [[int(number) for number in part.split("-")] for part in named]
+    parts = tuple(range(each[0], each[-1] + 1) for each in ends)
+    if not all(parts):
+        raise HTTPException(400, _FRAMES)
+    return Choice(parts)
 
 
 @contextmanager

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from bluesky_symdenoise.catalog.row import Row, denoised_row, empty_row
-from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import HDF5, MAX_PIXELS, TIFF, ZARR, Stamp
+from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.symmetry import POINT_GROUPS, Symmetry
 from bluesky_symdenoise.recipe import Recipe
 
@@ -134,6 +136,7 @@ class LazyImage:
         try:
             symmetry = self.symmetry
             if row < self.first_row:
+                refuse_clipped_image(image, mask)
                 symmetry = denoiser.resolve(
                     image,
                     mask=mask,
@@ -177,7 +180,8 @@ def _dtype(value: Any) -> str:
 
 
 def _recipe(stored: Any) -> Recipe:
-    names = {field.name for field in fields(Recipe)}
+    # What is looked up in a run's documents is not known to the server.
+    names = {field.name for field in fields(Recipe)} - {"beamline"}
     if not isinstance(stored, Mapping) or set(stored) != names:
         raise _refused("recipe must have the entries of a recipe")
     if stored["algorithm"] != ALGORITHM:

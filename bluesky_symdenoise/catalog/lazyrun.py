@@ -12,9 +12,10 @@ from bluesky_tiled_plugins.writing.consolidators import CONSOLIDATOR_REGISTRY, C
 from numpy.typing import NDArray
 from tiled.structures.data_source import Asset
 
+from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lazy import MIMETYPE, QUANTITIES, SOURCE, LazyImage
 from bluesky_symdenoise.catalog.row import Row
-from bluesky_symdenoise.catalog.writer import DerivedRun, derived_data_keys
+from bluesky_symdenoise.catalog.writer import DerivedRun, configuration_of, derived_data_keys
 from bluesky_symdenoise.recipe import array_sha256
 
 Document = dict[str, Any]
@@ -86,23 +87,33 @@ class LazyRun(DerivedRun):
         emit: Callable[[str, Document], Any],
         *,
         plan: Mapping[tuple[str, str], LazyKey],
-        folder: Path,
+        journal: Journal,
         start: Document,
         uid: str,
         time: float,
         arrays: Mapping[str, NDArray[Any]],
     ) -> None:
-        super().__init__(emit, folder=folder, start=start, uid=uid, time=time, arrays=arrays)
+        super().__init__(emit, journal=journal, start=start, uid=uid, time=time, arrays=arrays)
         self._plan = plan
 
-    def stream(self, descriptor: Document, keys: Sequence[str]) -> Any:
-        """Open the stream that mirrors a raw one, for its image data keys."""
+    def stream(
+        self,
+        descriptor: Document,
+        keys: Sequence[str],
+        *,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+        configuration: Document | None = None,
+        flown: bool = False,
+    ) -> Any:
+        """Open the stream that mirrors a raw one, for its image data keys; one with events."""
+        folder = self.journal.path.parent
         opened = LazyStream(
             self._emit,
             self._run,
             descriptor=descriptor,
             keys={key: self._plan[descriptor["name"], key] for key in keys},
-            arrays={name: stored_array(self._folder, array) for name, array in self._arrays.items()},
+            arrays={name: stored_array(folder, array) for name, array in (self._arrays | dict(arrays or {})).items()},
+            configuration=configuration or {},
         )
         self._streams.append(opened)  # type: ignore[arg-type]
         return opened
@@ -121,11 +132,15 @@ class LazyStream:
         descriptor: Document,
         keys: Mapping[str, LazyKey],
         arrays: Mapping[str, str],
+        configuration: Document,
     ) -> None:
         self._emit = emit
         self.shapes = {key: tuple(descriptor["data_keys"][key]["shape"]) for key in keys}
         self._composed = run.compose_descriptor(
-            name=descriptor["name"], time=descriptor["time"], data_keys=derived_data_keys(descriptor, list(keys))
+            name=descriptor["name"],
+            time=descriptor["time"],
+            data_keys=derived_data_keys(descriptor, list(keys), flown=False),
+            configuration=configuration_of(configuration, descriptor["time"]),
         )
         emit("descriptor", self._composed.descriptor_doc)
         self._resources: list[Any] = []
@@ -141,8 +156,9 @@ class LazyStream:
                 emit("stream_resource", resource.stream_resource_doc)
                 self._resources.append(resource)
 
-    def append(self, *, seq_num: int, time: float, rows: Mapping[str, Row]) -> None:
+    def append(self, *, seq_num: int, time: float | None, rows: Mapping[str, Row]) -> None:
         """Write one event: the symmetry is known, the scalars of `PENDING` are not."""
+        assert time is not None, "only streams with events are registered"
         index, self._rows = self._rows, self._rows + 1
         for resource in self._resources:
             self._emit(

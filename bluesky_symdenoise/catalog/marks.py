@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import httpx
@@ -12,7 +12,27 @@ from tiled.client.utils import ClientError
 #: Spec of an array node of denoised intensities or of their sigma.
 IMAGE_SPEC = "SymDenoisedImage"
 
+Document = dict[str, Any]
+Emit = Callable[[str, Document], Any]
+
 log = logging.getLogger("bluesky_symdenoise")
+
+
+def marking(container: Any, emit: Emit) -> Emit:
+    """A writer of one derived run that marks its images when it has been given the stop document."""
+    uid, keys = "", dict[str, list[str]]()
+
+    def write(name: str, doc: Document) -> None:
+        nonlocal uid
+        emit(name, doc)
+        if name == "start":
+            uid = doc["uid"]
+        elif name == "descriptor":
+            keys[doc["name"]] = [key for key in doc["data_keys"] if f"{key}_sigma" in doc["data_keys"]]
+        elif name == "stop":
+            mark_images(container, uid, keys)
+
+    return write
 
 
 def mark_images(container: Any, uid: str, keys: Mapping[str, Iterable[str]]) -> None:

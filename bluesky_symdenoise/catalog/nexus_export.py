@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from fastapi import HTTPException
 from tiled.utils import ensure_awaitable
 
+from bluesky_symdenoise.catalog.choice import Choice
 from bluesky_symdenoise.catalog.served import ServedFrames, ServedStream, served_frames
 from bluesky_symdenoise.files.nexus import add_entry, add_images, add_parameters, add_process
 
@@ -20,18 +20,6 @@ from bluesky_symdenoise.files.nexus import add_entry, add_images, add_parameters
 MOST_BYTES = 2**30
 #: Every HDF5 library reads these; the run's own file needs the bitshuffle plugin.
 STORAGE: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Rows from ``start`` up to ``stop``, None for all."""
-
-    start: int = 0
-    stop: int | None = None
-
-    def of(self, rows: int) -> range:
-        """The rows that are chosen and there."""
-        return range(rows)[self.start : self.stop]
 
 
 async def write_nexus(path: Path, metadata: Mapping[str, Any], streams: Sequence[ServedStream], choice: Choice) -> None:
@@ -46,15 +34,17 @@ async def write_nexus(path: Path, metadata: Mapping[str, Any], streams: Sequence
     streams
         Those to write; ``entry`` is the first, others are ``entry_<name>``.
     choice
-        The rows.
+        The rows; without a choice all of them.
 
     Raises
     ------
     fastapi.HTTPException
-        413 if the pixels are more than `MOST_BYTES`, 416 if no row is chosen, and what reading a frame raises.
+        413 if the pixels are more than `MOST_BYTES`, 416 if a chosen row is not there, and what reading a frame raises.
     """
     images = {stream.name: await _images(stream) for stream in streams}
-    rows = {name: choice.of(min(len(each) for each in frames.values())) for name, frames in images.items()}
+    there = {name: min(len(each) for each in frames.values()) for name, frames in images.items()}
+    choice.refuse_missing(there.values())
+    rows = {name: choice.of(count, otherwise=range(count)) for name, count in there.items()}
     _check_size(images, rows)
     with h5py.File(path, "w") as file:
         for stream in streams:
@@ -81,9 +71,9 @@ async def _images(stream: ServedStream) -> dict[str, ServedFrames]:
     return frames
 
 
-def _check_size(images: Mapping[str, Mapping[str, ServedFrames]], rows: Mapping[str, range]) -> None:
+def _check_size(images: Mapping[str, Mapping[str, ServedFrames]], rows: Mapping[str, Sequence[int]]) -> None:
     if not any(map(len, rows.values())):
-        raise HTTPException(416, "the run has none of the frames that were asked for")
+        raise HTTPException(416, "the run has no frame yet")
     per_row = {
         name: sum(4 * int(np.prod(each.shape[-2:])) for each in frames.values()) for name, frames in images.items()
     }
@@ -111,14 +101,14 @@ def _describe(entry: Any, metadata: Mapping[str, Any]) -> None:
     add_parameters(process, provenance if ended is None else provenance | {"outcome": ended})
 
 
-def _columns(entry: Any, stream: ServedStream, chosen: range) -> None:
+def _columns(entry: Any, stream: ServedStream, chosen: list[int]) -> None:
     """The scalars of the rows as NXcollection."""
     group = entry.create_group("events")
     group.attrs["NX_class"] = "NXcollection"
     for name, column in stream.columns.items():
-        values = column[chosen.start : chosen.stop]
-        if name.startswith("ts_") or len(values) != len(chosen):
+        if name.startswith("ts_") or len(column) <= max(chosen, default=-1):
             continue
+        values = column[chosen]
         if values.dtype.kind in "biuf":
             group[name] = values
         else:

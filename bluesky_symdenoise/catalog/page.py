@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluesky_symdenoise.catalog.columns import computed_when_read
 from bluesky_symdenoise.physics.agreement import PairTest
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def whole(metadata: Mapping[str, Any], warnings: Sequence[str], sections: Sequen
         "style-src 'unsafe-inline'\">"
         f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>'
     )
-    body = [f"<h1>{escape(title)}</h1>", _summary(start, stop), _warned(warnings), *sections, _HELP]
+    body = [f"<h1>{escape(title)}</h1>", _summary(start, stop), _warned(stop, warnings), *sections, _HELP]
     body += [_provenance(start, stop), "</body></html>"]
     return head + "\n".join(body)
 
@@ -104,9 +105,14 @@ def _summary(start: Mapping[str, Any], stop: Mapping[str, Any]) -> str:
     return _table({name: value for name, value in rows.items() if value not in (None, "")})
 
 
-def _warned(warnings: Sequence[str]) -> str:
+def _warned(stop: Mapping[str, Any], warnings: Sequence[str]) -> str:
     if not warnings:
-        return '<div class="box fine">All frames were denoised.</div>'
+        said = (
+            "No pixels are stored: each frame is denoised when it is read."
+            if computed_when_read(stop)
+            else ("All frames were denoised.")
+        )
+        return f'<div class="box fine">{said}</div>'
     lines = "".join(f"<li>{escape(line)}</li>" for line in warnings)
     return f'<div class="box"><strong>Look at this first</strong><ul>{lines}</ul></div>'
 
@@ -114,19 +120,19 @@ def _warned(warnings: Sequence[str]) -> str:
 def _whole_run(columns: Mapping[str, Any], key: str) -> str:
     """Figures over all rows in one line."""
     before, after = (np.asarray(columns.get(f"{key}_{name}", []), float) for name in ("counts_in", "counts_out"))
-    rows = len(before)
-    if not rows:
+    groups = [str(group) for group in columns.get(f"{key}_symmetry", [])]
+    if not groups:
         return ""
     good = np.isfinite(before)
-    line = f"{rows} frames"
+    line = f"{len(groups)} frames"
     if good.any():
         line += f", {before[good].sum():,.0f} counts, {np.median(before[good]):,.0f} in the median frame"
         if before[good].sum() > 0:
             line += f"; their sum changes by {abs(after[good].sum() / before[good].sum() - 1):.2%}"
-    if not good.all():
-        line += f"; {rows - good.sum()} not denoised"
-    groups = sorted({str(group) for group in columns.get(f"{key}_symmetry", [])} - {""})
-    return f"<p>{escape(line)}. Symmetry used: {escape(', '.join(groups) or 'none')}.</p>"
+    if failed := groups.count(""):
+        line += f"; {failed} not denoised"
+    used = ", ".join(sorted(set(groups) - {""}))
+    return f"<p>{escape(line)}. Symmetry used: {escape(used or 'none')}.</p>"
 
 
 def _figures(scalars: Mapping[str, Any]) -> str:

@@ -37,24 +37,34 @@ def try_out(http: httpx.Client, folder: Path, *, tags: Sequence[str]) -> Iterato
     """
     path = folder / f"symdenoise-doctor-{uuid4().hex}.h5"
     try:
-        with h5py.File(path, "w") as file:
-            file["frame"] = np.arange(4.0)
+        path.touch()
     except OSError as error:
-        yield Finding(
-            "frames",
-            "problem",
-            f"this computer cannot write to {folder} ({error.strerror or error})",
-            "create it, or give it write permission for the user who denoises",
+        said = f"this computer has no folder {folder}"
+        remedy = (
+            f"make it, `mkdir -p {folder}`, if this is the computer that denoises, else run `symdenoise doctor` there"
         )
+        if folder.is_dir():
+            said = f"this computer cannot write to {folder} ({error.strerror})"
+            remedy = "give it write permission for the user who denoises"
+        yield Finding("frames", "problem", said, remedy)
+        yield _lazy_not_tried()
         return
     try:
+        with h5py.File(path, "w") as file:
+            file["frame"] = np.arange(4.0)
         with _Probe(http, path) as probe:
-            yield probe.frames()
+            frames = probe.frames()
+            yield frames
             if probe.made:
                 yield from _tags(probe, tags)
-                yield from _lazy(http, path)
+        # A server that cannot read the file answers 500 with and without an adapter.
+        yield _lazy(http, path) if frames.verdict == "OK" else _lazy_not_tried()
     finally:
         path.unlink()
+
+
+def _lazy_not_tried() -> Finding:
+    return Finding("lazy runs", "warning", "not tried, as the server reads no file of ours", "mend `frames` first")
 
 
 def _tags(probe: _Probe, tags: Sequence[str]) -> Iterator[Finding]:
@@ -72,17 +82,17 @@ def _tags(probe: _Probe, tags: Sequence[str]) -> Iterator[Finding]:
         yield Finding("access tags", "OK", f"may be applied: {', '.join(tags)}")
 
 
-def _lazy(http: httpx.Client, path: Path) -> Iterator[Finding]:
+def _lazy(http: httpx.Client, path: Path) -> Finding:
     with _Probe(http, path, mimetype=LAZY) as probe:
+        # Our adapter finds the parameters of this probe wanting, and says so with 422.
         if not probe.made or probe.read().status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
-            yield Finding(
+            return Finding(
                 "lazy runs",
-                "warning",
+                "problem",
                 f"not served: the server has no adapter for {LAZY}",
                 "install bluesky-symdenoise on the server and take over adapters_by_mimetype from tiled_config.yml",
             )
-        else:
-            yield Finding("lazy runs", "OK", f"the server has an adapter for {LAZY}")
+        return Finding("lazy runs", "OK", f"the server has an adapter for {LAZY}")
 
 
 class _Probe:

@@ -110,6 +110,12 @@ def find(
         found = _denoised(client).search(SpecsQuery([SPEC]))
     if model is not None:
         found = _of_model(found, model)
+    if symmetry == "auto":
+        raise SymDenoiseError(
+            "symmetry 'auto'",
+            rule="runs are found by the point group that was used",
+            remedy='for what was asked for, search the result for Key("provenance.recipe.symmetry") == "auto"',
+        )
     if symmetry is not None:
         found = found.search(KeyPresent(f"stop.provenance.symmetry.{checked_point_group(symmetry)}"))
     if since is not None:

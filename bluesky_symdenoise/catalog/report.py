@@ -13,6 +13,7 @@ from fastapi import HTTPException
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.catalog import page
+from bluesky_symdenoise.catalog.choice import Choice
 from bluesky_symdenoise.catalog.picture import draw_panels, panels, png
 from bluesky_symdenoise.catalog.profile import Profile, profile, stated_geometry
 from bluesky_symdenoise.catalog.served import (
@@ -67,33 +68,35 @@ class _Frame:
     symmetry: Symmetry
 
 
-async def report_page(shown: Shown, chosen: Sequence[int] | None) -> str:
+async def report_page(shown: Shown, choice: Choice) -> str:
     """The whole page as HTML; everything from metadata is escaped, pictures are inside.
 
     Parameters
     ----------
     shown
         The run.
-    chosen
-        Numbers of frames, the first is 0; None for the first, the middle and the last one.
+    choice
+        The frames; without a choice the first, the middle and the last one.
 
     Raises
     ------
     fastapi.HTTPException
         413 if frames are larger than `MOST_PIXELS`, 416 if a chosen frame is not there.
     """
+    images = [await served_frames(stream, key) for stream in shown.streams for key in stream.images]
+    choice.refuse_missing(len(frames) for frames in images if frames is not None)
     sections, warnings = [], page.run_warnings(shown.metadata)
     for stream in shown.streams:
         raw = await raw_stream(shown.run, stream.name, shown.filter_for_access)
         for key in stream.images:
-            frames, said = await _frames(shown, stream, raw, key, chosen)
+            frames, said = await _frames(shown, stream, raw, key, choice)
             warnings += said
             sections.append(page.image_section(f"{stream.name} / {key}", frames, stream.columns, key))
     return page.whole(shown.metadata, list(dict.fromkeys(warnings)), sections)
 
 
 async def _frames(
-    shown: Shown, stream: ServedStream, raw: ServedStream | None, key: str, chosen: Sequence[int] | None
+    shown: Shown, stream: ServedStream, raw: ServedStream | None, key: str, choice: Choice
 ) -> tuple[list[FrameFigures], list[str]]:
     denoised, sigma = await served_frames(stream, key), await served_frames(stream, f"{key}_sigma")
     if denoised is None or sigma is None or not len(denoised):
@@ -102,9 +105,7 @@ async def _frames(
         raise HTTPException(
             413, f"frames of {denoised.shape[-2:]} pixels are too large for a report; read them with the Tiled client"
         )
-    numbers = sorted(set(chosen if chosen is not None else (0, len(denoised) // 2, len(denoised) - 1)))
-    if numbers[-1] >= len(denoised):
-        raise HTTPException(416, f"frame {numbers[-1]} is not there; {stream.name}/{key} has 0 to {len(denoised) - 1}")
+    numbers = choice.of(len(denoised), otherwise=(0, len(denoised) // 2, len(denoised) - 1))
     counts = await served_frames(raw, key) if raw is not None else None
     warnings = []
     if counts is None or counts.shape[-2:] != denoised.shape[-2:]:

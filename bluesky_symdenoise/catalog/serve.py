@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
     Parameters
     ----------
     directory
-        Folder of ``catalog.db``, ``tables.db``, ``arrays`` and ``frames``; nothing is made here.
+        Folder of ``catalog.db``, ``tables.db``, ``arrays``, ``frames`` and ``denoised``; nothing is made here.
     api_key
         The one key that opens the server: ASCII letters and digits.
     readable
@@ -88,7 +89,11 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
     storage = {
         "uri": f"sqlite:///{home}/catalog.db",
         "writable_storage": [f"{home}/arrays", f"sqlite:///{home}/tables.db"],
-        "readable_storage": [f"{home}/frames", *(str(Path(folder).resolve()) for folder in readable)],
+        "readable_storage": [
+            f"{home}/frames",
+            f"{home}/denoised",
+            *(str(Path(folder).resolve()) for folder in readable),
+        ],
     }
     authentication = {"single_user_api_key": api_key, "allow_anonymous_access": False, "providers": []}
     asked = parse(config_path())
@@ -148,7 +153,7 @@ def embedded_catalog(
     """Serve a folder on 127.0.0.1 while the context lasts, and give a client of its root.
 
     The root holds two catalogues of Bluesky runs, ``client["raw"]`` and ``client["denoised"]``. Runs stay in
-    the folder: opening it again shows them. Detector files and denoised frames belong in its ``frames``.
+    the folder: opening it again shows them. Detector files belong in its ``frames``, denoised frames in ``denoised``.
 
     Parameters
     ----------
@@ -171,7 +176,7 @@ def embedded_catalog(
     with _running(Path(directory), port=port, api_key=key, readable=readable) as url:
         client = from_uri(f"{url}/api/v1", api_key=key, trust_env=False)
         with closing(client.context.http_client):
-            prepare(client, frames=Path(directory) / "frames")
+            prepare(client, frames=Path(directory) / "denoised")
             yield client
 
 
@@ -180,7 +185,7 @@ def serve(
     *,
     port: int = 8000,
     api_key: str | None = None,
-    announce: Callable[[str], None] = print,
+    announce: Callable[[str], None] = partial(print, flush=True),  # noqa: B008
 ) -> None:
     """Serve the catalogue in a folder until Ctrl-C or SIGTERM, and say how to open it.
 
@@ -220,7 +225,7 @@ def serve(
             remedy=f"set {KEY_VARIABLE}, for example to the output of `openssl rand -hex 32`",
         )
     key = known or secrets.token_hex(32)
-    with _stop_signal() as stop, _running(home, port=port, api_key=key) as url:
+    with stop_signal() as stop, _running(home, port=port, api_key=key) as url:
         spelled = "..." if api_key else f'os.environ["{KEY_VARIABLE}"]' if known else f'"{key}"'
         announce(f"Serving {home} until Ctrl-C.")
         announce(f"Browser: {url}/?api_key={'...' if known else key}")
@@ -268,7 +273,7 @@ class _Server(ThreadedServer):  # type: ignore[misc]
 def _only_server(directory: Path) -> Iterator[None]:
     """Make the folders and hold their lock: two servers would each believe that the database is theirs."""
     try:
-        for name in ("arrays", "frames"):
+        for name in ("arrays", "frames", "denoised"):
             (directory / name).mkdir(parents=True, exist_ok=True)
         lock = (directory / ".lock").open("a+")
     except OSError as error:
@@ -323,7 +328,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set instead of what they do otherwise; for the main thread."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

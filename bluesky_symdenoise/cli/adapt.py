@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from bluesky_symdenoise.cli.lazy import Catalog, Runs, opened, run_named
+from bluesky_symdenoise.cli.catalog import opened
+from bluesky_symdenoise.cli.lazy import Catalog, Runs, run_named
 from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
 
 

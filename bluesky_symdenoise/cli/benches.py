@@ -26,16 +26,20 @@ def quality(
 @bench.command()
 def live(
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="thread, load, zero, throughput, memory, latency or outage; repeatable.")
+    ] = None,
     size: Annotated[int, typer.Option(min=8, help="Pixels along each side.")] = 1024,
     events: Annotated[int, typer.Option(min=3, help="Events of each scan.")] = 30,
-    dwell: Annotated[float, typer.Option(min=0, help="Seconds from frame to frame.")] = 0.1,
     repeats: Annotated[int, typer.Option(min=1, help="Scans without and with the callback.")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the denoiser.")] = 1,
+    memory_events: Annotated[int, typer.Option(min=100, help="Events over which memory is watched.")] = 5000,
 ) -> None:
-    """What the callback costs a scan: the same scan without and with it."""
-    from bluesky_symdenoise.bench.live import main as measure
+    """What the callback costs a scan and what it delivers, beside the same scan without it."""
+    from bluesky_symdenoise.bench.live import Options, main
 
-    measure(json_path=json_path, size=size, events=events, dwell=dwell, repeats=repeats, threads=threads)
+    options = Options(size=size, events=events, repeats=repeats, threads=threads, memory_events=memory_events)
+    main(options, only=tuple(only or ()), json_path=json_path)
 
 
 @bench.command()

@@ -47,14 +47,18 @@ def prepare(
         Path, typer.Option(help="Folder of denoised frames: written here, in the server's readable_storage.")
     ],
     access_tag: Annotated[
-        list[str] | None, typer.Option(help="Of the containers, on a server with an access policy; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Of both containers, in place of those they have; on a server with an access policy. May be repeated."
+        ),
     ] = None,
 ) -> None:
-    """Make the containers `raw` and `denoised` on a Tiled server; the API key is TILED_API_KEY."""
+    """Make the containers `raw` and `denoised` on a Tiled server, and the folder; the API key is TILED_API_KEY."""
     from contextlib import closing
 
     import httpx
     from tiled.client import from_uri
+    from tiled.client.context import CannotPrompt
     from tiled.client.utils import ClientError
 
     from bluesky_symdenoise.catalog.containers import prepare as prepare_root
@@ -64,8 +68,19 @@ def prepare(
         client = from_uri(uri, api_key=os.environ.get("TILED_API_KEY"), trust_env=False)
         with closing(client.context.http_client):
             prepare_root(client, frames=frames, access_tags=access_tag or ())
-    except (ClientError, httpx.TransportError) as error:
+    except (CannotPrompt, ClientError, httpx.HTTPError, RuntimeError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SymDenoiseError(
-            uri, rule=f"the server did not do it ({error})", remedy="run `symdenoise doctor` on it"
+            uri,
+            rule=f"the server did not do it ({said})",
+            remedy="set TILED_API_KEY, and run `symdenoise doctor` on it",
         ) from error
     typer.echo(f"{uri}: raw and denoised are there; denoised frames go to {frames.resolve()}")
+    try:
+        # Where the folder above is not there either, it is likely on another computer.
+        frames.mkdir(parents=httpx.URL(uri).host in ("localhost", "127.0.0.1", "::1"), exist_ok=True)
+    except OSError as error:
+        typer.echo(
+            f"That folder cannot be made here ({error.strerror}): make it on the computer that denoises, "
+            f"mkdir -p {frames.resolve()}"
+        )

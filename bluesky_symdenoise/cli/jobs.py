@@ -159,7 +159,7 @@ def train(
 def _frames_of_catalog(uri: str, query: list[str], mask: NDArray[np.bool_] | None, seed: int) -> list[RealFrames]:
     from bluesky_symdenoise.acquisition.stacks import catalogue_frames
     from bluesky_symdenoise.catalog.query import with_values
-    from bluesky_symdenoise.cli.lazy import opened
+    from bluesky_symdenoise.cli.catalog import opened
 
     with opened(uri) as client:
         runs = with_values(client["raw"], query)

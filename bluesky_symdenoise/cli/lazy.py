@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bluesky_symdenoise.cli.catalog import opened
 from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -62,30 +61,6 @@ def materialize(catalog: Catalog, runs: Runs) -> None:
     with opened(catalog) as client:
         for uid in runs:
             typer.echo(f"{uid}: {materialize_run(run_named(client, 'denoised', uid))} bytes written")
-
-
-@contextmanager
-def opened(uri: str) -> Iterator[Container]:
-    """A client of a catalogue's root while the context lasts."""
-    import httpx
-    from tiled.client import from_uri
-    from tiled.client.utils import ClientError
-
-    try:
-        client = from_uri(uri)
-        missing = {"raw", "denoised"} - set(client)
-    except (ClientError, httpx.HTTPError, ValueError) as error:
-        raise SymDenoiseError(
-            uri,
-            rule=f"the catalogue cannot be opened ({(str(error) or type(error).__name__).splitlines()[0]})",
-            remedy="check the URL, and set TILED_API_KEY",
-        ) from error
-    if missing:
-        raise SymDenoiseError(
-            uri, rule=f"its root has no {' and no '.join(sorted(missing))}", remedy="give the URL of the root"
-        )
-    with closing(client.context.http_client):
-        yield client
 
 
 def run_named(client: Container, part: str, uid: str) -> Any:

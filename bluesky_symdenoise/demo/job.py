@@ -29,6 +29,7 @@ from bluesky_symdenoise.catalog.query import denoised_for
 from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.demo.report import Report, show
 from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files import open_frames
 from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
@@ -97,7 +98,7 @@ def run(
             folder,
             played,
             number=number,
-            denoiser=denoiser,
+            model=model,
             symmetry=symmetry,
             beam_center=beam_center or played.beam_center,
             console=console,
@@ -137,7 +138,7 @@ def _scan(
     played: Input,
     *,
     number: int,
-    denoiser: Denoiser,
+    model: str | None,
     symmetry: str,
     beam_center: Sequence[float] | None,
     console: Console,
@@ -149,7 +150,11 @@ def _scan(
         det = PlayDetector(played.frames, StaticPathProvider(UUIDFilenameProvider(), folder), name=DATA_KEY)
     RE.subscribe(TiledWriter(client["raw"], batch_size=1))
     callback = DenoiseCallback(
-        client["denoised"], denoiser=denoiser, mask=played.mask, symmetry=symmetry, beam_center=beam_center
+        client["denoised"],
+        denoiser=DenoiserSettings(model),
+        mask=played.mask,
+        symmetry=symmetry,
+        beam_center=beam_center,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress, callback:

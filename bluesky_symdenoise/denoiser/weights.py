@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from bluesky_symdenoise.denoiser import registry
+from bluesky_symdenoise.denoiser.identity import REMEDY, ModelFile, model_file, registered_file, sha256_of
 from bluesky_symdenoise.denoiser.network import COARSEST, Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
 
-#: The model used where none is named.
-DEFAULT_MODEL = "fast"
 #: Bytes of a file that is taken for a model: many times the size of ours.
 LARGEST = 2**30
-_REMEDY = "install the package again, import the model again, or write the file again with `symdenoise train`"
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,6 @@ class Model:
     def identity(self) -> dict[str, str]:
         """Name, version and sha256, as provenance records them."""
         return {"name": self.name, "version": self.version, "sha256": self.sha256}
-
-
-def sha256_of(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def encode(net: PriorNet) -> bytes:
@@ -104,17 +96,7 @@ def load_model(name: str | Path | None = None) -> Model:
     SymDenoiseError
         If there is none of that name, the file is damaged, or its sha256 is not the one recorded beside it.
     """
-    if name is None or (isinstance(name, str) and not name.endswith(".safetensors")):
-        return load_entry(registry.entry(name or DEFAULT_MODEL))
-    path = Path(name)
-    content, record = _checked(path, path.with_suffix(".json"))
-    return _model(path, content, record)
-
-
-def load_entry(entry: registry.Entry) -> Model:
-    """A model of the package or of the registry; raises as `load_model` does."""
-    content, record = _checked(entry.weights, entry.weights.parent / f"{entry.name}.json")
-    return _model(entry.weights, content, record)
+    return _model(model_file(name))
 
 
 def load_recorded(name: str, sha256: str) -> Model:
@@ -125,7 +107,7 @@ def load_recorded(name: str, sha256: str) -> Model:
     SymDenoiseError
         If this computer has none with that sha256.
     """
-    return load_entry(registry.entry_by_sha256(name, sha256))
+    return _model(registered_file(registry.entry_by_sha256(name, sha256)))
 
 
 def import_model(path: Path, *, name: str | None = None) -> registry.Entry:
@@ -149,36 +131,19 @@ def import_model(path: Path, *, name: str | None = None) -> registry.Entry:
         raise SymDenoiseError(
             f"file {path}", rule=f"it has more than {LARGEST} bytes", remedy="give an exported model, they are small"
         )
-    content, record = _checked(path, path.with_suffix(".json"))
-    _model(path, content, record)
+    file = model_file(path)
+    _model(file)
     card = path.with_suffix(".md")
-    text = card.read_text() if card.is_file() else f"# Model card: {record['name']}, version {record['version']}\n"
-    return registry.add(name or record["name"], content, record, text)
+    text = card.read_text() if card.is_file() else f"# Model card: {file.name}, version {file.version}\n"
+    return registry.add(name or file.name, file.content, file.record, text)
 
 
-def _checked(source: Any, record: Any) -> tuple[bytes, dict[str, Any]]:
-    """The bytes of a file of weights and their record, if the record has their sha256."""
+def _model(file: ModelFile) -> Model:
     try:
-        content, described = source.read_bytes(), json.loads(record.read_text())
-        recorded, *_ = (str(described[key]) for key in ("sha256", "name", "version"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SymDenoiseError(f"model {source}", rule=f"it cannot be read ({error})", remedy=_REMEDY) from error
-    digest = sha256_of(content)
-    if digest != recorded:
-        raise SymDenoiseError(
-            f"model {source} with sha256 {digest[:12]}",
-            rule=f"{record.name} records {recorded[:12]}: the file is damaged or was exchanged",
-            remedy=_REMEDY,
-        )
-    return content, dict(described)
-
-
-def _model(source: Any, content: bytes, record: dict[str, Any]) -> Model:
-    try:
-        net = decode(content)
+        net = decode(file.content)
     except SymDenoiseError as error:
-        raise SymDenoiseError(f"model {source}", rule=error.rule, remedy=_REMEDY) from error
-    return Model(net, str(record["name"]), str(record["version"]), str(record["sha256"]))
+        raise SymDenoiseError(f"model {file.source}", rule=error.rule, remedy=REMEDY) from error
+    return Model(net=net, name=file.name, version=file.version, sha256=file.sha256)
 
 
 def _header(content: bytes) -> dict[str, str]:

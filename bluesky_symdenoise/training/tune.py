@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bluesky_symdenoise.denoiser.identity import sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.network import PriorNet, posterior
-from bluesky_symdenoise.denoiser.weights import Model, decode, encode, sha256_of
+from bluesky_symdenoise.denoiser.weights import Model, decode, encode
 from bluesky_symdenoise.training.fit import Descent, TrainConfig, scheduled_rate, weighted_loss
 from bluesky_symdenoise.training.pairs import Sample, simulated_sample
 from bluesky_symdenoise.training.scores import LEVELS, Paired, false_features, held_out_losses
