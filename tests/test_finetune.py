@@ -319,6 +319,7 @@ def test_a_better_model_is_registered_with_its_lineage(untrained: Path, rng: np.
     done = finetune(frames(rng), name="ring", parent=untrained, config=QUICK, minutes=5, progress=False)
     assert done.accepted
     assert done.said.startswith("ring is registered (loss of held-out photons ")
+    assert "12 of 12 steps" in done.said
     found = registry.entry("ring")
     assert found.sha256 == load_model("ring").sha256 == done.denoiser.model.sha256
     lineage = found.record["lineage"]

@@ -139,7 +139,7 @@ def finetune(
         progress=progress,
     )
     figures = tuned.figures()
-    words = f"{said(origin.name, figures)}; {tuned.steps} steps in {tuned.seconds:.0f} s"
+    words = f"{said(origin.name, figures)}; {tuned.steps} of {recipe.steps} steps in {tuned.seconds:.0f} s"
     if not tuned.accepted:
         why = (
             "shows more false features than its parent"
