@@ -132,6 +132,7 @@ class TestCommand:
         """Its derived run says that it failed, and holds what there was."""
         uid = raw(start={"time": 1.7e9}, ended=False)
         assert command() == (0, "0 of 0 runs caught up\n")
+        assert "without a stop document" in command("--dry-run")[1]
         assert "1 of 1" in command("--older-than", "1")[1]
         stop = denoised_for(catalog, uid).metadata["stop"]
         assert stop["exit_status"] == "fail"

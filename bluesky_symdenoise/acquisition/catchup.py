@@ -38,10 +38,13 @@ class Unfinished:
         The run.
     state
         What there is so far, in words.
+    ready
+        Whether it can be finished now: it has ended, or counts as ended.
     """
 
     raw: BlueskyRun
     state: str
+    ready: bool = True
 
     @property
     def uid(self) -> str:
@@ -85,7 +88,7 @@ def unfinished(
     since
         Only runs that began after this time, in seconds since 1970.
     older_than
-        Seconds after which runs without a stop document are looked at too; None leaves them alone.
+        Seconds after which runs without a stop document count as ended; None: never. Until then they are not ready.
     """
     same = work.container.search(Key("provenance.recipe_sha256") == work.recipe.sha256)
     derived = {run.start["uid"]: run for run in same.values()}
@@ -95,6 +98,7 @@ def unfinished(
         if "raw_uid" in start or (since is not None and start["time"] < since):
             continue
         if not stop and (older_than is None or clock.time() - start["time"] < older_than):
+            yield Unfinished(run, "without a stop document: being acquired, or cut off", ready=False)
             continue
         made = derived.get(work.recipe.derived_uid(start["uid"]))
         if made is None:

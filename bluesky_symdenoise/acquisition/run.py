@@ -300,6 +300,8 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         provenance = work.provenance(raw_uid, descriptor["name"], keys)
         made_with = {key: provenance[key] for key in ("recipe_sha256", "environment")}
         self._folder, self.complaint = work.folder_for(self._start)
+        if self.complaint is not None:
+            log.warning("run %s: %s", raw_uid[:8], self.complaint)
         journal = Journal(self._folder / f"{uid}.journal", made_with=made_with)
         provenance["wasGeneratedBy"] |= {"host": socket.gethostname(), "journal": str(journal.path)}
         start = {key: value for key, value in self._start.items() if key not in _OWN_KEYS} | {

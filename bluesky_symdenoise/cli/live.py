@@ -93,11 +93,16 @@ def catch_up(
             unfinished(client[raw], work, since=None if since is None else since.timestamp(), older_than=seconds)
         )
         console = Console()
+        endless = sum(not item.ready for item in found)
+        if endless:
+            remedy = "--older-than HOURS takes those that were cut off"
+            typer.echo(f"{endless} raw runs have no stop document; {remedy}", err=True)
         if dry_run:
             for item in found:
                 typer.echo(f"{item.uid}  {item.state}")
             typer.echo(f"{len(found)} raw runs without a complete derived run")
             return
+        found = [item for item in found if item.ready]
         outcomes = [
             finish(item, work, older_than=seconds)
             for item in track(
@@ -155,7 +160,7 @@ def watch(
     """
     import logging
 
-    from bluesky_symdenoise.acquisition.following import TiledSource
+    from bluesky_symdenoise.acquisition.following import TiledSource, endings_without_traceback
     from bluesky_symdenoise.acquisition.health import Health, served
     from bluesky_symdenoise.acquisition.plan import Work
     from bluesky_symdenoise.acquisition.probe import check_server
@@ -178,7 +183,12 @@ def watch(
         )
         check_server(work)
         health = Health()
-        with stop_signal() as stop, only_one(work), served(health, host=host, port=port) as listening:
+        with (
+            endings_without_traceback(),
+            stop_signal() as stop,
+            only_one(work),
+            served(health, host=host, port=port) as listening,
+        ):
             source: Source
             if zmq:
                 source = ZmqSource(zmq)
