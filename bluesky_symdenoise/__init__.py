@@ -18,6 +18,7 @@ _HOME = {
     "aligned": "bluesky_symdenoise.catalog.align",
     "denoised_for": "bluesky_symdenoise.catalog.query",
     "embedded_catalog": "bluesky_symdenoise.catalog.serve",
+    "finetune": "bluesky_symdenoise.acquisition.finetune",
     "find": "bluesky_symdenoise.catalog.query",
     "evict": "bluesky_symdenoise.acquisition.pixels",
     "materialize": "bluesky_symdenoise.acquisition.pixels",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.again import recompute as recompute
     from bluesky_symdenoise.acquisition.beamline import Beamline as Beamline
     from bluesky_symdenoise.acquisition.callback import DenoiseCallback as DenoiseCallback
+    from bluesky_symdenoise.acquisition.finetune import finetune as finetune
     from bluesky_symdenoise.acquisition.pixels import evict as evict
     from bluesky_symdenoise.acquisition.pixels import materialize as materialize
     from bluesky_symdenoise.acquisition.place import Place as Place

@@ -78,10 +78,11 @@ def recompute(
 def recorded_denoiser(run: BlueskyRun) -> Denoiser:
     """The model that the provenance of a derived run names, with its device and thread count."""
     from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.denoiser.weights import load_recorded
 
     provenance: Document = dict(run.start["provenance"])
-    return Denoiser.pretrained(
-        provenance["model"]["name"],
+    return Denoiser(
+        load_recorded(provenance["model"]["name"], provenance["model"]["sha256"]),
         device="cpu" if provenance["environment"]["device"] == "cpu" else "auto",
         threads=provenance["environment"]["threads"],
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from http import HTTPStatus
@@ -125,6 +126,26 @@ def find(
         found = _with_sha256(found, "provenance.recipe_sha256", recipe if isinstance(recipe, str) else recipe.sha256)
     # By row, which is the order of writing: it needs no sort of the whole catalogue, and SQLite sorts numbers as text.
     return found.sort(("", -1))
+
+
+def with_values(runs: Container, pairs: Sequence[str]) -> Container:
+    """The runs whose start document has these values, as a catalogue.
+
+    Parameters
+    ----------
+    pairs
+        ``key=value`` each, the key perhaps nested (``sample.name=silver``); the value as JSON, else as it stands.
+    """
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not (key and equals):
+            raise SymDenoiseError(f"query {pair!r}", rule="it must be KEY=VALUE", remedy="write sample=silver")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        runs = runs.search(Key(f"start.{key}") == value)
+    return runs
 
 
 def raw_for(run: BlueskyRun, *, catalog: Container | None = None) -> BlueskyRun:

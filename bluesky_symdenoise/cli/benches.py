@@ -102,3 +102,21 @@ def serve(
         client_size=client_size,
         threads=threads,
     )
+
+
+@bench.command()
+def adapt(
+    data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")],
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    model: ModelName = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Name of a set; by default the three with the most frames.")
+    ] = None,
+    level: Annotated[float, typer.Option(help="Counts per pixel that frames are thinned to.")] = 1.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="For each tuning.")] = 4.5,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """What fine-tuning gains on real sets with role `train`: tuned on half of the frames, scored on the other half."""
+    from bluesky_symdenoise.bench.adapt import main as measure
+
+    measure(data, json_path=json_path, model=model, sets=sets or (), level=level, minutes=minutes, threads=threads)

@@ -75,7 +75,7 @@ class Denoiser:
     def pretrained(
         cls, name: str | Path | None = None, *, device: str = "auto", threads: int | None = None
     ) -> Denoiser:
-        """A model of the package by name (None: the default one), or the one in a ``.safetensors`` file.
+        """A model of the package or of your own by name (None: the default one), or one in a ``.safetensors`` file.
 
         Raises
         ------
