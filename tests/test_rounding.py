@@ -136,6 +136,7 @@ OTHER = {
     "data_keys": None,
     "rounding": 1 / 8,
     "sigma_bits": 2,
+    "beamline": ("symmetry=sample.symmetry",),
 }
 
 
