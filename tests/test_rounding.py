@@ -137,6 +137,7 @@ OTHER = {
     "rounding": 1 / 8,
     "sigma_bits": 2,
     "beamline": ("symmetry=sample.symmetry",),
+    "frames": "0:2",
 }
 
 
