@@ -272,7 +272,10 @@ def _initialize(uri: str) -> None:
     # A notebook's thread has a loop of its own, in which another cannot run.
     with ThreadPoolExecutor(1) as aside:
         if aside.submit(asyncio.run, is_new()).result():
-            stamp_head(ALEMBIC_INI_TEMPLATE_PATH, ALEMBIC_DIR, address)
+            with warnings.catch_warnings():
+                # Of Alembic, about Tiled's template of its configuration.
+                warnings.filterwarnings("ignore", "No path_separator found", DeprecationWarning)
+                stamp_head(ALEMBIC_INI_TEMPLATE_PATH, ALEMBIC_DIR, address)
 
 
 @contextmanager
