@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from bluesky_symdenoise import finetune
 from bluesky_symdenoise.acquisition import finetune as module
-from bluesky_symdenoise.acquisition.replay import recompute, replay
+from bluesky_symdenoise.acquisition.again import recompute
+from bluesky_symdenoise.acquisition.replay import replay
 from bluesky_symdenoise.acquisition.stacks import Stack, catalogue_frames, sampled, stacks_of
 from bluesky_symdenoise.bench.adapt import main as bench_adapt
 from bluesky_symdenoise.catalog.serve import embedded_catalog
@@ -444,7 +445,7 @@ def test_the_command_tunes_to_runs_of_a_catalogue(served: Any, untrained: Path, 
     assert "tuned from untrained" in invoked("models", "list")
     assert uids["low"] in invoked("models", "show", "mymodel")
     denoiser = Denoiser.pretrained("mymodel", device="cpu", threads=1)
-    run = replay(client["raw"][uids["low"]], client["denoised"], denoiser=denoiser, symmetry="1")
+    run = replay(client["raw"][uids["low"]], into=client["denoised"], denoiser=denoiser, symmetry="1")
     assert run.start["provenance"]["model"]["sha256"] == registry.entry("mymodel").sha256
     np.testing.assert_array_equal(recompute(run, 0)["intensity"].values, np.asarray(run["primary"]["det"][0]))
 

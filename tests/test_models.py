@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save
 from typer.testing import CliRunner
 
+from bluesky_symdenoise.acquisition.again import recompute
 from bluesky_symdenoise.acquisition.pixels import evict, materialize
-from bluesky_symdenoise.acquisition.replay import recompute, replay
+from bluesky_symdenoise.acquisition.replay import replay
 from bluesky_symdenoise.cli import app, main
 from bluesky_symdenoise.denoiser import registry
 from bluesky_symdenoise.denoiser.identity import sha256_of
@@ -258,7 +259,7 @@ def test_runs_find_their_model_by_its_sha256(tmp_path: Path, catalog: Any, frame
     path = tiny(tmp_path)
     import_model(path, name="mine")
     denoiser = Denoiser.pretrained("mine", device="cpu", threads=1)
-    run = replay(catalog["raw"][uid], catalog["denoised"], denoiser=denoiser, symmetry="1")
+    run = replay(catalog["raw"][uid], into=catalog["denoised"], denoiser=denoiser, symmetry="1")
     assert run.start["provenance"]["model"]["sha256"] == sha256_of(path.read_bytes())
     stored = np.asarray(run["primary"]["det"])
 
@@ -297,8 +298,8 @@ def test_the_server_says_which_model_it_lacks(
     served._denoiser.cache_clear()
     served._model.cache_clear()
     with pytest.raises(SymDenoiseError, match="symdenoise models import"):
-        register(catalog["raw"][uid], catalog["denoised"], denoiser=denoiser, symmetry="1")
+        register(catalog["raw"][uid], into=catalog["denoised"], denoiser=denoiser, symmetry="1")
     # Nothing has to be started again when it is there.
     shutil.move(tmp_path / "kept", models / "mine")
-    lazy = register(catalog["raw"][uid], catalog["denoised"], denoiser=denoiser, symmetry="1")
+    lazy = register(catalog["raw"][uid], into=catalog["denoised"], denoiser=denoiser, symmetry="1")
     assert np.isfinite(np.asarray(lazy["primary"]["det"])).all()

@@ -269,13 +269,16 @@ def _initialize(uri: str) -> None:
             await engine.dispose()
         return False
 
-    # A notebook's thread has a loop of its own, in which another cannot run.
-    with ThreadPoolExecutor(1) as aside:
-        if aside.submit(asyncio.run, is_new()).result():
+    def make() -> None:
+        if asyncio.run(is_new()):
             with warnings.catch_warnings():
                 # Of Alembic, about Tiled's template of its configuration.
                 warnings.filterwarnings("ignore", "No path_separator found", DeprecationWarning)
                 stamp_head(ALEMBIC_INI_TEMPLATE_PATH, ALEMBIC_DIR, address)
+
+    # A notebook's thread has a loop of its own, in which no other can run.
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(make).result()
 
 
 @contextmanager
