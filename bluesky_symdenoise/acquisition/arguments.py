@@ -9,7 +9,7 @@ from typing import Any
 
 from bluesky_symdenoise.acquisition.beamline import Beamline
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.opening import open_frames
+from bluesky_symdenoise.files.opening import mask_from, open_frames
 
 _PLAIN = ("symmetry", "beam_center", "streams", "data_keys", "directory", "frames")
 _IMAGES = ("mask", "exposure")
@@ -35,9 +35,11 @@ def read_arguments(path: Path) -> dict[str, Any]:
         raise SymDenoiseError(f"{path}: beamline", rule="it is a table", remedy="begin it with [beamline]")
     _check_known(path, said, (*_PLAIN, *_IMAGES), "and a table [beamline]")
     _check_known(path, beamline, tuple(each.name for each in fields(Beamline)), "in [beamline]")
-    for name in (name for name in _IMAGES if name in said):
-        with open_frames(str(path.parent / said[name])) as stack:
-            said[name] = stack[0] != 0 if name == "mask" else stack[0]
+    if "mask" in said:
+        said["mask"] = mask_from(path.parent / said["mask"])
+    if "exposure" in said:
+        with open_frames(path.parent / said["exposure"]) as stack:
+            said["exposure"] = stack[0]
     return said | ({"beamline": Beamline(**beamline)} if beamline else {})
 
 

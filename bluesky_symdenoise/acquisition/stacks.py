@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bluesky_symdenoise.acquisition.stored import refuse_denoised
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
 from bluesky_symdenoise.training.pairs import RealFrames
@@ -96,8 +97,7 @@ def run_stack(run: BlueskyRun, *, stream: str | None, data_key: str | None) -> S
         If it has no such image, or is a denoised run.
     """
     uid = str(run.start["uid"])
-    if "raw_uid" in run.start:
-        raise SymDenoiseError(f"run {uid}", rule="it is denoised already", remedy="give its raw run, raw_for(run)")
+    refuse_denoised(run.start)
     for descriptor in run.descriptors:
         name = descriptor["name"]
         keys = descriptor["data_keys"] if stream in (None, name) and name in run else {}

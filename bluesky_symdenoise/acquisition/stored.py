@@ -120,11 +120,16 @@ def raw_only(run: StoredRun) -> StoredRun:
     SymDenoiseError
         If it is denoised already.
     """
-    if "raw_uid" in run.start:
-        raise SymDenoiseError(
-            f"run {run.start['uid']}", rule="it is denoised already", remedy="give its raw run, raw_for(run)"
-        )
+    refuse_denoised(run.start)
     return run
+
+
+def refuse_denoised(start: Document) -> None:
+    """Raise SymDenoiseError if a start document is that of a derived run."""
+    if "raw_uid" in start:
+        raise SymDenoiseError(
+            f"run {start['uid']}", rule="it is denoised already", remedy="give its raw run, raw_for(run)"
+        )
 
 
 def drive(reader: RunReader, run: StoredRun, *, stop: Callable[[], Document]) -> None:

@@ -17,6 +17,7 @@ from tiled.client.constructors import from_context
 from tiled.client.utils import ClientError
 from tiled.queries import Key, KeyPresent, Like, SpecsQuery
 
+from bluesky_symdenoise.denoiser.registry import SHA256_LIKE
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import checked_point_group
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 SPEC = "SymDenoised"
 _FULL_UID = 36
 _PARTIAL_UID = re.compile(r"[0-9a-fA-F-]{8,35}")
-_SHA256_PREFIX = re.compile(r"[0-9a-fA-F]{8,64}")
 
 
 @overload
@@ -129,10 +129,12 @@ def find(
 
 
 def with_values(runs: Container, pairs: Sequence[str]) -> Container:
-    """The runs whose start document has these values, as a catalogue.
+    """The runs whose start document has these values, as a catalogue; ``stop.`` before a key asks the stop document.
 
     Parameters
     ----------
+    runs
+        A catalogue of Bluesky runs.
     pairs
         ``key=value`` each, the key perhaps nested (``sample.name=silver``); the value as JSON, else as it stands.
     """
@@ -144,7 +146,7 @@ def with_values(runs: Container, pairs: Sequence[str]) -> Container:
             value = json.loads(text)
         except ValueError:
             value = text
-        runs = runs.search(Key(f"start.{key}") == value)
+        runs = runs.search(Key(key) == value)
     return runs
 
 
@@ -238,14 +240,14 @@ def _made_from(denoised: Container, raw_uid: str, model: str | None) -> list[Blu
 
 
 def _of_model(runs: Container, model: str) -> Container:
-    if _SHA256_PREFIX.fullmatch(model):
+    if SHA256_LIKE.fullmatch(model):
         return _with_sha256(runs, "provenance.model.sha256", model)
     # Not `==`: most runs have the same model, and PostgreSQL would fetch them all by its index for rare values.
     return runs.search(Key("provenance.model.name") >= model).search(Key("provenance.model.name") <= model)
 
 
 def _with_sha256(runs: Container, key: str, sha256: str) -> Container:
-    if not _SHA256_PREFIX.fullmatch(sha256):
+    if not SHA256_LIKE.fullmatch(sha256):
         raise SymDenoiseError(
             f"sha256 {sha256!r}",
             rule="it must be eight to 64 hexadecimal digits",

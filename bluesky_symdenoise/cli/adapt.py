@@ -43,8 +43,8 @@ def finetune(
     Exit status 0 whether it got better or not; what was found is printed.
     """
     from bluesky_symdenoise.acquisition.finetune import finetune as tune
-    from bluesky_symdenoise.cli.jobs import mask_file
     from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.files import mask_from
     from bluesky_symdenoise.training.fit import TrainConfig
     from bluesky_symdenoise.training.tune import TUNING
 
@@ -56,7 +56,7 @@ def finetune(
             name=name,
             reference=[run_named(client, "raw", uid) for uid in reference] if reference else None,
             parent=parent,
-            mask=None if mask is None else mask_file(mask),
+            mask=None if mask is None else mask_from(mask),
             symmetry=symmetry,
             beam_center=beam_center,
             stream=stream,

@@ -87,14 +87,14 @@ def denoise(
     from rich.progress import track
 
     from bluesky_symdenoise.denoiser.infer import Denoiser, empty_result
-    from bluesky_symdenoise.files import NexusWriter, open_frames
+    from bluesky_symdenoise.files import NexusWriter, mask_from, open_frames
     from bluesky_symdenoise.physics.frame import as_mask
 
     denoiser = Denoiser.pretrained(model, device=device, threads=threads)
     with open_frames(file) as stack:
         bad = stack.mask
         if mask is not None:
-            given = as_mask(mask_file(mask), (stack.shape[1], stack.shape[2]))
+            given = as_mask(mask_from(mask), (stack.shape[1], stack.shape[2]))
             bad = given if bad is None else bad | given
         center = beam_center or stack.beam_center
         found = denoiser.resolve(stack[:POOLED], mask=bad, symmetry=symmetry, beam_center=center)
@@ -117,15 +117,6 @@ def denoise(
         raise typer.Exit(1)
 
 
-def mask_file(path: Path) -> NDArray[np.bool_]:
-    """The mask in a file of one image, (y, x), True = bad."""
-    from bluesky_symdenoise.files import open_frames
-
-    with open_frames(str(path)) as masks:
-        bad: NDArray[np.bool_] = masks[0] != 0
-        return bad
-
-
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="Recipe (TOML), such as training/recipes/fast.toml.")],
@@ -144,6 +135,7 @@ def train(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Train a denoiser from a recipe; stop it and start it again as you like."""
+    from bluesky_symdenoise.files import mask_from
     from bluesky_symdenoise.training.fit import TrainConfig, fit
     from bluesky_symdenoise.training.pairs import real_frames
 
@@ -152,7 +144,7 @@ def train(
     if catalog is None and (query or mask is not None):
         raise SymDenoiseError("--query, --mask", rule="they choose among a catalogue's runs", remedy="add --from")
     if catalog is not None:
-        real += _frames_of_catalog(catalog, query or [], None if mask is None else mask_file(mask), recipe.seed)
+        real += _frames_of_catalog(catalog, query or [], None if mask is None else mask_from(mask), recipe.seed)
     typer.echo(fit(recipe, output=output, real=real, initial=initial, device=device))
 
 

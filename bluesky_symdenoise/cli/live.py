@@ -15,7 +15,11 @@ from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
+    from tiled.client.container import Container
+
     from bluesky_symdenoise.acquisition.catchup import Outcome
+    from bluesky_symdenoise.acquisition.plan import Work
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 Uri = Annotated[str, typer.Argument(metavar="CATALOG_URI", help="Of the Tiled catalogue that holds RAW and DENOISED.")]
 Raw = Annotated[str, typer.Option(help="Container of the raw runs.")]
@@ -72,19 +76,12 @@ def catch_up(
 
     from bluesky_symdenoise.acquisition.catchup import finish, tidy, unfinished
     from bluesky_symdenoise.acquisition.delivery import send_spooled
-    from bluesky_symdenoise.acquisition.plan import Work
-    from bluesky_symdenoise.acquisition.probe import check_server
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     with opened(uri, raw=raw, denoised=denoised) as client:
         given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
-        work = Work.planned(
-            client[denoised],
-            activity="catch-up",
-            denoiser=Denoiser.pretrained(model, device=device, threads=threads),
-            **arguments(settings, given),
-        )
-        check_server(work)
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads)
+        work = planned_work(client[denoised], settings, given, activity="catch-up", denoiser=denoiser)
         seconds = None if older_than is None else older_than * 3600
         if not dry_run:
             for run in send_spooled(work):
@@ -129,12 +126,25 @@ def show(outcomes: Sequence[Outcome]) -> None:
     Console().print(table)
 
 
-def arguments(settings: Path | None, given: dict[str, Any]) -> dict[str, Any]:
-    """Those of a file, and before them those given on the command line."""
+def planned_work(
+    container: Container,
+    settings: Path | None,
+    given: dict[str, Any],
+    *,
+    activity: str,
+    denoiser: Denoiser,
+    rows: slice | Sequence[int] | None = None,
+) -> Work:
+    """What the arguments of a file say, and before them those given on the command line; the server was tried."""
     from bluesky_symdenoise.acquisition.arguments import read_arguments
+    from bluesky_symdenoise.acquisition.plan import Work
+    from bluesky_symdenoise.acquisition.probe import check_server
 
     said = {} if settings is None else read_arguments(settings)
-    return said | {name: value for name, value in given.items() if value not in (None, "auto")}
+    said |= {name: value for name, value in given.items() if value not in (None, "auto")}
+    work = Work.planned(container, activity=activity, denoiser=denoiser, rows=rows, **said)
+    check_server(work)
+    return work
 
 
 @app.command()
@@ -169,8 +179,6 @@ def watch(
 
     from bluesky_symdenoise.acquisition.following import TiledSource, endings_without_traceback
     from bluesky_symdenoise.acquisition.health import Health, served
-    from bluesky_symdenoise.acquisition.plan import Work
-    from bluesky_symdenoise.acquisition.probe import check_server
     from bluesky_symdenoise.acquisition.sources import KafkaSource, Source, ZmqSource
     from bluesky_symdenoise.acquisition.watch import Watch, only_one
     from bluesky_symdenoise.catalog.serve import stop_signal
@@ -182,13 +190,8 @@ def watch(
     logging.getLogger("bluesky_symdenoise").setLevel(logging.INFO)
     with opened(uri, raw=raw, denoised=denoised) as client:
         given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
-        work = Work.planned(
-            client[denoised],
-            activity="watch",
-            denoiser=Denoiser.pretrained(model, device=device, threads=threads),
-            **arguments(settings, given),
-        )
-        check_server(work)
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads)
+        work = planned_work(client[denoised], settings, given, activity="watch", denoiser=denoiser)
         health = Health()
         with (
             endings_without_traceback(),

@@ -20,7 +20,7 @@ from bluesky_symdenoise.cli.live import (
     SettingsFile,
     Threads,
     Uri,
-    arguments,
+    planned_work,
     show,
 )
 from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
@@ -72,8 +72,6 @@ def replay(
     Runs that are done are left as they are, and interrupted ones go on. Exit status 1: something failed; 130: Ctrl-C.
     """
     from bluesky_symdenoise.acquisition.catchup import Outcome, attempt
-    from bluesky_symdenoise.acquisition.plan import Work
-    from bluesky_symdenoise.acquisition.probe import check_server
     from bluesky_symdenoise.acquisition.replay import planned, progress_bar, state
     from bluesky_symdenoise.acquisition.stored import StoredRun, stored_run
     from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -93,14 +91,8 @@ def replay(
         "data_keys": data_key,
     }
     with opened(uri, raw=raw, denoised=denoised) as client:
-        work = Work.planned(
-            client[denoised],
-            activity="replay",
-            denoiser=Denoiser.pretrained(model, device=device, threads=threads),
-            rows=_rows(rows),
-            **arguments(settings, given),
-        )
-        check_server(work)
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads)
+        work = planned_work(client[denoised], settings, given, activity="replay", denoiser=denoiser, rows=_rows(rows))
         found: list[Any] = [_named(client[raw], name) for name in runs or ()]
         if not runs:
             after = None if since is None else since.timestamp()
@@ -152,27 +144,15 @@ def _searched(
     raw: Container, query: list[str], plan: str | None, since: float | None, *, unfinished: bool
 ) -> Iterator[Any]:
     """Raw runs that fit, oldest first."""
-    from tiled.queries import Key
+    from bluesky_symdenoise.catalog.query import with_values
 
-    for said in [*query, *([] if plan is None else [f"plan_name={json.dumps(plan)}"])]:
-        key, equals, value = said.partition("=")
-        if not (key and equals):
-            raise SymDenoiseError(f"--query {said}", rule="it is KEY=VALUE", remedy="give --query sample_name=agbh")
-        raw = raw.search(Key(key) == _value(value))
-    for run in raw.sort(("start.time", 1)).values():
+    fitting = with_values(raw, [*query, *([] if plan is None else [f"plan_name={json.dumps(plan)}"])])
+    for run in fitting.sort(("start.time", 1)).values():
         # Not by a query: Tiled's comparison of times in SQLite is one of text.
         if "raw_uid" in run.start or (since is not None and run.start["time"] < since):
             continue
         if run.metadata.get("stop") or unfinished:
             yield run
-
-
-def _value(said: str) -> Any:
-    """A number, true, false or a quoted string as in JSON; all else is a string."""
-    try:
-        return json.loads(said)
-    except ValueError:
-        return said
 
 
 def _rows(said: str | None) -> slice | list[int] | None:

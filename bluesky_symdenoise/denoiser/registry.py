@@ -23,7 +23,7 @@ MODELS_VARIABLE = "SYMDENOISE_MODELS"
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 #: What searches take for the sha256 of a model.
-_SHA256_LIKE = re.compile(r"[0-9a-fA-F]{8,64}")
+SHA256_LIKE = re.compile(r"[0-9a-fA-F]{8,64}")
 _SUFFIXES = (".safetensors", ".json", ".md")
 
 
@@ -136,7 +136,7 @@ def checked_new_name(name: str) -> str:
     SymDenoiseError
         If it is no plain name, reads like a sha256, or is taken.
     """
-    if not _NAME.fullmatch(name) or _SHA256_LIKE.fullmatch(name):
+    if not _NAME.fullmatch(name) or SHA256_LIKE.fullmatch(name):
         raise SymDenoiseError(
             f"model name {name!r}",
             rule="it must be a letter and up to 63 letters, digits, - or _, and must not read like a sha256",
