@@ -16,8 +16,9 @@ from bluesky_tiled_plugins import TiledWriter
 from event_model import compose_run
 from tiled.client.container import Container
 
-from bluesky_symdenoise import DenoiseCallback, Ring, ThreadedDenoiseCallback, denoised_for, evict, replay
+from bluesky_symdenoise import DenoiseCallback, Ring, ThreadedDenoiseCallback, denoised_for, evict, raw_for, replay
 from bluesky_symdenoise.acquisition.arguments import read_arguments
+from bluesky_symdenoise.acquisition.catchup import finish, unfinished
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -138,15 +139,36 @@ def test_columns_tell_the_orientation_of_each_point(live: Any) -> None:
 
 def test_replay_gives_the_same_columns(live: Any, client: Container, home: Path, denoiser: Denoiser) -> None:
     raw = emitted(client, home, lambda *_: None)
-    replayed = replay(raw, client["denoised"], denoiser=denoiser, analysis=RINGS, **OPTIONS)
+    replayed = replay(raw, into=client["denoised"], denoiser=denoiser, analysis=RINGS, **OPTIONS)
     for name in NAMES:
         np.testing.assert_array_equal(column(replayed, name), column(live, name))
-    again = replay(raw, client["denoised"], denoiser=denoiser, analysis=RINGS, **OPTIONS)
+    again = replay(raw, into=client["denoised"], denoiser=denoiser, analysis=RINGS, **OPTIONS)
     assert again.start["uid"] == replayed.start["uid"]
-    plain = replay(raw, client["denoised"], denoiser=denoiser, **OPTIONS)
+    plain = replay(raw, into=client["denoised"], denoiser=denoiser, **OPTIONS)
     assert plain.start["uid"] != replayed.start["uid"]
     assert not set(NAMES) & set(plain["primary"])
     np.testing.assert_array_equal(column(plain, "det"), column(replayed, "det"))
+
+
+def test_replay_in_memory_gives_the_same_columns(live: Any, client: Container, home: Path, denoiser: Denoiser) -> None:
+    raw = emitted(client, home, lambda *_: None)
+    held = replay(raw, denoiser=denoiser, analysis=RINGS, **OPTIONS)
+    for name in NAMES:
+        np.testing.assert_array_equal(held[name].values, column(live, name))
+    # Control: other frames, other values.
+    part = replay(raw, denoiser=denoiser, analysis=RINGS[0], frames=[1, 3], **OPTIONS)
+    np.testing.assert_array_equal(part["det_orientation"].values, column(live, "det_orientation")[[1, 3]])
+    assert (part["det_orientation"].values != column(live, "det_orientation")[:2]).all()
+
+
+def test_catching_up_gives_the_same_columns(live: Any, client: Container, home: Path, denoiser: Denoiser) -> None:
+    raw = emitted(client, home, lambda *_: None)
+    work = Work.planned(client["denoised"], activity="catch-up", denoiser=denoiser, analysis=RINGS, **OPTIONS)
+    found = {item.uid: item for item in unfinished(client["raw"], work)}
+    assert raw_for(live).start["uid"] not in found
+    assert finish(found[raw.start["uid"]], work).ok
+    for name in NAMES:
+        np.testing.assert_array_equal(column(denoised_for(client, raw), name), column(live, name))
 
 
 def test_worker_process_writes_the_same(live: Any, client: Container, home: Path) -> None:
@@ -190,7 +212,7 @@ def test_map_grows_from_the_events(
 
 def test_pixels_can_be_evicted_and_columns_stay(client: Container, home: Path, denoiser: Denoiser) -> None:
     raw = emitted(client, home, lambda *_: None)
-    derived = replay(raw, client["denoised"], denoiser=denoiser, analysis=RINGS[0], **OPTIONS)
+    derived = replay(raw, into=client["denoised"], denoiser=denoiser, analysis=RINGS[0], **OPTIONS)
     before = column(derived, "det"), column(derived, "det_orientation")
     evict(derived, denoiser=denoiser)
     again = client["denoised"][derived.start["uid"]]
@@ -203,7 +225,7 @@ def test_ring_that_cannot_be_looked_at_does_not_cost_the_frame(
 ) -> None:
     """No symmetry, no beam centre: images are denoised, the columns are NaN."""
     raw = emitted(client, home, lambda *_: None)
-    derived = replay(raw, client["denoised"], denoiser=denoiser, symmetry="1", analysis=Ring(8, 28))
+    derived = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", analysis=Ring(8, 28))
     assert np.isfinite(column(derived, "det")).all()
     assert np.isnan(column(derived, "det_orientation")).all()
 

@@ -137,7 +137,8 @@ OTHER = {
     "data_keys": None,
     "rounding": 1 / 8,
     "sigma_bits": 2,
-    "beamline": ("beam_center_y=det_y",),
+    "beamline": ("symmetry=sample.symmetry",),
+    "frames": "0:2",
     "analysis": (Ring(10, 20).to_text(),),
 }
 

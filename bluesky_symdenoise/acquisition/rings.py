@@ -17,13 +17,13 @@ from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 if TYPE_CHECKING:
-    from bluesky_symdenoise.acquisition.plan import Work
+    from bluesky_symdenoise.acquisition.plan import Request
 
 log = logging.getLogger("bluesky_symdenoise")
 
 
 def ring_scalars(
-    work: Work,
+    work: Request,
     image: NDArray[Any],
     row: Row,
     *,
