@@ -14,13 +14,13 @@ from scipy.ndimage import median_filter
 from bluesky_symdenoise.analysis.annulus import Annulus
 from bluesky_symdenoise.analysis.estimate import Observed, from_counts
 from bluesky_symdenoise.analysis.moment import second_moment
-from bluesky_symdenoise.analysis.peak import radial_profile
+from bluesky_symdenoise.analysis.peak import FWHM, radial_profile
 from bluesky_symdenoise.bench.cases import ImageSet, image_sets
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 Image = NDArray[np.float64]
 
-QUANTITIES = ("orientation", "anisotropy", "peak_position", "peak_area")
+QUANTITIES = ("orientation", "anisotropy", "peak_position", "peak_width", "peak_area")
 SIZE = 128
 CENTER = (63.5, 62.5)
 INNER, OUTER = 26.0, 54.0
@@ -105,6 +105,7 @@ def _drawn(rng: np.random.Generator, level: float, background: Image, texture: I
         "orientation": float(np.rad2deg(np.angle(moment.value)) / 2 % 180),
         "anisotropy": abs(moment.value),
         "peak_position": position,
+        "peak_width": FWHM * width,
         "peak_area": height * width * np.sqrt(2 * np.pi) * level / mean,
     }
     return rng.poisson(rate * (level / mean) * gaps()).astype(np.float64), truth

@@ -1,4 +1,4 @@
-"""What a ring's quantities gain from denoising: errors against exposure, beside raw counts and a likelihood fit."""
+"""What measured quantities gain from denoising: errors against exposure, beside raw counts and a likelihood fit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bluesky_symdenoise.analysis.estimate import Estimate, Observed, from_counts, from_denoised, from_likelihood
+from bluesky_symdenoise.bench import pdf
 from bluesky_symdenoise.bench.patterns import QUANTITIES, Image, Pattern, measured, simulated
-from bluesky_symdenoise.bench.report import Result, number
+from bluesky_symdenoise.bench.powders import powders
+from bluesky_symdenoise.bench.report import Result
+from bluesky_symdenoise.bench.savings import FIT, OURS, PEERS, PLAIN, RAW, summary, verdict, with_savings
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
 #: Mean counts per pixel of the ring.
 LEVELS = (0.05, 0.15, 0.5, 1.5, 5.0, 10.0)
-#: The frame as it comes from the denoiser, with the errors of as many photons; and less its bias, with replicates.
-RAW, PLAIN, OURS, FIT = "raw counts", "denoised, as it is", "denoised", "likelihood fit"
 METHODS = (RAW, PLAIN, OURS, FIT)
 #: Fewer frames that both raw counts and the denoised frame determine make no figure.
 ENOUGH = 10
@@ -31,17 +32,15 @@ LEGEND = (
     "chi2: reduced chi-squared of the claimed errors. "
     "saved: how many times longer the other has to count for the error of the denoised frame."
 )
-#: Exposures differ by more than this fraction before one method is said to be better.
-NOTABLE = 0.1
 
 
 def run(
     patterns: Sequence[Pattern],
+    denoiser: Denoiser,
     *,
     levels: Sequence[float] = LEVELS,
-    frames: int = 40,
+    frames: int = 60,
     replicates: int = 8,
-    model: str | None = None,
     seed: int = 0,
 ) -> list[Result]:
     """Estimate every quantity of frames of patterns by all methods.
@@ -61,7 +60,6 @@ def run(
         One for each pattern, quantity, level and method; None where too few frames are determined.
     """
     results: list[Result] = []
-    denoiser = Denoiser.pretrained(model, threads=1)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(patterns) * len(levels) * frames)
         for pattern in patterns:
@@ -79,7 +77,7 @@ def run(
                             error = (error + 90) % 180 - 90 if quantity == "orientation" else error
                             away.setdefault((quantity, method), []).append((error, sigma))
                 results += _rows(pattern.name, level, {key: np.array(column) for key, column in away.items()})
-    return _with_savings(results)
+    return with_savings(results)
 
 
 def _estimates(
@@ -110,6 +108,7 @@ def _rows(pattern: str, level: float, away: dict[tuple[str, str], NDArray[np.flo
         for method, column in columns.items():
             own = column[np.isfinite(column).all(axis=1)]
             compared = column[common & np.isfinite(column).all(axis=1)]
+            squares = (own[:, 0] / own[:, 1]) ** 2
             enough = len(compared) >= ENOUGH
             yield {
                 "pattern": pattern,
@@ -121,48 +120,9 @@ def _rows(pattern: str, level: float, away: dict[tuple[str, str], NDArray[np.flo
                 "compared": len(compared),
                 "rms": float(np.sqrt(np.mean(compared[:, 0] ** 2)) / unit) if enough else None,
                 "bias": float(np.mean(compared[:, 0]) / unit) if enough else None,
-                "chi2": float(np.mean((own[:, 0] / own[:, 1]) ** 2)) if len(own) >= ENOUGH else None,
+                "chi2": float(squares.mean()) if len(own) >= ENOUGH else None,
+                "chi2_error": float(squares.std() / np.sqrt(len(own))) if len(own) >= ENOUGH else None,
             }
-
-
-def _with_savings(results: list[Result]) -> list[Result]:
-    """With ``saved_<method>``: how much longer that method has to count for the error of this row."""
-    curves: dict[tuple[object, ...], list[tuple[float, float]]] = {}
-    for row in results:
-        if row["rms"] is not None:
-            key = (row["pattern"], row["quantity"], row["method"])
-            curves.setdefault(key, []).append((float(row["level"] or 0), float(row["rms"])))
-    out = []
-    for row in results:
-        saved: Result = {
-            f"saved_against_{'raw' if other == RAW else 'fit'}": _saved(
-                row, curves.get((row["pattern"], row["quantity"], other), [])
-            )
-            for other in (RAW, FIT)
-        }
-        out.append(row | saved)
-    return out
-
-
-def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
-    """Exposure at which a curve of (level, rms) has this row's rms, over the row's.
-
-    Beyond its ends it goes on by 1/sqrt, tenfold at most.
-    """
-    if row["rms"] is None or len(curve) < 2:
-        return None
-    level, rms = float(row["level"] or 0), float(row["rms"])
-    levels, errors = np.log(np.array(curve).T)
-    # Errors that do not fall with exposure are noise of the figure.
-    errors = np.minimum.accumulate(errors)
-    target = np.log(rms)
-    if target >= errors[0]:
-        found = levels[0] + 2 * (errors[0] - target)
-    elif target <= errors[-1]:
-        found = levels[-1] + 2 * (errors[-1] - target)
-    else:
-        found = float(np.interp(-target, -errors, levels))
-    return float(np.exp(np.clip(found, levels[0] - np.log(10), levels[-1] + np.log(10))) / level)
 
 
 def report(results: list[Result], pattern: str) -> Table:
@@ -196,53 +156,29 @@ def report(results: list[Result], pattern: str) -> Table:
     return table
 
 
-def verdicts(results: list[Result]) -> list[str]:
-    """A line for each pattern and quantity: what denoising gains, in exposure at equal error."""
-    lines = []
-    for pattern in dict.fromkeys(str(row["pattern"]) for row in results):
-        for quantity in QUANTITIES:
-            ours = [
-                row
-                for row in results
-                if (row["pattern"], row["quantity"], row["method"]) == (pattern, quantity, OURS)
-                and row["rms"] is not None
-            ]
-            if not ours:
-                lines.append(f"{pattern}, {quantity}: too few frames determine it")
-                continue
-            raw, fit = (
-                _gain([number(row[name]) for row in ours if row[name] is not None])
-                for name in ("saved_against_raw", "saved_against_fit")
-            )
-            lines.append(
-                f"{pattern}, {quantity}: denoising {raw} the same estimator on raw counts, {fit} the likelihood fit"
-            )
-        lines.append(f"{pattern}: chi2 over all quantities and exposures: {_chi2(results, pattern)}")
-    return [*lines, "SMAE: not measured"]
-
-
-def _chi2(results: list[Result], pattern: str) -> str:
-    """The mean of each method, weighted by its frames."""
-    said = []
+def summary_table(found: list[Result]) -> Table:
+    """What denoising does, in exposure at equal error, and whether error bars are true."""
+    table = Table(title="exposure saved by denoising, and reduced chi-squared of error bars, over all exposures")
+    for name in ("pattern", "quantity"):
+        table.add_column(name, no_wrap=True)
+    for name in ("against raw counts", "against the likelihood fit"):
+        table.add_column(name, justify="right")
     for method in METHODS:
-        rows = [row for row in results if (row["pattern"], row["method"]) == (pattern, method)]
-        known = np.array([(number(row["chi2"]), number(row["determined"])) for row in rows if row["chi2"] is not None])
-        said.append(f"{method} {np.average(known[:, 0], weights=known[:, 1]):.2f}" if len(known) else f"{method} none")
-    return ", ".join(said)
-
-
-def _gain(factors: list[float]) -> str:
-    """In words, with the geometric mean over the levels."""
-    if not factors:
-        return "cannot be compared with"
-    factor = float(np.exp(np.mean(np.log(factors))))
-    if factor > 1 + NOTABLE:
-        said = "gains exposure over"
-    elif factor < 1 / (1 + NOTABLE):
-        said = "loses to"
-    else:
-        said = "gains nothing over"
-    return f"(x {factor:.2f}) {said}"
+        table.add_column(f"chi2 {method}", justify="right", no_wrap=True)
+    last = None
+    for row in found:
+        if row["pattern"] != last:
+            table.add_section()
+        saved = [row[f"saved_against_{peer}"] for peer in PEERS]
+        chi2 = [(row.get(f"chi2_{method}"), row.get(f"chi2_error_{method}")) for method in METHODS]
+        table.add_row(
+            str(row["pattern"]) if row["pattern"] != last else "",
+            str(row["quantity"]),
+            *("" if factor is None else f"{verdict(factor)} (x {factor:.2f})" for factor in saved),
+            *("" if value is None else f"{value:.2f} ± {error:.2f}" for value, error in chi2),
+        )
+        last = row["pattern"]
+    return table
 
 
 def _text(value: str | int | float | None, form: str) -> str:
@@ -253,22 +189,27 @@ def main(
     data: Path | None = None,
     *,
     json_path: Path | None = None,
-    frames: int = 40,
+    frames: int = 60,
     replicates: int = 8,
     model: str | None = None,
     seed: int = 0,
-) -> list[Result]:
+) -> None:
     """Run, print the tables and what they say, and write the figures as JSON if a path is given."""
     patterns = simulated() + ([] if data is None else measured(data))
-    results = run(patterns, frames=frames, replicates=replicates, model=model, seed=seed)
+    denoiser = Denoiser.pretrained(model, threads=1)
+    rings = run(patterns, denoiser, frames=frames, replicates=replicates, seed=seed)
+    pairs = pdf.run(powders(), denoiser, seed=seed)
+    found = summary([*rings, *pairs])
     console = Console()
     if not console.is_terminal:
         console.width = 170
     for pattern in patterns:
-        console.print(report(results, pattern.name))
+        console.print(report(rings, pattern.name))
     console.print(LEGEND)
-    for line in verdicts(results):
-        console.print(line, highlight=False)
+    console.print(pdf.report(pairs))
+    console.print(pdf.LEGEND)
+    console.print(summary_table(found))
     if json_path is not None:
-        json_path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    return results
+        json_path.write_text(
+            json.dumps({"summary": found, "rings": rings, "pdf": pairs}, indent=1, allow_nan=False) + "\n"
+        )

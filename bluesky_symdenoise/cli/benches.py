@@ -108,11 +108,11 @@ def serve(
 def science(
     data: Annotated[Path | None, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
-    frames: Annotated[int, typer.Option(min=2, help="Simulated frames for each scene and exposure.")] = 40,
+    frames: Annotated[int, typer.Option(min=2, help="Frames for each ring and exposure.")] = 60,
     replicates: Annotated[int, typer.Option(min=2, help="Denoised frames behind the error bars of one.")] = 8,
     model: ModelName = None,
 ) -> None:
-    """Orientation, anisotropy and peaks of rings: exposure saved against raw counts and a likelihood fit."""
+    """Rings and G(r) of powders: exposure saved by denoising against raw counts and a likelihood fit; error bars."""
     from bluesky_symdenoise.bench.science import main as measure
 
     measure(data, json_path=json_path, frames=frames, replicates=replicates, model=model)
