@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import h5py
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from bluesky.callbacks.best_effort import BestEffortCallback
 from bluesky.callbacks.mpl_plotting import LiveGrid
-from bluesky_tiled_plugins import TiledWriter
+from bluesky_tiled_plugins import TiledWriter, subscribe_to_streams
 from event_model import compose_run
 from tiled.client.container import Container
 
@@ -187,6 +188,41 @@ def test_run_without_events_has_them_in_its_file(live: Any, client: Container, h
     assert callback.close(timeout=120).ok
     for name in NAMES:
         np.testing.assert_array_equal(column(denoised_for(client, raw), name), column(live, name))
+
+
+# Tiled's client opens its connection as websockets did before.
+@pytest.mark.filterwarnings(r"ignore:connect\(\) must be used as a context manager:DeprecationWarning")
+def test_map_grows_while_the_scan_lasts(client: Container, home: Path, denoiser: Denoiser) -> None:
+    """Tiled's live updates of the derived run fill a LiveGrid before the raw run has ended."""
+    matplotlib.use("agg")
+    updates: SimpleQueue[Any] = SimpleQueue()
+    grid = LiveGrid((2, 3), "det_orientation")
+    callback = ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, analysis=RINGS[0], **OPTIONS)
+    uids: list[str] = []
+
+    def until_drawn(name: str, doc: Any) -> None:
+        if name == "start":
+            uids.append(doc["uid"])
+            grid("start", doc)
+        if name == "stop":
+            drawn = 0
+            while drawn < len(DIRECTIONS):
+                for row in updates.get(timeout=60).update.data().to_dict("records"):
+                    grid("event", {"seq_num": row["seq_num"], "data": row})
+                    drawn += 1
+        callback(name, doc)
+
+    with subscribe_to_streams(
+        client["denoised"],
+        updates.put,
+        streams={"primary": ["det_orientation"]},
+        metadata_filter=lambda start: start["raw_uid"] in uids,
+    ):
+        raw = emitted(client, home, until_drawn)
+    assert callback.close(timeout=120).ok
+    drawn = column(denoised_for(client, raw), "det_orientation").reshape(2, 3)
+    np.testing.assert_array_equal(grid._Idata, drawn)
+    assert np.isfinite(drawn).sum() == 5
 
 
 def test_map_grows_from_the_events(
