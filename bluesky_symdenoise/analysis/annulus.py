@@ -11,6 +11,11 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 Values = NDArray[np.float64]
 
+#: Cells in which azimuths are balanced: at most so many in half a turn, at least so many pixels along the arc.
+CELLS, ARC = 18, 4.0
+#: A cell with a smaller part of the usual exposure is left out: its noise would count for more than what it tells.
+LEAST = 0.25
+
 
 @dataclass(frozen=True)
 class Annulus:
@@ -54,3 +59,17 @@ class Annulus:
     def of(self, image: NDArray[np.generic]) -> Values:
         """Its pixels of an image (y, x), as (n,) floats."""
         return image[self.where].astype(np.float64)
+
+    def balance(self, exposure: Values) -> Values:
+        """Weights, (n,), with which all azimuths at a radius count alike, whatever was exposed how long.
+
+        A pixel and its mate under inversion count as one azimuth: a gap whose mates were seen leaves no bias, and costs
+        as much noise as photons that were not counted. What neither has seen is left out.
+        """
+        rings = (self.radius - self.radius.min()).astype(int)
+        around = np.clip(self.radius * np.pi / ARC, 1, CELLS).astype(int)
+        cells = rings * CELLS + (np.mod(self.azimuth, np.pi) / np.pi * around).clip(max=around - 1).astype(int)
+        total = np.bincount(cells, exposure)[cells]
+        # A cell that lies whole on the detector has the usual exposure.
+        usual = np.median(exposure[exposure > 0]) * np.bincount(cells)[cells] if (exposure > 0).any() else total
+        return np.where(total > LEAST * usual, usual / np.maximum(total, 1e-300), 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.analysis.annulus import Annulus, Values
-from bluesky_symdenoise.analysis.likelihood import poisson_fit, ring_model
+from bluesky_symdenoise.analysis.likelihood import PRECISION, poisson_fit, ring_model
 from bluesky_symdenoise.analysis.moment import Moment, orientation_and_anisotropy, second_moment
 from bluesky_symdenoise.analysis.peak import peak_fit, peak_quantities, radial_profile, start_values
 
@@ -18,7 +18,7 @@ Image = NDArray[np.float64]
 Denoise = Callable[[Image], Image]
 
 #: What an estimate holds: g, then the parameters of `bluesky_symdenoise.analysis.likelihood.peak_model`.
-SIZE = 7
+SIZE = 8
 #: A fit is refuted by so many standard deviations, in cells of so many pixels in radius and so many in half a turn.
 REFUTED, CELL_WIDTH, CELLS_AROUND = 4.0, 3.0, 12
 #: For how many replicates the Poisson error stands when replicates of a denoised frame are compared with it.
@@ -44,14 +44,14 @@ class Observed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Real and imaginary part of the second moment, and level, exponent, area, position and log sigma of the peak.
+    """Real and imaginary part of the second moment, and the parameters of `peak_model`.
 
     Attributes
     ----------
     values
-        (7,); NaN where there is none.
+        (8,); NaN where there is none.
     covariance
-        (7, 7).
+        (8, 8).
     """
 
     values: Values
@@ -91,7 +91,8 @@ def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:
     fit = None
     if len(radius) >= SIZE and signal.sum() > 0:
         start = np.append(start_values(radius, np.maximum(signal, 0), exposure), [0.0, 0.0])
-        fit = poisson_fit(ring_model(annulus.radius[seen], annulus.azimuth[seen], middle), y, n, start, background=b)
+        model = ring_model(annulus.radius[seen], annulus.azimuth[seen], middle)
+        fit = poisson_fit(model, y, n, start, precision=np.append(PRECISION, [0.0, 0.0]), background=b)
     if fit is None:
         return _nothing()
     rate, derivatives = ring_model(annulus.radius, annulus.azimuth, middle)(fit.parameters)
@@ -101,8 +102,8 @@ def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:
     if moment is None:
         return _nothing()
     slopes = moment.influence @ derivatives.T
-    to_values = np.concatenate([[slopes.real, slopes.imag], np.eye(5, SIZE)])
-    values = np.concatenate([[moment.value.real, moment.value.imag], fit.parameters[:5]])
+    to_values = np.concatenate([[slopes.real, slopes.imag], np.eye(6, SIZE)])
+    values = np.concatenate([[moment.value.real, moment.value.imag], fit.parameters[:6]])
     return Estimate(values, to_values @ fit.covariance @ to_values.T)
 
 

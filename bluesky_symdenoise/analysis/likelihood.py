@@ -16,6 +16,10 @@ Model = Callable[[Values], tuple[Values, Values]]
 
 ITERATIONS = 100
 
+#: What is known of a `peak_model` before any counts, as 1/sigma^2 of each parameter about 0: a background's curvature.
+#: A power law on half as much of a constant has up to 0.5 n^2/4 for the exponent n.
+PRECISION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -26,7 +30,13 @@ class Fit:
 
 
 def poisson_fit(
-    model: Model, counts: Values, exposure: Values, start: Values, *, background: Values | None = None
+    model: Model,
+    counts: Values,
+    exposure: Values,
+    start: Values,
+    *,
+    precision: Values,
+    background: Values | None = None,
 ) -> Fit | None:
     """Maximise the likelihood of counts ~ Poisson(exposure * rate + background), by damped Fisher scoring.
 
@@ -34,6 +44,8 @@ def poisson_fit(
     ----------
     counts, exposure
         (n,) or sums of them, exposure above 0; expected counts, as of a denoised frame, are taken too.
+    precision
+        (parameters,) 1/sigma^2 of a normal prior about 0, 0 for no prior.
     background
         (n,) known expected counts; None for none.
 
@@ -49,15 +61,16 @@ def poisson_fit(
             rate, jacobian = model(parameters)
             rate = rate + known
             usable = bool((rate > 0).all() and np.isfinite(jacobian).all())
-            return rate, jacobian, float(exposure @ rate - counts @ np.log(rate)) if usable else np.inf
+            unlikely = float(exposure @ rate - counts @ np.log(rate) + precision @ parameters**2 / 2)
+            return rate, jacobian, unlikely if usable else np.inf
 
     parameters, damping = start, 1e-3
     rate, jacobian, misfit = at(start)
     if not np.isfinite(misfit):
         return None
     for _ in range(ITERATIONS):
-        gradient = jacobian @ (counts / rate - exposure)
-        information = (jacobian * (exposure / rate)) @ jacobian.T
+        gradient = jacobian @ (counts / rate - exposure) - precision * parameters
+        information = (jacobian * (exposure / rate)) @ jacobian.T + np.diag(precision)
         try:
             step = np.linalg.solve(information + damping * np.diag(np.diag(information) + 1e-300), gradient)
         except np.linalg.LinAlgError:
@@ -73,23 +86,39 @@ def poisson_fit(
             break
         else:
             damping *= 8
-    information = (jacobian * (exposure / rate)) @ jacobian.T
+    information = (jacobian * (exposure / rate)) @ jacobian.T + np.diag(precision)
     if not np.isfinite(information).all() or not np.linalg.cond(information) < 1e14:
         return None
     return Fit(parameters, np.asarray(np.linalg.inv(information), np.float64))
 
 
-def peak_model(radius: Values, middle: float) -> Model:
-    """A Gaussian on a power law: level at `middle`, exponent, and area, position and log sigma, in pixels."""
+def peak_model(radius: Values, middle: float, *, blur: float = 0.0) -> Model:
+    """A Gaussian on a background that is about a power law: level at `middle`, exponent, area, position, log sigma.
+
+    The sixth parameter is the background's curvature, that of log rate over log radius. Lengths are in pixels.
+
+    Parameters
+    ----------
+    blur
+        Variance that is added to that of the Gaussian.
+    """
     distance = np.log(np.maximum(radius, 0.5) / middle)
 
     def model(parameters: Values) -> tuple[Values, Values]:
-        level, exponent, area, position, log_width = parameters
-        power = np.exp(np.clip(exponent * distance, -50, 50))
-        width = np.exp(np.clip(log_width, -5, 12))
+        level, exponent, area, position, log_width, curvature = parameters
+        power = np.exp(np.clip(exponent * distance + curvature * distance**2, -50, 50))
+        variance = np.exp(2 * np.clip(log_width, -5, 12))
+        width = np.sqrt(variance + blur)
         u = (radius - position) / width
         bell = np.exp(-np.minimum(u**2, 1400) / 2) / (width * np.sqrt(2 * np.pi))
-        derivatives = [power, level * power * distance, bell, area * bell * u / width, area * bell * (u**2 - 1)]
+        derivatives = [
+            power,
+            level * power * distance,
+            bell,
+            area * bell * u / width,
+            area * bell * (u**2 - 1) * variance / width**2,
+            level * power * distance**2,
+        ]
         return level * power + area * bell, np.stack(derivatives)
 
     return model
@@ -104,11 +133,11 @@ def ring_model(radius: Values, azimuth: Values, middle: float) -> Model:
     radial = peak_model(radius, middle)
 
     def model(parameters: Values) -> tuple[Values, Values]:
-        _, derivatives = radial(parameters[:5])
-        p, q = parameters[5:]
+        _, derivatives = radial(parameters[:6])
+        p, q = parameters[6:]
         strength = np.hypot(p, q)
         texture = np.exp(p * cosine + q * sine - strength) / i0e(strength)
-        derivatives[2:] *= texture
+        derivatives[2:5] *= texture
         peak = parameters[2] * derivatives[2]
         # d log I0 / dp = I1/I0 p/strength, which is p/2 for small strength.
         mean = i1e(strength) / i0e(strength) / strength if strength > 1e-6 else 0.5

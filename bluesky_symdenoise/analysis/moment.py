@@ -42,23 +42,25 @@ def second_moment(annulus: Annulus, intensity: Values, exposure: Values) -> Mome
     """Of intensities collected with an exposure, (n,) each; None where too little was measured or nothing counted.
 
     In radial bins, 1, cos 2phi, sin 2phi, cos 4phi, sin 4phi and a parabola in the radius are fitted by least squares,
-    so that gaps, mates under inversion and the grid of pixels count as what they are; the bins are added by their area.
+    so that gaps and the grid of pixels count as what they are. The weights of `Annulus.balance` keep higher harmonics
+    from leaking in. The bins are added by their area.
     """
     bins = ((annulus.radius - annulus.radius.min()) / WIDTH).astype(int)
     design = np.stack(
         [np.ones_like(annulus.azimuth), *(f(k * annulus.azimuth) for k in (2, 4) for f in (np.cos, np.sin))]
     )
+    weight = annulus.balance(exposure)
     mean, moment = np.zeros_like(intensity), np.zeros(intensity.shape, np.complex128)
     used = 0
     for index in range(bins.max() + 1):
         here = bins == index
         away = (annulus.radius[here] - annulus.radius[here].mean()) / WIDTH
         x = np.vstack([design[:, here], away, away**2])
-        normal = (x * exposure[here]) @ x.T
+        normal = (x * (exposure * weight)[here]) @ x.T
         if not normal[0, 0] > 0 or np.linalg.cond(normal) > CONDITION:
             continue
         used += 1
-        solved = np.linalg.solve(normal, x) * annulus.radius[here].mean()
+        solved = np.linalg.solve(normal, x * weight[here]) * annulus.radius[here].mean()
         mean[here], moment[here] = solved[0], solved[1] + 1j * solved[2]
     level = float(mean @ intensity)
     if used <= bins.max() / 2 or level <= 0:

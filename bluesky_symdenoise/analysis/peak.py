@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from bluesky_symdenoise.analysis.annulus import Annulus, Values
-from bluesky_symdenoise.analysis.likelihood import Fit, peak_model, poisson_fit
+from bluesky_symdenoise.analysis.likelihood import PRECISION, Fit, peak_model, poisson_fit
 
 #: Names of what a peak fit gives.
 PEAK = ("peak_position", "peak_width", "peak_area")
@@ -17,16 +17,21 @@ FWHM = 2 * math.sqrt(2 * math.log(2))
 
 
 def radial_profile(annulus: Annulus, intensity: Values, exposure: Values) -> tuple[Values, Values, Values]:
-    """Radius (mean of the pixels'), summed intensity and summed exposure in bins of one pixel, where there is any."""
+    """Radius (mean of the pixels'), summed intensity and summed exposure in bins of one pixel, where there is any.
+
+    All azimuths count alike, by the weights of `Annulus.balance`; the sums are scaled to those with the same error.
+    """
+    weight = annulus.balance(exposure)
     bins = (annulus.radius - annulus.radius.min()).astype(int)
-    sums = (np.bincount(bins, part).astype(np.float64) for part in (exposure, exposure * annulus.radius, intensity))
-    total, weighted, summed = sums
-    seen = total > 0
-    return weighted[seen] / total[seen], summed[seen], total[seen]
+    parts = (exposure * weight, exposure * weight**2, exposure * weight * annulus.radius, intensity * weight)
+    balanced, squared, weighted, summed = (np.bincount(bins, part).astype(np.float64) for part in parts)
+    seen = balanced > 0
+    balanced, squared, weighted, summed = (part[seen] for part in (balanced, squared, weighted, summed))
+    return weighted / balanced, summed * balanced / squared, balanced**2 / squared
 
 
 def start_values(radius: Values, summed: Values, exposure: Values) -> Values:
-    """A guess at the peak: a power law through the ends of the profile, the peak where most rises above it."""
+    """A guess at `peak_model`: a power law through the ends of the profile, the peak where most rises above it."""
     rate = summed / exposure
     ends, middle, span = max(2, len(rate) // 5), (radius[0] + radius[-1]) / 2, radius[-1] - radius[0]
     floor = 1e-3 * max(rate.mean(), 1e-9)
@@ -43,7 +48,7 @@ def start_values(radius: Values, summed: Values, exposure: Values) -> Values:
     inside = slice(ends // 2, len(rate) - ends // 2)
     best = int(np.argmax(smooth[inside])) + inside.start
     height = max(smooth[best], 50 * floor)
-    return np.array([level, exponent, height * width * np.sqrt(2 * np.pi), radius[best], np.log(width)])
+    return np.array([level, exponent, height * width * np.sqrt(2 * np.pi), radius[best], np.log(width), 0.0])
 
 
 def peak_fit(radius: Values, summed: Values, exposure: Values, background: Values | None = None) -> Fit | None:
@@ -52,7 +57,9 @@ def peak_fit(radius: Values, summed: Values, exposure: Values, background: Value
     if len(radius) < 7 or signal.sum() <= 0:
         return None
     start = start_values(radius, signal, exposure)
-    return poisson_fit(peak_model(radius, (radius[0] + radius[-1]) / 2), summed, exposure, start, background=background)
+    # The pixels of a bin lie anywhere in its one pixel.
+    model = peak_model(radius, (radius[0] + radius[-1]) / 2, blur=1 / 12)
+    return poisson_fit(model, summed, exposure, start, precision=PRECISION, background=background)
 
 
 def peak_quantities(parameters: Values, sigma: Values, *, inner: float, outer: float) -> dict[str, tuple[float, float]]:
