@@ -15,6 +15,8 @@ Values = NDArray[np.float64]
 CELLS, ARC = 18, 4.0
 #: A cell with a smaller part of the usual exposure is left out: its noise would count for more than what it tells.
 LEAST = 0.25
+#: A cell with more than this part of the pixels of its area lies on the detector.
+WHOLE = 0.7
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,12 @@ class Annulus:
         as much noise as photons that were not counted. What neither has seen is left out.
         """
         rings = (self.radius - self.radius.min()).astype(int)
-        around = np.clip(self.radius * np.pi / ARC, 1, CELLS).astype(int)
+        radius = self.radius.min() + rings + 0.5
+        around = np.clip(radius * np.pi / ARC, 1, CELLS).astype(int)
         cells = rings * CELLS + (np.mod(self.azimuth, np.pi) / np.pi * around).clip(max=around - 1).astype(int)
-        total = np.bincount(cells, exposure)[cells]
-        # A cell that lies whole on the detector has the usual exposure.
-        usual = np.median(exposure[exposure > 0]) * np.bincount(cells)[cells] if (exposure > 0).any() else total
+        pixels, total = np.bincount(cells)[cells], np.bincount(cells, exposure)[cells]
+        # A cell that reaches beyond the detector lacks pixels; one that does not has about as many as its area.
+        area = 2 * np.pi * radius / around
+        pixels = np.where(pixels > WHOLE * area, pixels, area)
+        usual = pixels * np.median(exposure[exposure > 0]) if (exposure > 0).any() else pixels
         return np.where(total > LEAST * usual, usual / np.maximum(total, 1e-300), 0.0)
