@@ -77,7 +77,7 @@ def from_counts(annulus: Annulus, observed: Observed) -> Estimate:
 
 
 def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:
-    """One Poisson fit to the raw counts of all pixels: a textured Gaussian ring on a power law.
+    """One Poisson fit to the raw counts of all pixels: a textured Gaussian ring on about a power law.
 
     The most that the counts can tell if the ring is of that form. Nothing is given where they refute it, in that the
     squared differences in cells of radius and azimuth sum up to `REFUTED` standard deviations too many. Few counts

@@ -52,7 +52,7 @@ def start_values(radius: Values, summed: Values, exposure: Values) -> Values:
 
 
 def peak_fit(radius: Values, summed: Values, exposure: Values, background: Values | None = None) -> Fit | None:
-    """Poisson fit of a Gaussian on a power law to a radial profile; see `radial_profile`."""
+    """Poisson fit of a `peak_model` to a radial profile; see `radial_profile`."""
     signal = summed if background is None else np.maximum(summed - background, 0)
     if len(radius) < 7 or signal.sum() <= 0:
         return None

@@ -30,13 +30,12 @@ class Ring:
     Attributes
     ----------
     inner, outer
-        Radii in pixels; the peak lies between them, on a power law.
+        Radii in pixels; the peak lies between them, on a background that is about a power law.
     estimator
-        ``counts``: second moment of the raw counts, whatever the texture, and a Poisson fit to their radial profile,
-        whose area takes what gaps leave of a textured ring for all of it. ``likelihood``: one Poisson fit of a textured
-        ring to the raw counts; the smallest errors if the ring is of that form, and nothing where they refute it.
-        ``denoised``: as ``counts``, of the denoised frame, where mates fill gaps, corrected and with errors by
-        replicates.
+        ``counts``: second moment of the raw counts, whatever the texture, and a Poisson fit to their radial profile;
+        mates under inversion stand in for gaps. ``likelihood``: one Poisson fit of a textured ring to the raw counts;
+        the smallest errors if the ring is of that form, and nothing where they refute it. ``denoised``: as ``counts``,
+        of the denoised frame, corrected and with errors by replicates.
     name
         Before the names of the columns, for several rings: ``<key>_<name>_orientation``.
     beam_center
