@@ -65,8 +65,8 @@ class Annulus:
     def balance(self, exposure: Values) -> Values:
         """Weights, (n,), with which all azimuths at a radius count alike, whatever was exposed how long.
 
-        A pixel and its mate under inversion are one azimuth: a gap whose mates were seen leaves no bias. What neither has
-        seen is left out.
+        A pixel and its mate under inversion are one azimuth: a gap whose mates were seen leaves no bias. What neither
+        has seen is left out.
         """
         rings = (self.radius - self.radius.min()).astype(int)
         radius = self.radius.min() + rings + 0.5
