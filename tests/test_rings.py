@@ -22,6 +22,7 @@ from bluesky_symdenoise.acquisition.arguments import read_arguments
 from bluesky_symdenoise.acquisition.catchup import finish, unfinished
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.cli.live import planned_work
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -273,10 +274,12 @@ def test_rings_of_one_name_are_refused(client: Container) -> None:
         Work.planned(client["denoised"], activity="test", analysis=["orientation"])
 
 
-def test_services_read_rings_from_their_toml_file(tmp_path: Path) -> None:
+def test_services_read_rings_from_their_toml_file(client: Container, tmp_path: Path, denoiser: Denoiser) -> None:
     path = tmp_path / "settings.toml"
     path.write_text("[[analysis]]\ninner = 8\nouter = 28\n[[analysis]]\ninner = 3\nouter = 9\nname = 'low'\n")
-    assert read_arguments(path)["analysis"] == [Ring(8, 28), Ring(3, 9, name="low")]
+    work = planned_work(client["denoised"], path, {}, activity="watch", denoiser=denoiser)
+    assert work.analysis == (Ring(8, 28), Ring(3, 9, name="low"))
+    assert {"orientation", "low_peak_area_sigma"} <= set(work.columns)
     path.write_text("[[analysis]]\ninner = 8\nouter = 28\ncolour = 1\n")
     with pytest.raises(SymDenoiseError, match="there is no such argument"):
         read_arguments(path)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pyFAI.detectors import Detector
 from pyFAI.integrator.azimuthal import AzimuthalIntegrator
-from pystog import Transformer
 
+from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 Values = NDArray[np.float64]
@@ -76,7 +76,20 @@ class Powder:
         ----------
         image
             (y, x) counts, or expected counts; NaN is masked.
+        q_max
+            End of the transform, per angstrom.
+
+        Raises
+        ------
+        SymDenoiseError
+            If PyStoG is not installed.
         """
+        try:
+            from pystog import Transformer
+        except ImportError as error:
+            raise SymDenoiseError(
+                "G(r)", rule="needs PyStoG", remedy="pip install 'bluesky-symdenoise[bench]'"
+            ) from error
         integrated = self.geometry.integrate1d(
             np.nan_to_num(image),
             BINS,

@@ -197,8 +197,9 @@ def main(
     """Run, print the tables and what they say, and write the figures as JSON if a path is given."""
     patterns = simulated() + ([] if data is None else measured(data))
     denoiser = Denoiser.pretrained(model, threads=1)
-    rings = run(patterns, denoiser, frames=frames, replicates=replicates, seed=seed)
+    # First, for it says so if a package is missing.
     pairs = pdf.run(powders(), denoiser, seed=seed)
+    rings = run(patterns, denoiser, frames=frames, replicates=replicates, seed=seed)
     found = summary([*rings, *pairs])
     console = Console()
     if not console.is_terminal:
