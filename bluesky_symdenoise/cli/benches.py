@@ -36,3 +36,15 @@ def live(
     from bluesky_symdenoise.bench.live import main as measure
 
     measure(json_path=json_path, size=size, events=events, dwell=dwell, repeats=repeats, threads=threads)
+
+
+@bench.command()
+def symmetry(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    simulations: Annotated[int, typer.Option(min=10, help="Symmetric patterns at each count level.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Of the simulated photons.")] = 0,
+) -> None:
+    """How often the symmetry test rejects symmetric patterns, and how often it sees asymmetric ones."""
+    from bluesky_symdenoise.bench.symmetry import main as measure
+
+    measure(json_path=json_path, simulations=simulations, seed=seed)

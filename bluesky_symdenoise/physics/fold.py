@@ -35,6 +35,26 @@ def block_sum(image: NDArray[np.float64], block: int) -> NDArray[np.float64]:
     return padded.reshape(padded.shape[0] // block, block, -1, block).sum(axis=(1, 3))
 
 
+def pair_terms(
+    frame: Frame, other: Frame
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """`pair_statistics` of each pixel, and the fourth cumulant n p q (1 - 6 p q) of D; all (y, x), 0 without a pair."""
+    total_exposure = frame.exposure + other.exposure
+    both = (frame.exposure > 0) & (other.exposure > 0)
+    share = np.divide(frame.exposure, total_exposure, out=np.full(both.shape, 0.5), where=both)
+    # Exposures that differ by more than the digits of a float leave nothing to compare.
+    both &= (share > 0) & (share < 1)
+    share = np.where(both, share, 0.5)
+    n = np.where(both, frame.counts + other.counts, 0.0)
+    difference = np.where(both, frame.counts - n * share, 0.0)
+    variance = n * share * (1 - share)
+    seen = n > 0
+    chi = np.divide(difference**2, variance, out=np.ones(both.shape), where=seen) - 1
+    chi_variance = np.where(seen, 2 + (1 / (share * (1 - share)) - 6) / np.where(seen, n, 1), 0.0)
+    fourth = variance * (1 - 6 * share * (1 - share))
+    return difference, variance, chi, chi_variance, fourth
+
+
 def pair_statistics(
     frame: Frame, other: Frame, *, block: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -48,18 +68,7 @@ def pair_statistics(
     tuple
         Sums of D, of its variance, of X2 - 1 and of its variance.
     """
-    total_exposure = frame.exposure + other.exposure
-    both = (frame.exposure > 0) & (other.exposure > 0)
-    share = np.divide(frame.exposure, total_exposure, out=np.full(both.shape, 0.5), where=both)
-    # Exposures that differ by more than the digits of a float leave nothing to compare.
-    both &= (share > 0) & (share < 1)
-    share = np.where(both, share, 0.5)
-    n = np.where(both, frame.counts + other.counts, 0.0)
-    difference = np.where(both, frame.counts - n * share, 0.0)
-    variance = n * share * (1 - share)
-    seen = n > 0
-    chi = np.divide(difference**2, variance, out=np.ones(both.shape), where=seen) - 1
-    chi_variance = np.where(seen, 2 + (1 / (share * (1 - share)) - 6) / np.where(seen, n, 1), 0.0)
+    difference, variance, chi, chi_variance, _ = pair_terms(frame, other)
     return (
         block_sum(difference, block),
         block_sum(variance, block),
