@@ -15,6 +15,7 @@ from torch import Tensor
 from bluesky_symdenoise.denoiser.network import MULTIPLE, features
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.defects import without_gaps
 from bluesky_symdenoise.physics.fold import found_beam_center, gated_mates, supported_symmetry
 from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
@@ -117,7 +118,7 @@ class Denoiser:
         if symmetry == "1" or (symmetry != "auto" and checked_point_group(symmetry) and center is not None):
             return Symmetry(symmetry, center if symmetry != "1" else None)
         bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
-        pooled = _pooled([frame_from_counts(frame, mask=bad, exposure=n) for frame in stack], shape)
+        pooled = without_gaps(_pooled([frame_from_counts(frame, mask=bad, exposure=n) for frame in stack], shape))
         if symmetry == "auto":
             return supported_symmetry(pooled, center)
         found = found_beam_center(pooled, Symmetry(symmetry).operations[0])

@@ -204,9 +204,8 @@ def _polar(dy: NDArray[Any], dx: NDArray[Any], ring: float, sectors: int) -> NDA
 
 def _cells(sums: PairSums) -> tuple[Floats, Floats, Floats]:
     """Sums of D and V by polar cell, for a cell and, with the other sign, for its mate; and how many pairs they are."""
-    y, x = np.indices(sums.difference.shape, dtype=np.float64)
-    dy = TILE * y + (TILE - 1) / 2 - sums.beam_center[0]
-    dx = TILE * x + (TILE - 1) / 2 - sums.beam_center[1]
+    y, x = (TILE * np.arange(size) + (TILE - 1) / 2 for size in sums.difference.shape)
+    dy, dx = np.meshgrid(y - sums.beam_center[0], x - sums.beam_center[1], indexing="ij")
     here = _polar(dy, dx, CELL, AZIMUTHS)
     there = _polar(sums.operation[0] * dy, sums.operation[1] * dx, CELL, AZIMUTHS)
     reach = [max(center + 0.5, size - center) for center, size in zip(sums.beam_center, sums.shape, strict=True)]
