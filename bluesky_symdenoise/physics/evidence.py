@@ -125,7 +125,8 @@ class Asymmetry:
     difference
         (ring, sector) difference of the rates of a region and its mate, over their mean.
     smallest
-        (ring, sector) smallest such difference that would be seen with 95 % probability; infinite with too few counts.
+        (ring, sector) smallest such difference that would be seen, infinite with too few counts. Nominally with 95 %
+        probability; ``symdenoise bench symmetry`` measures how often (82 to 84 % where it was run).
     unseen
         (ring, sector) relative error that an unseen difference leaves in the fold: half of `smallest`.
     noise
