@@ -7,28 +7,46 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Beamline": "bluesky_symdenoise.acquisition.beamline",
     "DenoiseCallback": "bluesky_symdenoise.acquisition.callback",
     "Denoiser": "bluesky_symdenoise.denoiser.infer",
+    "DenoiserSettings": "bluesky_symdenoise.denoiser.settings",
+    "Place": "bluesky_symdenoise.acquisition.place",
+    "RegisterCallback": "bluesky_symdenoise.acquisition.registering",
     "SymDenoiseError": "bluesky_symdenoise.errors",
-    "aligned": "bluesky_symdenoise.catalog.query",
+    "ThreadedDenoiseCallback": "bluesky_symdenoise.acquisition.threaded",
+    "aligned": "bluesky_symdenoise.catalog.align",
     "denoised_for": "bluesky_symdenoise.catalog.query",
     "embedded_catalog": "bluesky_symdenoise.catalog.serve",
+    "find": "bluesky_symdenoise.catalog.query",
+    "evict": "bluesky_symdenoise.acquisition.pixels",
+    "materialize": "bluesky_symdenoise.acquisition.pixels",
     "raw_for": "bluesky_symdenoise.catalog.query",
     "recompute": "bluesky_symdenoise.acquisition.replay",
+    "register": "bluesky_symdenoise.acquisition.register",
     "replay": "bluesky_symdenoise.acquisition.replay",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
+    from bluesky_symdenoise.acquisition.beamline import Beamline as Beamline
     from bluesky_symdenoise.acquisition.callback import DenoiseCallback as DenoiseCallback
+    from bluesky_symdenoise.acquisition.pixels import evict as evict
+    from bluesky_symdenoise.acquisition.pixels import materialize as materialize
+    from bluesky_symdenoise.acquisition.place import Place as Place
+    from bluesky_symdenoise.acquisition.register import register as register
+    from bluesky_symdenoise.acquisition.registering import RegisterCallback as RegisterCallback
     from bluesky_symdenoise.acquisition.replay import recompute as recompute
     from bluesky_symdenoise.acquisition.replay import replay as replay
-    from bluesky_symdenoise.catalog.query import aligned as aligned
+    from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as ThreadedDenoiseCallback
+    from bluesky_symdenoise.catalog.align import aligned as aligned
     from bluesky_symdenoise.catalog.query import denoised_for as denoised_for
+    from bluesky_symdenoise.catalog.query import find as find
     from bluesky_symdenoise.catalog.query import raw_for as raw_for
     from bluesky_symdenoise.catalog.serve import embedded_catalog as embedded_catalog
     from bluesky_symdenoise.denoiser.infer import Denoiser as Denoiser
+    from bluesky_symdenoise.denoiser.settings import DenoiserSettings as DenoiserSettings
     from bluesky_symdenoise.errors import SymDenoiseError as SymDenoiseError
 
 

@@ -36,6 +36,9 @@ class Recipe:
         Intensity is stored in steps of at most this fraction of sigma (a power of two).
     sigma_bits
         Bits of the mantissa kept of sigma.
+    beamline
+        ``quantity=name`` for each quantity that is looked up in the run's own documents, ``quantity=sha256`` for
+        each file that was named; None for none.
     """
 
     model_sha256: str
@@ -48,6 +51,7 @@ class Recipe:
     data_keys: tuple[str, ...] | None = None
     rounding: float = 1 / 8
     sigma_bits: int = 2
+    beamline: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.beam_center is not None:
@@ -56,7 +60,9 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        # Younger than recipes that were stored without it, whose hash must stay.
+        return values if self.beamline is not None else {k: v for k, v in values.items() if k != "beamline"}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:

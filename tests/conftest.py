@@ -57,6 +57,7 @@ def _write_run(
     stop: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     events: bool = True,
+    ended: bool = True,
 ) -> str:
     """Write stacks of frames (n, H, W) as external HDF5, and scalars in events; return the run's uid."""
     writer = TiledWriter(container, batch_size=1)
@@ -106,6 +107,7 @@ def _write_run(
             stamps = dict.fromkeys(data, time.time())
             event = descriptor.compose_event(data=data, timestamps=stamps, seq_num=i + 1, time=moment)
             writer("event", event)
-    writer("stop", {**run.compose_stop(), **(stop or {})})
+    if ended:
+        writer("stop", {**run.compose_stop(), **(stop or {})})
     uid: str = run.start_doc["uid"]
     return uid

@@ -30,8 +30,9 @@ from tiled.queries import Key, SpecsQuery
 from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition import frames as frames_module
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback, Status
 from bluesky_symdenoise.acquisition.play import PlayDetector
+from bluesky_symdenoise.acquisition.status import Status
+from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
 from bluesky_symdenoise.catalog.query import denoised_for
 from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -592,7 +593,8 @@ class TestTrouble:
     ) -> None:
         """During one scan and before the next: both complete, and each has its line."""
         monkeypatch.setattr(tiled.client.utils, "TILED_RETRY_ATTEMPTS", 1)
-        det = detector(rings(), tmp_path)
+        det = detector(rings(), tmp_path / "raw")
+        (tmp_path / "raw").mkdir()
         ends: list[str] = []
         engine_said = engine.subscribe(lambda _, doc: ends.append(doc["exit_status"]), "stop")
 

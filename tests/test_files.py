@@ -20,6 +20,7 @@ import xarray as xr
 from fabio.cbfimage import CbfImage
 from fabio.edfimage import EdfImage
 
+from bluesky_symdenoise import __version__
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files import FrameStack, NexusWriter, open_frames
 
@@ -462,8 +463,11 @@ def test_denoised_frames_come_back_as_nexus(tmp_path: Path, counts: np.ndarray) 
         assert process["program"].asstr()[()] == "bluesky-symdenoise"
         assert process["date"].asstr()[()] == DATE
         assert list(process["sources"].asstr()) == [str(tmp_path / "raw.h5")]
+        assert process["version"].asstr()[()] == __version__
         assert [key for key in process if key.startswith("parameters")] == ["parameters"]
-        note = json.loads(process["parameters/data"].asstr()[()])
+        parameters = {key: value[()] for key, value in process["parameters"].items()}
+        assert parameters == {"model_sha256": b"abc", "model_size": 3, "threads": 2, "source": str(tmp_path).encode()}
+        note = json.loads(process["provenance/data"].asstr()[()])
         assert note == {"model": {"sha256": "abc", "size": 3}, "threads": 2, "source": str(tmp_path)}
 
 
@@ -480,7 +484,7 @@ def test_frame_numbers_and_changing_parameters_are_kept(tmp_path: Path, counts: 
         writer.append(denoised(counts[2:], symmetry="m").assign_coords(frame=[10, 11, 12, 13]))
     with h5py.File(tmp_path / "out.h5") as file:
         assert file["entry/data/frame"][:].tolist() == [7, 9, 10, 11, 12, 13]
-        later = file["entry/process/parameters_from_2/data"].asstr()[()]
+        later = file["entry/process/provenance_from_2/data"].asstr()[()]
         assert json.loads(later) == {"symmetry": "m"}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiled.client.utils
 from tiled.client.container import Container
 from tiled.structures.core import Spec
 
@@ -262,3 +263,62 @@ def test_provenance_without_an_outcome_has_none(client, raw, derive):
 
 def test_a_raw_run_is_a_plain_bluesky_run(client, raw):
     assert not isinstance(client["raw"][raw], SymDenoisedRun)
+
+
+def test_quality_has_a_line_for_each_frame_and_tells_failed_ones(client, raw, derive):
+    nan = float("nan")
+    scalars = {
+        "det_counts_in": [10.0, 0.0, nan],
+        "det_counts_out": [11.0, 0.0, nan],
+        "det_symmetry": ["2mm", "1", ""],
+        "det_center_y": [1.5, nan, nan],
+        "det_center_x": [2.0, nan, nan],
+    }
+    failures = [{"reason": "primary/det: <lost>", "frames": 1}]
+    ended = {"frames": 3, "failures": failures, "symmetry": {"2mm": ["primary/det"]}}
+    run = client["denoised"][derive(raw, scalars=scalars, stop={"provenance": ended})]
+    table = run.quality
+    assert list(table["frame"]) == [0, 1, 2]
+    assert set(table["stream"]) == {"primary"}
+    assert set(table["data_key"]) == {"det"}
+    assert list(table["failed"]) == [False, False, True]
+    assert list(table["symmetry"]) == ["2mm", "1", ""]
+    np.testing.assert_allclose(table["flux_change"], [0.1, nan, nan])
+    np.testing.assert_allclose(table["time"], TIMES)
+    assert table["ms"].isna().all()  # this run does not say, as one that is computed when read
+    assert table.attrs["failures"] == failures
+    figure = run.compare(0)
+    assert [axis.get_title().split()[0] for axis in figure.axes if axis.get_title()] == [
+        "raw", "denoised", "sigma", "residual", "mates'",
+    ]  # fmt: skip
+    with pytest.raises(SymDenoiseError, match="frame 2 of primary/det: it was not denoised"):
+        run.compare(-1)
+    with pytest.raises(SymDenoiseError, match="has 3 frames; give 0 to 2"):
+        run.compare(3)
+    with pytest.raises(SymDenoiseError, match="choose among primary/det"):
+        run.compare(0, key="det_sigma")
+
+
+def test_the_summary_for_notebooks_escapes_what_others_wrote(client, raw, derive):
+    made = {"model": {"name": "<script>", "sha256": "ab" * 32}, "recipe": {"symmetry": "auto"}, "recipe_sha256": "cd"}
+    ended = {"frames": 3, "failures": [{"reason": "<img src=x>", "frames": 1}], "symmetry": {"2mm": ["primary/det"]}}
+    uid = derive(raw, start={"provenance": made}, stop={"provenance": ended})
+    shown = client["denoised"][uid]._repr_html_()
+    assert "<script>" not in shown
+    assert "<img" not in shown
+    assert "&lt;script&gt;" in shown
+    for part in (uid, raw, "asked for auto, used 2mm", "2 frames denoised, 1 failed", f"/ui/browse/raw/{raw}"):
+        assert part in shown
+    assert "/api/v1/" not in shown
+    assert "not known" in client["denoised"][derive(raw)]._repr_html_()
+
+
+def test_a_frame_whose_file_is_gone_is_one_line(client, raw, derive, folder, monkeypatch):
+    monkeypatch.setattr(tiled.client.utils, "TILED_RETRY_ATTEMPTS", 1)
+    numbers = {f"det_{name}": [0.0] * 3 for name in ("counts_in", "center_y", "center_x")}
+    run = client["denoised"][derive(raw, scalars=numbers | {"det_symmetry": ["1"] * 3})]
+    assert len(run.compare(0).axes) >= 4
+    (folder / "frames" / f"{raw}.h5").unlink()
+    with pytest.raises(SymDenoiseError, match=rf"frame 0 of raw/{raw}/.*det: the server cannot read it") as refused:
+        run.compare(0)
+    assert "\n" not in str(refused.value)

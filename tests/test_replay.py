@@ -17,8 +17,8 @@ from tiled.client.container import Container
 from tiled.queries import Key
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback
 from bluesky_symdenoise.acquisition.replay import recompute, replay
+from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
 from bluesky_symdenoise.catalog.query import denoised_for
 from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -295,7 +295,7 @@ class TestReplay:
         while callback.status().frames < FRAMES:
             time.sleep(0.02)
         ended = acquired_stop(client, raw)
-        with pytest.raises(SymDenoiseError, match="it is being written, or was cut off"):
+        with pytest.raises(SymDenoiseError, match="a living process holds this lock"):
             replay(ended, client["denoised"], denoiser=denoiser)
         callback.close(timeout=60)
 
@@ -341,7 +341,9 @@ class TestReplay:
 
     def test_a_dark_first_frame_does_not_decide_the_symmetry(self, client: Container, home: Path) -> None:
         """The shutter opened late: the first frame with counts decides for the run."""
-        from bluesky_symdenoise.acquisition.run import RunDenoiser, Work
+        from bluesky_symdenoise.acquisition.darks import Darks
+        from bluesky_symdenoise.acquisition.images import Images
+        from bluesky_symdenoise.acquisition.plan import Work
 
         work = Work.planned(
             client["denoised"],
@@ -355,12 +357,12 @@ class TestReplay:
             streams=None,
             data_keys=None,
         )
-        run = RunDenoiser(work)
+        images = Images(work, Darks(work, {}), key="det", start={}, descriptor={"data_keys": {}})
         with pytest.raises(SymDenoiseError, match="none could be found"):
-            run._resolved("primary/det", np.zeros((HEIGHT, WIDTH), np.uint32))
-        assert run._resolved("primary/det", spots()[0]).point_group == "2mm"
-        dark = run._resolved("primary/det", np.zeros((HEIGHT, WIDTH), np.uint32))
-        assert dark == run._resolved("primary/det", spots()[0])
+            images.symmetry(np.zeros((HEIGHT, WIDTH), np.uint32), {})
+        assert images.symmetry(spots()[0], {}).point_group == "2mm"
+        dark = images.symmetry(np.zeros((HEIGHT, WIDTH), np.uint32), {})
+        assert dark == images.symmetry(spots()[0], {})
 
 
 def acquired_stop(client: Container, raw: Any) -> Any:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import io
 import logging
 import os
+import pty
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -50,7 +56,7 @@ def test_all_storage_lies_in_the_folder_and_nothing_is_made_yet(tmp_path):
     storage = embedded_config(home, api_key="abc", readable=[more]).trees[0].args
     assert storage["uri"] == f"sqlite:///{home}/catalog.db"
     assert storage["writable_storage"] == [f"{home}/arrays", f"sqlite:///{home}/tables.db"]
-    assert storage["readable_storage"] == [f"{home}/frames", str(more)]
+    assert storage["readable_storage"] == [f"{home}/frames", f"{home}/denoised", str(more)]
     # Two clients write to the tables at a time, and SQLite lets one.
     assert (storage["storage_pool_size"], storage["storage_max_overflow"]) == (1, 0)
     assert not home.exists()
@@ -66,6 +72,13 @@ def test_all_storage_lies_in_the_folder_and_nothing_is_made_yet(tmp_path):
         ("TILED_CATALOG_READABLE_STORAGE", "not JSON"),
         ("TILED_CATALOG", '{"uri": "postgresql://facility/catalog"}'),
         ("TILED_CATALOG_MOUNT_NODE", '"elsewhere"'),
+        ("TILED_CATALOG_SPECS", '[{"name": "CatalogOfBlueskyRuns", "version": "3.0"}]'),
+        ("TILED_CATALOG_TOP_LEVEL_ACCESS_TAGS", '["facility"]'),
+        ("TILED_CATALOG_ADAPTERS_BY_MIMETYPE", '{"application/x-facility": "json:loads"}'),
+        ("TILED_MEDIA_TYPES", '{"array": {"image/x-facility": "json:dumps"}}'),
+        ("TILED_MEDIA_TYPES", '{"BlueskyRun": {"application/json-seq": "json:dumps"}}'),
+        ("TILED_ROUTERS", '["json:loads"]'),
+        ("access_control", '{"access_policy": "builtins:dict", "args": {"facility": 1}}'),
         (
             "TILED_TREES",
             '[{"path": "/", "tree": "catalog", "args": {"uri": "postgresql://facility/catalog"}}]',
@@ -76,6 +89,8 @@ def test_all_storage_lies_in_the_folder_and_nothing_is_made_yet(tmp_path):
         ("TILED_AUTHENTICATION", '{"single_user_api_key": "known"}'),
     ],
 )
+# Of Tiled, which dumps a model that holds imported adapters.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
 def test_an_environment_that_redirects_the_server_is_refused(tmp_path, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with (
@@ -91,6 +106,13 @@ def test_an_environment_that_says_the_same_is_fine(tmp_path, monkeypatch):
     monkeypatch.setenv("TILED_CATALOG_URI", f"sqlite:///{tmp_path}/catalog.db")
     monkeypatch.setenv("TILED_STREAMING_CACHE_URI", "memory")
     embedded_config(tmp_path, api_key="abc")
+
+
+def test_a_file_of_environment_variables_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("TILED_CATALOG_URI=postgresql://facility/catalog\n")
+    monkeypatch.chdir(tmp_path)
+    config = embedded_config(tmp_path / "catalog", api_key="abc")
+    assert config.trees[0].args["uri"] == f"sqlite:///{tmp_path}/catalog/catalog.db"
 
 
 @pytest.mark.parametrize("key", ["", "se-cret", "schlüssel"])
@@ -224,24 +246,43 @@ def test_an_error_of_the_user_stops_the_server_and_leaves_nothing_behind(tmp_pat
 
 
 def _serve(folder: Path, number: signal.Signals, **environment: str) -> tuple[int, str, int]:
-    """Serve a folder in a process, open it, send a signal: status of the answer, output, exit status."""
-    code = f"from bluesky_symdenoise.catalog.serve import serve; serve({str(folder)!r}, port=0)"
-    with subprocess.Popen(
-        [sys.executable, "-u", "-c", code],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        said = ""
-        for line in process.stdout:
-            said += line
-            if "client = " in line:
-                url = re.search(r'"(http\S+)"', line)[1]
-                key = environment.get(KEY_VARIABLE) or re.search(r'api_key="(\w+)"', line)[1]
-                answer = httpx.get(f"{url}/metadata/raw", headers={"Authorization": f"Apikey {key}"})
-                process.send_signal(number)
-        return answer.status_code, said, process.wait(30)
+    """Serve a folder on a terminal, open it, send a signal: status of the answer, output, exit status."""
+    terminal, theirs = pty.openpty()
+    # Where lines are cut, a URL cannot be read back.
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 300, 0, 0))
+    command = [
+        sys.executable,
+        "-c",
+        "from bluesky_symdenoise.cli import main; main()",
+        "serve",
+        str(folder),
+        "--port",
+        "0",
+    ]
+    said, status = "", 0
+    with subprocess.Popen(command, env=os.environ | environment, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        with os.fdopen(terminal, "rb", buffering=0) as output:
+            while chunk := _read(output):
+                said += chunk.decode().replace("\r\n", "\n")
+                if not status and re.search(r"client = .*\n", said):
+                    url = re.search(r'"(http\S+)"', said)[1]
+                    key = environment.get(KEY_VARIABLE) or re.search(r'api_key="(\w+)"', said)[1]
+                    httpx.get(f"{url}/metadata/raw", params={"api_key": key})
+                    httpx.get(f"{url}/array/full/raw", params={"api_key": key, "slice": "1:2:0"})
+                    status = httpx.get(f"{url}/metadata/raw", headers={"Authorization": f"Apikey {key}"}).status_code
+                    assert key not in Path(f"/proc/{process.pid}/cmdline").read_text()
+                    process.send_signal(number)
+        return status, said, process.wait(30)
+
+
+def _read(terminal: io.RawIOBase) -> bytes:
+    try:
+        return terminal.read(4096)
+    except OSError as error:  # how Linux says that the other end of a terminal is closed
+        if error.errno != errno.EIO:
+            raise
+        return b""
 
 
 @pytest.fixture
@@ -275,3 +316,8 @@ def test_serving_a_folder_without_a_catalogue_names_the_command_that_makes_one(t
     with pytest.raises(SymDenoiseError, match=f"symdenoise demo --output {tmp_path}"):
         serve(tmp_path, port=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_terminal_no_key_is_made_for_a_log(kept):
+    with pytest.raises(SymDenoiseError, match=f"set {KEY_VARIABLE}"):
+        serve(kept, port=0)

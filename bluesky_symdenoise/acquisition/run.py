@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import logging
-import platform
+import socket
 import time as clock
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import httpx
 import numpy as np
-from bluesky_tiled_plugins import TiledWriter
-from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
-from event_model import DocumentRouter
-from numpy.typing import ArrayLike, NDArray
-from tiled.client.utils import ClientError
+from event_model import DocumentRouter, unpack_datum_page, unpack_event_page
+from numpy.typing import NDArray
 
-from bluesky_symdenoise import __version__
+from bluesky_symdenoise.acquisition.darks import Darks
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
+from bluesky_symdenoise.acquisition.images import Images
+from bluesky_symdenoise.acquisition.legacy import LegacyFrames
+from bluesky_symdenoise.acquisition.outlet import STRAIGHT, Outlet
+from bluesky_symdenoise.acquisition.place import check_apart
+from bluesky_symdenoise.acquisition.plan import Work, now
+from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.query import SPEC
-from bluesky_symdenoise.catalog.row import Row, denoised_row, empty_row
-from bluesky_symdenoise.catalog.serve import FRAMES_FOLDER
-from bluesky_symdenoise.catalog.writer import DerivedRun, DerivedStream
-from bluesky_symdenoise.denoiser.infer import ALGORITHM, Denoiser
+from bluesky_symdenoise.catalog.row import Row, empty_row
+from bluesky_symdenoise.catalog.writer import DerivedRun, DerivedStream, Emit
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.frame import as_exposure, sentinel_mask
-from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
-from bluesky_symdenoise.recipe import Recipe, array_sha256
-
-if TYPE_CHECKING:
-    from tiled.client.container import Container
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -44,151 +36,45 @@ _OWN_KEYS = frozenset({"uid", "time", "scan_id", "versions", "tiled_specs"})
 
 
 @dataclass(frozen=True)
-class Work:
-    """What to do with every frame, and where the result goes.
+class Event:
+    """What is needed of an event; ``images`` are those it holds itself, or their datum ids."""
 
-    Attributes
-    ----------
-    container
-        Client of the catalogue of derived runs.
-    folder
-        Where the HDF5 files go; the server must be able to read it.
-    activity
-        ``callback`` or ``replay``: how the derived run came to be.
-    """
-
-    container: Container
-    denoiser: Denoiser
-    recipe: Recipe
-    folder: Path
-    mask: NDArray[np.bool_] | None
-    exposure: NDArray[np.float64] | None
-    activity: str
-
-    @classmethod
-    def planned(
-        cls,
-        container: Container,
-        *,
-        activity: str,
-        denoiser: Denoiser | None,
-        directory: str | Path | None,
-        mask: ArrayLike | None,
-        exposure: ArrayLike | None,
-        symmetry: str,
-        beam_center: Sequence[float] | None,
-        streams: Sequence[str] | None,
-        data_keys: Sequence[str] | None,
-    ) -> Work:
-        """Check what can be checked before a run starts.
-
-        Raises
-        ------
-        SymDenoiseError
-            For anything that could not work whatever the frames are.
-        """
-        if not isinstance(container, CatalogOfBlueskyRuns):
-            raise SymDenoiseError(
-                f"{getattr(container, 'uri', container)!s}",
-                rule="it is no catalogue of Bluesky runs",
-                remedy='pass the container of the derived runs, client["denoised"]',
-            )
-        if symmetry != "auto":
-            checked_point_group(symmetry)
-        if beam_center is not None and (len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()):
-            raise SymDenoiseError(
-                f"beam centre {beam_center!r}",
-                rule="it must be two finite numbers",
-                remedy="give (y, x) in pixels",
-            )
-        for names, what in ((streams, "streams"), (data_keys, "data_keys")):
-            if isinstance(names, str):
-                raise SymDenoiseError(
-                    f"{what}={names!r}", rule="it must be a list of names", remedy=f"give [{names!r}]"
-                )
-        bad = None if mask is None else np.asarray(mask).astype(bool)
-        n = None if exposure is None else np.asarray(exposure, np.float64)
-        for array, what in ((bad, "mask"), (n, "exposure")):
-            if array is not None and array.ndim != 2:
-                raise SymDenoiseError(
-                    f"{what} of shape {array.shape}",
-                    rule="it must be (y, x)",
-                    remedy="give one for all frames",
-                )
-        if n is not None:
-            as_exposure(n, n.shape)
-        model = denoiser or Denoiser.pretrained()
-        recipe = Recipe(
-            model_sha256=model.model.sha256,
-            algorithm=ALGORITHM,
-            symmetry=symmetry,
-            beam_center=None if beam_center is None else (float(beam_center[0]), float(beam_center[1])),
-            mask_sha256=None if bad is None else array_sha256(bad),
-            exposure_sha256=None if n is None else array_sha256(n),
-            streams=None if streams is None else tuple(streams),
-            data_keys=None if data_keys is None else tuple(data_keys),
-        )
-        return cls(
-            container=container,
-            denoiser=model,
-            recipe=recipe,
-            folder=_folder(container, directory),
-            mask=bad,
-            exposure=n,
-            activity=activity,
-        )
-
-    def provenance(self, raw_uid: str, stream: str, keys: Sequence[str]) -> Document:
-        """The provenance block of the start document, in the words of W3C PROV."""
-        return {
-            "wasDerivedFrom": [{"run": raw_uid, "stream": stream, "data_key": key} for key in keys],
-            "wasGeneratedBy": {"activity": self.activity, "startedAtTime": _now()},
-            "wasAssociatedWith": {"name": "bluesky-symdenoise", "version": __version__},
-            "model": self.denoiser.model.identity(),
-            "recipe": self.recipe.to_dict(),
-            "recipe_sha256": self.recipe.sha256,
-            "environment": {"python": platform.python_version(), **self.denoiser.environment()},
-        }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _folder(container: Container, directory: str | Path | None) -> Path:
-    """The folder for derived files: the one given, or the one that the container itself names."""
-    named = directory if directory is not None else container.metadata.get(FRAMES_FOLDER)
-    if named is None:
-        raise SymDenoiseError(
-            f"container {container.uri}",
-            rule="it does not say where files of denoised frames go",
-            remedy="pass directory=..., a folder that this computer writes and the server reads (readable_storage)",
-        )
-    folder = Path(named).resolve()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".symdenoise-writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise SymDenoiseError(
-            f"folder {folder}",
-            rule=f"denoised frames cannot be written there ({error.strerror})",
-            remedy="pass directory=..., a folder that this computer writes and the server reads",
-        ) from error
-    return folder
+    seq_num: int
+    turn: int
+    time: float | None
+    images: Mapping[str, Any]
+    columns: Mapping[str, Any]
 
 
 @dataclass
-class _Stream:
+class Stream:
     """What is known so far of one stream with images."""
 
     name: str
     keys: list[str]
+    descriptor: Document
     frames: FrameSource
-    derived: DerivedStream
-    waiting: deque[tuple[int, float, Mapping[str, Any]]] = field(default_factory=deque)
+    images: dict[str, Images]
+    #: None before the first row, and always for a stream of darks.
+    derived: DerivedStream | None = None
+    #: Whether frames come without events, as in a fly scan.
+    flown: bool = False
+    waiting: deque[Event] = field(default_factory=deque)
+    #: How many events of each number there were, and the numbers of rows that are written.
+    turns: Counter[int] = field(default_factory=Counter)
     done: set[int] = field(default_factory=set)
+    #: Keys announced since the last event.
+    announced: set[str] = field(default_factory=set)
+
+    @property
+    def may_fly(self) -> bool:
+        """Whether nothing in the stream needs an event, and none has come."""
+        external = (str(key.get("external", "")) for key in self.descriptor["data_keys"].values())
+        return not self.turns and all(each.startswith("STREAM:") for each in external)
+
+
+class DroppedError(Exception):
+    """A frame that is not denoised because the denoiser is too far behind."""
 
 
 class RunDenoiser(DocumentRouter):  # type: ignore[misc]
@@ -201,7 +87,12 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
     source
         Makes the frame source of a stream from its descriptor; by default files that documents announce.
     finished_frame
-        Called after each frame with None, or with the reason why it is NaN.
+        Called after each frame was written with None, or with the reason why it is NaN. What it raises goes to the
+        caller; the run can be left then.
+    too_late
+        Asked before each frame; a reason not to denoise it any more makes it NaN.
+    outlet
+        Where the documents of the derived run go.
     """
 
     def __init__(
@@ -210,16 +101,22 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         *,
         source: Callable[[Document], FrameSource] = AnnouncedFrames,
         finished_frame: Callable[[str | None], None] = lambda _: None,
+        too_late: Callable[[], str | None] = lambda: None,
+        outlet: Outlet = STRAIGHT,
     ) -> None:
         super().__init__()
+        self._too_late, self._outlet = too_late, outlet
         self._work, self._source, self._finished_frame = work, source, finished_frame
         self._start: Document = {}
         self._derived: DerivedRun | None = None
-        self._streams: dict[str, _Stream] = {}
-        self._by_descriptor: dict[str, _Stream] = {}
+        self._streams: dict[str, Stream] = {}
+        self._by_descriptor: dict[str, Stream] = {}
         self._resources: dict[str, Document] = {}
-        self._symmetry: dict[str, Symmetry] = {}
+        self._legacy = LegacyFrames(work.beamline.handlers)
+        self._darks = Darks(work, {})
+        #: Frames that failed by reason, and the first reason of each kind.
         self._failures: Counter[str] = Counter()
+        self._reasons: dict[tuple[str, str, str], str] = {}
         self._frames = 0
         self._begun = 0.0
         self._ended = False
@@ -227,6 +124,9 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         self.derived_uid: str | None = None
         self.outcome = "nothing to denoise: no stream"
         self.closed = False
+        #: What is wrong with the folder of its files, in one line.
+        self.complaint: str | None = None
+        self._folder = work.folder
 
     def __call__(self, name: str, doc: Document, validate: bool = False) -> Any:
         """Take a document; one that comes after the run was closed is none of ours."""
@@ -235,6 +135,7 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
     def start(self, doc: Document) -> None:
         """Remember the raw run; the derived one starts with its first stream of images."""
         self._start = doc
+        self._darks = Darks(self._work, doc)
 
     def descriptor(self, doc: Document) -> None:
         """Open the derived stream, and with the first one the derived run.
@@ -252,45 +153,87 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
                     f"({', '.join(doc['data_keys'])}); check streams and data_keys"
                 )
             return
-        if self._derived is None:
+        if self._derived is None and doc["name"] != self._work.beamline.dark_stream:
             self._derived = self._open(doc, keys)
-        frames = self._source(doc)
-        stream = _Stream(name=doc["name"], keys=keys, frames=frames, derived=self._derived.stream(doc, keys))
+        images = {key: Images(self._work, self._darks, key=key, start=self._start, descriptor=doc) for key in keys}
+        stream = Stream(name=doc["name"], keys=keys, descriptor=doc, frames=self._source(doc), images=images)
         self._streams[stream.name] = self._by_descriptor[doc["uid"]] = stream
 
     def stream_resource(self, doc: Document) -> None:
         """Keep the reference; which stream it belongs to is known with its first stream_datum."""
+        streams = (stream for stream in self._streams.values() if doc["data_key"] in stream.keys)
+        if any(isinstance(stream.frames, AnnouncedFrames) for stream in streams):
+            check_apart(self._folder, doc["uri"])
         self._resources[doc["uid"]] = doc
 
     def stream_datum(self, doc: Document) -> None:
-        """Note where frames are; rows whose event has come are done now."""
+        """Note where frames are; rows whose event has come are done now.
+
+        A step scan follows each announcement with an event. Where none comes before the next announcement, and no
+        data key needs one, the stream is flown: its frames are rows by themselves.
+        """
         stream = self._by_descriptor.get(doc["descriptor"])
         resource = self._resources[doc["stream_resource"]]
         if stream is None or resource["data_key"] not in stream.keys:
             return
+        if resource["data_key"] in stream.announced and stream.may_fly:
+            stream.flown = True
+        stream.announced.add(resource["data_key"])
         if isinstance(stream.frames, AnnouncedFrames):
             stream.frames.take(resource, doc)
-        self._advance(stream)
+        self._advance()
+
+    def resource(self, doc: Document) -> None:
+        """Keep a legacy reference."""
+        self._legacy.take_resource(doc)
+
+    def datum(self, doc: Document) -> None:
+        """Note where a legacy frame is."""
+        self._legacy.take_datum(doc)
+        self._advance()
+
+    def datum_page(self, doc: Document) -> None:
+        """The same for several."""
+        for datum in unpack_datum_page(doc):
+            self.datum(datum)
 
     def event(self, doc: Document) -> Document:
         """Queue the row; it is done when all its frames have been announced."""
         stream = self._by_descriptor.get(doc["descriptor"])
-        if stream is not None:
-            inline = {key: doc["data"][key] for key in stream.keys if key in doc["data"]}
-            stream.waiting.append((doc["seq_num"], doc["time"], inline))
-            self._advance(stream)
+        if stream is not None and not stream.flown:
+            data = doc["data"]
+            needed = set[str]().union(*(images.columns for images in stream.images.values()))
+            stream.waiting.append(
+                Event(
+                    seq_num=doc["seq_num"],
+                    turn=stream.turns[doc["seq_num"]],
+                    time=doc["time"],
+                    images={key: data[key] for key in stream.keys if key in data},
+                    columns={name: data[name] for name in needed if name in data},
+                )
+            )
+            stream.turns[doc["seq_num"]] += 1
+            stream.announced.clear()
+            self._advance()
+        return doc
+
+    def event_page(self, doc: Document) -> Document:
+        """The same for several."""
+        for event in unpack_event_page(doc):
+            self.event(event)
         return doc
 
     def stop(self, doc: Document) -> None:
         """Finish the rows that are left and close the derived run with the raw run's exit status."""
         self._ended = True
-        for stream in self._streams.values():
-            while stream.waiting:
-                self._row(stream, *stream.waiting.popleft())
-            for seq_num in stream.frames.announced():
-                if seq_num not in stream.done:
-                    self._row(stream, seq_num, doc["time"], {})
+        for stream in self._dark_first():
+            self._finish(stream, doc["time"])
         self._close(exit_status=doc["exit_status"], reason=doc.get("reason", ""))
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a derived run and it ended with the raw run."""
+        return self._ended and self._derived is not None
 
     def owns(self, descriptor_uid: str | None) -> bool:
         """Whether a descriptor belongs to this run."""
@@ -301,23 +244,40 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         if not self.closed:
             self._close(exit_status="fail", reason=reason)
 
-    def _close(self, *, exit_status: str, reason: str) -> None:
+    def leave(self) -> None:
+        """Let go of the derived run without ending it: who takes it up next goes on with its rows."""
+        self._let_go()
+        if self._derived is not None:
+            self._derived.leave()
+
+    def _let_go(self) -> None:
         self.closed = True
         for stream in self._streams.values():
             stream.frames.close()
+        self._legacy.close()
+
+    def _close(self, *, exit_status: str, reason: str) -> None:
+        self._let_go()
         if self._derived is None:
             return
         failures = [{"reason": why, "frames": count} for why, count in self._failures.items()]
+        groups = {
+            f"{stream.name}/{key}": images.point_group
+            for stream in self._streams.values()
+            for key, images in stream.images.items()
+            if images.point_group is not None
+        }
         self._derived.stop(
             exit_status=exit_status,
             reason=reason,
             provenance={
-                "endedAtTime": _now(),
+                "endedAtTime": now(),
                 "complete": self._ended,
                 "frames": self._frames,
                 "failures": failures,
+                "symmetry": {used: [key for key, group in groups.items() if group == used] for used in groups.values()},
                 "seconds": round(clock.perf_counter() - self._begun, 3),
-                "bytes": sum(stream.derived.bytes_written for stream in self._streams.values()),
+                "bytes": sum(stream.derived.bytes_written for stream in self._streams.values() if stream.derived),
             },
         )
         failed = sum(self._failures.values())
@@ -337,103 +297,166 @@ class RunDenoiser(DocumentRouter):  # type: ignore[misc]
         work, raw_uid = self._work, self._start["uid"]
         uid = work.recipe.derived_uid(raw_uid)
         self._begun = clock.perf_counter()
+        provenance = work.provenance(raw_uid, descriptor["name"], keys)
+        made_with = {key: provenance[key] for key in ("recipe_sha256", "environment")}
+        self._folder, self.complaint = work.folder_for(self._start)
+        journal = Journal(self._folder / f"{uid}.journal", made_with=made_with)
+        provenance["wasGeneratedBy"] |= {"host": socket.gethostname(), "journal": str(journal.path)}
         start = {key: value for key, value in self._start.items() if key not in _OWN_KEYS} | {
             "raw_uid": raw_uid,
             "raw_time": self._start["time"],
             "tiled_specs": [SPEC],
-            "provenance": work.provenance(raw_uid, descriptor["name"], keys),
+            "provenance": provenance,
         }
         if "scan_id" in self._start:
             start["raw_scan_id"] = self._start["scan_id"]
         arrays = {
             name: array for name, array in (("mask", work.mask), ("exposure", work.exposure)) if array is not None
         }
+        self._work.place.own(journal.path)
         try:
-            if uid in work.container:
-                raise _doubled(uid)
-            derived = DerivedRun(
-                TiledWriter(work.container, batch_size=1),
-                folder=work.folder,
-                start=start,
-                uid=uid,
-                time=clock.time(),
-                arrays=arrays,
-            )
-            self.derived_uid = uid
-            return derived
-        except ClientError as error:
-            raise _refusal(error, uid, work) from error
-        except httpx.TransportError as error:
-            raise SymDenoiseError(
-                f"container {work.container.uri}",
-                rule=f"the server cannot be reached ({str(error) or type(error).__name__})",
-                remedy="start it again, then replay the run; the raw run is as it was",
-            ) from error
+            emit = self._outlet(work, uid, journal.path)
+            derived = self._derived_run(emit, journal=journal, start=start, uid=uid, arrays=arrays)
+        except BaseException:
+            journal.close()
+            raise
+        self.derived_uid = uid
+        return derived
 
-    def _advance(self, stream: _Stream) -> None:
-        while stream.waiting:
-            seq_num, _, inline = stream.waiting[0]
-            if any(key not in inline and not stream.frames.has(key, seq_num) for key in stream.keys):
+    def _derived_run(
+        self, emit: Emit, *, journal: Journal, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]
+    ) -> DerivedRun:
+        return DerivedRun(
+            emit,
+            journal=journal,
+            start=start,
+            uid=uid,
+            time=clock.time(),
+            arrays=arrays,
+            created=self._work.place.own,
+        )
+
+    def _advance(self) -> None:
+        """Write the rows whose frames have all been announced; darks before the images that wait for them."""
+        for stream in self._dark_first():
+            if stream.flown:
+                self._write_announced(stream, None)
+            while stream.waiting and self._ready(stream, stream.waiting[0]):
+                self._row(stream, stream.waiting.popleft())
+            if self._is_dark(stream) and stream.waiting:
                 return
-            self._row(stream, *stream.waiting.popleft())
 
-    def _row(self, stream: _Stream, seq_num: int, time: float, inline: Mapping[str, Any]) -> None:
+    def _finish(self, stream: Stream, time: float) -> None:
+        """Write the rows of a stream that are left; those without an event get this time."""
+        while stream.waiting:
+            self._row(stream, stream.waiting.popleft())
+        stream.flown = stream.flown or (stream.may_fly and bool(stream.frames.announced()))
+        self._write_announced(stream, None if stream.flown else time)
+        if stream.derived is None and not self._is_dark(stream):
+            stream.derived = self._open_stream(stream)
+
+    def _ready(self, stream: Stream, event: Event) -> bool:
+        for key in stream.keys:
+            image = event.images.get(key)
+            if isinstance(image, str):
+                if not self._legacy.has(image):
+                    return False
+            elif image is None and not stream.frames.has(key, event.seq_num, event.turn):
+                return False
+        return True
+
+    def _write_announced(self, stream: Stream, time: float | None) -> None:
+        """Rows of frames that have no event; in a flown stream those that all keys have."""
+        for seq_num in stream.frames.announced():
+            event = Event(seq_num=seq_num, turn=0, time=time, images={}, columns={})
+            if seq_num not in stream.done and (self._ended or self._ready(stream, event)):
+                self._row(stream, event)
+
+    def _dark_first(self) -> list[Stream]:
+        return sorted(self._streams.values(), key=self._is_dark, reverse=True)
+
+    def _is_dark(self, stream: Stream) -> bool:
+        return stream.name == self._work.beamline.dark_stream
+
+    def _open_stream(self, stream: Stream) -> DerivedStream:
+        assert self._derived is not None
+        configuration: Document = {}
+        arrays: dict[str, NDArray[Any]] = {}
+        for images in stream.images.values():
+            said, held = images.record()
+            configuration |= said
+            arrays |= held
+        return self._derived.stream(
+            stream.descriptor, stream.keys, arrays=arrays, configuration=configuration, flown=stream.flown
+        )
+
+    def _row(self, stream: Stream, event: Event) -> None:
         """Denoise the images of one event and write it; what fails becomes a NaN row with its reason in stop."""
-        if seq_num in stream.done:
+        stream.done.add(event.seq_num)
+        if self._is_dark(stream):
+            self._take_darks(stream, event)
             return
-        rows = {}
+        self._work.place.check_space(self._folder)
+        if stream.derived is None:
+            stream.derived = self._open_stream(stream)
+        rows: dict[str, Row] = {}
+        reasons: list[str | None] = []
         for key in stream.keys:
             self._frames += 1
             try:
-                rows[key] = self._denoised(stream, key, seq_num, inline)
+                rows[key] = self._kept(stream, key, event) or self._denoised(stream, key, event)
             except Exception as error:
-                reason = f"{stream.name}/{key}: {error}"
-                self._failures[reason] += 1
-                log.warning("run %s, %s, event %d: %s", self._start["uid"][:8], key, seq_num, error)
+                reason = self._failed(stream, key, event, error)
                 rows[key] = empty_row(stream.derived.shapes[key])
-                self._finished_frame(reason)
+                reasons.append(reason)
             else:
-                self._finished_frame(None)
-        stream.done.add(seq_num)
-        stream.derived.append(seq_num=seq_num, time=time, rows=rows)
+                reasons.append(None)
+        stream.derived.append(seq_num=event.seq_num, time=event.time, rows=rows)
+        for outcome in reasons:
+            self._finished_frame(outcome)
 
-    def _denoised(self, stream: _Stream, key: str, seq_num: int, inline: Mapping[str, Any]) -> Row:
-        if isinstance(inline.get(key), str):
-            raise SymDenoiseError(
-                f"event {seq_num} with a datum id for its image",
-                rule="legacy resource and datum documents are not read live",
-                remedy="replay the run from Tiled when it has ended",
-            )
-        if key in inline:
-            image = np.asarray(inline[key])
-        elif stream.frames.has(key, seq_num):
-            image = stream.frames.read(key, seq_num)
-        else:
-            raise SymDenoiseError(
-                f"event {seq_num}",
-                rule="its frame was never announced",
-                remedy="replay the run when it is there",
-            )
-        work = self._work
-        symmetry = self._resolved(f"{stream.name}/{key}", image)
-        return denoised_row(
-            work.denoiser, work.recipe, image, mask=work.mask, exposure=work.exposure, symmetry=symmetry
+    def _kept(self, stream: Stream, key: str, event: Event) -> Row | None:
+        """The row that an earlier writer finished, if it has the symmetry that an uninterrupted run would give it."""
+        assert self._derived is not None
+        row = self._derived.journal.kept(stream.name, key, event.seq_num, event.turn)
+        return row if row is not None and stream.images[key].takes_over(row, event.columns) else None
+
+    def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
+        if late := self._too_late():
+            raise DroppedError(late)
+        return stream.images[key].row(self._image(stream, key, event), event.columns, event.time)
+
+    def _failed(self, stream: Stream, key: str, event: Event, error: Exception) -> str:
+        """Count a failure with those of its kind, and log the first of them: a thousand frames lack one file."""
+        kind = error.rule if isinstance(error, SymDenoiseError) else str(error)
+        if (stream.name, key, kind) not in self._reasons:
+            log.warning("run %s, %s, event %d: %s", self._start["uid"][:8], key, event.seq_num, error)
+        reason = self._reasons.setdefault((stream.name, key, kind), f"{stream.name}/{key}: {error}")
+        self._failures[reason] += 1
+        return reason
+
+    def _take_darks(self, stream: Stream, event: Event) -> None:
+        for key, images in stream.images.items():
+            time = float("-inf") if event.time is None else event.time
+            try:
+                self._darks.take(key, time, self._image(stream, key, event), images.exposure_time(event.columns))
+            except Exception as error:
+                # The images that lack it say so in their rows.
+                log.warning("run %s, dark of %s: %s", self._start["uid"][:8], key, error)
+
+    def _image(self, stream: Stream, key: str, event: Event) -> NDArray[Any]:
+        held = event.images.get(key)
+        if isinstance(held, str):
+            return self._legacy.read(held, tuple(stream.descriptor["data_keys"][key]["shape"]))
+        if held is not None:
+            return np.asarray(held)
+        if stream.frames.has(key, event.seq_num, event.turn):
+            return stream.frames.read(key, event.seq_num, event.turn)
+        raise SymDenoiseError(
+            f"event {event.seq_num}",
+            rule="its frame was never announced",
+            remedy="replay the run when it is there",
         )
-
-    def _resolved(self, name: str, image: NDArray[Any]) -> Symmetry:
-        """The symmetry of a data key, decided with its first frame that has counts."""
-        found = self._symmetry.get(name)
-        if found is None:
-            found = self._work.denoiser.resolve(
-                image,
-                mask=self._work.mask,
-                exposure=self._work.exposure,
-                symmetry=self._work.recipe.symmetry,
-                beam_center=self._work.recipe.beam_center,
-            )
-            if np.any(image[~sentinel_mask(image)]):
-                self._symmetry[name] = found
-        return found
 
 
 def _is_image(data_key: Document) -> bool:
@@ -443,28 +466,3 @@ def _is_image(data_key: Document) -> bool:
     numeric = isinstance(dtype, str) and np.dtype(dtype).kind in "iuf"
     known = None not in shape and 2 <= len(shape) <= 3
     return data_key["dtype"] == "array" and known and numeric and min(shape[-2:]) > 1
-
-
-def _doubled(uid: str) -> SymDenoiseError:
-    return SymDenoiseError(
-        f"derived run {uid}",
-        rule="this raw run has one with the same recipe already, finished or being written",
-        remedy="use it, or delete it first",
-    )
-
-
-def _refusal(error: ClientError, uid: str, work: Work) -> SymDenoiseError:
-    status = error.response.status_code
-    if status == 409:
-        return _doubled(uid)
-    if status in (401, 403):
-        return SymDenoiseError(
-            f"container {work.container.uri}",
-            rule=f"the server refuses to let this client write ({status})",
-            remedy="use an API key with the scopes create, write:metadata, write:data and register",
-        )
-    return SymDenoiseError(
-        f"container {work.container.uri}",
-        rule=f"the server did not take a new run ({error})",
-        remedy="check its log, then replay the run",
-    )

@@ -1,33 +1,52 @@
-"""From a raw run to its denoised one, back, and to both in one Dataset."""
+"""Finding denoised runs: by their raw run, by how they were made; and back to the raw run."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
-import numpy as np
-import xarray as xr
+import httpx
 from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
 from bluesky_tiled_plugins.queries import PartialUID
 from tiled.client.constructors import from_context
 from tiled.client.utils import ClientError
-from tiled.queries import Key, SpecsQuery
+from tiled.queries import Key, KeyPresent, Like, SpecsQuery
 
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.symmetry import checked_point_group
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
     from tiled.client.container import Container
 
+    from bluesky_symdenoise.recipe import Recipe
+
 SPEC = "SymDenoised"
 _FULL_UID = 36
 _PARTIAL_UID = re.compile(r"[0-9a-fA-F-]{8,35}")
+_SHA256_PREFIX = re.compile(r"[0-9a-fA-F]{8,64}")
 
 
-def denoised_for(client: Container, raw: str | BlueskyRun) -> BlueskyRun | None:
-    """The newest denoised run of a raw run, or None.
+@overload
+def denoised_for(
+    client: Container, raw: str | BlueskyRun, *, model: str | None = None, latest: Literal[True] = True
+) -> BlueskyRun | None: ...
+
+
+@overload
+def denoised_for(
+    client: Container, raw: str | BlueskyRun, *, model: str | None = None, latest: Literal[False]
+) -> list[BlueskyRun]: ...
+
+
+def denoised_for(
+    client: Container, raw: str | BlueskyRun, *, model: str | None = None, latest: bool = True
+) -> BlueskyRun | list[BlueskyRun] | None:
+    """The newest denoised run of a raw run, or None; with ``latest=False`` a list of all, newest first.
 
     Parameters
     ----------
@@ -35,34 +54,75 @@ def denoised_for(client: Container, raw: str | BlueskyRun) -> BlueskyRun | None:
         Client of the root that holds ``raw`` and ``denoised``, or of the container of denoised runs itself.
     raw
         The raw run or its uid; with the root client, the first eight or more characters of the uid.
+    model
+        Only runs of this model: its name, or eight or more characters of the sha256 of its weights.
+    latest
+        Whether the newest one is wanted, or all.
 
     Raises
     ------
     SymDenoiseError
-        If the root has no ``denoised``, or if a partial uid is too short or fits several raw runs.
+        If the root has no ``denoised``, if a partial uid is too short or fits several raw runs, or if the server
+        cannot be reached.
     """
     uid = raw if isinstance(raw, str) else raw.start["uid"]
-    is_root = not isinstance(client, CatalogOfBlueskyRuns)
-    if is_root and "denoised" not in client:
+    with _reachable(client):
+        denoised = _denoised(client)
+        found = _made_from(denoised, uid, model)
+        if not found and isinstance(raw, str) and len(uid) < _FULL_UID:
+            full = _full_uid(client, uid)
+            found = [] if full is None else _made_from(denoised, full, model)
+    return (found[0] if found else None) if latest else found
+
+
+def find(
+    client: Container,
+    *,
+    model: str | None = None,
+    symmetry: str | None = None,
+    since: datetime | date | str | float | None = None,
+    recipe: Recipe | str | None = None,
+) -> Container:
+    """The denoised runs that fit, newest first, as a catalogue that can be searched and sorted further.
+
+    Parameters
+    ----------
+    client
+        Client of the root that holds ``denoised``, or of a container of denoised runs or a search in it.
+    model
+        Name of the model, or eight or more characters of the sha256 of its weights.
+    symmetry
+        The point group that was used in any of the run's images, named or found by ``auto``: it is known when a run
+        has ended. What was asked for is ``Key("provenance.recipe.symmetry")``.
+    since
+        Denoised at this time or later: a datetime, a date, one of the two in ISO 8601, or seconds since 1970. Without
+        a time zone it is this computer's time.
+    recipe
+        The recipe, or eight or more characters of its sha256.
+
+    Raises
+    ------
+    SymDenoiseError
+        If a value cannot be searched for, if the root has no ``denoised``, or if the server cannot be reached.
+    """
+    with _reachable(client):
+        found = _denoised(client).search(SpecsQuery([SPEC]))
+    if model is not None:
+        found = _of_model(found, model)
+    if symmetry == "auto":
         raise SymDenoiseError(
-            client.uri,
-            rule="there is no container `denoised` and it is no catalogue of Bluesky runs",
-            remedy="pass the container of the denoised runs",
+            "symmetry 'auto'",
+            rule="runs are found by the point group that was used",
+            remedy='for what was asked for, search the result for Key("provenance.recipe.symmetry") == "auto"',
         )
-    denoised = client["denoised"] if is_root else client
-    found = _newest(denoised, uid)
-    if found is not None or not isinstance(raw, str) or len(uid) >= _FULL_UID:
-        return found
-    if not (is_root and "raw" in client and _PARTIAL_UID.fullmatch(uid)):
-        raise SymDenoiseError(
-            uid,
-            rule="it is no full uid of a run, and no part that can be looked up",
-            remedy="give all of the uid, or eight characters or more with a root client that holds `raw`",
-        )
-    matches = client["raw"].search(PartialUID(uid)).keys()[:2]
-    if len(matches) > 1:
-        raise SymDenoiseError(uid, rule="several raw runs begin so", remedy="give more of the uid")
-    return _newest(denoised, matches[0]) if matches else None
+    if symmetry is not None:
+        found = found.search(KeyPresent(f"stop.provenance.symmetry.{checked_point_group(symmetry)}"))
+    if since is not None:
+        found = found.search(Key("start.time") >= _seconds(since))
+    if recipe is not None:
+        found = _with_sha256(found, "provenance.recipe_sha256", recipe if isinstance(recipe, str) else recipe.sha256)
+    # By row, which is the order of writing: it needs no sort of the whole catalogue, and SQLite sorts numbers as text.
+    return found.sort(("", -1))
 
 
 def raw_for(run: BlueskyRun, *, catalog: Container | None = None) -> BlueskyRun:
@@ -78,7 +138,7 @@ def raw_for(run: BlueskyRun, *, catalog: Container | None = None) -> BlueskyRun:
     Raises
     ------
     SymDenoiseError
-        If `run` is no denoised run, or if its raw run is not there.
+        If `run` is no denoised run, if its raw run is not there, or if the server cannot be reached.
     """
     raw_uid = run.start.get("raw_uid")
     if raw_uid is None:
@@ -89,9 +149,10 @@ def raw_for(run: BlueskyRun, *, catalog: Container | None = None) -> BlueskyRun:
         )
     folder = catalog.path_parts if catalog is not None else [*run.path_parts[:-2], "raw"]
     try:
-        if catalog is not None:
-            return catalog[raw_uid]
-        return from_context(run.context, run.structure_clients, node_path_parts=[*folder, raw_uid])
+        with _reachable(run):
+            if catalog is not None:
+                return catalog[raw_uid]
+            return from_context(run.context, run.structure_clients, node_path_parts=[*folder, raw_uid])
     except (KeyError, ClientError) as error:
         if isinstance(error, ClientError) and error.response.status_code != HTTPStatus.NOT_FOUND:
             raise
@@ -102,98 +163,82 @@ def raw_for(run: BlueskyRun, *, catalog: Container | None = None) -> BlueskyRun:
         ) from error
 
 
-def aligned(raw: BlueskyRun, denoised: BlueskyRun, *, stream: str = "primary") -> xr.Dataset:
-    """One Dataset of a raw run and its denoised run, so that ``ds.det - ds.det_denoised`` is pixel by pixel.
-
-    Raw names stay. A denoised image ``det`` becomes ``det_denoised``; what is new in the denoised run
-    (``det_sigma``, ``det_counts_in``) keeps its name; a scalar that both hold is the raw one. Images over the
-    same pixels share dimensions. Rows meet by event time, or by position in a fly scan, which has no times;
-    a row that one run lacks is NaN. Images stay lazy if the runs came from a Dask client.
-
-    Parameters
-    ----------
-    raw, denoised
-        The two runs.
-    stream
-        Event stream to read from both.
-
-    Returns
-    -------
-    xarray.Dataset
-        Its attributes ``raw_uid`` and ``denoised_uid`` name the runs.
-
-    Raises
-    ------
-    SymDenoiseError
-        If `denoised` belongs to another raw run, if a run lacks the stream, or if rows cannot be matched
-        because events share their time.
-    """
-    uids = {"raw_uid": raw.start["uid"], "denoised_uid": denoised.start["uid"]}
-    if denoised.start.get("raw_uid") != uids["raw_uid"]:
-        raise SymDenoiseError(
-            f"run {uids['denoised_uid']}",
-            rule=f"it is not made from raw run {uids['raw_uid']}",
-            remedy="find its raw run with `raw_for`",
-        )
-    left, right = _read(raw, stream), _read(denoised, stream)
-    by_time = "time" in left.coords and "time" in right.coords
-    if not by_time:
-        left, right = _numbered(left), _numbered(right)
-    times = left.indexes["time"], right.indexes["time"]
-    if not times[0].equals(times[1]) and not all(index.is_unique for index in times):
-        raise SymDenoiseError(
-            f"stream {stream!r} of run {uids['raw_uid']}",
-            rule="events share their time and the denoised run lacks some of them, so rows cannot be matched",
-            remedy="read the two runs one by one",
-        )
-    columns = {
-        f"{name}_denoised" if name in left else name: column
-        for name, column in right.data_vars.items()
-        if column.ndim > 1 or name not in left
-    }
-    named = {
-        name: ((column.dims[:1] + _pixel_dims(name, column, left)), column.data) for name, column in columns.items()
-    }
-    both = xr.merge(
-        [left, xr.Dataset(named, coords=right.coords)],
-        join="outer",
-        compat="no_conflicts",
-        combine_attrs="drop",
-    )
-    return (both if by_time else both.drop_vars("time")).assign_attrs(uids)
-
-
-def _newest(denoised: Container, raw_uid: str) -> BlueskyRun | None:
-    # SQLite compares JSON numbers as text: right for times in seconds from 2001 to 2286, all of ten digits.
-    made = denoised.search(SpecsQuery([SPEC])).search(Key("start.raw_uid") == raw_uid)
-    return next(iter(made.sort(("start.time", -1)).values().head(1)), None)
-
-
-def _read(run: BlueskyRun, stream: str) -> xr.Dataset:
+@contextmanager
+def _reachable(client: Container) -> Iterator[None]:
     try:
-        events = run[stream]
+        yield
+    except httpx.TransportError as error:
+        raise SymDenoiseError(
+            f"server {client.uri}",
+            rule=f"it cannot be reached ({str(error) or type(error).__name__})",
+            remedy="see whether it runs and whether this computer may connect to it, then connect again",
+        ) from error
+
+
+def _denoised(client: Container) -> Container:
+    if isinstance(client, CatalogOfBlueskyRuns):
+        return client
+    try:
+        return client["denoised"]
     except KeyError as error:
         raise SymDenoiseError(
-            f"stream {stream!r}",
-            rule=f"run {run.start['uid']} has none of that name",
-            remedy=f"choose among {', '.join(run) or 'none'}",
+            client.uri,
+            rule="there is no container `denoised` and it is no catalogue of Bluesky runs",
+            remedy="pass the container of the denoised runs",
         ) from error
-    dataset: xr.Dataset = events.read()
-    return dataset
 
 
-def _numbered(rows: xr.Dataset) -> xr.Dataset:
-    return rows.drop_vars("time", errors="ignore").assign_coords(time=np.arange(rows.sizes["time"]))
+def _full_uid(client: Container, uid: str) -> str | None:
+    if isinstance(client, CatalogOfBlueskyRuns) or "raw" not in client or not _PARTIAL_UID.fullmatch(uid):
+        raise SymDenoiseError(
+            uid,
+            rule="it is no full uid of a run, and no part that can be looked up",
+            remedy="give all of the uid, or eight characters or more with a root client that holds `raw`",
+        )
+    matches = client["raw"].search(PartialUID(uid)).keys()[:2]
+    if len(matches) > 1:
+        raise SymDenoiseError(uid, rule="several raw runs begin so", remedy="give more of the uid")
+    return matches[0] if matches else None
 
 
-def _pixel_dims(name: Hashable, image: xr.DataArray, raw: xr.Dataset) -> tuple[Hashable, ...]:
-    """Dimensions of the raw image that this one belongs to, if it has the same pixels, else its own."""
-    own = tuple(f"{name}_dim{i}" for i in range(image.ndim - 1))
-    owners = [key for key in raw.data_vars if str(name).startswith(f"{key}_") and raw[key].ndim > 1]
-    if not owners:
-        return own
-    owner = raw[max(owners, key=lambda key: len(str(key)))]
-    shared = min(image.ndim, owner.ndim) - 1
-    if shared == 0 or image.shape[-shared:] != owner.shape[-shared:]:
-        return own
-    return own[:-shared] + owner.dims[-shared:]
+def _made_from(denoised: Container, raw_uid: str, model: str | None) -> list[BlueskyRun]:
+    """All denoised runs of a raw run, newest first."""
+    # In this order, because SQLite has no index for metadata and tests each run in it.
+    made = denoised.search(Key("start.raw_uid") == raw_uid).search(SpecsQuery([SPEC]))
+    if model is not None:
+        made = _of_model(made, model)
+    # A page of results would cost a second pass, for its length.
+    uids = [one["value"] for one in made.distinct("start.uid")["metadata"]["start.uid"]]
+    return sorted((denoised[uid] for uid in uids), key=lambda run: run.start["time"], reverse=True)
+
+
+def _of_model(runs: Container, model: str) -> Container:
+    if _SHA256_PREFIX.fullmatch(model):
+        return _with_sha256(runs, "provenance.model.sha256", model)
+    # Not `==`: most runs have the same model, and PostgreSQL would fetch them all by its index for rare values.
+    return runs.search(Key("provenance.model.name") >= model).search(Key("provenance.model.name") <= model)
+
+
+def _with_sha256(runs: Container, key: str, sha256: str) -> Container:
+    if not _SHA256_PREFIX.fullmatch(sha256):
+        raise SymDenoiseError(
+            f"sha256 {sha256!r}",
+            rule="it must be eight to 64 hexadecimal digits",
+            remedy="copy it from a run's provenance",
+        )
+    return runs.search(Like(f"start.{key}", f"{sha256.lower()}%"))
+
+
+def _seconds(since: datetime | date | str | float) -> float:
+    try:
+        moment = datetime.fromisoformat(since) if isinstance(since, str) else since
+        if isinstance(moment, date):
+            whole = moment if isinstance(moment, datetime) else datetime(moment.year, moment.month, moment.day)
+            return whole.timestamp()
+        return float(moment)
+    except (TypeError, ValueError) as error:
+        raise SymDenoiseError(
+            f"since={since!r}",
+            rule="it is neither a time nor a date",
+            remedy='write "2026-11-21", "2026-11-21T14:30" or give a datetime',
+        ) from error

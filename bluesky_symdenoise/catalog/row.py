@@ -5,16 +5,20 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
 from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,6 @@ class Row:
     scalars: Mapping[str, Any]
 
 
-#: Names and dtypes of the scalars of every row.
-SCALARS = {
-    "counts_in": "number",
-    "counts_out": "number",
-    "symmetry": "string",
-    "center_y": "number",
-    "center_x": "number",
-    "ms": "number",
-}
-
-
 def empty_row(shape: Sequence[int]) -> Row:
     """The row of a frame that could not be denoised: NaN."""
     nothing = np.full(tuple(shape), np.nan, np.float32)
@@ -60,10 +53,11 @@ def denoised_row(
     mask: NDArray[np.bool_] | None,
     exposure: NDArray[np.float64] | None,
     symmetry: Symmetry,
+    background: Background | None = None,
 ) -> Row:
     """One image as stored: denoised, rounded as the recipe says, with its scalars."""
     begun = clock.perf_counter()
-    result = denoiser(image, mask=mask, exposure=exposure, symmetry=symmetry)
+    result = denoiser(image, mask=mask, exposure=exposure, symmetry=symmetry, background=background)
     intensity, sigma = result["intensity"].values, result["sigma"].values
     shape = (image.shape[-2], image.shape[-1])
     measured = ~(as_mask(mask, shape) | sentinel_mask(image)) & (as_exposure(exposure, shape) > 0)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from tiled.client import from_uri
@@ -20,20 +24,26 @@ from tiled.config import Config
 from tiled.server.app import build_app_from_config
 from tiled.server.settings import DatabaseSettings, Settings, get_settings
 from tiled.server.simple import ThreadedServer
-from tiled.structures.core import Spec
-from tiled.utils import parse
+from tiled.utils import import_object, parse
 
+from bluesky_symdenoise.catalog.containers import FRAMES_FOLDER as FRAMES_FOLDER
+from bluesky_symdenoise.catalog.containers import prepare
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     from tiled.client.container import Container
 
-#: Metadata key under which a catalogue of derived runs names the folder for its frames.
-FRAMES_FOLDER = "symdenoise_frames"
-
 KEY_VARIABLE = "TILED_SINGLE_USER_API_KEY"
 # pydantic-settings gives these precedence over the file and over values set in code.
-_REDIRECTING = ("TILED_CATALOG", "TILED_STREAMING_CACHE", "TILED_TREES", "TILED_AUTH")
+_REDIRECTING = (
+    "TILED_CATALOG",
+    "TILED_STREAMING_CACHE",
+    "TILED_TREES",
+    "TILED_AUTH",
+    "TILED_MEDIA_TYPES",
+    "TILED_ROUTERS",
+    "ACCESS_CONTROL",
+)
 _CHATTY = ("tiled", "tiled.server.app", "uvicorn", "uvicorn.access", "uvicorn.asgi", "uvicorn.error")
 _GRACE_S = 5
 
@@ -51,7 +61,7 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
     Parameters
     ----------
     directory
-        Folder of ``catalog.db``, ``tables.db``, ``arrays`` and ``frames``; nothing is made here.
+        Folder of ``catalog.db``, ``tables.db``, ``arrays``, ``frames`` and ``denoised``; nothing is made here.
     api_key
         The one key that opens the server: ASCII letters and digits.
     readable
@@ -79,24 +89,26 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
     storage = {
         "uri": f"sqlite:///{home}/catalog.db",
         "writable_storage": [f"{home}/arrays", f"sqlite:///{home}/tables.db"],
-        "readable_storage": [f"{home}/frames", *(str(Path(folder).resolve()) for folder in readable)],
+        "readable_storage": [
+            f"{home}/frames",
+            f"{home}/denoised",
+            *(str(Path(folder).resolve()) for folder in readable),
+        ],
     }
     authentication = {"single_user_api_key": api_key, "allow_anonymous_access": False, "providers": []}
     asked = parse(config_path())
     asked |= {"catalog": asked["catalog"] | storage, "authentication": authentication}
     redirects = sorted(name for name in os.environ if name.upper().startswith(_REDIRECTING))
     try:
-        config = Config.model_validate(asked)
+        with warnings.catch_warnings():
+            # Tiled dumps the adapters' classes where its model says strings.
+            warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
+            config = Config.model_validate(asked)
     except ValueError:
         if not redirects:
             raise
         config = None
-    if config is None or (
-        {name: config.trees[0].args[name] for name in storage} != storage
-        or config.trees[0].args["mount_node"] is not None
-        or config.streaming_cache.uri != asked["streaming_cache"]["uri"]
-        or {name: getattr(config.authentication, name) for name in authentication} != authentication
-    ):
+    if config is None or not _is_as_asked(config, asked):
         raise SymDenoiseError(
             ", ".join(redirects),
             rule=f"the environment redirects the server of {home} elsewhere",
@@ -108,6 +120,32 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
     return config
 
 
+def _is_as_asked(config: Config, asked: dict[str, Any]) -> bool:
+    """Whether the environment left alone what decides who reads, what code runs and where things are stored."""
+    storage, imported = config.trees[0].args, _imported(asked)
+    given = {name: storage[name] for name in ("uri", "writable_storage", "readable_storage")}
+    return (
+        given == {name: asked["catalog"][name] for name in given}
+        and all(storage[name] is None for name in ("mount_node", "metadata", "specs", "top_level_access_tags"))
+        and (storage["adapters_by_mimetype"] or {}) == imported["catalog"].get("adapters_by_mimetype", {})
+        and config.media_types == imported["media_types"]
+        and config.routers == imported.get("routers", [])
+        and config.access_policy is None
+        and config.streaming_cache.uri == asked["streaming_cache"]["uri"]
+        and {name: getattr(config.authentication, name) for name in asked["authentication"]} == asked["authentication"]
+    )
+
+
+def _imported(asked: Any) -> Any:
+    """The configuration with objects where it names them, ``package.module:name``."""
+    if isinstance(asked, dict):
+        return {key: _imported(value) for key, value in asked.items()}
+    if isinstance(asked, list):
+        return [_imported(value) for value in asked]
+    is_name = isinstance(asked, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", asked)
+    return import_object(asked) if is_name else asked
+
+
 @contextmanager
 def embedded_catalog(
     directory: str | Path, *, port: int = 0, api_key: str | None = None, readable: Sequence[str | Path] = ()
@@ -115,7 +153,7 @@ def embedded_catalog(
     """Serve a folder on 127.0.0.1 while the context lasts, and give a client of its root.
 
     The root holds two catalogues of Bluesky runs, ``client["raw"]`` and ``client["denoised"]``. Runs stay in
-    the folder: opening it again shows them. Detector files and denoised frames belong in its ``frames``.
+    the folder: opening it again shows them. Detector files belong in its ``frames``, denoised frames in ``denoised``.
 
     Parameters
     ----------
@@ -138,12 +176,7 @@ def embedded_catalog(
     with _running(Path(directory), port=port, api_key=key, readable=readable) as url:
         client = from_uri(f"{url}/api/v1", api_key=key, trust_env=False)
         with closing(client.context.http_client):
-            for name in ("raw", "denoised"):
-                if name not in client:
-                    client.create_container(name, specs=[Spec("CatalogOfBlueskyRuns", "3.0")])
-            frames = str(Path(directory).resolve() / "frames")
-            if client["denoised"].metadata.get(FRAMES_FOLDER) != frames:
-                client["denoised"].update_metadata({FRAMES_FOLDER: frames})
+            prepare(client, frames=Path(directory) / "denoised")
             yield client
 
 
@@ -152,12 +185,13 @@ def serve(
     *,
     port: int = 8000,
     api_key: str | None = None,
-    announce: Callable[[str], None] = print,
+    announce: Callable[[str], None] = partial(print, flush=True),  # noqa: B008
 ) -> None:
     """Serve the catalogue in a folder until Ctrl-C or SIGTERM, and say how to open it.
 
     The key is ``api_key``, else that in ``TILED_SINGLE_USER_API_KEY``, else a random one; only the random one
-    is shown, because nobody else knows it. Call it from the main thread: that is where signals arrive.
+    is shown, because nobody else knows it, and only on a terminal. Call it from the main thread: that is where signals
+    arrive.
 
     Parameters
     ----------
@@ -173,7 +207,8 @@ def serve(
     Raises
     ------
     SymDenoiseError
-        If the folder holds no catalogue, and as `embedded_catalog`.
+        If the folder holds no catalogue, if a key would have to be shown and the output is no terminal, and as
+        `embedded_catalog`.
     """
     home = Path(directory)
     if not (home / "catalog.db").is_file():
@@ -183,8 +218,14 @@ def serve(
             remedy=f"make one with `symdenoise demo --output {home}`",
         )
     known = api_key or os.environ.get(KEY_VARIABLE)
+    if not (known or sys.stdout.isatty()):
+        raise SymDenoiseError(
+            "API key",
+            rule=f"{KEY_VARIABLE} is not set, and one made here would be written to the log that this output goes to",
+            remedy=f"set {KEY_VARIABLE}, for example to the output of `openssl rand -hex 32`",
+        )
     key = known or secrets.token_hex(32)
-    with _stop_signal() as stop, _running(home, port=port, api_key=key) as url:
+    with stop_signal() as stop, _running(home, port=port, api_key=key) as url:
         spelled = "..." if api_key else f'os.environ["{KEY_VARIABLE}"]' if known else f'"{key}"'
         announce(f"Serving {home} until Ctrl-C.")
         announce(f"Browser: {url}/?api_key={'...' if known else key}")
@@ -199,8 +240,14 @@ def serve(
 @contextmanager
 def _running(directory: Path, *, port: int, api_key: str, readable: Sequence[str | Path] = ()) -> Iterator[str]:
     config = embedded_config(directory, api_key=api_key, readable=readable)
+    with _only_server(directory), running(config, port=port, api_key=api_key) as url:
+        yield url
+
+
+@contextmanager
+def running(config: Config, *, port: int, api_key: str) -> Iterator[str]:
+    """Serve what a configuration describes on 127.0.0.1 while the context lasts, and give the URL."""
     with ExitStack() as stack:
-        stack.enter_context(_only_server(directory))
         listener = stack.enter_context(_listening(port))
         stack.enter_context(_quiet())
         app = build_app_from_config(config)
@@ -226,7 +273,7 @@ class _Server(ThreadedServer):  # type: ignore[misc]
 def _only_server(directory: Path) -> Iterator[None]:
     """Make the folders and hold their lock: two servers would each believe that the database is theirs."""
     try:
-        for name in ("arrays", "frames"):
+        for name in ("arrays", "frames", "denoised"):
             (directory / name).mkdir(parents=True, exist_ok=True)
         lock = (directory / ".lock").open("a+")
     except OSError as error:
@@ -281,7 +328,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set instead of what they do otherwise; for the main thread."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import hdf5plugin
-import numpy as np
 from event_model import compose_run
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.catalog.row import SCALARS, Row
+from bluesky_symdenoise import __version__
+from bluesky_symdenoise.catalog.columns import SCALARS
+from bluesky_symdenoise.catalog.journal import Journal
+from bluesky_symdenoise.catalog.row import Row
+from bluesky_symdenoise.files.nexus import add_entry, add_images, add_parameters, add_process
 from bluesky_symdenoise.recipe import array_sha256
 
 Document = dict[str, Any]
@@ -24,6 +29,9 @@ Emit = Callable[[str, Document], Any]
 #: Large blocks: the smooth upper bits of whole frames compress together, by a seventh better than the filter's default.
 COMPRESSION = hdf5plugin.Bitshuffle(nelems=2**20, cname="zstd", clevel=9)
 
+#: How the scalars of a stream without events are stored, by their type.
+COLUMN_DTYPES = {"number": "<f8", "string": "|S8"}
+
 
 class DerivedRun:
     """Composes the documents of one derived run and hands them to a writer such as TiledWriter.
@@ -32,27 +40,30 @@ class DerivedRun:
     ----------
     emit
         Called with each (name, document).
-    folder
-        Where the HDF5 files go: one a stream, ``<uid>-<stream>.h5``.
+    journal
+        HeldError for this run; the HDF5 files lie beside it, one a stream.
     start
         Start document but for uid and time.
     uid, time
         Of the derived run.
     arrays
         Mask and exposure: stored in each file, named by their sha256.
+    created
+        Called with the path of each new file.
     """
 
     def __init__(
         self,
         emit: Emit,
         *,
-        folder: Path,
+        journal: Journal,
         start: Document,
         uid: str,
         time: float,
         arrays: Mapping[str, NDArray[Any]],
+        created: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        self._emit, self._folder, self._arrays = emit, folder, dict(arrays)
+        self._emit, self.journal, self._arrays, self._created = emit, journal, dict(arrays), created
         self._run = compose_run(uid=uid, time=time, metadata=start)
         self._streams: list[DerivedStream] = []
         emit("start", self._run.start_doc)
@@ -62,31 +73,64 @@ class DerivedRun:
         """Of the derived run."""
         return str(self._run.start_doc["uid"])
 
-    def stream(self, descriptor: Document, keys: Sequence[str]) -> DerivedStream:
-        """Open the stream that mirrors a raw one, for its image data keys."""
-        path = self._folder / f"{self.uid}-{descriptor['name']}.h5"
+    def stream(
+        self,
+        descriptor: Document,
+        keys: Sequence[str],
+        *,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+        configuration: Document | None = None,
+        flown: bool = False,
+    ) -> DerivedStream:
+        """Open the stream that mirrors a raw one, for its image data keys.
+
+        Parameters
+        ----------
+        arrays
+            Stored in the stream's file beside those of the run.
+        configuration
+            What was found out about the images; it goes into the descriptor.
+        flown
+            The raw stream has no events: nor has this one, and its scalars are columns in the file.
+        """
+        path = self.journal.new_file(descriptor["name"])
         opened = DerivedStream(
             self._emit,
             self._run,
             descriptor=descriptor,
             keys=keys,
             path=path,
-            arrays=self._arrays,
-            provenance=self._run.start_doc.get("provenance", {}),
+            entered=partial(self.journal.enter, file=path, stream=descriptor["name"]),
+            arrays=self._arrays | dict(arrays or {}),
+            configuration=configuration or {},
+            flown=flown,
+            created=self._created,
+            start=self._run.start_doc,
         )
         self._streams.append(opened)
         return opened
 
     def stop(self, *, exit_status: str, reason: str, provenance: Document) -> None:
-        """Close the files and the run."""
+        """Close the files and the run; of a run that is whole, what earlier writers left is removed."""
+        try:
+            for stream in self._streams:
+                stream.close()
+            stop = self._run.compose_stop(exit_status=exit_status, reason=reason)
+            self._emit("stop", dict(stop, provenance=provenance))
+            if provenance["complete"] and not provenance["failures"]:
+                self.journal.finish()
+        finally:
+            self.journal.close()
+
+    def leave(self) -> None:
+        """Close the files but not the run: the next writer goes on with its rows."""
         for stream in self._streams:
             stream.close()
-        stop = self._run.compose_stop(exit_status=exit_status, reason=reason)
-        self._emit("stop", dict(stop, provenance=provenance))
+        self.journal.close()
 
 
 class DerivedStream:
-    """The rows of one stream: an SWMR file that stays open until the run ends, and its documents."""
+    """The rows of one stream: an SWMR file, from the first row until the run ends, and its documents."""
 
     def __init__(
         self,
@@ -97,68 +141,80 @@ class DerivedStream:
         keys: Sequence[str],
         path: Path,
         arrays: Mapping[str, NDArray[Any]],
-        provenance: Document,
+        entered: Callable[..., None],
+        configuration: Document,
+        flown: bool,
+        created: Callable[[Path], None],
+        start: Document,
     ) -> None:
-        self._emit, self.path = emit, path
+        self._emit, self._run, self.path, self._flown = emit, run, path, flown
+        self._arrays, self._entered, self._created, self._start = arrays, entered, created, start
+        self._turns: Counter[int] = Counter()
         self.shapes = {key: tuple(descriptor["data_keys"][key]["shape"]) for key in keys}
         self._rows = 0
         self._composed = run.compose_descriptor(
             name=descriptor["name"],
             time=descriptor["time"],
-            data_keys=_data_keys(descriptor, keys),
+            data_keys=derived_data_keys(descriptor, keys, flown=flown),
+            configuration=configuration_of(configuration, descriptor["time"]),
         )
         emit("descriptor", self._composed.descriptor_doc)
-        self._open(arrays, provenance)
-        self._resources = {}
+        self._file: Any = None
+        self._datasets: dict[str, Any] = {}
+        self._resources: dict[str, Any] = {}
+
+    def _open(self) -> None:
+        """Make the file and announce it: with the first row, so that nothing lies about that was never needed."""
+        # A new file even where a killed writer left one: readers of that one keep what they have open.
+        self.path.unlink(missing_ok=True)
+        self._file = h5py.File(self.path, "x", libver="v110")
+        self._created(self.path)
+        entry = add_entry(self._file)
+        self._datasets = add_images(entry, self.shapes, **COMPRESSION)
+        if self._flown:
+            for key in self.shapes:
+                for name, dtype in SCALARS.items():
+                    self._datasets[f"{key}_{name}"] = entry["data"].create_dataset(
+                        f"{key}_{name}", (0,), COLUMN_DTYPES[dtype], maxshape=(None,), chunks=(1024,)
+                    )
+        date = datetime.fromtimestamp(self._start["time"], UTC).isoformat(timespec="seconds")
+        process = add_process(entry, version=__version__, date=date)
+        add_parameters(process, self._start.get("provenance", {}))
+        for name, array in self._arrays.items():
+            stored = process.create_dataset(name, data=array, **hdf5plugin.Bitshuffle(cname="zstd"))
+            stored.attrs["sha256"] = array_sha256(array)
+        # From here on HDF5 takes rows only: no group, dataset or attribute can be added.
+        self._file.swmr_mode = True
         for name, dataset in self._datasets.items():
-            resource = run.compose_stream_resource(
+            resource = self._run.compose_stream_resource(
                 mimetype="application/x-hdf5",
-                uri=f"file://localhost{path.as_posix()}",
+                uri=f"file://localhost{self.path.as_posix()}",
                 data_key=name,
                 parameters={"dataset": dataset.name, "chunk_shape": dataset.chunks},
             )
-            emit("stream_resource", resource.stream_resource_doc)
+            self._emit("stream_resource", resource.stream_resource_doc)
             self._resources[name] = resource
 
-    def _open(self, arrays: Mapping[str, NDArray[Any]], provenance: Document) -> None:
-        self._file = h5py.File(self.path, "w", libver="v110")
-        entry = self._file.create_group("entry")
-        entry.attrs.update(NX_class="NXentry", default="data")
-        data = entry.create_group("data")
-        data.attrs.update(NX_class="NXdata", signal=next(iter(self.shapes)))
-        process = entry.create_group("process")
-        process.attrs.update(NX_class="NXprocess", parameters=json.dumps(provenance))
-        self._datasets = {}
-        for key, shape in self.shapes.items():
-            frame = shape[-2:]
-            leading = (1,) * (len(shape) - 2)
-            for name in (key, f"{key}_sigma"):
-                self._datasets[name] = data.create_dataset(
-                    name,
-                    (0, *shape),
-                    np.float32,
-                    maxshape=(None, *shape),
-                    chunks=(1, *leading, *frame),
-                    **COMPRESSION,
-                )
-                self._datasets[name].attrs["units"] = "counts"
-            self._datasets[f"{key}_sigma"].attrs["note"] = "errors of neighbouring pixels are correlated"
-        for name, array in arrays.items():
-            stored = process.create_dataset(name, data=array, **hdf5plugin.Bitshuffle(cname="zstd"))
-            stored.attrs["sha256"] = array_sha256(array)
-        self._file.swmr_mode = True
+    def append(self, *, seq_num: int, time: float | None, rows: Mapping[str, Row]) -> None:
+        """Write one row: frames first, in the file and the journal before they are announced, then the documents.
 
-    def append(self, *, seq_num: int, time: float, rows: Mapping[str, Row]) -> None:
-        """Write one event: frames first, on disk before they are announced, then the documents."""
+        ``time`` is that of the event; a flown stream has none.
+        """
+        if self._file is None:
+            self._open()
         index = self._rows
+        values: Document = {}
         scalars: Document = {}
         for key, row in rows.items():
-            for name, value in ((key, row.intensity), (f"{key}_sigma", row.sigma)):
-                dataset = self._datasets[name]
-                dataset.resize(index + 1, axis=0)
-                dataset[index] = value
-                dataset.flush()
+            values |= {key: row.intensity, f"{key}_sigma": row.sigma}
             scalars |= {f"{key}_{name}": value for name, value in row.scalars.items()}
+        for name, value in (values | scalars if self._flown else values).items():
+            dataset = self._datasets[name]
+            dataset.resize(index + 1, axis=0)
+            dataset[index] = value
+            dataset.flush()
+        self._entered(index=index, seq_num=seq_num, turn=self._turns[seq_num], rows=rows)
+        self._turns[seq_num] += 1
         self._rows += 1
         for resource in self._resources.values():
             self._emit(
@@ -169,23 +225,39 @@ class DerivedStream:
                     self._composed.descriptor_doc,
                 ),
             )
-        event = self._composed.compose_event(
-            data=scalars, timestamps=dict.fromkeys(scalars, time), seq_num=seq_num, time=time
-        )
-        self._emit("event", event)
+        if not self._flown:
+            event = self._composed.compose_event(
+                data=scalars, timestamps=dict.fromkeys(scalars, time), seq_num=seq_num, time=time
+            )
+            self._emit("event", event)
 
     def close(self) -> None:
         """Close the file; its size is final."""
         if self._file:
             self._file.close()
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     @property
     def bytes_written(self) -> int:
         """Size of the file on disk."""
-        return os.path.getsize(self.path)
+        return os.path.getsize(self.path) if self._file is not None else 0
 
 
-def _data_keys(descriptor: Document, keys: Sequence[str]) -> Document:
+def configuration_of(found: Document, time: float) -> Document:
+    """What was found out about the images, in the form of a device's configuration."""
+    if not found:
+        return {}
+    return {
+        "symdenoise": {
+            "data": found,
+            "timestamps": dict.fromkeys(found, time),
+            "data_keys": {name: {"source": "symdenoise", "dtype": "array", "shape": []} for name in found},
+        }
+    }
+
+
+def derived_data_keys(descriptor: Document, keys: Sequence[str], *, flown: bool) -> Document:
     """Data keys of the derived stream: the raw shape and dims for image and sigma, and the scalars."""
     out: Document = {}
     for key in keys:
@@ -203,5 +275,6 @@ def _data_keys(descriptor: Document, keys: Sequence[str]) -> Document:
         out[key] = image
         out[f"{key}_sigma"] = dict(image)
         for name, dtype in SCALARS.items():
-            out[f"{key}_{name}"] = {"source": "symdenoise", "dtype": dtype, "shape": []}
+            column = {"dtype_numpy": COLUMN_DTYPES[dtype], "external": "STREAM:"} if flown else {}
+            out[f"{key}_{name}"] = {"source": "symdenoise", "dtype": dtype, "shape": [], **column}
     return out

@@ -26,16 +26,63 @@ def quality(
 @bench.command()
 def live(
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="thread, load, zero, throughput, memory, latency or outage; repeatable.")
+    ] = None,
     size: Annotated[int, typer.Option(min=8, help="Pixels along each side.")] = 1024,
     events: Annotated[int, typer.Option(min=3, help="Events of each scan.")] = 30,
-    dwell: Annotated[float, typer.Option(min=0, help="Seconds from frame to frame.")] = 0.1,
     repeats: Annotated[int, typer.Option(min=1, help="Scans without and with the callback.")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the denoiser.")] = 1,
+    memory_events: Annotated[int, typer.Option(min=100, help="Events over which memory is watched.")] = 5000,
 ) -> None:
-    """What the callback costs a scan: the same scan without and with it."""
-    from bluesky_symdenoise.bench.live import main as measure
+    """What the callback costs a scan and what it delivers, beside the same scan without it."""
+    from bluesky_symdenoise.bench.live import Options, main
 
-    measure(json_path=json_path, size=size, events=events, dwell=dwell, repeats=repeats, threads=threads)
+    options = Options(size=size, events=events, repeats=repeats, threads=threads, memory_events=memory_events)
+    main(options, only=tuple(only or ()), json_path=json_path)
+
+
+@bench.command()
+def search(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where to make the databases, 4 GB in all; else where the system has its own.")
+    ] = None,
+    database: Annotated[
+        list[str] | None, typer.Option(help="sqlite or postgresql; both if not given. PostgreSQL must be installed.")
+    ] = None,
+    scale: Annotated[float, typer.Option(min=0, help="Factor on 10,000 (SQLite) and 100,000 (PostgreSQL) runs.")] = 1.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
+) -> None:
+    """How long it takes to find denoised runs in a large catalogue."""
+    from bluesky_symdenoise.bench.search import SIZES
+    from bluesky_symdenoise.bench.search import main as measure
+
+    measure(json_path=json_path, directory=directory, databases=database or tuple(SIZES), scale=scale, repeats=repeats)
+
+
+@bench.command()
+def serve(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    size: Annotated[int, typer.Option(min=8, help="Pixels along each side, for one reader.")] = 1024,
+    repeats: Annotated[int, typer.Option(min=1, help="Frames that one reader reads.")] = 9,
+    clients: Annotated[int, typer.Option(min=1, help="Readers at a time.")] = 16,
+    frames: Annotated[int, typer.Option(min=2, help="Frames that each of them reads, in random order.")] = 200,
+    client_size: Annotated[int, typer.Option(min=8, help="Pixels along each side of these.")] = 256,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the denoiser.")] = 1,
+) -> None:
+    """What a lazy run costs its readers: one frame, the same again, and many clients with a large and a small cache."""
+    from bluesky_symdenoise.bench.serve import main as measure
+
+    measure(
+        json_path=json_path,
+        size=size,
+        repeats=repeats,
+        clients=clients,
+        frames=frames,
+        client_size=client_size,
+        threads=threads,
+    )
 
 
 @bench.command()

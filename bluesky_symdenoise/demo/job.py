@@ -23,11 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bluesky_symdenoise.acquisition.callback import DenoiseCallback
 from bluesky_symdenoise.acquisition.play import Frames, PlayDetector
 from bluesky_symdenoise.bench.metrics import best_floor_nll, poisson_nll
-from bluesky_symdenoise.catalog.query import aligned, denoised_for
+from bluesky_symdenoise.catalog.align import aligned
+from bluesky_symdenoise.catalog.picture import panel_figure, panels, png
+from bluesky_symdenoise.catalog.query import denoised_for
 from bluesky_symdenoise.catalog.serve import embedded_catalog
-from bluesky_symdenoise.demo.picture import draw
 from bluesky_symdenoise.demo.report import Report, show
 from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files import open_frames
 from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
@@ -96,7 +98,7 @@ def run(
             folder,
             played,
             number=number,
-            denoiser=denoiser,
+            model=model,
             symmetry=symmetry,
             beam_center=beam_center or played.beam_center,
             console=console,
@@ -136,7 +138,7 @@ def _scan(
     played: Input,
     *,
     number: int,
-    denoiser: Denoiser,
+    model: str | None,
     symmetry: str,
     beam_center: Sequence[float] | None,
     console: Console,
@@ -148,7 +150,11 @@ def _scan(
         det = PlayDetector(played.frames, StaticPathProvider(UUIDFilenameProvider(), folder), name=DATA_KEY)
     RE.subscribe(TiledWriter(client["raw"], batch_size=1))
     callback = DenoiseCallback(
-        client["denoised"], denoiser=denoiser, mask=played.mask, symmetry=symmetry, beam_center=beam_center
+        client["denoised"],
+        denoiser=DenoiserSettings(model),
+        mask=played.mask,
+        symmetry=symmetry,
+        beam_center=beam_center,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress, callback:
@@ -208,7 +214,8 @@ def _shown(
     nll = _held_out(counts[0], measured[0], denoiser, found)
     errors = _errors(counts, intensity, sigma, measured, played.truth)
     picture = output / f"{raw_uid[:8]}.png"
-    draw(picture, counts[0], intensity[0], sigma[0], measured[0], found, title=played.title)
+    drawn = panels(counts[0], intensity[0], sigma[0], measured[0], found)
+    picture.write_bytes(png(panel_figure(drawn, title=played.title)))
     sizes = [_bytes_of(run) for run in (raw, derived)]
     seconds = [float(value) / 1000 for value in data[f"{DATA_KEY}_ms"].values]
     report = Report(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,23 +14,27 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bluesky_symdenoise.denoiser.network import MULTIPLE, features
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet, features
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.dark import Background, Dark, signal
 from bluesky_symdenoise.physics.defects import without_gaps
-from bluesky_symdenoise.physics.fold import found_beam_center, gated_mates, supported_symmetry
+from bluesky_symdenoise.physics.fold import Mates, found_beam_center, gated_mates, supported_symmetry
 from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
 
-#: Changes when the same weights would give other pixels; part of every recipe.
-ALGORITHM = "1"
 #: Frames of more rows times columns than this are run in bands of rows.
 BAND_PIXELS = 2**22
 #: Rows on either side of a band that the network sees and that are thrown away; more than it can look across.
 HALO = 256
+#: How much smaller the bands are where memory ran out.
+SMALLER = 4
 
 #: Steps towards the total counts of the frame, and the counts that damp them.
 FLUX_ITERATIONS, FLUX_DAMPING = 3, 1000.0
+
+log = logging.getLogger("bluesky_symdenoise")
 
 #: torch's thread count belongs to the process: one denoiser at a time.
 _ONE_AT_A_TIME = threading.Lock()
@@ -138,6 +144,7 @@ class Denoiser:
         exposure: ArrayLike | None = None,
         symmetry: str | Symmetry = "auto",
         beam_center: ArrayLike | None = None,
+        background: Background | None = None,
     ) -> xr.Dataset:
         """Denoise frames of photon counts.
 
@@ -155,6 +162,8 @@ class Denoiser:
             once from all frames given; or a resolved `Symmetry`.
         beam_center
             (y, x) in pixels, the centre of the first pixel is 0.
+        background
+            Expected dark counts of each frame, from `background`; the intensity is then that of the signal alone.
 
         Returns
         -------
@@ -185,6 +194,8 @@ class Denoiser:
                     remedy="check the mask (True = bad) and the detector",
                 )
             intensity[index], sigma[index] = self._posterior(frame, resolved)
+        if background is not None:
+            intensity, sigma = signal(intensity, sigma, background)
         leading = np.shape(counts)[:-2]
         dims = ("frame",) if len(leading) == 1 else tuple(f"dim_{i}" for i in range(len(leading)))
         return xr.Dataset(
@@ -213,48 +224,87 @@ class Denoiser:
             },
         )
 
+    def background(
+        self, dark: Dark, *, exposures: float, mask: ArrayLike | None = None, symmetry: Symmetry | None = None
+    ) -> Background:
+        """Expected dark counts of one frame, from a dark that amounts to so many of its exposures.
+
+        The dark is denoised as any frame is, so that its noise is that of its posterior and not of single pixels.
+
+        Parameters
+        ----------
+        mask
+            (y, x), True = bad, beside the dark's own: that of the frames.
+        symmetry
+            Resolved group of the frames: where they know a pixel from its mates only, so does the dark.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the dark has another shape than the mask, or all its pixels are masked.
+        """
+        bad = as_mask(mask, (dark.counts.shape[0], dark.counts.shape[1])) | dark.mask
+        result = self(dark.counts, mask=bad, symmetry=symmetry or Symmetry())
+        scale = np.float32(1 / exposures)
+        return Background(expected=result["intensity"].values * scale, sigma=result["sigma"].values * scale)
+
     def _posterior(self, frame: Frame, symmetry: Symmetry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Expected counts and their standard deviation, (y, x)."""
+        """Expected counts and their standard deviation, (y, x); where memory runs out, in bands, then on the CPU."""
         mates = gated_mates(frame, symmetry)
         with _ONE_AT_A_TIME, torch.inference_mode():
             torch.set_num_threads(self.threads)
-            y, n, mate_y, mate_n = (
-                self._tensor(image) for image in (frame.counts, frame.exposure, mates.counts, mates.exposure)
-            )
-            per_pixel, per_block, mean = features(y, n, mate_y, mate_n)
-            ratio, log_kappa = self._prior(per_pixel, per_block)
-            kappa = torch.exp(log_kappa)
-            shape, rate = y + kappa, n + kappa / _flux_kept(y, n, kappa, mean * torch.exp(ratio))
-            # A pixel that only its mates saw is given at the median exposure, which is 1.
-            exposure = torch.where(n > 0, n, 1.0)
-            result = torch.cat([shape / rate, torch.sqrt(shape) / rate], dim=1) * exposure
-            result = torch.where((n + mate_n) > 0, result, torch.nan)
-            height, width = frame.counts.shape
-            intensity, sigma = result[0, :, :height, :width].cpu().numpy()
+            for band_pixels in (BAND_PIXELS, BAND_PIXELS // SMALLER):
+                try:
+                    return self._posterior_on(self.device, self._net, band_pixels, frame, mates)
+                except torch.OutOfMemoryError as error:
+                    log.warning("%s: %s; the frame is tried in smaller pieces, then on the CPU", self.device, error)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            spare = copy.deepcopy(self._net).to("cpu")
+            return self._posterior_on(torch.device("cpu"), spare, BAND_PIXELS, frame, mates)
+
+    def _posterior_on(
+        self, device: torch.device, net: PriorNet, band_pixels: int, frame: Frame, mates: Mates
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        y, n, mate_y, mate_n = (
+            _tensor(image, device) for image in (frame.counts, frame.exposure, mates.counts, mates.exposure)
+        )
+        per_pixel, per_block, mean = features(y, n, mate_y, mate_n)
+        ratio, log_kappa = _prior(net, per_pixel, per_block, band_pixels)
+        kappa = torch.exp(log_kappa)
+        shape, rate = y + kappa, n + kappa / _flux_kept(y, n, kappa, mean * torch.exp(ratio))
+        # A pixel that only its mates saw is given at the median exposure, which is 1.
+        exposure = torch.where(n > 0, n, 1.0)
+        result = torch.cat([shape / rate, torch.sqrt(shape) / rate], dim=1) * exposure
+        result = torch.where((n + mate_n) > 0, result, torch.nan)
+        height, width = frame.counts.shape
+        intensity, sigma = result[0, :, :height, :width].cpu().numpy()
         return intensity, sigma
 
-    def _tensor(self, image: NDArray[np.float64]) -> Tensor:
-        """(1, 1, y, x) float32 on the device, padded with zeros, which is what an unmeasured pixel holds."""
-        height, width = image.shape
-        padded = np.zeros((1, 1, height + -height % MULTIPLE, width + -width % MULTIPLE), np.float32)
-        padded[0, 0, :height, :width] = image
-        return torch.from_numpy(padded).to(self.device)
 
-    def _prior(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's output; large frames in bands that overlap by more than the network looks across."""
-        height, width = per_pixel.shape[2:]
-        if height * width <= BAND_PIXELS:
-            ratio, log_kappa = self._net(per_pixel, per_block)
-            return ratio, log_kappa
-        band = max(MULTIPLE, BAND_PIXELS // width // MULTIPLE * MULTIPLE - 2 * HALO)
-        outputs = []
-        for start in range(0, height, band):
-            stop = min(height, start + band)
-            first, last = max(0, start - HALO), min(height, stop + HALO)
-            parts = self._net(per_pixel[:, :, first:last], per_block[:, :, first // 2 : last // 2])
-            outputs.append([part[:, :, start - first : stop - first] for part in parts])
-        ratio, log_kappa = (torch.cat(parts, dim=2) for parts in zip(*outputs, strict=True))
+def _tensor(image: NDArray[np.float64], device: torch.device) -> Tensor:
+    """(1, 1, y, x) float32 on the device, padded with zeros, which is what an unmeasured pixel holds."""
+    height, width = image.shape
+    padded = np.zeros((1, 1, height + -height % MULTIPLE, width + -width % MULTIPLE), np.float32)
+    padded[0, 0, :height, :width] = image
+    return torch.from_numpy(padded).to(device)
+
+
+def _prior(net: PriorNet, per_pixel: Tensor, per_block: Tensor, band_pixels: int) -> tuple[Tensor, Tensor]:
+    """The network's output; large frames in bands that overlap by more than the network looks across."""
+    height, width = per_pixel.shape[2:]
+    if height * width <= band_pixels:
+        ratio, log_kappa = net(per_pixel, per_block)
         return ratio, log_kappa
+    band = max(HALO, band_pixels // width // MULTIPLE * MULTIPLE - 2 * HALO)
+    outputs = []
+    for start in range(0, height, band):
+        stop = min(height, start + band)
+        first, last = max(0, start - HALO), min(height, stop + HALO)
+        parts = net(per_pixel[:, :, first:last], per_block[:, :, first // 2 : last // 2])
+        outputs.append([part[:, :, start - first : stop - first] for part in parts])
+    ratio, log_kappa = (torch.cat(parts, dim=2) for parts in zip(*outputs, strict=True))
+    return ratio, log_kappa
 
 
 def empty_result(shape: tuple[int, ...]) -> xr.Dataset:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from bluesky_symdenoise.denoiser.identity import REMEDY, model_file, sha256_of
 from bluesky_symdenoise.denoiser.network import Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
-
-#: The model used where none is named.
-DEFAULT_MODEL = "fast"
 
 
 @dataclass(frozen=True)
@@ -32,11 +28,6 @@ class Model:
     def identity(self) -> dict[str, str]:
         """Name, version and sha256, as provenance records them."""
         return {"name": self.name, "version": self.version, "sha256": self.sha256}
-
-
-def sha256_of(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def save_weights(net: PriorNet, folder: Path, *, name: str, version: str, training: dict[str, Any]) -> Path:
@@ -57,17 +48,6 @@ def save_weights(net: PriorNet, folder: Path, *, name: str, version: str, traini
     return path
 
 
-def available() -> list[str]:
-    """Names of the models in the package."""
-    return sorted(
-        entry.name.removesuffix(".safetensors") for entry in _shipped().iterdir() if entry.name.endswith(".safetensors")
-    )
-
-
-def _shipped() -> Any:
-    return files("bluesky_symdenoise.denoiser") / "models"
-
-
 def load_model(name: str | Path | None = None) -> Model:
     """A model of the package by name, or one written by `save_weights` by the path of its safetensors file.
 
@@ -76,46 +56,19 @@ def load_model(name: str | Path | None = None) -> Model:
     SymDenoiseError
         If there is none of that name, the file is damaged, or its sha256 is not the one recorded beside it.
     """
-    if name is None or (isinstance(name, str) and not name.endswith(".safetensors")):
-        wanted = name or DEFAULT_MODEL
-        if wanted not in available():
-            raise SymDenoiseError(
-                f"model {wanted!r}",
-                rule=f"the package has {', '.join(available()) or 'none'}",
-                remedy="choose one of these, or give the path of a .safetensors file",
-            )
-        source: Any = _shipped() / f"{wanted}.safetensors"
-        record: Any = _shipped() / f"{wanted}.json"
-    else:
-        source, record = Path(name), Path(name).with_suffix(".json")
-    remedy = "install the package again, or write the file again with `symdenoise train`"
+    file = model_file(name)
     try:
-        content, described = source.read_bytes(), json.loads(record.read_text())
-        recorded, name, version = (str(described[key]) for key in ("sha256", "name", "version"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SymDenoiseError(f"model {source}", rule=f"it cannot be read ({error})", remedy=remedy) from error
-    digest = sha256_of(content)
-    if digest != recorded:
-        raise SymDenoiseError(
-            f"model {source} with sha256 {digest[:12]}",
-            rule=f"{record.name} records {recorded[:12]}: the file is damaged or was exchanged",
-            remedy=remedy,
-        )
-    try:
-        state = load(content)
-        architecture = Architecture.from_dict(json.loads(_header(content)["architecture"]))
+        state = load(file.content)
+        architecture = Architecture.from_dict(json.loads(_header(file.content)["architecture"]))
         net = PriorNet(architecture)
         net.load_state_dict(state)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise SymDenoiseError(f"model {source}", rule=f"it is no model of ours ({error})", remedy=remedy) from error
+        raise SymDenoiseError(
+            f"model {file.source}", rule=f"it is no model of ours ({error})", remedy=REMEDY
+        ) from error
     net.requires_grad_(False).eval()
     torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
-    return Model(
-        net=net,
-        name=name,
-        version=version,
-        sha256=digest,
-    )
+    return Model(net=net, name=file.name, version=file.version, sha256=file.sha256)
 
 
 def _header(content: bytes) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""Denoised frames as a NeXus-style HDF5 file."""
+"""Denoised frames as NeXus: the layout that all our HDF5 files share, and a writer for plain files."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,10 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+#: As NXprocess and NXroot name it.
+PROGRAM = "bluesky-symdenoise"
 
 
 class NexusWriter:
@@ -76,7 +80,7 @@ class NexusWriter:
     def append(self, frames: xr.Dataset) -> None:
         """Write ``intensity`` and ``sigma`` of one or more frames, dims (frame, y, x).
 
-        The attributes are stored as JSON, once for as long as they stay the same. A ``frame`` coordinate is
+        The attributes are stored as parameters, once for as long as they stay the same. A ``frame`` coordinate is
         kept; without it, frames are counted from zero.
         """
         intensity = frames["intensity"].transpose("frame", "y", "x")
@@ -100,10 +104,8 @@ class NexusWriter:
         self._frames = stop
         parameters = json.dumps(frames.attrs, default=_plain)
         if parameters != self._parameters:
-            name = "parameters" if self._parameters is None else f"parameters_from_{start}"
-            note = _group(self._file["entry/process"], name, "NXnote")
-            note["type"] = "application/json"
-            note["data"] = parameters
+            suffix = "" if self._parameters is None else f"_from_{start}"
+            add_parameters(self._file["entry/process"], frames.attrs, suffix=suffix)
             self._parameters = parameters
 
     def __enter__(self) -> NexusWriter:
@@ -120,9 +122,7 @@ class NexusWriter:
 
     def _lay_out(self, date: str, sources: Sequence[str]) -> None:
         height, width = self._frame_shape
-        self._file.attrs.update(NX_class="NXroot", default="entry", creator="bluesky-symdenoise")
-        entry = _group(self._file, "entry", "NXentry")
-        entry.attrs["default"] = "data"
+        entry = add_entry(self._file)
         data = _group(entry, "data", "NXdata")
         data.attrs.update(signal="intensity", axes=["frame", "y", "x"])
         for name in ("intensity", "intensity_errors"):
@@ -136,13 +136,99 @@ class NexusWriter:
             )
         data.create_dataset("frame", (0,), "i8", maxshape=(None,), chunks=(1024,))
         for name, size in (("y", height), ("x", width)):
-            data[name] = np.arange(size)
+            data[name] = np.arange(size, dtype=float)
             data[name].attrs["units"] = "pixel"
-        process = _group(entry, "process", "NXprocess")
-        process["program"] = "bluesky-symdenoise"
-        process["version"] = __version__
-        process["date"] = date
+        process = add_process(entry, version=__version__, date=date)
         process.create_dataset("sources", data=list(sources), dtype=h5py.string_dtype())
+
+
+def add_entry(file: Any, name: str = "entry") -> Any:
+    """An NXentry; the file's first one is what opens by default, and there its group ``data``."""
+    if "default" not in file.attrs:
+        file.attrs.update(NX_class="NXroot", default=name, creator=PROGRAM)
+    entry = _group(file, name, "NXentry")
+    entry.attrs["default"] = "data"
+    return entry
+
+
+def add_images(entry: Any, shapes: Mapping[str, Sequence[int]], **storage: Any) -> dict[str, Any]:
+    """The NXdata of images and their standard deviations, still without rows.
+
+    Each image ``det`` has ``det_sigma``, which is also its ``det_errors``, the name that NeXus programs look for. The
+    first image is the signal; its rows, and what lies between row and pixel, have no axis of their own.
+
+    Parameters
+    ----------
+    entry
+        From `add_entry`.
+    shapes
+        (..., y, x) of one row of each image.
+    **storage
+        Compression, as `h5py.Group.create_dataset` takes it.
+
+    Returns
+    -------
+    dict
+        Datasets (0, ..., y, x) float32 by name, chunked by frame and growing along the first dimension.
+    """
+    data = _group(entry, "data", "NXdata")
+    signal = next(iter(shapes))
+    unnamed = ["."] * (len(shapes[signal]) - 1)
+    data.attrs.update(signal=signal, axes=[*unnamed, "y", "x"])
+    for name, size in zip("yx", shapes[signal][-2:], strict=True):
+        data[name] = np.arange(size, dtype=float)
+        data[name].attrs["units"] = "pixel"
+    datasets = {}
+    for key, shape in shapes.items():
+        chunk = (1,) * (len(shape) - 1) + tuple(shape[-2:])
+        for name in (key, f"{key}_sigma"):
+            datasets[name] = data.create_dataset(
+                name, (0, *shape), np.float32, maxshape=(None, *shape), chunks=chunk, **storage
+            )
+            datasets[name].attrs["units"] = "counts"
+        datasets[f"{key}_sigma"].attrs["note"] = "errors of neighbouring pixels are correlated"
+        data[f"{key}_errors"] = h5py.SoftLink(f"{key}_sigma")
+    return datasets
+
+
+def add_process(entry: Any, *, version: str, date: str) -> Any:
+    """The NXprocess of an entry: what made its data, and when (ISO 8601)."""
+    process = _group(entry, "process", "NXprocess")
+    process["program"] = PROGRAM
+    process["version"] = version
+    process["date"] = date
+    return process
+
+
+def add_parameters(process: Any, provenance: Mapping[str, Any], *, suffix: str = "") -> None:
+    """Provenance twice: an NXparameters with a field for each value, and an NXnote with all of it as JSON.
+
+    The fields of nested values are joined, ``model_sha256``; what has no value, and lists of more than plain values,
+    are in the note only.
+    """
+    as_json = json.dumps(provenance, default=_plain)
+    parameters = _group(process, f"parameters{suffix}", "NXparameters")
+    # From the JSON: torch's version, for one, is a str that HDF5 does not take.
+    for name, value in _fields(json.loads(as_json)):
+        parameters[name] = value
+    note = _group(process, f"provenance{suffix}", "NXnote")
+    note["type"] = "application/json"
+    note["description"] = "how the images were made, as stored with the run"
+    note["data"] = as_json
+
+
+def _fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        match value:
+            case Mapping():
+                yield from _fields(value, f"{name}_")
+            case bool() | int() | float() | str():
+                yield name, value
+            case [int() | float(), *rest] if all(isinstance(each, int | float) for each in rest):
+                yield name, np.asarray(value)
+            case [str(), *rest] if all(isinstance(each, str) for each in rest):
+                yield name, np.asarray(value, h5py.string_dtype())
 
 
 def _group(parent: Any, name: str, nx_class: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
+
+
+class Patience:
+    """Waits for what a detector is still writing.
+
+    A file that was waited for once in vain gets no more time until one of its frames was read: a scan whose files
+    are gone takes one wait, not one a frame.
+
+    Parameters
+    ----------
+    seconds
+        That a frame may take to appear.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._in_vain = seconds, False
+
+    def read(self, attempt: Callable[[], NDArray[Any]], *, value: str, again: Callable[[], None]) -> NDArray[Any]:
+        """What `attempt` returns, as soon as it does.
+
+        Parameters
+        ----------
+        value
+            What is read, for the error.
+        again
+            Called after each attempt that failed: lets go of a file that was opened too early.
+
+        Raises
+        ------
+        SymDenoiseError
+            If it does not appear in time.
+        """
+        deadline = time.monotonic() + (0.0 if self._in_vain else self._seconds)
+        pause = 0.01
+        while True:
+            try:
+                found = attempt()
+            except SymDenoiseError:
+                raise
+            except (OSError, EOFError, KeyError, IndexError, ValueError) as error:
+                again()
+                if time.monotonic() > deadline:
+                    self._in_vain = True
+                    raise SymDenoiseError(
+                        value,
+                        rule=f"it was announced but could not be read for {self._seconds:g} s ({error})",
+                        remedy="check that this computer sees the detector's files, then replay the run",
+                    ) from error
+            else:
+                self._in_vain = False
+                return found
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
 
 
 class Hdf5Rows:
@@ -30,7 +84,7 @@ class Hdf5Rows:
     """
 
     def __init__(self, path: Path, dataset: str, shape: tuple[int, ...], *, patience: float) -> None:
-        self._path, self._dataset_name, self._shape, self._patience = path, dataset, shape, patience
+        self._path, self._dataset_name, self._shape, self._patience = path, dataset, shape, Patience(patience)
         self._file: Any = None
 
     def read(self, index: int) -> NDArray[Any]:
@@ -41,25 +95,13 @@ class Hdf5Rows:
         SymDenoiseError
             If the row does not appear in time.
         """
-        deadline = time.monotonic() + self._patience
-        pause = 0.01
-        while True:
-            try:
-                return self._read_now(index)
-            except (OSError, KeyError, IndexError) as error:
-                self.close()
-                if time.monotonic() > deadline:
-                    raise SymDenoiseError(
-                        f"frame {index} of {self._path}",
-                        rule=f"it was announced but could not be read for {self._patience:g} s ({error})",
-                        remedy="check that this computer sees the detector's files, then replay the run",
-                    ) from error
-            time.sleep(pause)
-            pause = min(2 * pause, 0.5)
+        return self._patience.read(
+            lambda: self._read_now(index), value=f"frame {index} of {self._path}", again=self.close
+        )
 
     def _read_now(self, index: int) -> NDArray[Any]:
         if self._file is None:
-            self._file = _open_for_reading(self._path)
+            self._file = open_for_reading(self._path)
         dataset = self._file[self._dataset_name]
         dataset.id.refresh()
         # Rows may be stacked as (row, 1, y, x) or laid end to end as (frame, y, x).
@@ -79,7 +121,8 @@ class Hdf5Rows:
             self._file = None
 
 
-def _open_for_reading(path: Path) -> Any:
+def open_for_reading(path: Path) -> Any:
+    """The HDF5 file, also while another process writes it."""
     try:
         return h5py.File(path, "r", libver="latest", swmr=True)
     except (OSError, ValueError):

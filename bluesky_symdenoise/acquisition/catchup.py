@@ -1,0 +1,181 @@
+"""Raw runs that have no complete derived run: found, and finished."""
+
+from __future__ import annotations
+
+import logging
+import time as clock
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from tiled.queries import Key
+from tiled.utils import path_from_uri
+
+from bluesky_symdenoise.acquisition.claim import Claim
+from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.replay import NothingToDenoiseError, replay_with
+from bluesky_symdenoise.acquisition.spool import Spool
+from bluesky_symdenoise.catalog.journal import Journal
+from bluesky_symdenoise.catalog.lock import HeldError
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+    from tiled.client.container import Container
+
+log = logging.getLogger("bluesky_symdenoise")
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A raw run without a complete derived run.
+
+    Attributes
+    ----------
+    raw
+        The run.
+    state
+        What there is so far, in words.
+    """
+
+    raw: BlueskyRun
+    state: str
+
+    @property
+    def uid(self) -> str:
+        """Of the raw run."""
+        return str(self.raw.start["uid"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one unfinished run.
+
+    Attributes
+    ----------
+    ok
+        Whether nothing is left to do here: the derived run is complete, or a living process is at it, or the run has no
+        image.
+    frames, failed
+        Frames written as denoised, and as NaN.
+    """
+
+    uid: str
+    state: str
+    result: str
+    ok: bool
+    frames: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+
+def unfinished(
+    raw: Container, work: Work, *, since: float | None = None, older_than: float | None = None
+) -> Iterator[Unfinished]:
+    """Raw runs that lack a complete derived run of this recipe, oldest first.
+
+    Parameters
+    ----------
+    raw
+        Catalogue of the raw runs.
+    work
+        Whose recipe and container say what complete means.
+    since
+        Only runs that began after this time, in seconds since 1970.
+    older_than
+        Seconds after which runs without a stop document are looked at too; None leaves them alone.
+    """
+    same = work.container.search(Key("provenance.recipe_sha256") == work.recipe.sha256)
+    derived = {run.start["uid"]: run for run in same.values()}
+    for run in raw.sort(("start.time", 1)).values():
+        start, stop = run.start, run.metadata.get("stop")
+        # Not by a query: Tiled's comparison of times in SQLite is one of text.
+        if "raw_uid" in start or (since is not None and start["time"] < since):
+            continue
+        if not stop and (older_than is None or clock.time() - start["time"] < older_than):
+            continue
+        made = derived.get(work.recipe.derived_uid(start["uid"]))
+        if made is None:
+            yield Unfinished(run, "not denoised")
+        elif not Claim(raw_stop=stop).stands(made):
+            yield Unfinished(run, _state(made))
+
+
+def _state(derived: BlueskyRun) -> str:
+    stop = derived.metadata.get("stop")
+    if not stop:
+        return "cut off"
+    failed = sum(each["frames"] for each in stop["provenance"]["failures"])
+    return f"{failed} frames failed" if failed else "ended before the raw run"
+
+
+def finish(
+    item: Unfinished,
+    work: Work,
+    *,
+    older_than: float | None = None,
+    finished_frame: Callable[[str | None], None] = lambda _: None,
+) -> Outcome:
+    """Finish one run; what goes wrong is in the outcome, only a server that is gone is raised.
+
+    Raises
+    ------
+    httpx.TransportError
+        If the server cannot be reached.
+    """
+    frames, reasons, begun = 0, list[str](), clock.monotonic()
+
+    def count(reason: str | None) -> None:
+        nonlocal frames
+        if reason is None:
+            frames += 1
+        else:
+            reasons.append(reason)
+        finished_frame(reason)
+
+    ok = True
+    try:
+        replay_with(work, item.raw, older_than=older_than, finished_frame=count)
+    except HeldError:
+        result = "left alone: a living process writes it"
+    except NothingToDenoiseError:
+        result = "no image that was asked for"
+    except (SymDenoiseError, httpx.HTTPStatusError, OSError, RuntimeError, KeyError, ValueError) as error:
+        ok, result = False, (str(error) or type(error).__name__).splitlines()[0]
+        log.error("run %s is not finished: %s", item.uid[:8], result, exc_info=log.isEnabledFor(logging.DEBUG))
+    else:
+        ok, result = not reasons, reasons[0] if reasons else "complete"
+    return Outcome(
+        uid=item.uid,
+        state=item.state,
+        result=result,
+        ok=ok,
+        frames=frames,
+        failed=len(reasons),
+        seconds=clock.monotonic() - begun,
+    )
+
+
+def tidy(work: Work) -> None:
+    """Remove what is left of complete runs whose writer died between the stop document and its own tidying."""
+    for spool in Spool.left(work.folder):
+        if spool.uid in work.container and Claim().stands(work.container[spool.uid]):
+            spool.remove()
+        spool.release()
+    for path in work.folder.rglob("*.journal"):
+        if path.stem not in work.container or not Claim().stands(run := work.container[path.stem]):
+            continue
+        sources = [source for stream in run.values() for key in stream for source in _sources(stream[key])]
+        keep = {Path(path_from_uri(asset.data_uri)) for source in sources for asset in source.assets}
+        try:
+            journal = Journal(path, made_with={})
+        except HeldError:
+            continue
+        journal.tidy(keep=keep)
+
+
+def _sources(node: Any) -> list[Any]:
+    # A column of the events is an array client too, but has no source of its own.
+    return list(node.data_sources() or ())

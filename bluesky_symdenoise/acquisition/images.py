@@ -1,0 +1,176 @@
+"""One image at a time: its settings, its dark and its symmetry, and the row that comes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.acquisition.beamline import Settings
+from bluesky_symdenoise.acquisition.darks import Darks
+from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.catalog.row import Row, denoised_row
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.clipped import refuse_clipped_image
+from bluesky_symdenoise.physics.dark import Background, Dark
+from bluesky_symdenoise.physics.frame import sentinel_mask
+from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.recipe import array_sha256
+
+Document = dict[str, Any]
+
+
+class Images:
+    """The images of one data key of one stream.
+
+    What cannot be used of the settings is raised with each image, so that the rows say why they are NaN.
+    """
+
+    def __init__(self, work: Work, darks: Darks, *, key: str, start: Document, descriptor: Document) -> None:
+        self._work, self._darks, self._key = work, darks, key
+        self._symmetry: Symmetry | None = None
+        self._holds_counts = False
+        self._background: tuple[Dark, Symmetry, float, Background] | None = None
+        self._settings: Settings | None = None
+        self._fixed_dark: Dark | None = None
+        self._unusable: SymDenoiseError | None = None
+        try:
+            self._settings = Settings(work.beamline, key=key, start=start, descriptor=descriptor, given=work.given())
+            self._fixed_dark = darks.fixed(key)
+        except SymDenoiseError as error:
+            self._unusable = error
+
+    @property
+    def columns(self) -> set[str]:
+        """Names of columns beside the image that it needs."""
+        return self._work.beamline.columns(self._key)
+
+    def exposure_time(self, data: Mapping[str, Any]) -> float | None:
+        """Seconds, for an event with these columns; None where nothing says so."""
+        return self._usable().exposure_time(data)
+
+    @property
+    def point_group(self) -> str | None:
+        """The group that was decided; None before the first image with counts."""
+        return None if self._symmetry is None else self._symmetry.point_group
+
+    def record(self) -> tuple[Document, dict[str, NDArray[Any]]]:
+        """What was found out before the first event, and the arrays that belong to it."""
+        if self._settings is None:
+            return {f"{self._key}_unusable": str(self._unusable)}, {}
+        said = self._settings.record()
+        arrays: dict[str, NDArray[Any]] = {}
+        if self._settings.mask is not None and self._work.mask is None:
+            arrays[f"{self._key}_mask"] = self._settings.mask
+        if self._fixed_dark is not None:
+            dark = stored_dark(self._fixed_dark)
+            arrays[f"{self._key}_dark"] = dark
+            said[f"{self._key}_dark_sha256"] = array_sha256(dark)
+            said[f"{self._key}_dark_frames"] = self._fixed_dark.frames
+            said[f"{self._key}_dark_seconds"] = self._fixed_dark.seconds
+        return said, arrays
+
+    def row(self, image: NDArray[Any], data: Mapping[str, Any], time: float | None) -> Row:
+        """Denoise one image of an event with these columns, at this time; None where a stream has no events."""
+        settings, work = self._usable(), self._work
+        mask = settings.mask
+        self._refuse_clipped(image, mask)
+        symmetry = self.symmetry(image, data)
+        background = None
+        if work.beamline.has_dark:
+            dark = self._fixed_dark or self._darks.before(self._key, time)
+            mask = dark.mask if mask is None else with_dark_mask(mask, dark)
+            background = self._background_of(dark, dark.exposures(settings.exposure_time(data)), mask, symmetry)
+        return denoised_row(
+            work.denoiser,
+            work.recipe,
+            image,
+            mask=mask,
+            exposure=work.exposure,
+            symmetry=symmetry,
+            background=background,
+        )
+
+    def decide(self, symmetry: Symmetry) -> None:
+        """Let this be the group of all images."""
+        self._symmetry = symmetry
+
+    def takes_over(self, row: Row, data: Mapping[str, Any]) -> bool:
+        """Whether a row that an earlier writer made of this image has the symmetry that it would be given now."""
+        y, x = row.scalars["center_y"], row.scalars["center_x"]
+        made = Symmetry(row.scalars["symmetry"], None if np.isnan(y) else (y, x))
+        if row.scalars["counts_in"] > 0:
+            # As in `symmetry`: the first image with counts decides.
+            self._symmetry, self._holds_counts = self._symmetry or made, True
+        return self._symmetry is not None and made == self._about(self._symmetry, self._usable().beam_center(data))
+
+    def _usable(self) -> Settings:
+        if self._settings is None:
+            assert self._unusable is not None
+            raise self._unusable
+        return self._settings
+
+    def symmetry(self, image: NDArray[Any], data: Mapping[str, Any]) -> Symmetry:
+        """The group as decided with the first image that has counts, about the centre of this event."""
+        settings = self._usable()
+        center = settings.beam_center(data)
+        found = self._symmetry
+        if found is None:
+            found = self._work.denoiser.resolve(
+                image,
+                mask=settings.mask,
+                exposure=self._work.exposure,
+                symmetry=settings.symmetry(data),
+                beam_center=center,
+            )
+            if np.any(image[~sentinel_mask(image)]):
+                self._symmetry = found
+        return self._about(found, center)
+
+    @staticmethod
+    def _about(found: Symmetry, center: tuple[float, float] | None) -> Symmetry:
+        return found if found.point_group == "1" or center is None else Symmetry(found.point_group, center)
+
+    def _refuse_clipped(self, image: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
+        """Look at each frame until one with counts has passed: it is the detector's way, and not one frame's."""
+        if self._holds_counts:
+            return
+        refuse_clipped_image(image, mask)
+        self._holds_counts = bool(np.any(image[~sentinel_mask(image)]))
+
+    def _background_of(self, dark: Dark, exposures: float, mask: NDArray[np.bool_], symmetry: Symmetry) -> Background:
+        """Denoised once, while dark, symmetry and exposure time stay."""
+        held = self._background
+        if held is None or held[0] is not dark or held[1:3] != (symmetry, exposures):
+            background = self._work.denoiser.background(dark, exposures=exposures, mask=mask, symmetry=symmetry)
+            held = self._background = (dark, symmetry, exposures, background)
+        return held[3]
+
+
+def with_dark_mask(mask: NDArray[np.bool_], dark: Dark) -> NDArray[np.bool_]:
+    """The frame's mask and the dark's.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the dark is of another detector.
+    """
+    if mask.shape != dark.mask.shape:
+        raise SymDenoiseError(
+            f"dark of shape {dark.mask.shape}",
+            rule=f"it must have the frame's shape {mask.shape}",
+            remedy="name the dark of this detector",
+        )
+    return mask | dark.mask
+
+
+def stored_dark(dark: Dark) -> NDArray[np.float64]:
+    """The dark as one array, NaN where masked."""
+    return np.where(dark.mask, np.nan, dark.counts)
+
+
+def dark_from_stored(array: NDArray[np.float64], *, frames: int, seconds: float | None) -> Dark:
+    """The inverse of `stored_dark`."""
+    return Dark(counts=np.nan_to_num(array), mask=np.isnan(array), frames=frames, seconds=seconds)

@@ -1,0 +1,222 @@
+"""What to do with every frame of a run, and where the result goes, checked before a run starts."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
+from numpy.typing import ArrayLike, NDArray
+
+from bluesky_symdenoise import __version__
+from bluesky_symdenoise.acquisition.beamline import Beamline, dark_from, poni_beam_center
+from bluesky_symdenoise.acquisition.place import UNSORTED, Place
+from bluesky_symdenoise.catalog.containers import FRAMES_FOLDER
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.dark import Dark
+from bluesky_symdenoise.physics.frame import as_exposure
+from bluesky_symdenoise.physics.symmetry import checked_point_group
+from bluesky_symdenoise.recipe import Recipe, array_sha256
+
+if TYPE_CHECKING:
+    from tiled.client.container import Container
+
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+Document = dict[str, Any]
+Transport = Literal["files", "http"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to do with every frame, and where the result goes.
+
+    Attributes
+    ----------
+    container
+        Client of the catalogue of derived runs.
+    model
+        The denoiser, or the settings that load it when it is first used: what is planned here may be done elsewhere.
+    place, folder
+        Where the HDF5 files go: the rule for each run, and the folder above them all, which the server reads.
+    activity
+        ``callback`` or ``replay``: how the derived run came to be.
+    beamline
+        Where the run's own documents say more.
+    dark
+        For all images, from a file.
+    frames
+        How frames get to the server: ``files`` that it reads, or over ``http``.
+    """
+
+    container: Container
+    model: Denoiser | DenoiserSettings
+    recipe: Recipe
+    place: Place
+    folder: Path
+    mask: NDArray[np.bool_] | None
+    exposure: NDArray[np.float64] | None
+    activity: str
+    beamline: Beamline = field(default_factory=Beamline)
+    dark: Dark | None = None
+    frames: Transport = "files"
+
+    @classmethod
+    def planned(
+        cls,
+        container: Container,
+        *,
+        activity: str,
+        denoiser: Denoiser | DenoiserSettings | None = None,
+        directory: str | Path | Place | None = None,
+        mask: ArrayLike | None = None,
+        exposure: ArrayLike | None = None,
+        symmetry: str = "auto",
+        beam_center: Sequence[float] | None = None,
+        streams: Sequence[str] | None = None,
+        data_keys: Sequence[str] | None = None,
+        beamline: Beamline | None = None,
+        frames: Transport = "files",
+    ) -> Work:
+        """Check what can be checked before a run starts.
+
+        Raises
+        ------
+        SymDenoiseError
+            For anything that could not work whatever the frames are.
+        """
+        if not isinstance(container, CatalogOfBlueskyRuns):
+            raise SymDenoiseError(
+                f"{getattr(container, 'uri', container)!s}",
+                rule="it is no catalogue of Bluesky runs",
+                remedy='pass the container of the derived runs, client["denoised"]',
+            )
+        check_choice("frames", frames, get_args(Transport))
+        if symmetry != "auto":
+            checked_point_group(symmetry)
+        if beam_center is not None and (len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()):
+            raise SymDenoiseError(
+                f"beam centre {beam_center!r}",
+                rule="it must be two finite numbers",
+                remedy="give (y, x) in pixels",
+            )
+        for names, what in ((streams, "streams"), (data_keys, "data_keys")):
+            if isinstance(names, str):
+                raise SymDenoiseError(
+                    f"{what}={names!r}", rule="it must be a list of names", remedy=f"give [{names!r}]"
+                )
+        bad = None if mask is None else np.asarray(mask).astype(bool)
+        n = None if exposure is None else np.asarray(exposure, np.float64)
+        for array, what in ((bad, "mask"), (n, "exposure")):
+            if array is not None and array.ndim != 2:
+                raise SymDenoiseError(
+                    f"{what} of shape {array.shape}",
+                    rule="it must be (y, x)",
+                    remedy="give one for all frames",
+                )
+        if n is not None:
+            as_exposure(n, n.shape)
+        model = denoiser or DenoiserSettings()
+        place = directory if isinstance(directory, Place) else Place(directory)
+        kept = beamline or Beamline()
+        dark = None if kept.dark_file is None else dark_from(kept.dark_file, seconds=kept.dark_seconds)
+        if kept.poni_file is not None:
+            poni_beam_center(kept.poni_file)
+        recipe = Recipe(
+            model_sha256=model.sha256() if isinstance(model, DenoiserSettings) else model.model.sha256,
+            algorithm=ALGORITHM,
+            symmetry=symmetry,
+            beam_center=None if beam_center is None else (float(beam_center[0]), float(beam_center[1])),
+            mask_sha256=None if bad is None else array_sha256(bad),
+            exposure_sha256=None if n is None else array_sha256(n),
+            streams=None if streams is None else tuple(streams),
+            data_keys=None if data_keys is None else tuple(data_keys),
+            beamline=kept.to_recipe(),
+        )
+        return cls(
+            container=container,
+            model=model,
+            recipe=recipe,
+            place=place,
+            folder=frames_folder(container, place),
+            mask=bad,
+            exposure=n,
+            activity=activity,
+            beamline=kept,
+            dark=dark,
+            frames=frames,
+        )
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser, loaded if it was not."""
+        return self.model.load() if isinstance(self.model, DenoiserSettings) else self.model
+
+    def folder_for(self, start: Document) -> tuple[Path, str | None]:
+        """The folder for a run's files, made if it was not there, and what is wrong with it in one line."""
+        complaint = None
+        try:
+            folder = self.place.folder(self.folder, start)
+        except SymDenoiseError as error:
+            folder, complaint = self.folder / UNSORTED, str(error)
+        self.place.make(self.folder, folder)
+        return folder, complaint
+
+    def given(self) -> dict[str, Any]:
+        """The arguments that were given, as `Settings` takes them."""
+        symmetry, center = self.recipe.symmetry, self.recipe.beam_center
+        given = {"symmetry": None if symmetry == "auto" else symmetry, "beam_center": center, "mask": self.mask}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def provenance(self, raw_uid: str, stream: str, keys: Sequence[str]) -> Document:
+        """The provenance block of the start document, in the words of W3C PROV."""
+        return {
+            "wasDerivedFrom": [{"run": raw_uid, "stream": stream, "data_key": key} for key in keys],
+            "wasGeneratedBy": {"activity": self.activity, "startedAtTime": now()},
+            "wasAssociatedWith": {"name": "bluesky-symdenoise", "version": __version__},
+            "model": self.denoiser.model.identity(),
+            "recipe": self.recipe.to_dict(),
+            "recipe_sha256": self.recipe.sha256,
+            "environment": {"python": platform.python_version(), **self.denoiser.environment()},
+        }
+
+
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise SymDenoiseError if a word is none of the choices."""
+    if value not in choices:
+        raise SymDenoiseError(f"{what}={value!r}", rule="there is no such choice", remedy=f"give {', '.join(choices)}")
+
+
+def now() -> str:
+    """The time in ISO 8601, UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def frames_folder(container: Container, place: Place) -> Path:
+    """The folder above all derived files: the one given, or the one that the container itself names."""
+    folder = place.root(container.metadata.get(FRAMES_FOLDER))
+    if folder is None:
+        raise SymDenoiseError(
+            f"container {container.uri}",
+            rule="it does not say where files of denoised frames go",
+            remedy="pass directory=..., a folder that this computer writes and the server reads (readable_storage)",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".symdenoise-writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SymDenoiseError(
+            f"folder {folder}",
+            rule=f"denoised frames cannot be written there ({error.strerror})",
+            remedy="pass directory=..., a folder that this computer writes and the server reads",
+        ) from error
+    return folder

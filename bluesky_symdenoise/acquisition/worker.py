@@ -1,0 +1,233 @@
+"""The worker process: documents in through a private pipe, derived runs out. Run by `WorkerProcess` only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bluesky_symdenoise.acquisition.delivery import Delivered
+    from bluesky_symdenoise.acquisition.plan import Work
+    from bluesky_symdenoise.catalog.writer import Emit
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker is told at its start.
+
+    Attributes
+    ----------
+    work
+        What to do; its client carries the API key.
+    tokens
+        Of a client that logged in with a name.
+    drop_after
+        Frames that waited longer, in seconds, are not denoised; None for all are.
+    nice
+        Added to the niceness of the RunEngine's process, once it is ready.
+    """
+
+    work: Work
+    tokens: dict[str, str]
+    drop_after: float | None
+    nice: int
+
+
+class _Worker:
+    """The engine and the sender, reporting to the process that started this one."""
+
+    def __init__(self, pipe: Connection, setup: Setup) -> None:
+        from bluesky_symdenoise.acquisition.engine import Engine
+        from bluesky_symdenoise.acquisition.sender import Sender
+
+        self._pipe, self._setup, self._lock = pipe, setup, threading.Lock()
+        self._came = 0.0
+        self._again: set[str] = set()
+        self._kept: dict[str, str] = {}
+        self._sender = Sender(setup.work, told=self)
+        self._engine = Engine(setup.work, self, outlet=self._outlet, too_late=self._too_late)
+
+    def say(self, *message: Any) -> None:
+        """Tell the RunEngine's process; if that has ended, nobody wants to know."""
+        with self._lock:
+            try:
+                self._pipe.send(message)
+            except OSError:
+                return
+
+    def run(self, inbox: queue.SimpleQueue[tuple[Any, ...]]) -> None:
+        """Work until the pipe is closed."""
+        from bluesky_symdenoise.acquisition.spool import Spool
+
+        for spool in Spool.left(self._setup.work.folder):
+            if spool.complete:
+                self._sender.add(spool)
+            else:
+                spool.release()
+        while True:
+            match inbox.get():
+                case ("document", number, payload, came, again):
+                    self._came = came
+                    name, doc = pickle.loads(payload)
+                    if again and name == "start":
+                        self._again.add(self._setup.work.recipe.derived_uid(doc["uid"]))
+                    self._engine.take(name, doc)
+                    self.say("taken", number)
+                case ("close",):
+                    self._engine.close("the callback was closed before the run's stop document came")
+                    self._sender.close()
+                    self.say("closed")
+                    return
+                case _:
+                    # The RunEngine's process is gone: runs without their end are left to `catch-up`.
+                    self._sender.close()
+                    return
+
+    def frame(self, raw_uid: str, reason: str | None) -> None:
+        self.say("frame", raw_uid, reason)
+
+    def ended(self, raw_uid: str, outcome: str, derived_uid: str | None) -> None:
+        self.say("finished", raw_uid)
+        self._sender.wake()
+        if derived_uid is None:
+            self.say("ended", raw_uid, outcome, None, None)
+
+    def error(self, line: str) -> None:
+        self.say("error", line)
+
+    def delivered(self, run: Delivered) -> None:
+        self.say("ended", run.raw_uid, run.outcome, run.frames, run.failed)
+
+    def kept(self, lines: dict[str, str]) -> None:
+        if lines != self._kept:
+            self._kept = lines
+            self.say("kept", lines)
+
+    def _too_late(self) -> str | None:
+        late = self._setup.drop_after
+        if late is None or time.monotonic() - self._came <= late:
+            return None
+        return f"dropped: the denoiser was more than {late:g} s behind; use slow='defer', more threads or a GPU"
+
+    def _outlet(self, work: Work, uid: str, journal: Path) -> Emit:
+        """Documents go to a spool first; Tiled gets them from there, and a crash here loses none."""
+        from bluesky_symdenoise.acquisition.claim import doubled
+        from bluesky_symdenoise.acquisition.delivery import delivered
+        from bluesky_symdenoise.acquisition.engine import FinishedError
+        from bluesky_symdenoise.acquisition.spool import Spool
+
+        finished = FinishedError(f"derived run {uid}", rule="it was finished before a crash", remedy="use it")
+        if self._sender.has(uid):
+            raise finished
+        spool = Spool.begin(work.folder, uid)
+        if spool is None:
+            raise doubled(uid)
+        if spool.complete:
+            self._sender.add(spool)
+            raise finished
+        if spool.empty:
+            existing = self._existing(uid)
+            if existing is not None:
+                spool.remove()
+                if existing.get("stop") and uid in self._again:
+                    self.delivered(delivered(existing["start"], existing["stop"]))
+                    raise finished
+                raise doubled(uid)
+        spool.restart()
+        self._sender.add(spool)
+
+        def emit(name: str, doc: Document) -> None:
+            spool.write(name, doc)
+            self._sender.wake()
+
+        return emit
+
+    def _existing(self, uid: str) -> Document | None:
+        """Metadata of a derived run in Tiled; None too where Tiled is away and cannot say."""
+        from bluesky_symdenoise.acquisition.delivery import is_away
+
+        container = self._setup.work.container
+        try:
+            return dict(container[uid].metadata) if uid in container else None
+        except Exception as error:
+            if is_away(error):
+                return None
+            raise
+
+
+def main() -> None:
+    """Entry point: ``fd nice`` on the command line, everything else through the pipe."""
+    nice = int(sys.argv[2])
+    os.nice(nice)
+    # Ctrl-C in the terminal means the RunEngine.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe = Connection(int(sys.argv[1]))
+    setup = pipe.recv()
+    inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
+    _logged_in(setup)
+    worker = _Worker(pipe, setup)
+    log = logging.getLogger("bluesky_symdenoise")
+    log.addHandler(_Forward(worker))
+    log.propagate = False
+    try:
+        _warmed_up(setup.work)
+    except SymDenoiseError as error:
+        worker.say("refused", error.value, error.rule, error.remedy)
+        return
+    os.nice(setup.nice - nice)
+    worker.say("ready")
+    worker.run(inbox)
+
+
+def _warmed_up(work: Work) -> None:
+    """Load the network and run it once: the first frame of a scan is no slower than the second."""
+    import numpy as np
+
+    work.denoiser(np.ones((64, 64), np.uint8), symmetry="1")
+
+
+def _logged_in(setup: Setup) -> None:
+    """Give a client that logged in with a name its tokens: pickling leaves them out."""
+    auth = setup.work.container.context.http_client.auth
+    if auth is not None:
+        auth.tokens.update(setup.tokens)
+
+
+class _Forward(logging.Handler):
+    """Log records go to the RunEngine's process, which knows what the user wants to see."""
+
+    def __init__(self, worker: _Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._worker.say("log", record.levelno, record.getMessage())
+
+
+def _listen(pipe: Connection, inbox: queue.SimpleQueue[tuple[Any, ...]]) -> None:
+    while True:
+        try:
+            inbox.put(pipe.recv())
+        except (EOFError, OSError):
+            inbox.put(("gone",))
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""What every row says of its frame beside the pixels, and a run of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Names and dtypes of the scalars: the data keys are ``<key>_<name>``.
+SCALARS = {
+    "counts_in": "number",
+    "counts_out": "number",
+    "symmetry": "string",
+    "center_y": "number",
+    "center_x": "number",
+    "ms": "number",
+}
+
+
+def computed_when_read(stop: Mapping[str, Any]) -> bool:
+    """Whether a derived run with this stop document has frames and stores no pixels."""
+    ended = stop.get("provenance")
+    return isinstance(ended, Mapping) and bool(ended.get("frames")) and ended.get("bytes") == 0

@@ -1,0 +1,78 @@
+"""The two containers that a root holds: raw runs and denoised ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
+from tiled.client.utils import ClientError
+from tiled.structures.core import Spec
+
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from tiled.client.container import Container
+
+#: Metadata key under which a catalogue of derived runs names the folder for its frames.
+FRAMES_FOLDER = "symdenoise_frames"
+
+#: Spec, with its version, of a catalogue of Bluesky runs.
+CATALOGUE = ("CatalogOfBlueskyRuns", "3.0")
+
+
+def prepare(root: Container, *, frames: str | Path, access_tags: Sequence[str] = ()) -> None:
+    """Make the containers ``raw`` and ``denoised`` where they are missing, and name the folder for denoised frames.
+
+    Parameters
+    ----------
+    root
+        Client of the root of a catalogue.
+    frames
+        Folder that the denoising computer writes and the server reads.
+    access_tags
+        Of the two containers, in place of those that they have: tags that show them to all who may look for runs. None
+        leaves them as they are.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the root is itself a catalogue of runs, or if the server does not put the tags on the containers.
+    """
+    if isinstance(root, CatalogOfBlueskyRuns):
+        raise SymDenoiseError(
+            f"{root.uri}",
+            rule="it is itself a catalogue of Bluesky runs, and so cannot hold `raw` and `denoised`",
+            remedy="take CatalogOfBlueskyRuns out of the specs of the root in the server's configuration",
+        )
+    for name in ("raw", "denoised"):
+        try:
+            if name not in root:
+                root.create_container(name, specs=[Spec(*CATALOGUE)], access_tags=list(access_tags) or None)
+            elif access_tags and set(root[name].access_tags) != set(access_tags):
+                root[name].update_metadata(access_tags=list(access_tags))
+        except ClientError as error:
+            if error.response.status_code == HTTPStatus.CONFLICT:
+                raise SymDenoiseError(
+                    f"container {name}",
+                    rule="it is there, and this key may not see it",
+                    remedy="run `symdenoise prepare --access-tag TAG` once with the key of whoever made it",
+                ) from error
+            if error.response.status_code != HTTPStatus.FORBIDDEN or not access_tags:
+                raise
+            raise _not_tagged(name, access_tags, str(error).splitlines()[-1].strip()) from error
+        if access_tags and set(root[name].access_tags) != set(access_tags):
+            raise _not_tagged(name, access_tags, "it has no access policy")
+    folder = str(Path(frames).resolve())
+    if root["denoised"].metadata.get(FRAMES_FOLDER) != folder:
+        root["denoised"].update_metadata({FRAMES_FOLDER: folder})
+
+
+def _not_tagged(name: str, tags: Sequence[str], why: str) -> SymDenoiseError:
+    return SymDenoiseError(
+        f"access tags {', '.join(tags)} of {name}",
+        rule=f"the server does not apply them ({why})",
+        remedy="use a key whose principal owns them (tag_owners); without an access policy give none",
+    )

@@ -1,0 +1,114 @@
+"""What the server offers for our nodes beside Tiled's own formats: picture, report page, NeXus file.
+
+Named in ``tiled_config.yml``. Frames are chosen with a parameter of the media type, first frame 0, ranges with their
+last one, several joined by ``+`` (Tiled itself splits the formats at commas): ``?format=text/html;frames=0+17+99`` and
+``?format=application/x-nexus;frames=0-9+17``.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+from fastapi import HTTPException
+from numpy.typing import NDArray
+from tiled.utils import UnsupportedShape, parse_mimetype
+
+from bluesky_symdenoise.catalog.choice import Choice
+from bluesky_symdenoise.catalog.nexus_export import write_nexus
+from bluesky_symdenoise.catalog.report import Shown, report_page
+from bluesky_symdenoise.catalog.served import Filter, ServedStream, served_streams
+from bluesky_symdenoise.catalog.thumbnail import frames_png
+
+#: Frames that a report shows at most.
+MOST_FRAMES = 6
+#: Heavy work at a time in one server process.
+_BUSY = threading.BoundedSemaphore(2)
+_BLOCK = 2**20
+_MOST_PARTS = 100
+_FRAMES = "frames must be numbers and ranges joined by '+', the first frame is 0: frames=0-9 or frames=0+17+99"
+
+
+def image_png(mimetype: str, array: NDArray[Any], metadata: Mapping[str, Any]) -> bytes:
+    """``image/png`` of a node with the spec ``SymDenoisedImage``; see `frames_png`."""
+    try:
+        return frames_png(array)
+    except ValueError as error:
+        raise UnsupportedShape(array.shape) from error
+
+
+async def report_html(mimetype: str, run: Any, metadata: Mapping[str, Any], filter_for_access: Filter) -> bytes:
+    """``text/html`` of a derived run: one page that needs nothing else."""
+    choice = _chosen(mimetype)
+    if (most := sum(map(len, choice.parts or ()))) > MOST_FRAMES:
+        raise HTTPException(400, f"{most} frames are asked for; a report shows at most {MOST_FRAMES}")
+    streams = await _with_images(run, filter_for_access)
+    with _one_of_few():
+        page = await report_page(Shown(run, metadata, streams, filter_for_access), choice)
+    return page.encode()
+
+
+async def run_nexus(
+    mimetype: str, run: Any, metadata: Mapping[str, Any], filter_for_access: Filter
+) -> AsyncIterator[bytes]:
+    """``application/x-nexus`` of a derived run: written frame by frame to a temporary file, then streamed."""
+    choice = _chosen(mimetype)
+    streams = await _with_images(run, filter_for_access)
+    with _one_of_few():
+        folder = tempfile.TemporaryDirectory(prefix="symdenoise-")
+        try:
+            path = Path(folder.name) / "run.nxs"
+            await write_nexus(path, metadata, streams, choice)
+        except BaseException:
+            folder.cleanup()
+            raise
+    return _streamed(path, folder)
+
+
+async def _streamed(path: Path, folder: tempfile.TemporaryDirectory[str]) -> AsyncIterator[bytes]:
+    try:
+        async with await anyio.open_file(path, "rb") as file:
+            while block := await file.read(_BLOCK):
+                yield block
+    finally:
+        folder.cleanup()
+
+
+async def _with_images(run: Any, filter_for_access: Filter) -> list[ServedStream]:
+    streams = [stream for stream in await served_streams(run, filter_for_access) if stream.images]
+    if not streams:
+        raise HTTPException(422, "this run has no denoised images yet; ask again when it has events")
+    return streams
+
+
+def _chosen(mimetype: str) -> Choice:
+    """Frames of ``;frames=0-9+17+99``."""
+    given = parse_mimetype(mimetype)[1].get("frames")
+    if given is None:
+        return Choice()
+    # In a URL, + is a space.
+    named = re.split(r"[+ ]", given)
+    if not all(re.fullmatch(r"\d{1,9}(-\d{1,9})?", part) for part in named) or len(named) > _MOST_PARTS:
+        raise HTTPException(400, _FRAMES)
+    ends = [[int(number) for number in part.split("-")] for part in named]
+    parts = tuple(range(each[0], each[-1] + 1) for each in ends)
+    if not all(parts):
+        raise HTTPException(400, _FRAMES)
+    return Choice(parts)
+
+
+@contextmanager
+def _one_of_few() -> Iterator[None]:
+    """A place among the few that may work at once, so that many requests cannot fill the memory."""
+    if not _BUSY.acquire(blocking=False):
+        raise HTTPException(503, "the server draws other reports or exports; ask again", headers={"Retry-After": "5"})
+    try:
+        yield
+    finally:
+        _BUSY.release()

@@ -1,0 +1,22 @@
+"""One thing that was checked on a server, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Verdict = Literal["OK", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked; `remedy` is empty where all is well."""
+
+    check: str
+    verdict: Verdict
+    said: str
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """As plain JSON values."""
+        return asdict(self)

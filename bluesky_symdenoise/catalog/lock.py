@@ -1,0 +1,63 @@
+"""A file that one process at a time holds; the kernel lets go of it when that process ends, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from bluesky_symdenoise.errors import SymDenoiseError
+
+
+class HeldError(SymDenoiseError):
+    """Another process, or another owner in this one, holds the file."""
+
+
+def held(path: Path) -> HeldError:
+    """That the file has a holder."""
+    return HeldError(str(path), rule="a living process holds this lock", remedy="wait for it, or end that process")
+
+
+def hold(path: Path) -> BinaryIO:
+    """Open a file for appending and lock it; it is made if it does not exist. Closing it lets go.
+
+    Raises
+    ------
+    HeldError
+        If somebody else holds it.
+    SymDenoiseError
+        If the file system has no locks.
+    """
+    while True:
+        file = path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise held(path) from None
+        except OSError as error:
+            file.close()
+            raise SymDenoiseError(
+                str(path),
+                rule=f"the file system cannot lock files ({error.strerror})",
+                remedy="choose a folder on a file system with locks: a local one, or NFS version 4",
+            ) from error
+        # Whoever held it may have removed it between our opening and our locking.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the file; one that does not exist is held by nobody."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,177 @@
+"""Panels of one frame, drawn on axes without pyplot: it also runs in the threads of a server."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.physics.agreement import disagreement
+from bluesky_symdenoise.physics.frame import frame_from_counts
+from bluesky_symdenoise.physics.symmetry import Symmetry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: What nothing was measured of looks like: a grey that is in none of the colour maps.
+NO_DATA = "0.75"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image with its name and scale.
+
+    Attributes
+    ----------
+    image
+        (y, x); NaN is drawn as no data.
+    limits
+        Values of the first and last colour.
+    logarithmic
+        Whether colours follow the logarithm; values below the first limit then have the first colour.
+    """
+
+    title: str
+    image: NDArray[Any]
+    limits: tuple[float, float]
+    colours: str
+    logarithmic: bool = False
+
+
+def log_limits(image: NDArray[Any]) -> tuple[float, float]:
+    """Limits of a logarithmic scale, 0 < low < high, for any image: sparse, empty, constant or without any value."""
+    finite = image[np.isfinite(image)]
+    positive = finite[finite > 0]
+    if not positive.size:
+        return 0.1, 1.0
+    # Of sparse counts nearly all pixels are 0, and the brightest ones are single counts.
+    top = float(np.percentile(finite, 99.8)) or float(positive.max())
+    top = max(top, float(positive.min()))
+    low = max(float(np.percentile(positive, 1)) / 2, top * 1e-4, 1e-30)
+    return low, max(top, 10 * low)
+
+
+def residual(counts: NDArray[Any], intensity: NDArray[Any], *, block: int = 1) -> NDArray[np.float64]:
+    """Counts minus expected counts over the square root of the expected ones, in blocks of pixels.
+
+    ``z = sum(y - m) / sqrt(sum(m))`` over the pixels of a block that have both; NaN where none has.
+    A pixel's own count is part of its estimate, so z spreads less than a standard normal.
+
+    Parameters
+    ----------
+    counts, intensity
+        (y, x); NaN where not measured.
+    block
+        Side of the blocks in pixels.
+    """
+    both = np.isfinite(counts) & np.isfinite(intensity)
+    sums = [_blocks(np.where(both, image, 0.0), block) for image in (counts - intensity, intensity)]
+    return np.divide(sums[0], np.sqrt(np.maximum(sums[1], 0)), out=np.full(sums[0].shape, np.nan), where=sums[1] > 0)
+
+
+def shrunk(image: NDArray[Any], block: int) -> NDArray[np.float64]:
+    """Means over blocks of pixels that are finite; NaN where none is."""
+    finite = np.isfinite(image)
+    count = _blocks(finite.astype(float), block)
+    total = _blocks(np.where(finite, image, 0.0), block)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _blocks(image: NDArray[Any], block: int) -> NDArray[np.float64]:
+    height, width = image.shape
+    padded = np.pad(image.astype(float), ((0, -height % block), (0, -width % block)))
+    return padded.reshape(padded.shape[0] // block, block, -1, block).sum(axis=(1, 3))
+
+
+def panels(
+    counts: NDArray[Any] | None,
+    intensity: NDArray[Any],
+    sigma: NDArray[Any],
+    measured: NDArray[np.bool_],
+    symmetry: Symmetry,
+    *,
+    exposure: NDArray[np.float64] | None = None,
+    most: int = 1024,
+) -> list[Panel]:
+    """Raw, denoised, sigma, residual and the mates' disagreement of one frame; two of them where `counts` is None.
+
+    Parameters
+    ----------
+    counts, intensity, sigma
+        (y, x) of one frame, not normalised.
+    measured
+        (y, x), True where `counts` holds a count.
+    symmetry
+        The one that was used; without operations there is no map of it.
+    exposure
+        (y, x) relative exposure.
+    most
+        Pixels along the longer side; larger frames are averaged over blocks.
+    """
+    block = -(-max(intensity.shape) // most)
+    small = shrunk(intensity, block)
+    limits = log_limits(small)
+    spread = shrunk(sigma, block)
+    drawn = [
+        Panel("denoised (expected counts)", small, limits, "viridis", logarithmic=True),
+        Panel("sigma of one pixel (counts)", spread, log_limits(spread), "magma", logarithmic=True),
+    ]
+    if counts is None:
+        return drawn
+    shown = np.where(measured, counts, np.nan)
+    drawn.insert(0, Panel("raw frame (counts)", shrunk(shown, block), limits, "viridis", logarithmic=True))
+    z = residual(shown, intensity, block=block)
+    drawn.append(Panel("residual z\n(raw - denoised) / sqrt(denoised)", z, (-4, 4), "RdBu_r"))
+    if symmetry.operations:
+        n = np.ones(measured.shape) if exposure is None else exposure
+        score = disagreement(frame_from_counts(counts, mask=~measured, exposure=n), symmetry)
+        label = f"mates' disagreement under {symmetry.point_group}\n(standard deviations)"
+        drawn.append(Panel(label, shrunk(score, block), (0, 6), "coolwarm"))
+    return drawn
+
+
+def draw_panels(axes: Sequence[Axes], drawn: Sequence[Panel]) -> None:
+    """Each panel on an axes of its own, with its colour bar."""
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for axis, panel in zip(axes, drawn, strict=True):
+        norm = LogNorm(*panel.limits) if panel.logarithmic else Normalize(*panel.limits)
+        image = np.maximum(panel.image, panel.limits[0]) if panel.logarithmic else panel.image
+        shown = axis.imshow(image, norm=norm, cmap=panel.colours, interpolation="nearest")
+        axis.set_title(panel.title, fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_facecolor(NO_DATA)
+        bar = axis.figure.colorbar(shown, ax=axis, shrink=0.8)
+        if panel.logarithmic:
+            bar.locator = LogLocator(subs=(1, 2, 5), numticks=12)
+            bar.ax.yaxis.set_minor_locator(NullLocator())
+            bar.ax.yaxis.set_major_formatter("{x:g}")
+
+
+def panel_figure(drawn: Sequence[Panel], *, title: str = "") -> Figure:
+    """All panels side by side, or one above the other where frames are wide."""
+    from matplotlib.figure import Figure
+
+    height, width = drawn[0].image.shape
+    wide = width > 2 * height
+    rows, columns = (len(drawn), 1) if wide else (1, len(drawn))
+    size = (9, 2.75 * rows) if wide else (4.25 * columns, 4.6)
+    figure = Figure(figsize=size, layout="constrained")
+    draw_panels(list(np.ravel(figure.subplots(rows, columns))), drawn)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def png(figure: Figure, *, dpi: int = 90) -> bytes:
+    """The figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()

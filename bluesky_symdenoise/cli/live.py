@@ -1,0 +1,192 @@
+"""Commands that denoise what a Tiled server holds or receives."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bluesky_symdenoise.cli.catalog import opened
+from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    pass
+
+Uri = Annotated[str, typer.Argument(metavar="CATALOG_URI", help="Of the Tiled catalogue that holds RAW and DENOISED.")]
+Raw = Annotated[str, typer.Option(help="Container of the raw runs.")]
+Denoised = Annotated[str, typer.Option(help="Container for the denoised runs.")]
+Directory = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder for denoised frames, or a template such as /data/{proposal}; by default the one DENOISED names."
+    ),
+]
+Frames = Annotated[
+    str | None,
+    typer.Option(help="files: the server reads DIRECTORY (default); http: frames are sent to it."),
+]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings", metavar="TOML", help="Arguments as DenoiseCallback takes them; those given here go before."
+    ),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+OlderThan = Annotated[
+    float | None,
+    typer.Option(
+        min=0, metavar="HOURS", help="Also runs without a stop document that gave no sign of life for this long."
+    ),
+]
+
+
+@app.command("catch-up")
+def catch_up(
+    uri: Uri,
+    since: Annotated[datetime | None, typer.Option(help="Only raw runs that began after this, local time.")] = None,
+    older_than: OlderThan = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    settings: SettingsFile = None,
+    symmetry: Symmetry = "auto",
+    beam_center: Center = None,
+    directory: Directory = None,
+    frames: Frames = None,
+    raw: Raw = "raw",
+    denoised: Denoised = "denoised",
+    model: ModelName = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Finish what was missed: raw runs without a complete derived run; the API key comes from TILED_API_KEY.
+
+    Rows that a killed writer had finished are taken over. Exit status 1 says that something could not be finished.
+    """
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from bluesky_symdenoise.acquisition.catchup import finish, tidy, unfinished
+    from bluesky_symdenoise.acquisition.delivery import send_spooled
+    from bluesky_symdenoise.acquisition.plan import Work
+    from bluesky_symdenoise.acquisition.probe import check_server
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+    with opened(uri, raw=raw, denoised=denoised) as client:
+        given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
+        work = Work.planned(
+            client[denoised],
+            activity="catch-up",
+            denoiser=Denoiser.pretrained(model, device=device, threads=threads),
+            **_arguments(settings, given),
+        )
+        check_server(work)
+        seconds = None if older_than is None else older_than * 3600
+        if not dry_run:
+            for run in send_spooled(work):
+                typer.echo(f"{run.raw_uid}  had waited on disk, sent: {run.outcome}")
+        found = list(
+            unfinished(client[raw], work, since=None if since is None else since.timestamp(), older_than=seconds)
+        )
+        console = Console()
+        if dry_run:
+            for item in found:
+                typer.echo(f"{item.uid}  {item.state}")
+            typer.echo(f"{len(found)} raw runs without a complete derived run")
+            return
+        outcomes = [
+            finish(item, work, older_than=seconds)
+            for item in track(
+                found, description="catching up", disable=not sys.stderr.isatty(), console=Console(stderr=True)
+            )
+        ]
+        tidy(work)
+        table = Table("raw run", "was", "frames", "failed", "s", "now")
+        for each in outcomes:
+            row = (each.uid[:8], each.state, str(each.frames), str(each.failed), f"{each.seconds:.1f}", each.result)
+            table.add_row(*row)
+        if outcomes:
+            console.print(table)
+        left = sum(not each.ok for each in outcomes)
+        typer.echo(f"{len(outcomes) - left} of {len(outcomes)} runs caught up")
+        if left:
+            raise typer.Exit(1)
+
+
+def _arguments(settings: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Those of a file, and before them those given on the command line."""
+    from bluesky_symdenoise.acquisition.arguments import read_arguments
+
+    said = {} if settings is None else read_arguments(settings)
+    return said | {name: value for name, value in given.items() if value not in (None, "auto")}
+
+
+@app.command()
+def watch(
+    uri: Uri,
+    settings: SettingsFile = None,
+    symmetry: Symmetry = "auto",
+    beam_center: Center = None,
+    directory: Directory = None,
+    frames: Frames = None,
+    raw: Raw = "raw",
+    denoised: Denoised = "denoised",
+    zmq: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Documents from a 0MQ proxy instead of Tiled's streaming.")
+    ] = None,
+    kafka: Annotated[str | None, typer.Option(metavar="SERVERS", help="Documents from Kafka instead.")] = None,
+    topic: Annotated[str, typer.Option(help="Topic of the documents, with --kafka.")] = "bluesky",
+    group: Annotated[str, typer.Option(help="Consumer group, with --kafka.")] = "symdenoise",
+    sweep: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Between looks for what was missed.")] = 300,
+    older_than: OlderThan = None,
+    host: Annotated[str, typer.Option(help="Where /healthz and /metrics listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of /healthz and /metrics; 0 takes a free one.")] = 9464,
+    model: ModelName = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Follow raw runs and denoise them while they grow, until Ctrl-C or SIGTERM; the API key comes from TILED_API_KEY.
+
+    What was missed, by a crash or before the start, is found in the catalogue and finished.
+    """
+    import logging
+
+    from bluesky_symdenoise.acquisition.following import TiledSource
+    from bluesky_symdenoise.acquisition.health import Health, served
+    from bluesky_symdenoise.acquisition.plan import Work
+    from bluesky_symdenoise.acquisition.probe import check_server
+    from bluesky_symdenoise.acquisition.sources import KafkaSource, Source, ZmqSource
+    from bluesky_symdenoise.acquisition.watch import Watch, only_one
+    from bluesky_symdenoise.catalog.serve import stop_signal
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+    if zmq and kafka:
+        raise SymDenoiseError("--zmq and --kafka", rule="there is one source", remedy="give one of them")
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    logging.getLogger("bluesky_symdenoise").setLevel(logging.INFO)
+    with opened(uri, raw=raw, denoised=denoised) as client:
+        given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
+        work = Work.planned(
+            client[denoised],
+            activity="watch",
+            denoiser=Denoiser.pretrained(model, device=device, threads=threads),
+            **_arguments(settings, given),
+        )
+        check_server(work)
+        health = Health()
+        with stop_signal() as stop, only_one(work), served(health, host=host, port=port) as listening:
+            source: Source
+            if zmq:
+                source = ZmqSource(zmq)
+            elif kafka:
+                source = KafkaSource(kafka, topic, group=group)
+            else:
+                source = TiledSource(client[raw], columns=work.beamline.columns)
+            typer.echo(f"watching {uri}; http://{host}:{listening}/healthz and /metrics")
+            older = None if older_than is None else older_than * 3600
+            Watch(work, source, client[raw], health=health, stop=stop, sweep_every=sweep, older_than=older).run()
+    typer.echo("stopped")

@@ -1,0 +1,89 @@
+"""Which model, known without loading it: its file is checked here, and torch is not needed for that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from bluesky_symdenoise.errors import SymDenoiseError
+
+#: The model used where none is named.
+DEFAULT_MODEL = "fast"
+#: Changes when the same weights would give other pixels; part of every recipe.
+ALGORITHM = "1"
+#: What to do about a model file that cannot be used.
+REMEDY = "install the package again, or write the file again with `symdenoise train`"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file of weights whose sha256 is the recorded one.
+
+    Attributes
+    ----------
+    content
+        The bytes of the safetensors file.
+    source
+        The file.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    content: bytes
+    source: Any
+
+
+def sha256_of(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def available() -> list[str]:
+    """Names of the models in the package."""
+    return sorted(
+        entry.name.removesuffix(".safetensors") for entry in _shipped().iterdir() if entry.name.endswith(".safetensors")
+    )
+
+
+def _shipped() -> Any:
+    return files("bluesky_symdenoise.denoiser") / "models"
+
+
+def model_file(name: str | Path | None = None) -> ModelFile:
+    """A model of the package by name, or one written by `save_weights` by the path of its safetensors file.
+
+    Raises
+    ------
+    SymDenoiseError
+        If there is none of that name, or its sha256 is not the one recorded beside it.
+    """
+    if name is None or (isinstance(name, str) and not name.endswith(".safetensors")):
+        wanted = name or DEFAULT_MODEL
+        if wanted not in available():
+            raise SymDenoiseError(
+                f"model {wanted!r}",
+                rule=f"the package has {', '.join(available()) or 'none'}",
+                remedy="choose one of these, or give the path of a .safetensors file",
+            )
+        source: Any = _shipped() / f"{wanted}.safetensors"
+        record: Any = _shipped() / f"{wanted}.json"
+    else:
+        source, record = Path(name), Path(name).with_suffix(".json")
+    try:
+        content, described = source.read_bytes(), json.loads(record.read_text())
+        recorded, name, version = (str(described[key]) for key in ("sha256", "name", "version"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SymDenoiseError(f"model {source}", rule=f"it cannot be read ({error})", remedy=REMEDY) from error
+    digest = sha256_of(content)
+    if digest != recorded:
+        raise SymDenoiseError(
+            f"model {source} with sha256 {digest[:12]}",
+            rule=f"{record.name} records {recorded[:12]}: the file is damaged or was exchanged",
+            remedy=REMEDY,
+        )
+    return ModelFile(name=name, version=version, sha256=digest, content=content, source=source)

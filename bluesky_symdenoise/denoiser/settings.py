@@ -1,0 +1,70 @@
+"""Which denoiser, as a value that another process can load."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from bluesky_symdenoise.denoiser.identity import model_file
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+
+@dataclass(frozen=True)
+class DenoiserSettings:
+    """What `Denoiser.pretrained` is called with; making one loads no torch.
+
+    Attributes
+    ----------
+    model
+        Name of a model of the package, or the path of a ``.safetensors`` file; None for the default one.
+    device
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+    threads
+        Threads on the CPU; None leaves one core to whoever else runs, such as the RunEngine.
+
+    Raises
+    ------
+    SymDenoiseError
+        If `threads` is less than 1.
+    """
+
+    model: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise SymDenoiseError(
+                f"threads={self.threads}", rule="at least one is needed", remedy="give 1 or more, or None"
+            )
+
+    def sha256(self) -> str:
+        """Identity of the weights.
+
+        Raises
+        ------
+        SymDenoiseError
+            If there is no such model or its sha256 is not the recorded one.
+        """
+        return model_file(self.model).sha256
+
+    def load(self) -> Denoiser:
+        """The denoiser; the same one for equal settings within a process."""
+        return _loaded(self)
+
+
+def spare_threads() -> int:
+    """As many threads as leave one core to whoever else runs."""
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+@lru_cache(maxsize=1)
+def _loaded(settings: DenoiserSettings) -> Denoiser:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+    return Denoiser.pretrained(settings.model, device=settings.device, threads=settings.threads or spare_threads())

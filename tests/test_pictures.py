@@ -1,0 +1,188 @@
+"""Pictures and profiles of any frame, however empty."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bluesky_symdenoise.catalog.picture import log_limits, panel_figure, panels, png, residual, shrunk
+from bluesky_symdenoise.catalog.profile import Geometry, profile, stated_geometry
+from bluesky_symdenoise.catalog.thumbnail import MOST, frames_png
+from bluesky_symdenoise.physics.symmetry import Symmetry
+
+NO_DATA = {(150, 150, 150), (200, 200, 200)}
+
+
+def opened(array: np.ndarray) -> np.ndarray:
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    return np.asarray(Image.open(io.BytesIO(frames_png(frozen))))
+
+
+def colours(image: np.ndarray) -> set[tuple[int, ...]]:
+    return {tuple(int(value) for value in pixel) for pixel in image.reshape(-1, 3)}
+
+
+def sparse() -> np.ndarray:
+    counts = np.zeros((50, 60), np.float32)
+    counts[7, 8] = 1
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("name", "frame"),
+    [
+        ("sparse", sparse()),
+        ("empty", np.zeros((50, 60), np.float32)),
+        ("constant", np.full((50, 60), 3.5, np.float32)),
+        ("tiny", np.full((50, 60), 1e-38, np.float32)),
+        ("negative", np.full((50, 60), -2.0, np.float32)),
+        ("integers", np.arange(3000, dtype=np.uint32).reshape(50, 60)),
+    ],
+)
+def test_every_frame_with_values_has_a_picture_without_grey(name: str, frame: np.ndarray):
+    image = opened(frame)
+    assert image.shape == (50, 60, 3)
+    assert not colours(image) & NO_DATA
+
+
+def test_a_single_count_stands_out():
+    image = opened(sparse())
+    assert tuple(image[7, 8]) != tuple(image[0, 0])
+    assert len(colours(image)) == 2
+
+
+def test_what_has_no_value_is_hatched_and_nothing_else():
+    frame = np.ones((50, 60))
+    frame[:10], frame[20, 5] = np.nan, np.inf
+    image = opened(frame)
+    assert colours(image[:10]) == NO_DATA
+    assert tuple(image[20, 5]) in NO_DATA
+    assert not colours(image[10:20]) & NO_DATA
+    assert colours(opened(np.full((50, 60), np.nan))) == NO_DATA
+
+
+def test_large_frames_and_stacks_stay_small_and_show_the_same_pixels():
+    big = np.ones((3000, 2000), np.float32)
+    big[:1500] = 100
+    image = opened(big)
+    assert max(image.shape) <= MOST
+    assert tuple(image[10, 10]) != tuple(image[-10, 10])
+    assert max(opened(np.ones((500, 1, 300, 400))).shape) <= MOST + 8
+    assert opened(np.ones((5, 1, 30, 40))).shape == (2 * 30 + 2, 3 * 40 + 4, 3)
+
+
+@pytest.mark.parametrize("shape", [(5,), (0, 1, 30, 40)])
+def test_what_is_no_frame_has_no_picture(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match="holds no frame"):
+        frames_png(np.ones(shape))
+
+
+def test_shrinking_averages_what_is_there():
+    image = np.array([[1.0, 3.0, np.nan], [np.nan, 5.0, np.nan]])
+    np.testing.assert_array_equal(shrunk(image, 2), [[3.0, np.nan]])
+
+
+def test_the_residual_of_noise_about_its_mean_is_standard_normal_and_shows_what_is_not():
+    mean = np.full((200, 200), 2.0)
+    counts = np.random.default_rng(0).poisson(mean).astype(float)
+    counts[:50] += 1
+    z = residual(counts, mean, block=10)
+    assert abs(z[5:].std() - 1) < 0.1
+    assert z[:5].mean() > 5
+
+
+def test_limits_are_increasing_for_anything():
+    for image in (sparse(), np.zeros((4, 4)), np.full((4, 4), np.nan), np.full((4, 4), -1.0), np.full((2, 2), 1e-300)):
+        low, high = log_limits(image)
+        assert 0 < low < high < np.inf
+
+
+@pytest.mark.parametrize("frame", [np.zeros((64, 80)), np.full((64, 80), np.nan), np.ones((64, 300))])
+def test_panels_of_any_frame_are_drawn(frame: np.ndarray):
+    counts = np.zeros(frame.shape, np.uint16)
+    drawn = panels(counts, frame, frame, np.ones(frame.shape, bool), Symmetry("2", (31.5, 39.5)))
+    assert len(drawn) == 5
+    assert png(panel_figure(drawn)).startswith(b"\x89PNG")
+
+
+# --- profiles
+
+
+def ring(
+    shape: tuple[int, int] = (100, 120), center: tuple[float, float] = (50.0, 60.0), radius: float = 30
+) -> np.ndarray:
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    return 0.5 + 20 * np.exp(-((np.hypot(y - center[0], x - center[1]) - radius) ** 2) / 8)
+
+
+def test_without_geometry_the_profile_is_over_pixels_from_the_beam_centre():
+    rate = ring()
+    counts = np.random.default_rng(0).poisson(rate)
+    around = profile(counts, rate, np.ones(rate.shape, bool), geometry=None, beam_center=(50.0, 60.0))
+    assert around.unit == "radius (pixels)"
+    assert abs(around.radial[np.argmax(around.denoised)] - 30) < 2
+    # The band is that of the counts: two thirds of the rings within one, nearly all within three.
+    off = np.abs(around.raw - around.denoised) / around.error
+    assert 0.4 < np.mean(off < 1) < 0.9
+    assert np.mean(off < 3) > 0.95
+
+
+def test_masked_pixels_count_in_neither_line():
+    rate, counts = ring(), np.full((100, 120), 1.0)
+    measured = np.ones(rate.shape, bool)
+    measured[:50], counts[:50] = False, 1e6
+    around = profile(counts, np.full(rate.shape, 1.0), measured, geometry=None, beam_center=(50.0, 60.0))
+    np.testing.assert_allclose(around.raw, 1, rtol=1e-6)
+    np.testing.assert_allclose(around.denoised, 1, rtol=1e-6)
+
+
+def test_with_geometry_it_is_over_q_of_the_formula():
+    stated = {"dist": 2.0, "poni1": 50.5e-4, "poni2": 60.5e-4, "pixel1": 1e-4, "pixel2": 1e-4, "wavelength": 1e-10}
+    nexus = {
+        "det_distance": 2.0,
+        "det_beam_center_y": 50.0,
+        "det_beam_center_x": 60.0,
+        "det_y_pixel_size": 1e-4,
+        "det_x_pixel_size": 1e-4,
+        "det_incident_wavelength": 1.0,
+    }
+    known = stated_geometry({"poni": stated}, {}, "det")
+    assert stated_geometry({"poni": {"det": stated}}, {}, "det") == known
+    for same in (
+        stated_geometry({}, {"det": {"data": nexus}}, "det"),
+        stated_geometry({"geometry": {name.removeprefix("det_"): value for name, value in nexus.items()}}, {}, "det"),
+    ):
+        assert same is not None
+        assert (same.poni1, same.poni2, same.wavelength) == pytest.approx((known.poni1, known.poni2, known.wavelength))
+    around = profile(None, ring(), np.ones((100, 120), bool), geometry=known, beam_center=None)
+    q = 4 * np.pi / 0.1 * np.sin(0.5 * np.arctan(30e-4 / 2.0))
+    assert around.unit == "q (1/nm)"
+    assert around.raw is None
+    assert abs(around.radial[np.argmax(around.denoised)] / q - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        {},
+        {"poni": "geometry.poni"},
+        {"poni": {"dist": 1.0, "detector": "NexusDetector", "detector_config": {"filename": "/etc/passwd"}}},
+        {"poni": {"dist": "1", "poni1": 0, "poni2": 0, "pixel1": 1e-4, "pixel2": 1e-4}},
+        {"poni": {"dist": float("nan"), "poni1": 0, "poni2": 0, "pixel1": 1e-4, "pixel2": 1e-4}},
+        {"poni": {"dist": -1.0, "poni1": 0, "poni2": 0, "pixel1": 1e-4, "pixel2": 1e-4}},
+        {"geometry": [1, 2]},
+    ],
+)
+def test_metadata_that_are_no_geometry_are_none(start: dict):
+    assert stated_geometry(start, {"det": {"data": {"det_distance": 1.0}}}, "det") is None
+
+
+def test_without_beam_or_geometry_there_is_no_profile():
+    whole = np.ones((40, 40), bool)
+    assert profile(None, np.ones((40, 40)), whole, geometry=None, beam_center=None) is None
+    no_wavelength = Geometry(1.0, 0.0, 0.0, 1e-4, 1e-4, None)
+    assert profile(None, np.ones((40, 40)), whole, geometry=no_wavelength, beam_center=None) is None
