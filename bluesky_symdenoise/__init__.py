@@ -18,11 +18,12 @@ _HOME = {
     "aligned": "bluesky_symdenoise.catalog.align",
     "denoised_for": "bluesky_symdenoise.catalog.query",
     "embedded_catalog": "bluesky_symdenoise.catalog.serve",
+    "finetune": "bluesky_symdenoise.acquisition.finetune",
     "find": "bluesky_symdenoise.catalog.query",
     "evict": "bluesky_symdenoise.acquisition.pixels",
     "materialize": "bluesky_symdenoise.acquisition.pixels",
     "raw_for": "bluesky_symdenoise.catalog.query",
-    "recompute": "bluesky_symdenoise.acquisition.replay",
+    "recompute": "bluesky_symdenoise.acquisition.again",
     "register": "bluesky_symdenoise.acquisition.register",
     "replay": "bluesky_symdenoise.acquisition.replay",
 }
@@ -30,14 +31,15 @@ _HOME = {
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
+    from bluesky_symdenoise.acquisition.again import recompute as recompute
     from bluesky_symdenoise.acquisition.beamline import Beamline as Beamline
     from bluesky_symdenoise.acquisition.callback import DenoiseCallback as DenoiseCallback
+    from bluesky_symdenoise.acquisition.finetune import finetune as finetune
     from bluesky_symdenoise.acquisition.pixels import evict as evict
     from bluesky_symdenoise.acquisition.pixels import materialize as materialize
     from bluesky_symdenoise.acquisition.place import Place as Place
     from bluesky_symdenoise.acquisition.register import register as register
     from bluesky_symdenoise.acquisition.registering import RegisterCallback as RegisterCallback
-    from bluesky_symdenoise.acquisition.replay import recompute as recompute
     from bluesky_symdenoise.acquisition.replay import replay as replay
     from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as ThreadedDenoiseCallback
     from bluesky_symdenoise.catalog.align import aligned as aligned

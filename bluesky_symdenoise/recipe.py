@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import index
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -12,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
+
+#: Fields that stored recipes may lack, and those of lazy runs do lack.
+OPTIONAL = frozenset({"beamline", "frames"})
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,9 @@ class Recipe:
     beamline
         ``quantity=name`` for each quantity that is looked up in the run's own documents, ``quantity=sha256`` for
         each file that was named; None for none.
+    frames
+        Rows of each stream that were asked for, as `chosen_frames` writes them; None for all. A part of a run thus has
+        another name than the whole.
     """
 
     model_sha256: str
@@ -52,6 +61,7 @@ class Recipe:
     rounding: float = 1 / 8
     sigma_bits: int = 2
     beamline: tuple[str, ...] | None = None
+    frames: str | None = None
 
     def __post_init__(self) -> None:
         if self.beam_center is not None:
@@ -61,8 +71,8 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        # Younger than recipes that were stored without it, whose hash must stay.
-        return values if self.beamline is not None else {k: v for k, v in values.items() if k != "beamline"}
+        # Younger than recipes that were stored without them, whose hash must stay.
+        return {key: value for key, value in values.items() if value is not None or key not in OPTIONAL}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
@@ -71,6 +81,15 @@ class Recipe:
             key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
         }
         return cls(**values)
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """Rows of each stream that are wanted, in order; there may be fewer in a stream."""
+        return rows_of(self.frames)
+
+    def rows_among(self, count: int) -> list[int]:
+        """Those of a stream of so many rows."""
+        return [row for row in self.rows[:count] if row < count]
 
     @property
     def sha256(self) -> str:
@@ -95,3 +114,55 @@ def array_sha256(array: NDArray[Any]) -> str:
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def chosen_frames(frames: slice | range | Sequence[int] | None) -> str | None:
+    """The one way to write which rows of a stream are meant: ``first:stop:step``, ``5::1`` to the end, or ``0,3,9``.
+
+    Parameters
+    ----------
+    frames
+        Rows, counted from 0; their order does not matter. None, and a slice that is the whole, give None.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is none, or counts from the end: how long a stream is may not be known before its end.
+    """
+    if frames is None:
+        return None
+    if isinstance(frames, slice):
+        first, step = frames.start or 0, 1 if frames.step is None else frames.step
+        if first < 0 or step < 1 or (frames.stop or 0) < 0:
+            raise _from_the_end(frames)
+        if frames.stop is None:
+            return None if (first, step) == (0, 1) else f"{first}::{step}"
+        frames = range(first, frames.stop, step)
+    try:
+        rows = sorted({index(row) for row in frames})
+    except TypeError as error:
+        raise SymDenoiseError(
+            f"frames={frames!r}", rule="it is a slice, a range or a list of rows", remedy="give slice(0, 100)"
+        ) from error
+    if not rows or rows[0] < 0:
+        raise _from_the_end(frames)
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    if rows == list(range(rows[0], rows[-1] + 1, step)):
+        return f"{rows[0]}:{rows[-1] + 1}:{step}"
+    return ",".join(map(str, rows))
+
+
+def rows_of(frames: str | None) -> Sequence[int]:
+    """The inverse of `chosen_frames`: rows in order, without end where there is none."""
+    if frames is None:
+        return range(sys.maxsize)
+    if ":" not in frames:
+        return tuple(map(int, frames.split(",")))
+    first, stop, step = frames.split(":")
+    return range(int(first), int(stop) if stop else sys.maxsize, int(step))
+
+
+def _from_the_end(frames: object) -> SymDenoiseError:
+    return SymDenoiseError(
+        f"frames={frames!r}", rule="it names at least one row, counted from 0 upwards", remedy="give slice(0, 100)"
+    )

@@ -219,7 +219,7 @@ class TestTheServiceThatDenoises:
         root = facility.client("service")
         run = replay(
             root["raw"][facility.raw["alice"]],
-            root["denoised"],
+            into=root["denoised"],
             denoiser=Denoiser.pretrained(threads=1),
             symmetry="1",
             streams=["primary"],
@@ -249,7 +249,11 @@ class TestTheServiceThatDenoises:
         denoiser = Denoiser.pretrained(threads=1)
         with pytest.raises(SymDenoiseError, match=r"proposal-2: .*not an owner") as refused:
             replay(
-                root["raw"][facility.raw["bob"]], root["denoised"], denoiser=denoiser, symmetry="1", streams=["primary"]
+                root["raw"][facility.raw["bob"]],
+                into=root["denoised"],
+                denoiser=denoiser,
+                symmetry="1",
+                streams=["primary"],
             )
         assert "\n" not in str(refused.value)
         assert set(root["denoised"]) == before

@@ -14,8 +14,9 @@ from event_model import compose_run
 from tiled.client.container import Container
 
 from bluesky_symdenoise import denoised_for
+from bluesky_symdenoise.acquisition.again import recompute
 from bluesky_symdenoise.acquisition.beamline import Beamline, Settings, poni_beam_center
-from bluesky_symdenoise.acquisition.replay import recompute, replay
+from bluesky_symdenoise.acquisition.replay import replay
 from bluesky_symdenoise.acquisition.status import Status
 from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
 from bluesky_symdenoise.catalog.serve import embedded_catalog
@@ -227,7 +228,9 @@ class Done:
             np.testing.assert_array_equal(found["intensity"], intensity[row])
             np.testing.assert_array_equal(found["sigma"], sigma[row])
         self.derived.delete(recursive=True, external_only=False)
-        again = replay(self.client["raw"][self.uid], self.client["denoised"], denoiser=self.denoiser, **self.options)
+        again = replay(
+            self.client["raw"][self.uid], into=self.client["denoised"], denoiser=self.denoiser, **self.options
+        )
         np.testing.assert_array_equal(np.asarray(again["primary"]["det"].read()), intensity)
         np.testing.assert_array_equal(np.asarray(again["primary"]["det_sigma"].read()), sigma)
 

@@ -45,7 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Container
         uid = _write_run(client["raw"], home / "frames", {"det": rings()}, start=start)
         run = replay(
             client["raw"][uid],
-            client["denoised"],
+            into=client["denoised"],
             denoiser=Denoiser.pretrained(threads=1),
             symmetry="2mm",
             beam_center=(47.5, 47.5),

@@ -17,6 +17,7 @@ from bluesky_symdenoise import DenoiseCallback, DenoiserSettings
 from bluesky_symdenoise.acquisition.catchup import finish, tidy, unfinished
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.replay import replay_with
+from bluesky_symdenoise.acquisition.stored import stored_run
 from bluesky_symdenoise.catalog.query import denoised_for
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -66,7 +67,7 @@ def cut_off(work: Work, run: Any, after: int) -> list[Path]:
             raise _CutOff
 
     with pytest.raises(_CutOff):
-        replay_with(work, run, finished_frame=die)
+        replay_with(work, stored_run(run), finished_frame=die)
     return sorted(work.folder.glob(f"{work.recipe.derived_uid(run.start['uid'])}-*.h5"))
 
 
@@ -132,6 +133,7 @@ class TestCommand:
         """Its derived run says that it failed, and holds what there was."""
         uid = raw(start={"time": 1.7e9}, ended=False)
         assert command() == (0, "0 of 0 runs caught up\n")
+        assert "without a stop document" in command("--dry-run")[1]
         assert "1 of 1" in command("--older-than", "1")[1]
         stop = denoised_for(catalog, uid).metadata["stop"]
         assert stop["exit_status"] == "fail"
@@ -214,7 +216,7 @@ class TestTakenOver:
         def meanwhile(_: str | None) -> None:
             outcomes.extend(finish(item, work) for item in unfinished(catalog["raw"], work))
 
-        replay_with(work, catalog["raw"][uid], finished_frame=meanwhile)
+        replay_with(work, stored_run(catalog["raw"][uid]), finished_frame=meanwhile)
         assert {each.result for each in outcomes} == {"left alone: a living process writes it"}
         assert np.isfinite(pixels(catalog, uid)[0]).all()
 
@@ -227,7 +229,7 @@ class TestTakenOver:
         waiting.parent.mkdir(exist_ok=True)
         waiting.write_text('["start", {}]\n["stop", {}]\n')
         with pytest.raises(SymDenoiseError, match=r"waits in .*catch-up"):
-            replay_with(work, catalog["raw"][uid])
+            replay_with(work, stored_run(catalog["raw"][uid]))
         waiting.write_text('["start", {}]\n')
-        assert replay_with(work, catalog["raw"][uid]).start["uid"] == derived
+        assert replay_with(work, stored_run(catalog["raw"][uid])).start["uid"] == derived
         assert not waiting.exists()

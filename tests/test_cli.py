@@ -84,7 +84,9 @@ class TestFrontDoor:
     def test_version(self) -> None:
         assert invoked("--version").stdout.strip() == f"symdenoise {__version__}"
 
-    @pytest.mark.parametrize("command", [[], ["demo"], ["denoise"], ["serve"], ["train"], ["bench"]])
+    @pytest.mark.parametrize(
+        "command", [[], ["demo"], ["denoise"], ["serve"], ["train"], ["finetune"], ["models"], ["bench"]]
+    )
     def test_help_shows_every_command(self, command: list[str]) -> None:
         assert "Usage" in invoked(*command, "--help").stdout
 

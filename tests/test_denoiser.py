@@ -12,9 +12,10 @@ from safetensors.torch import save
 from scipy.stats import poisson
 
 from bluesky_symdenoise.denoiser import infer
-from bluesky_symdenoise.denoiser.identity import available, sha256_of
+from bluesky_symdenoise.denoiser.identity import sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.network import Architecture, PriorNet, pyramid_means
+from bluesky_symdenoise.denoiser.registry import available
 from bluesky_symdenoise.denoiser.weights import load_model, save_weights
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import gated_mates

@@ -25,9 +25,10 @@ from ophyd_async.core import StaticPathProvider, TriggerInfo, UUIDFilenameProvid
 from tiled.client.container import Container
 
 from bluesky_symdenoise import aligned, denoised_for
+from bluesky_symdenoise.acquisition.again import recompute
 from bluesky_symdenoise.acquisition.beamline import Beamline
 from bluesky_symdenoise.acquisition.play import PlayDetector
-from bluesky_symdenoise.acquisition.replay import recompute, replay
+from bluesky_symdenoise.acquisition.replay import replay
 from bluesky_symdenoise.acquisition.status import Status
 from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
 from bluesky_symdenoise.catalog.serve import embedded_catalog
@@ -152,7 +153,7 @@ def replayed(seen: Seen, run: int = 0) -> Any:
     derived = seen.derived(run)
     kept = {(stream, name): column(derived, name, stream) for stream in derived for name in derived[stream]}
     derived.delete(recursive=True, external_only=False)
-    again = replay(seen.raw(run), seen.client["denoised"], denoiser=seen.denoiser, **seen.options)
+    again = replay(seen.raw(run), into=seen.client["denoised"], denoiser=seen.denoiser, **seen.options)
     for (stream, name), values in kept.items():
         if not name.endswith("_ms"):
             np.testing.assert_array_equal(column(again, name, stream), values, err_msg=f"{stream}/{name}")

@@ -60,7 +60,7 @@ def denoiser() -> Denoiser:
 def derived(client: Container, home: Path, denoiser: Denoiser, counts: np.ndarray, **asked: Any) -> Any:
     uid = _write_run(client["raw"], home / "frames", {"det": counts}, scalars={"motor": list(range(len(counts)))})
     about = {"symmetry": "2mm", "beam_center": CENTER}
-    return replay(client["raw"][uid], client["denoised"], denoiser=denoiser, **{**about, **asked})
+    return replay(client["raw"][uid], into=client["denoised"], denoiser=denoiser, **{**about, **asked})
 
 
 @pytest.fixture(scope="module")

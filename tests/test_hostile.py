@@ -330,7 +330,6 @@ class TestSizes:
 def test_a_model_that_is_not_the_registered_one_is_refused(server: Server) -> None:
     recipe = server.parameters["recipe"]
     for parameters in (
-        {"model": "other"},
         {"model": "/etc/passwd"},
         {"model": "../models/fast"},
         {"recipe": recipe | {"model_sha256": "0" * 64}},
@@ -342,6 +341,14 @@ def test_a_model_that_is_not_the_registered_one_is_refused(server: Server) -> No
         before = computed()
         refused(server.read(name, slice="1"))
         assert computed() == before
+
+
+def test_a_model_is_found_by_its_sha256_whatever_it_is_called(server: Server) -> None:
+    name, honest = (server.create(parameters=server.parameters | {"model": called}) for called in ("other", "fast"))
+    assert name is not None
+    assert honest is not None
+    answer = server.read(name, slice="1")
+    assert (answer.status_code, answer.content) == (200, server.read(honest, slice="1").content)
 
 
 def fuzzed(rng: random.Random, server: Server) -> dict[str, Any]:

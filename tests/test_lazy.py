@@ -18,10 +18,11 @@ from tiled.client import from_uri
 from tiled.client.container import Container
 from tiled.utils import path_from_uri
 
+from bluesky_symdenoise.acquisition.again import recompute
 from bluesky_symdenoise.acquisition.pixels import evict, materialize
 from bluesky_symdenoise.acquisition.register import register
 from bluesky_symdenoise.acquisition.registering import RegisterCallback
-from bluesky_symdenoise.acquisition.replay import recompute, replay
+from bluesky_symdenoise.acquisition.replay import replay
 from bluesky_symdenoise.catalog.cache import FRAMES, Pair, RowCache
 from bluesky_symdenoise.catalog.client import _summary
 from bluesky_symdenoise.catalog.lazy import MIMETYPE
@@ -150,13 +151,15 @@ def test_a_lazy_run_reads_bit_for_bit_as_a_computed_one(
     shape, dims = lazy["primary"]["det"].shape, lazy["primary"]["det"].dims
     columns = set(lazy["primary"])
     symmetry = [np.asarray(lazy["primary"][f"det_{name}"].read()) for name in ("symmetry", "center_y", "time")[:2]]
-    assert replay(raw, client["denoised"], **options).start["uid"] == lazy.start["uid"], "it excludes a computed run"
+    assert replay(raw, into=client["denoised"], **options).start["uid"] == lazy.start["uid"], (
+        "it excludes a computed run"
+    )
     assert source_of(lazy).mimetype == MIMETYPE
     assert same(recompute(lazy, 1)["sigma"], read["det_sigma"][1])
     lazy.delete(recursive=True, external_only=False)
     np.testing.assert_array_equal(np.asarray(raw["primary"]["det"]).reshape(frames().shape), frames())
 
-    computed = replay(raw, client["denoised"], **options)
+    computed = replay(raw, into=client["denoised"], **options)
     assert computed.start["uid"] == lazy.start["uid"]
     assert all(same(read[name], computed["primary"][name]) for name in read)
     assert not same(read["det"], read["det_sigma"])
@@ -305,7 +308,7 @@ def test_registering_a_stored_run_says_that_it_stays_stored(
     client: Container, home: Path, denoiser: Denoiser, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw = written(client, home / "frames", "chunked")
-    stored = replay(raw, client["denoised"], denoiser=denoiser, symmetry="1")
+    stored = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1")
     assert register(raw, client["denoised"], denoiser=denoiser, symmetry="1").start["uid"] == stored.start["uid"]
     assert "is stored already and stays so; `symdenoise evict` makes it lazy" in caplog.text
     caplog.clear()
@@ -342,7 +345,7 @@ class TestPixels:
     def test_pixels_that_would_come_back_different_stay(
         self, client: Container, home: Path, denoiser: Denoiser, tmp_path: Path
     ) -> None:
-        run = replay(written(client, home / "frames", "chunked"), client["denoised"], denoiser=denoiser)
+        run = replay(written(client, home / "frames", "chunked"), into=client["denoised"], denoiser=denoiser)
         path = next(path_from_uri(a.data_uri) for a in source_of(run).assets)
         # An SWMR file cannot be opened for writing again: a copy with another pixel takes its place.
         with h5py.File(path, "r") as old, h5py.File(tmp_path / "changed.h5", "w") as new:
@@ -357,7 +360,7 @@ class TestPixels:
     def test_an_eviction_that_was_cut_off_can_be_read_and_finished(
         self, client: Container, home: Path, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        run = replay(written(client, home / "frames", "chunked"), client["denoised"], denoiser=denoiser)
+        run = replay(written(client, home / "frames", "chunked"), into=client["denoised"], denoiser=denoiser)
         read = np.asarray(run["primary"]["det"])
         path = next(path_from_uri(a.data_uri) for a in source_of(run).assets)
 

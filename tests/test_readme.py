@@ -33,8 +33,6 @@ def _blocks(section: str) -> list[str]:
 def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the catalogue that the examples open: one run, denoised while it was acquired."""
     monkeypatch.chdir(tmp_path)
-    # What the package's entry point does where it is installed.
-    DEFAULT_STRUCTURE_CLIENT_DISPATCH["numpy"].set("SymDenoised", lambda: SymDenoisedRun)
     folder = tmp_path / "symdenoise-demo"
     frames = np.random.default_rng(0).poisson(2.0, (2, 48, 48)).astype(np.uint16)
     with embedded_catalog(folder) as client:
@@ -45,6 +43,8 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         with DenoiseCallback(client["denoised"], symmetry="2mm", beam_center=(23.5, 23.5)) as callback:
             RE.subscribe(callback)
             RE(bp.count([det], num=2))
+    # What the package's entry point does where it is installed.
+    DEFAULT_STRUCTURE_CLIENT_DISPATCH["numpy"].set("SymDenoised", lambda: SymDenoisedRun)
     return tmp_path
 
 

@@ -17,7 +17,8 @@ from tiled.client.container import Container
 from tiled.queries import Key
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.acquisition.replay import recompute, replay
+from bluesky_symdenoise.acquisition.again import recompute
+from bluesky_symdenoise.acquisition.replay import replay
 from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
 from bluesky_symdenoise.catalog.query import denoised_for
 from bluesky_symdenoise.catalog.serve import embedded_catalog
@@ -216,7 +217,7 @@ class TestReplay:
         options: str,
     ) -> None:
         raw = acquired()
-        replayed = replay(raw, client["denoised"], denoiser=denoiser, **OPTIONS[options])
+        replayed = replay(raw, into=client["denoised"], denoiser=denoiser, **OPTIONS[options])
         _, seen = live(options)
         for name in COMPARED:
             np.testing.assert_array_equal(column(replayed, name), column(seen, name))
@@ -236,7 +237,7 @@ class TestReplay:
     ) -> None:
         raw, derived = live("auto")
         before = file_of(derived).stat().st_mtime_ns
-        again = replay(raw, client["denoised"], denoiser=denoiser)
+        again = replay(raw, into=client["denoised"], denoiser=denoiser)
         assert again.start["uid"] == derived.start["uid"]
         assert again.start["provenance"]["wasGeneratedBy"]["activity"] == "callback"
         assert file_of(derived).stat().st_mtime_ns == before
@@ -246,7 +247,7 @@ class TestReplay:
         self, live: Callable[..., Any], client: Container, denoiser: Denoiser
     ) -> None:
         raw, derived = live("auto")
-        other = replay(raw, client["denoised"], denoiser=denoiser, symmetry="2", beam_center=CENTER)
+        other = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="2", beam_center=CENTER)
         assert other.start["uid"] != derived.start["uid"]
         assert set(column(other, "det_symmetry")) == {"2"}
 
@@ -259,7 +260,7 @@ class TestReplay:
                     raise RuntimeError("out of memory")
                 return super().__call__(counts, **options)
 
-        replayed = replay(acquired(), client["denoised"], denoiser=Fails(denoiser.model, threads=1))
+        replayed = replay(acquired(), into=client["denoised"], denoiser=Fails(denoiser.model, threads=1))
         assert [bool(np.isnan(image).all()) for image in column(replayed, "det")] == [False, True]
         (failure,) = replayed.metadata["stop"]["provenance"]["failures"]
         assert failure == {"reason": "primary/det: out of memory", "frames": 1}
@@ -269,7 +270,7 @@ class TestReplay:
     ) -> None:
         raw = acquired(stop=False)
         with pytest.raises(SymDenoiseError, match="no stop document yet") as caught:
-            replay(raw, client["denoised"], denoiser=denoiser)
+            replay(raw, into=client["denoised"], denoiser=denoiser)
         assert "\n" not in str(caught.value)
         assert denoised_for(client, raw) is None
 
@@ -283,7 +284,7 @@ class TestReplay:
         writer("stop", run.compose_stop())
         raw = client["raw"][run.start_doc["uid"]]
         with pytest.raises(SymDenoiseError, match="no stream of primary holds a 2D image") as caught:
-            replay(raw, client["denoised"], denoiser=denoiser)
+            replay(raw, into=client["denoised"], denoiser=denoiser)
         assert "\n" not in str(caught.value)
         assert denoised_for(client, raw) is None
 
@@ -296,14 +297,14 @@ class TestReplay:
             time.sleep(0.02)
         ended = acquired_stop(client, raw)
         with pytest.raises(SymDenoiseError, match="a living process holds this lock"):
-            replay(ended, client["denoised"], denoiser=denoiser)
+            replay(ended, into=client["denoised"], denoiser=denoiser)
         callback.close(timeout=60)
 
     def test_refuses_a_run_that_is_denoised_already(
         self, live: Callable[..., Any], client: Container, denoiser: Denoiser
     ) -> None:
         with pytest.raises(SymDenoiseError, match="raw"):
-            replay(live("auto")[1], client["denoised"], denoiser=denoiser)
+            replay(live("auto")[1], into=client["denoised"], denoiser=denoiser)
 
     def test_interrupted_replay_does_not_pass_for_a_complete_run(
         self, acquired: Callable[..., Any], client: Container, denoiser: Denoiser
@@ -316,8 +317,8 @@ class TestReplay:
 
         raw = acquired()
         with pytest.raises(KeyboardInterrupt):
-            replay(raw, client["denoised"], denoiser=Interrupted(denoiser.model, threads=1))
-        done = replay(raw, client["denoised"], denoiser=denoiser)
+            replay(raw, into=client["denoised"], denoiser=Interrupted(denoiser.model, threads=1))
+        done = replay(raw, into=client["denoised"], denoiser=denoiser)
         assert done["primary"]["det"].shape[0] == FRAMES
         assert done.metadata["stop"]["exit_status"] == "success"
 
@@ -331,11 +332,11 @@ class TestReplay:
                 raise RuntimeError("no memory")
 
         raw = acquired()
-        failed = replay(raw, client["denoised"], denoiser=Broken(denoiser.model, threads=1))
+        failed = replay(raw, into=client["denoised"], denoiser=Broken(denoiser.model, threads=1))
         assert np.isnan(np.asarray(failed["primary"]["det"])).all()
         with pytest.raises(SymDenoiseError, match="was not denoised"):
             recompute(failed, 0)
-        mended = replay(raw, client["denoised"], denoiser=denoiser)
+        mended = replay(raw, into=client["denoised"], denoiser=denoiser)
         assert mended.start["uid"] == failed.start["uid"]
         assert np.isfinite(np.asarray(mended["primary"]["det"])).all()
 

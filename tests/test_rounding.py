@@ -136,6 +136,8 @@ OTHER = {
     "data_keys": None,
     "rounding": 1 / 8,
     "sigma_bits": 2,
+    "beamline": ("symmetry=sample.symmetry",),
+    "frames": "0:2",
 }
 
 

@@ -87,7 +87,7 @@ def interrupted(monkeypatch, config, output, *, after):
         patch.setattr(fitting, "CHECKPOINT_EVERY", -1.0)
         patch.setattr(fitting, "held_out_loss", loss)
         with pytest.raises(TrainingInterruptedError):
-            fit(config, output=output, data=None)
+            fit(config, output=output)
 
 
 def same_weights(one, other):
@@ -100,7 +100,7 @@ def same_weights(one, other):
 def finished(tmp_path_factory):
     """The folder of a whole run of four steps."""
     output = tmp_path_factory.mktemp("training") / "deep" / "output"
-    fit(TINY, output=output, data=None)
+    fit(TINY, output=output)
     return output
 
 
@@ -131,20 +131,20 @@ def test_an_interrupted_run_ends_with_the_same_weights(finished, tmp_path, monke
     interrupted(monkeypatch, TINY, tmp_path, after=after)
     assert not (tmp_path / "tiny.safetensors").exists()
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == after
-    path = fit(TINY, output=tmp_path, data=None)
+    path = fit(TINY, output=tmp_path)
     assert same_weights(path, finished / "tiny.safetensors")
 
 
 def test_a_finished_run_is_not_run_again(finished, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())
-    path = fit(TINY, output=tmp_path, data=None)
+    path = fit(TINY, output=tmp_path)
     assert same_weights(path, finished / "tiny.safetensors")
     assert (tmp_path / "history.jsonl").read_text() == ""
 
 
 def test_another_seed_gives_other_weights(finished, tmp_path):
     """The control of bit-identity."""
-    path = fit(replace(TINY, seed=4), output=tmp_path, data=None)
+    path = fit(replace(TINY, seed=4), output=tmp_path)
     assert not same_weights(path, finished / "tiny.safetensors")
 
 
@@ -152,14 +152,14 @@ def test_another_seed_gives_other_weights(finished, tmp_path):
 def test_the_checkpoint_of_another_recipe_is_refused(finished, tmp_path, change):
     (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())
     with pytest.raises(SymDenoiseError, match=r"checkpoint .*belongs to another recipe; choose another --output"):
-        fit(replace(TINY, **change), output=tmp_path, data=None)
+        fit(replace(TINY, **change), output=tmp_path)
 
 
 def test_real_frames_are_mixed_in_and_recorded(tmp_path, rng):
     data = tmp_path / "data"
     data.mkdir()
     write_set(data / "flat.h5", rng.poisson(3.0, (2, 140, 150)).astype(np.uint16))
-    path = fit(replace(TINY, steps=1, real_share=1.0), output=tmp_path / "output", data=data)
+    path = fit(replace(TINY, steps=1, real_share=1.0), output=tmp_path / "output", real=real_frames(data))
     assert json.loads(path.with_suffix(".json").read_text())["training"]["real_sets"] == ["flat"]
 
 
@@ -169,7 +169,7 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path, monkeypatch):
         return per_sample * torch.nan, weights
 
     monkeypatch.setattr(fitting, "held_out_loss", loss)
-    model = load_model(fit(replace(TINY, steps=2), output=tmp_path, data=None))
+    model = load_model(fit(replace(TINY, steps=2), output=tmp_path))
     assert all(torch.isfinite(parameter).all() for parameter in model.net.parameters())
     assert all((parameter == 0).all() for parameter in model.net.head.parameters())
 
@@ -192,7 +192,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 def test_the_learning_rate_rises_and_falls():
     config = TrainConfig(name="", version="", steps=100, warmup=10, learning_rate=0.5)
-    rates = [fitting._learning_rate(config, step) for step in range(101)]
+    rates = [fitting.scheduled_rate(config, step) for step in range(101)]
     assert rates[9] == 0.5
     assert all(np.diff(rates[:10]) > 0)
     assert all(np.diff(rates[10:]) < 0)
@@ -400,7 +400,7 @@ def test_frames_smaller_than_the_crop_are_padded(rng):
 
 
 def test_the_share_of_real_samples(rng, monkeypatch):
-    monkeypatch.setattr(pairs, "simulated_sample", lambda rng, size, shadow_share: "simulated")
+    monkeypatch.setattr(pairs, "simulated_sample", lambda rng, size, shadow_share, peakless_share: "simulated")
     monkeypatch.setattr(pairs, "real_sample", lambda rng, sets, size: "real")
 
     def drawn(sets, share):

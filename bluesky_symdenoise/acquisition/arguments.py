@@ -9,7 +9,7 @@ from typing import Any
 
 from bluesky_symdenoise.acquisition.beamline import Beamline
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.opening import open_frames
+from bluesky_symdenoise.files.opening import mask_from, open_frames
 
 _PLAIN = ("symmetry", "beam_center", "streams", "data_keys", "directory", "frames")
 _IMAGES = ("mask", "exposure")
@@ -33,15 +33,18 @@ def read_arguments(path: Path) -> dict[str, Any]:
     beamline = said.pop("beamline", {})
     if not isinstance(beamline, dict):
         raise SymDenoiseError(f"{path}: beamline", rule="it is a table", remedy="begin it with [beamline]")
-    _check_known(path, said, (*_PLAIN, *_IMAGES))
-    _check_known(path, beamline, tuple(each.name for each in fields(Beamline)))
-    for name in (name for name in _IMAGES if name in said):
-        with open_frames(str(path.parent / said[name])) as stack:
-            said[name] = stack[0] != 0 if name == "mask" else stack[0]
+    _check_known(path, said, (*_PLAIN, *_IMAGES), "and a table [beamline]")
+    _check_known(path, beamline, tuple(each.name for each in fields(Beamline)), "in [beamline]")
+    if "mask" in said:
+        said["mask"] = mask_from(path.parent / said["mask"])
+    if "exposure" in said:
+        with open_frames(path.parent / said["exposure"]) as stack:
+            said["exposure"] = stack[0]
     return said | ({"beamline": Beamline(**beamline)} if beamline else {})
 
 
-def _check_known(path: Path, said: dict[str, Any], names: tuple[str, ...]) -> None:
+def _check_known(path: Path, said: dict[str, Any], names: tuple[str, ...], where: str) -> None:
     for name in said:
         if name not in names:
-            raise SymDenoiseError(f"{path}: {name}", rule="there is no such argument", remedy=", ".join(sorted(names)))
+            known = ", ".join(sorted(names))
+            raise SymDenoiseError(f"{path}: {name}", rule="there is no such argument", remedy=f"give {known}; {where}")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.opening import open_frames
+from bluesky_symdenoise.files.opening import mask_from, open_frames
 from bluesky_symdenoise.physics.dark import Dark, summed_dark
 from bluesky_symdenoise.physics.symmetry import checked_point_group
 from bluesky_symdenoise.recipe import array_sha256
@@ -282,12 +282,6 @@ def poni_beam_center(path: str | Path) -> tuple[float, float]:
             f"{path}", rule="the beam does not meet the detector's plane", remedy="use symmetry 1 for this detector"
         )
     return y, x
-
-
-def mask_from(path: str | Path) -> NDArray[np.bool_]:
-    """The mask in a file with one image: not 0 = bad."""
-    with open_frames(path) as frames:
-        return np.asarray(frames[0] != 0)
 
 
 def dark_from(path: str | Path, *, seconds: float | None) -> Dark:

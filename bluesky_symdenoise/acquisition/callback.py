@@ -138,6 +138,12 @@ class DenoiseCallback:
     def __call__(self, name: str, doc: Document) -> None:
         """Take a document; called by the RunEngine."""
         if self._closing or not self._feeder.alive:
+            if name == "start":
+                log.warning(
+                    "run %s is not denoised: the callback is closed; make a new one, and finish the run with "
+                    "`symdenoise catch-up`",
+                    doc["uid"][:8],
+                )
             return
         self._feeder.put(name, doc)
         if self._slow == "block" and name in _PIXELS:
@@ -160,7 +166,7 @@ class DenoiseCallback:
         return self._feeder.status()
 
     def close(self, timeout: float | None = None) -> Status:
-        """Take no more documents and wait until all that came are worked off.
+        """Take no more documents, for good, and wait until all that came are worked off.
 
         A Tiled server that is away is not waited for: what it lacks stays on disk, and the status says where.
 

@@ -15,8 +15,9 @@ from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.claim import Claim
 from bluesky_symdenoise.acquisition.plan import Work
-from bluesky_symdenoise.acquisition.replay import NothingToDenoiseError, replay_with
+from bluesky_symdenoise.acquisition.replay import replay_with
 from bluesky_symdenoise.acquisition.spool import Spool
+from bluesky_symdenoise.acquisition.stored import NothingToDenoiseError, StoredRun, stored_run
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lock import HeldError
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -38,10 +39,13 @@ class Unfinished:
         The run.
     state
         What there is so far, in words.
+    ready
+        Whether it can be finished now: it has ended, or counts as ended.
     """
 
     raw: BlueskyRun
     state: str
+    ready: bool = True
 
     @property
     def uid(self) -> str:
@@ -85,7 +89,7 @@ def unfinished(
     since
         Only runs that began after this time, in seconds since 1970.
     older_than
-        Seconds after which runs without a stop document are looked at too; None leaves them alone.
+        Seconds after which runs without a stop document count as ended; None: never. Until then they are not ready.
     """
     same = work.container.search(Key("provenance.recipe_sha256") == work.recipe.sha256)
     derived = {run.start["uid"]: run for run in same.values()}
@@ -95,6 +99,7 @@ def unfinished(
         if "raw_uid" in start or (since is not None and start["time"] < since):
             continue
         if not stop and (older_than is None or clock.time() - start["time"] < older_than):
+            yield Unfinished(run, "without a stop document: being acquired, or cut off", ready=False)
             continue
         made = derived.get(work.recipe.derived_uid(start["uid"]))
         if made is None:
@@ -118,7 +123,21 @@ def finish(
     older_than: float | None = None,
     finished_frame: Callable[[str | None], None] = lambda _: None,
 ) -> Outcome:
-    """Finish one run; what goes wrong is in the outcome, only a server that is gone is raised.
+    """Finish one run; see `attempt`."""
+    stored = stored_run(item.raw, columns=work.beamline.columns)
+    return attempt(stored, work, was=item.state, older_than=older_than, finished_frame=finished_frame)
+
+
+def attempt(
+    run: StoredRun,
+    work: Work,
+    *,
+    was: str,
+    older_than: float | None = None,
+    force: bool = False,
+    finished_frame: Callable[[str | None], None] = lambda _: None,
+) -> Outcome:
+    """Replay one run; what goes wrong is in the outcome, only a server that is gone is raised.
 
     Raises
     ------
@@ -136,20 +155,21 @@ def finish(
         finished_frame(reason)
 
     ok = True
+    uid = run.start["uid"]
     try:
-        replay_with(work, item.raw, older_than=older_than, finished_frame=count)
+        replay_with(work, run, older_than=older_than, force=force, finished_frame=count)
     except HeldError:
         result = "left alone: a living process writes it"
     except NothingToDenoiseError:
         result = "no image that was asked for"
     except (SymDenoiseError, httpx.HTTPStatusError, OSError, RuntimeError, KeyError, ValueError) as error:
         ok, result = False, (str(error) or type(error).__name__).splitlines()[0]
-        log.error("run %s is not finished: %s", item.uid[:8], result, exc_info=log.isEnabledFor(logging.DEBUG))
+        log.error("run %s is not finished: %s", uid[:8], result, exc_info=log.isEnabledFor(logging.DEBUG))
     else:
         ok, result = not reasons, reasons[0] if reasons else "complete"
     return Outcome(
-        uid=item.uid,
-        state=item.state,
+        uid=uid,
+        state=was,
         result=result,
         ok=ok,
         frames=frames,

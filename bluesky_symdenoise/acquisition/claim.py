@@ -28,15 +28,18 @@ class Claim:
     older_than
         Seconds after its start from which a derived run without a stop document counts as left, although its writer
         worked in a folder that cannot be seen from here; None: never.
+    force
+        Even a complete derived run gives way.
     """
 
     raw_stop: Document | None = None
     older_than: float | None = None
+    force: bool = False
 
     def stands(self, run: BlueskyRun) -> bool:
         """Whether a derived run is complete: all frames, none failed, and ended as the raw run did."""
         stop = run.metadata.get("stop")
-        if not stop or not stop["provenance"]["complete"] or stop["provenance"]["failures"]:
+        if self.force or not stop or not stop["provenance"]["complete"] or stop["provenance"]["failures"]:
             return False
         return self.raw_stop is None or all(
             stop.get(key, "") == self.raw_stop.get(key, "") for key in ("exit_status", "reason")

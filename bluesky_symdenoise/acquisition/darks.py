@@ -8,11 +8,10 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 from tiled.client.constructors import from_context
-from tiled.client.container import Container
 from tiled.client.utils import ClientError
 
 from bluesky_symdenoise.acquisition.beamline import Settings
-from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.plan import Request, Work
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Dark, summed_dark
 
@@ -22,7 +21,7 @@ Document = dict[str, Any]
 class Darks:
     """Darks of one run, by data key."""
 
-    def __init__(self, work: Work, start: Document) -> None:
+    def __init__(self, work: Request, start: Document) -> None:
         self._work, self._start = work, start
         self._taken: dict[str, list[tuple[float, Dark]]] = {}
 
@@ -70,15 +69,22 @@ class Darks:
         return found[0][1]
 
 
-def raw_run(container: Container, uid: str) -> Any:
-    """A run of the catalogue ``raw`` beside the container of derived runs.
+def raw_run(work: Request, uid: str) -> Any:
+    """A run of the catalogue of raw runs, by default that of the name ``raw`` beside the container of derived runs.
 
     Raises
     ------
     SymDenoiseError
         If it is not there.
     """
-    folder = [*container.path_parts[:-1], "raw"]
+    if work.raw is not None:
+        container, folder = work.raw, work.raw.path_parts
+    elif isinstance(work, Work):
+        container, folder = work.container, [*work.container.path_parts[:-1], "raw"]
+    else:
+        raise SymDenoiseError(
+            f"run {uid}", rule="documents alone do not say where it is", remedy="pass into=..., or use dark_file"
+        )
     try:
         return from_context(container.context, container.structure_clients, node_path_parts=[*folder, uid])
     except (KeyError, ClientError, httpx.TransportError) as error:
@@ -89,8 +95,8 @@ def raw_run(container: Container, uid: str) -> Any:
         ) from error
 
 
-def _dark_of_run(work: Work, uid: str, key: str) -> Dark:
-    run = raw_run(work.container, uid)
+def _dark_of_run(work: Request, uid: str, key: str) -> Dark:
+    run = raw_run(work, uid)
     for descriptor in run.descriptors:
         stream = descriptor["name"]
         if key not in descriptor["data_keys"] or key not in run[stream]:

@@ -7,6 +7,7 @@ import queue
 import threading
 import time as clock
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -36,8 +37,26 @@ LOOK_S, SEARCH_S = 1.0, 10.0
 NEWEST, FORSAKEN_S = 20, 24 * 3600.0
 #: Seconds after its first frame in which the first event of a stream comes, if events come at all.
 EVENT_S = 3.0
+#: What Tiled says then.
+_STOPPED = "Cannot be restarted once stopped."
 #: Seconds that a subscription may take.
 CONNECT_S = 15.0
+
+
+@contextmanager
+def endings_without_traceback() -> Iterator[None]:
+    """Keep Tiled's threads quiet that a disconnection ends while they try to connect: nothing is wrong then."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == _STOPPED):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.beamline import Settings
 from bluesky_symdenoise.acquisition.darks import Darks
-from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.plan import Request
 from bluesky_symdenoise.catalog.row import Row, denoised_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
@@ -18,6 +19,8 @@ from bluesky_symdenoise.physics.dark import Background, Dark
 from bluesky_symdenoise.physics.frame import sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import array_sha256
+
+log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
@@ -28,7 +31,7 @@ class Images:
     What cannot be used of the settings is raised with each image, so that the rows say why they are NaN.
     """
 
-    def __init__(self, work: Work, darks: Darks, *, key: str, start: Document, descriptor: Document) -> None:
+    def __init__(self, work: Request, darks: Darks, *, key: str, start: Document, descriptor: Document) -> None:
         self._work, self._darks, self._key = work, darks, key
         self._symmetry: Symmetry | None = None
         self._holds_counts = False
@@ -92,6 +95,20 @@ class Images:
             symmetry=symmetry,
             background=background,
         )
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left that a further image could decide for those after it."""
+        return self._unusable is not None or (self._symmetry is not None and self._holds_counts)
+
+    def look(self, image: NDArray[Any], data: Mapping[str, Any]) -> None:
+        """Let an image that is not denoised decide what it would have decided."""
+        try:
+            self._refuse_clipped(image, self._usable().mask)
+            self.symmetry(image, data)
+        except SymDenoiseError as error:
+            # Its own row would be NaN; it decides nothing for others.
+            log.debug("an image of %s decides nothing: %s", self._key, error)
 
     def decide(self, symmetry: Symmetry) -> None:
         """Let this be the group of all images."""

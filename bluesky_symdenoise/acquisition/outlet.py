@@ -22,9 +22,9 @@ from bluesky_symdenoise.errors import SymDenoiseError
 Outlet = Callable[[Work, str, Path], Emit]
 
 
-def tiled_writer(work: Work) -> Emit:
+def tiled_writer(work: Work, *, batch_size: int = 1) -> Emit:
     """What takes the documents of one derived run to Tiled: with its raw run's access tags, its images marked."""
-    write = marking(work.container, derived_writer(work.container))
+    write = marking(work.container, derived_writer(work.container, batch_size=batch_size))
     if work.frames == "files":
         return write
     upload = Upload(work.container)
@@ -36,15 +36,15 @@ def tiled_writer(work: Work) -> Emit:
     return emit
 
 
-def straight_to_tiled(claim: Claim) -> Outlet:
-    """Writers that send each document as it comes, where the claim holds.
+def straight_to_tiled(claim: Claim, *, batch_size: int = 1) -> Outlet:
+    """Writers that send the documents of so many rows at a time, where the claim holds.
 
     They raise SymDenoiseError if the derived run exists and does not give way, and, from each document, if the server
     cannot be reached or refuses it.
     """
 
     def outlet(work: Work, uid: str, journal: Path) -> Emit:
-        writer = tiled_writer(work)
+        writer = tiled_writer(work, batch_size=batch_size)
 
         def emit(name: str, doc: dict[str, Any]) -> None:
             _said_plainly(work, uid, lambda: writer(name, doc))

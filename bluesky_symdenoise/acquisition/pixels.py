@@ -17,10 +17,10 @@ from tiled.client.utils import ClientError, handle_error
 from tiled.structures.data_source import DataSource
 from tiled.utils import path_from_uri, safe_json_dump
 
+from bluesky_symdenoise.acquisition.again import Again, recorded_denoiser
 from bluesky_symdenoise.acquisition.place import Place
 from bluesky_symdenoise.acquisition.plan import frames_folder
 from bluesky_symdenoise.acquisition.register import lazy_key, raw_source
-from bluesky_symdenoise.acquisition.replay import Again, recorded_denoiser
 from bluesky_symdenoise.catalog.lazy import MIMETYPE, QUANTITIES, LazyImage
 from bluesky_symdenoise.catalog.lazyrun import PENDING, LazyConsolidator, stored_array, write_pending
 from bluesky_symdenoise.catalog.query import raw_for
@@ -177,10 +177,11 @@ class _Image:
 
     @classmethod
     def of(cls, run: BlueskyRun, stream: str, key: str, denoiser: Denoiser, directory: str | Path | None) -> _Image:
-        if "time" not in run[stream] or run.start["provenance"]["recipe"].get("beamline"):
+        recipe = run.start["provenance"]["recipe"]
+        if "time" not in run[stream] or recipe.get("beamline") or recipe.get("frames"):
             raise SymDenoiseError(
                 f"pixels of {stream}/{key}",
-                rule="a run without events, or with settings looked up in its documents, keeps its pixels",
+                rule="a run of chosen frames, without events, or with settings from its documents keeps its pixels",
                 remedy="leave it as it is",
             )
         again = Again(run, stream, key, denoiser)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -23,7 +23,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure
 from bluesky_symdenoise.physics.symmetry import checked_point_group
-from bluesky_symdenoise.recipe import Recipe, array_sha256
+from bluesky_symdenoise.recipe import Recipe, array_sha256, chosen_frames
 
 if TYPE_CHECKING:
     from tiled.client.container import Container
@@ -34,48 +34,39 @@ Document = dict[str, Any]
 Transport = Literal["files", "http"]
 
 
-@dataclass(frozen=True)
-class Work:
-    """What to do with every frame, and where the result goes.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to do with every frame.
 
     Attributes
     ----------
-    container
-        Client of the catalogue of derived runs.
     model
         The denoiser, or the settings that load it when it is first used: what is planned here may be done elsewhere.
-    place, folder
-        Where the HDF5 files go: the rule for each run, and the folder above them all, which the server reads.
     activity
         ``callback`` or ``replay``: how the derived run came to be.
     beamline
         Where the run's own documents say more.
     dark
         For all images, from a file.
-    frames
-        How frames get to the server: ``files`` that it reads, or over ``http``.
+    raw
+        Catalogue in which a run with darks is looked up; None where there is no such catalogue.
     """
 
-    container: Container
     model: Denoiser | DenoiserSettings
     recipe: Recipe
-    place: Place
-    folder: Path
     mask: NDArray[np.bool_] | None
     exposure: NDArray[np.float64] | None
     activity: str
     beamline: Beamline = field(default_factory=Beamline)
     dark: Dark | None = None
-    frames: Transport = "files"
+    raw: Container | None = None
 
     @classmethod
-    def planned(
+    def asked(
         cls,
-        container: Container,
         *,
         activity: str,
         denoiser: Denoiser | DenoiserSettings | None = None,
-        directory: str | Path | Place | None = None,
         mask: ArrayLike | None = None,
         exposure: ArrayLike | None = None,
         symmetry: str = "auto",
@@ -83,8 +74,9 @@ class Work:
         streams: Sequence[str] | None = None,
         data_keys: Sequence[str] | None = None,
         beamline: Beamline | None = None,
-        frames: Transport = "files",
-    ) -> Work:
+        rows: slice | range | Sequence[int] | None = None,
+        raw: Container | None = None,
+    ) -> Request:
         """Check what can be checked before a run starts.
 
         Raises
@@ -92,13 +84,6 @@ class Work:
         SymDenoiseError
             For anything that could not work whatever the frames are.
         """
-        if not isinstance(container, CatalogOfBlueskyRuns):
-            raise SymDenoiseError(
-                f"{getattr(container, 'uri', container)!s}",
-                rule="it is no catalogue of Bluesky runs",
-                remedy='pass the container of the derived runs, client["denoised"]',
-            )
-        check_choice("frames", frames, get_args(Transport))
         if symmetry != "auto":
             checked_point_group(symmetry)
         if beam_center is not None and (len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()):
@@ -124,7 +109,6 @@ class Work:
         if n is not None:
             as_exposure(n, n.shape)
         model = denoiser or DenoiserSettings()
-        place = directory if isinstance(directory, Place) else Place(directory)
         kept = beamline or Beamline()
         dark = None if kept.dark_file is None else dark_from(kept.dark_file, seconds=kept.dark_seconds)
         if kept.poni_file is not None:
@@ -139,25 +123,102 @@ class Work:
             streams=None if streams is None else tuple(streams),
             data_keys=None if data_keys is None else tuple(data_keys),
             beamline=kept.to_recipe(),
+            frames=chosen_frames(rows),
         )
-        return cls(
-            container=container,
+        return Request(
             model=model,
             recipe=recipe,
-            place=place,
-            folder=frames_folder(container, place),
             mask=bad,
             exposure=n,
             activity=activity,
             beamline=kept,
             dark=dark,
-            frames=frames,
+            raw=raw,
         )
 
     @property
     def denoiser(self) -> Denoiser:
         """The denoiser, loaded if it was not."""
         return self.model.load() if isinstance(self.model, DenoiserSettings) else self.model
+
+    def given(self) -> dict[str, Any]:
+        """The arguments that were given, as `Settings` takes them."""
+        symmetry, center = self.recipe.symmetry, self.recipe.beam_center
+        given = {"symmetry": None if symmetry == "auto" else symmetry, "beam_center": center, "mask": self.mask}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(Request):
+    """What to do with every frame, and where the result goes.
+
+    Attributes
+    ----------
+    container
+        Client of the catalogue of derived runs.
+    place, folder
+        Where the HDF5 files go: the rule for each run, and the folder above them all, which the server reads.
+    frames
+        How frames get to the server: ``files`` that it reads, or over ``http``.
+    """
+
+    container: Container
+    place: Place
+    folder: Path
+    frames: Transport = "files"
+
+    @classmethod
+    def planned(
+        cls,
+        container: Container,
+        *,
+        activity: str,
+        denoiser: Denoiser | DenoiserSettings | None = None,
+        directory: str | Path | Place | None = None,
+        mask: ArrayLike | None = None,
+        exposure: ArrayLike | None = None,
+        symmetry: str = "auto",
+        beam_center: Sequence[float] | None = None,
+        streams: Sequence[str] | None = None,
+        data_keys: Sequence[str] | None = None,
+        beamline: Beamline | None = None,
+        frames: Transport = "files",
+        rows: slice | range | Sequence[int] | None = None,
+    ) -> Work:
+        """Check what can be checked before a run starts.
+
+        Raises
+        ------
+        SymDenoiseError
+            For anything that could not work whatever the frames are.
+        """
+        if not isinstance(container, CatalogOfBlueskyRuns):
+            raise SymDenoiseError(
+                f"{getattr(container, 'uri', container)!s}",
+                rule="it is no catalogue of Bluesky runs",
+                remedy='pass the container of the derived runs, client["denoised"]',
+            )
+        check_choice("frames", frames, get_args(Transport))
+        asked = Request.asked(
+            activity=activity,
+            denoiser=denoiser,
+            mask=mask,
+            exposure=exposure,
+            symmetry=symmetry,
+            beam_center=beam_center,
+            streams=streams,
+            data_keys=data_keys,
+            beamline=beamline,
+            rows=rows,
+        )
+        place = directory if isinstance(directory, Place) else Place(directory)
+        return Work(
+            **{each.name: getattr(asked, each.name) for each in fields(asked)},
+            container=container,
+            place=place,
+            folder=frames_folder(container, place),
+            frames=frames,
+        )
 
     def folder_for(self, start: Document) -> tuple[Path, str | None]:
         """The folder for a run's files, made if it was not there, and what is wrong with it in one line."""
@@ -168,12 +229,6 @@ class Work:
             folder, complaint = self.folder / UNSORTED, str(error)
         self.place.make(self.folder, folder)
         return folder, complaint
-
-    def given(self) -> dict[str, Any]:
-        """The arguments that were given, as `Settings` takes them."""
-        symmetry, center = self.recipe.symmetry, self.recipe.beam_center
-        given = {"symmetry": None if symmetry == "auto" else symmetry, "beam_center": center, "mask": self.mask}
-        return {name: value for name, value in given.items() if value is not None}
 
     def provenance(self, raw_uid: str, stream: str, keys: Sequence[str]) -> Document:
         """The provenance block of the start document, in the words of W3C PROV."""
@@ -186,6 +241,26 @@ class Work:
             "recipe_sha256": self.recipe.sha256,
             "environment": {"python": platform.python_version(), **self.denoiser.environment()},
         }
+
+
+def image_keys(descriptor: Document, recipe: Recipe) -> list[str]:
+    """Data keys of a stream whose images are asked for."""
+    if recipe.streams is not None and descriptor["name"] not in recipe.streams:
+        return []
+    return [
+        key
+        for key, value in descriptor["data_keys"].items()
+        if (recipe.data_keys is None or key in recipe.data_keys) and _is_image(value)
+    ]
+
+
+def _is_image(data_key: Document) -> bool:
+    """Whether a data key holds 2D images, perhaps several an event: (..., y, x) with y and x above 1."""
+    shape = data_key.get("shape") or []
+    dtype = data_key.get("dtype_numpy", "<f8")
+    numeric = isinstance(dtype, str) and np.dtype(dtype).kind in "iuf"
+    known = None not in shape and 2 <= len(shape) <= 3
+    return data_key["dtype"] == "array" and known and numeric and min(shape[-2:]) > 1
 
 
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

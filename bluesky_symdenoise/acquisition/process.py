@@ -41,8 +41,9 @@ class WorkerProcess:
                 [sys.executable, "-P", "-c", _START, str(theirs.fileno()), str(nice), package],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                # Signals of the terminal are for the RunEngine.
-                start_new_session=True,
+                # Signals of the terminal are for the RunEngine. Not a session of its own: Linux shares processors out
+                # by session first (autogroup), and niceness counts within one.
+                process_group=0,
                 env=os.environ | _RETRY,
             )
         self.send(setup)

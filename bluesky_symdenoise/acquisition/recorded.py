@@ -61,7 +61,7 @@ class Recorded:
             return mask, None
         dark = self._dark(index)
         both = dark.mask if mask is None else with_dark_mask(mask, dark)
-        exposures = dark.exposures(self._seconds(self._stream, index))
+        exposures = dark.exposures(self._seconds(self._stream, self._recipe.rows[index]))
         return both, denoiser.background(dark, exposures=exposures, mask=both, symmetry=symmetry)
 
     def _dark(self, index: int) -> Dark:

@@ -17,9 +17,11 @@ from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.claim import Claim
 from bluesky_symdenoise.acquisition.outlet import straight_to_tiled
-from bluesky_symdenoise.acquisition.plan import Work
-from bluesky_symdenoise.acquisition.replay import StoredStream, derived_already, drive, stored_streams
-from bluesky_symdenoise.acquisition.run import Event, RunDenoiser, Stream
+from bluesky_symdenoise.acquisition.plan import Work, image_keys
+from bluesky_symdenoise.acquisition.reader import Event, Stream
+from bluesky_symdenoise.acquisition.replay import derived_already
+from bluesky_symdenoise.acquisition.run import RunDenoiser
+from bluesky_symdenoise.acquisition.stored import TiledRun, drive
 from bluesky_symdenoise.catalog.columns import SCALARS, computed_when_read
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lazy import LazyImage
@@ -96,7 +98,8 @@ def register(
         data_keys=data_keys,
     )
     claim = Claim(raw_stop=run.metadata.get("stop"))
-    existing = derived_already(run, work, claim)
+    stored = TiledRun(run, work.beamline.columns)
+    existing = derived_already(stored, work, claim)
     if existing is not None:
         if not computed_when_read(existing.metadata["stop"]):
             uid = existing.start["uid"]
@@ -106,10 +109,10 @@ def register(
         raise SymDenoiseError(
             f"run {run.start['uid']}", rule="it has no stop document yet", remedy="register it when it has ended"
         )
-    stored = stored_streams(run, work.beamline)
-    pipeline = _Registering(work, run, stored, claim)
+    pipeline = _Registering(work, stored, claim)
+    stop = claim.raw_stop
     try:
-        drive(pipeline, run, stored.values(), stop=claim.raw_stop)
+        drive(pipeline, stored, stop=lambda: stop)
         derived = into[pipeline.derived_uid]
         for (stream, key), (planned, _) in pipeline.plan.items():
             _refuse_unreadable(derived[stream][key], planned)
@@ -150,17 +153,15 @@ class _Resolved:
 class _Registering(RunDenoiser):
     """Writes what `RunDenoiser` writes, without denoising."""
 
-    def __init__(self, work: Work, run: BlueskyRun, stored: Mapping[str, StoredStream], claim: Claim) -> None:
-        super().__init__(
-            work, source=lambda descriptor: stored[descriptor["uid"]].frames(), outlet=straight_to_tiled(claim)
-        )
-        self._run, self._stored = run, stored
+    def __init__(self, work: Work, stored: TiledRun, claim: Claim) -> None:
+        super().__init__(work, source=stored.frames, outlet=straight_to_tiled(claim))
+        self._run, self._stored = stored.run, stored
         self.plan: dict[tuple[str, str], tuple[LazyKey, _Resolved]] = {}
 
     def descriptor(self, doc: Document) -> None:
         """Look at a stream's images before anything is written."""
-        numbers = self._stored[doc["uid"]].seq_nums
-        keys = self._image_keys(doc)
+        numbers = self._stored.streams[doc["uid"]].seq_nums
+        keys = image_keys(doc, self._work.recipe)
         if keys and (not numbers or len(set(numbers)) != len(numbers)):
             raise SymDenoiseError(
                 f"stream {doc['name']!r}",

@@ -28,8 +28,8 @@ Document = dict[str, Any]
 class ThreadedDenoiseCallback:
     """As `DenoiseCallback`, in a thread: it shares cores, memory and fate with the RunEngine.
 
-    For a denoiser that is an object of one's own, in tests and notebooks; at a beamline, take `DenoiseCallback`. There
-    is no journal: a run that Tiled does not take has to be replayed.
+    For a denoiser that is an object of one's own, in tests and notebooks; at a beamline, take `DenoiseCallback`. What
+    Tiled does not take is not kept for it: such a run has to be replayed.
 
     Parameters
     ----------

@@ -144,7 +144,7 @@ class Watch:
         try:
             send_spooled(self._work)
             for item in unfinished(self._raw, self._work, older_than=self._older_than):
-                if item.uid in self._open:
+                if item.uid in self._open or not item.ready:
                     continue
                 self._frame_begun = clock.perf_counter()
                 outcome = finish(item, self._work, older_than=self._older_than, finished_frame=self._finished)

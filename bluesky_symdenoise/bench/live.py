@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +171,7 @@ def throughput(server: ServerProcess, folder: Path, options: Options) -> list[Ro
     alone, through = [], []
     for _ in range(options.repeats):
         alone.append(_alone(options))
-        documents = _documents(folder, frames, options.events)
+        documents = run_documents(folder, frames, options.events)
         with _attached(server, options) as callback:
             begun = time.perf_counter()
             for name, doc in documents:
@@ -188,15 +188,15 @@ def throughput(server: ServerProcess, folder: Path, options: Options) -> list[Ro
 
 def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Growth of the resident memory of both processes over a long run of small frames."""
-    documents = _documents(folder, _frames(64, 64), options.memory_events)
+    documents = run_documents(folder, _frames(64, 64), options.memory_events)
     with _attached(server, options) as callback:
         first = options.memory_events // 10
         _hand(callback, documents[: 2 * first])
         _until(callback, lambda status: status.frames + status.failed >= first // 2)
-        before = _resident(os.getpid()), _resident(callback.worker_pid)
+        before = resident(os.getpid()), resident(callback.worker_pid)
         _hand(callback, documents[2 * first :])
         status = _until(callback, lambda status: status.frames + status.failed == options.memory_events)
-        after = _resident(os.getpid()), _resident(callback.worker_pid)
+        after = resident(os.getpid()), resident(callback.worker_pid)
     return [
         Row(f"frames of {options.memory_events} denoised", status.frames, "", ""),
         Row("RunEngine's process grew by", after[0] - before[0], "MB", "<= 50"),
@@ -206,7 +206,7 @@ def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 def latency(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Seconds from an event to its denoised frame in Tiled, 256 x 256."""
-    documents = _documents(folder, _frames(256), 12)
+    documents = run_documents(folder, _frames(256), 12)
     waited: list[float] = []
     with _attached(server, options) as callback:
         uid, key = documents[0][1]["uid"], 0
@@ -276,27 +276,35 @@ def main(options: Options, *, only: tuple[str, ...] = (), json_path: Path | None
         if name not in FIGURES:
             raise SymDenoiseError(f"figure {name!r}", rule="there is none", remedy=f"choose among {', '.join(FIGURES)}")
     results: dict[str, list[Row]] = {}
-    table = Table(
-        title=f"{options.events} events of {options.size} x {options.size}, medians of {options.repeats}, denoiser on "
-        f"{options.threads} thread(s), {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before",
-        title_justify="left",
+    title = (
+        f"{options.events} events of {options.size} x {options.size}, medians of {options.repeats}, denoiser on "
+        f"{options.threads} thread(s), {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
     )
-    for column in ("figure", "value", "unit", "target"):
-        table.add_column(column, justify="right" if column == "value" else "left")
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as server:
         for name in only or tuple(FIGURES):
             results[name] = FIGURES[name](server, Path(home) / "frames", options)
-            for row in results[name]:
-                table.add_row(row.figure, f"{row.value:.3g}", row.unit, row.target)
-            table.add_section()
-    Console().print(table)
-    if json_path is not None:
-        plain = {name: [vars(row) for row in rows] for name, rows in results.items()}
-        json_path.write_text(json.dumps({"options": vars(options), "figures": plain}, indent=2) + "\n")
+    report(results, vars(options), title=title, json_path=json_path)
     return results
 
 
-def _documents(folder: Path, frames: NDArray[np.uint16], events: int) -> Documents:
+def report(
+    results: Mapping[str, Sequence[Row]], options: Mapping[str, object], *, title: str, json_path: Path | None
+) -> None:
+    """Print figures as a table and write them as JSON."""
+    table = Table(title=title, title_justify="left")
+    for column in ("figure", "value", "unit", "target"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for rows in results.values():
+        for row in rows:
+            table.add_row(row.figure, f"{row.value:.3g}", row.unit, row.target)
+        table.add_section()
+    Console().print(table)
+    if json_path is not None:
+        plain = {name: [vars(row) for row in rows] for name, rows in results.items()}
+        json_path.write_text(json.dumps({"options": dict(options), "figures": plain}, indent=2) + "\n")
+
+
+def run_documents(folder: Path, frames: NDArray[np.uint16], events: int) -> Documents:
     """Documents of a run whose frames lie in a file already."""
     run = compose_run()
     path = folder / f"{run.start_doc['uid']}.h5"
@@ -350,7 +358,7 @@ def _readable(server: ServerProcess, raw_uid: str, rows: int) -> bool:
     return node.shape[0] >= rows and bool(np.isfinite(node[rows - 1]).any())
 
 
-def _resident(pid: int) -> float:
+def resident(pid: int) -> float:
     """Resident memory of a process in MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

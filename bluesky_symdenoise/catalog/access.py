@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 
-def derived_writer(container: Container) -> Callable[[str, Document], Any]:
+def derived_writer(container: Container, *, batch_size: int = 1) -> Callable[[str, Document], Any]:
     """A TiledWriter for one derived run that stops at once if the run would not get its raw run's access tags.
 
     A server without an access policy drops tags without a word, of raw runs as of derived ones; where the raw run has
@@ -30,6 +30,8 @@ def derived_writer(container: Container) -> Callable[[str, Document], Any]:
     ----------
     container
         Catalogue of derived runs; the raw runs are in ``raw`` beside it, or elsewhere.
+    batch_size
+        Rows that are sent at a time.
 
     Returns
     -------
@@ -38,7 +40,7 @@ def derived_writer(container: Container) -> Callable[[str, Document], Any]:
         apply the tags, or drops them; nothing is left on the server then, or the error says what is.
     """
     refusals: list[Exception] = []
-    writer = TiledWriter(container, normalizer=partial(_Normalizer, refusals), batch_size=1)
+    writer = TiledWriter(container, normalizer=partial(_Normalizer, refusals), batch_size=batch_size)
 
     def write(name: str, doc: Document) -> None:
         writer(name, doc)

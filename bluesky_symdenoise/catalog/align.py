@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import xarray as xr
 
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.recipe import rows_of
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
@@ -20,7 +21,8 @@ def aligned(raw: BlueskyRun, denoised: BlueskyRun, *, stream: str = "primary") -
     Raw names stay. A denoised image ``det`` becomes ``det_denoised``; what is new in the denoised run
     (``det_sigma``, ``det_counts_in``) keeps its name; a scalar that both hold is the raw one. Images over the
     same pixels share dimensions. Rows meet by event time, or by position in a fly scan, which has no times;
-    a row that one run lacks is NaN. Images stay lazy if the runs came from a Dask client.
+    a row that one run lacks is NaN. Scan axes that the start document's hints name are coordinates. Images
+    stay lazy if the runs came from a Dask client.
 
     Parameters
     ----------
@@ -47,10 +49,34 @@ def aligned(raw: BlueskyRun, denoised: BlueskyRun, *, stream: str = "primary") -
             rule=f"it is not made from raw run {uids['raw_uid']}",
             remedy="find its raw run with `raw_for`",
         )
-    left, right = _read(raw, stream), _read(denoised, stream)
+    frames = denoised.start.get("provenance", {}).get("recipe", {}).get("frames")
+    return merged(
+        _read(raw, stream), _read(denoised, stream), stream=stream, start=raw.start, uids=uids, rows=rows_of(frames)
+    )
+
+
+def merged(
+    left: xr.Dataset,
+    right: xr.Dataset,
+    *,
+    stream: str,
+    start: Mapping[str, Any],
+    uids: Mapping[str, str],
+    rows: Sequence[int] = range(sys.maxsize),
+) -> xr.Dataset:
+    """Raw and denoised columns of one stream in one Dataset; see `aligned`.
+
+    Parameters
+    ----------
+    start
+        The raw run's start document: its hints name the scan axes.
+    rows
+        Of the raw stream, that those of the denoised one belong to where there are no times.
+    """
     by_time = "time" in left.coords and "time" in right.coords
     if not by_time:
-        left, right = _numbered(left), _numbered(right)
+        left = _numbered(left, range(sys.maxsize))
+        right = _numbered(right, rows)
     times = left.indexes["time"], right.indexes["time"]
     if not times[0].equals(times[1]) and not all(index.is_unique for index in times):
         raise SymDenoiseError(
@@ -72,7 +98,8 @@ def aligned(raw: BlueskyRun, denoised: BlueskyRun, *, stream: str = "primary") -
         compat="no_conflicts",
         combine_attrs="drop",
     )
-    return (both if by_time else both.drop_vars("time")).assign_attrs(uids)
+    axes = {field for fields, of in start.get("hints", {}).get("dimensions", []) if of == stream for field in fields}
+    return (both if by_time else both.drop_vars("time")).set_coords(axes & set(both.data_vars)).assign_attrs(uids)
 
 
 def _read(run: BlueskyRun, stream: str) -> xr.Dataset:
@@ -88,8 +115,8 @@ def _read(run: BlueskyRun, stream: str) -> xr.Dataset:
     return dataset
 
 
-def _numbered(rows: xr.Dataset) -> xr.Dataset:
-    return rows.drop_vars("time", errors="ignore").assign_coords(time=np.arange(rows.sizes["time"]))
+def _numbered(columns: xr.Dataset, rows: Sequence[int]) -> xr.Dataset:
+    return columns.drop_vars("time", errors="ignore").assign_coords(time=list(rows[: columns.sizes["time"]]))
 
 
 def _pixel_dims(name: Hashable, image: xr.DataArray, raw: xr.Dataset) -> tuple[Hashable, ...]:

@@ -17,6 +17,7 @@ from tiled.client.utils import ClientError
 from bluesky_symdenoise.catalog.columns import SCALARS, computed_when_read
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.recipe import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,9 +112,9 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
                 rule="it was not denoised",
                 remedy='the reason is among run.quality.attrs["failures"]',
             )
-        counts, intensity, sigma = (
-            _frame(image, frame) for image in (self.raw[stream][key], events[key], events[f"{key}_sigma"])
-        )
+        raw_frame = rows_of(self.start.get("provenance", {}).get("recipe", {}).get("frames"))[frame]
+        images = (self.raw[stream][key], raw_frame), (events[key], frame), (events[f"{key}_sigma"], frame)
+        counts, intensity, sigma = (_frame(image, row) for image, row in images)
         center = (float(row["center_y"]), float(row["center_x"]))
         drawn = panels(
             counts,

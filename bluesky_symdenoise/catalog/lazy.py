@@ -17,7 +17,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import HDF5, MAX_PIXELS, TIFF, ZARR, Stamp
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.symmetry import POINT_GROUPS, Symmetry
-from bluesky_symdenoise.recipe import Recipe
+from bluesky_symdenoise.recipe import OPTIONAL, Recipe
 
 #: Mimetype of data sources whose pixels are computed when they are read.
 MIMETYPE = "application/x-symdenoise"
@@ -180,8 +180,8 @@ def _dtype(value: Any) -> str:
 
 
 def _recipe(stored: Any) -> Recipe:
-    # What is looked up in a run's documents is not known to the server.
-    names = {field.name for field in fields(Recipe)} - {"beamline"}
+    # What is looked up in a run's documents, or chosen among its frames, is not known to the server.
+    names = {field.name for field in fields(Recipe)} - OPTIONAL
     if not isinstance(stored, Mapping) or set(stored) != names:
         raise _refused("recipe must have the entries of a recipe")
     if stored["algorithm"] != ALGORITHM:

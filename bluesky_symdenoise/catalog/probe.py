@@ -12,10 +12,8 @@ import httpx
 import numpy as np
 
 from bluesky_symdenoise.catalog.finding import Finding
+from bluesky_symdenoise.catalog.lazy import MIMETYPE
 from bluesky_symdenoise.errors import SymDenoiseError
-
-#: Mimetype of arrays that are computed when they are read.
-LAZY = "application/x-symdenoise"
 
 
 def try_out(http: httpx.Client, folder: Path, *, tags: Sequence[str]) -> Iterator[Finding]:
@@ -83,16 +81,16 @@ def _tags(probe: _Probe, tags: Sequence[str]) -> Iterator[Finding]:
 
 
 def _lazy(http: httpx.Client, path: Path) -> Finding:
-    with _Probe(http, path, mimetype=LAZY) as probe:
+    with _Probe(http, path, mimetype=MIMETYPE) as probe:
         # Our adapter finds the parameters of this probe wanting, and says so with 422.
         if not probe.made or probe.read().status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
             return Finding(
                 "lazy runs",
                 "problem",
-                f"not served: the server has no adapter for {LAZY}",
+                f"not served: the server has no adapter for {MIMETYPE}",
                 "install bluesky-symdenoise on the server and take over adapters_by_mimetype from tiled_config.yml",
             )
-        return Finding("lazy runs", "OK", f"the server has an adapter for {LAZY}")
+        return Finding("lazy runs", "OK", f"the server has an adapter for {MIMETYPE}")
 
 
 class _Probe:
@@ -100,7 +98,7 @@ class _Probe:
 
     def __init__(self, http: httpx.Client, path: Path, *, mimetype: str = "application/x-hdf5") -> None:
         self._http, self._path, self._mimetype = http, path, mimetype
-        self._key = path.stem + ("-lazy" if mimetype == LAZY else "")
+        self._key = path.stem + ("-lazy" if mimetype == MIMETYPE else "")
         self.made = False
         self._refusal = ""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from http import HTTPStatus
@@ -16,6 +17,7 @@ from tiled.client.constructors import from_context
 from tiled.client.utils import ClientError
 from tiled.queries import Key, KeyPresent, Like, SpecsQuery
 
+from bluesky_symdenoise.denoiser.registry import SHA256_LIKE
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import checked_point_group
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 SPEC = "SymDenoised"
 _FULL_UID = 36
 _PARTIAL_UID = re.compile(r"[0-9a-fA-F-]{8,35}")
-_SHA256_PREFIX = re.compile(r"[0-9a-fA-F]{8,64}")
 
 
 @overload
@@ -47,6 +48,8 @@ def denoised_for(
     client: Container, raw: str | BlueskyRun, *, model: str | None = None, latest: bool = True
 ) -> BlueskyRun | list[BlueskyRun] | None:
     """The newest denoised run of a raw run, or None; with ``latest=False`` a list of all, newest first.
+
+    Runs of chosen frames, as `replay(..., frames=...)` makes them, do not stand for the whole: `find` has them.
 
     Parameters
     ----------
@@ -123,6 +126,28 @@ def find(
         found = _with_sha256(found, "provenance.recipe_sha256", recipe if isinstance(recipe, str) else recipe.sha256)
     # By row, which is the order of writing: it needs no sort of the whole catalogue, and SQLite sorts numbers as text.
     return found.sort(("", -1))
+
+
+def with_values(runs: Container, pairs: Sequence[str]) -> Container:
+    """The runs whose start document has these values, as a catalogue; ``stop.`` before a key asks the stop document.
+
+    Parameters
+    ----------
+    runs
+        A catalogue of Bluesky runs.
+    pairs
+        ``key=value`` each, the key perhaps nested (``sample.name=silver``); the value as JSON, else as it stands.
+    """
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not (key and equals):
+            raise SymDenoiseError(f"query {pair!r}", rule="it must be KEY=VALUE", remedy="write sample=silver")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        runs = runs.search(Key(key) == value)
+    return runs
 
 
 def raw_for(run: BlueskyRun, *, catalog: Container | None = None) -> BlueskyRun:
@@ -202,25 +227,27 @@ def _full_uid(client: Container, uid: str) -> str | None:
 
 
 def _made_from(denoised: Container, raw_uid: str, model: str | None) -> list[BlueskyRun]:
-    """All denoised runs of a raw run, newest first."""
+    """All denoised runs of a whole raw run, newest first."""
     # In this order, because SQLite has no index for metadata and tests each run in it.
     made = denoised.search(Key("start.raw_uid") == raw_uid).search(SpecsQuery([SPEC]))
     if model is not None:
         made = _of_model(made, model)
     # A page of results would cost a second pass, for its length.
     uids = [one["value"] for one in made.distinct("start.uid")["metadata"]["start.uid"]]
-    return sorted((denoised[uid] for uid in uids), key=lambda run: run.start["time"], reverse=True)
+    runs = (denoised[uid] for uid in uids)
+    whole = (run for run in runs if not run.start.get("provenance", {}).get("recipe", {}).get("frames"))
+    return sorted(whole, key=lambda run: run.start["time"], reverse=True)
 
 
 def _of_model(runs: Container, model: str) -> Container:
-    if _SHA256_PREFIX.fullmatch(model):
+    if SHA256_LIKE.fullmatch(model):
         return _with_sha256(runs, "provenance.model.sha256", model)
     # Not `==`: most runs have the same model, and PostgreSQL would fetch them all by its index for rare values.
     return runs.search(Key("provenance.model.name") >= model).search(Key("provenance.model.name") <= model)
 
 
 def _with_sha256(runs: Container, key: str, sha256: str) -> Container:
-    if not _SHA256_PREFIX.fullmatch(sha256):
+    if not SHA256_LIKE.fullmatch(sha256):
         raise SymDenoiseError(
             f"sha256 {sha256!r}",
             rule="it must be eight to 64 hexadecimal digits",

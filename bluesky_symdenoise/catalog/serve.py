@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import logging
 import os
@@ -13,18 +14,23 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from sqlalchemy.ext.asyncio import create_async_engine
+from tiled.alembic_utils import UninitializedDatabase, check_database, stamp_head
+from tiled.catalog.alembic_constants import ALEMBIC_DIR, ALEMBIC_INI_TEMPLATE_PATH
+from tiled.catalog.core import ALL_REVISIONS, REQUIRED_REVISION, initialize_database
 from tiled.client import from_uri
 from tiled.config import Config
 from tiled.server.app import build_app_from_config
 from tiled.server.settings import DatabaseSettings, Settings, get_settings
 from tiled.server.simple import ThreadedServer
-from tiled.utils import import_object, parse
+from tiled.utils import ensure_specified_sql_driver, import_object, parse
 
 from bluesky_symdenoise.catalog.containers import FRAMES_FOLDER as FRAMES_FOLDER
 from bluesky_symdenoise.catalog.containers import prepare
@@ -240,8 +246,39 @@ def serve(
 @contextmanager
 def _running(directory: Path, *, port: int, api_key: str, readable: Sequence[str | Path] = ()) -> Iterator[str]:
     config = embedded_config(directory, api_key=api_key, readable=readable)
-    with _only_server(directory), running(config, port=port, api_key=api_key) as url:
-        yield url
+    with _only_server(directory):
+        storage = config.trees[0].args
+        _initialize(storage["uri"])
+        storage["init_if_not_exists"] = False
+        with running(config, port=port, api_key=api_key) as url:
+            yield url
+
+
+def _initialize(uri: str) -> None:
+    """Do what ``tiled catalog init --if-not-exists`` does, for which Tiled starts a process that takes seconds."""
+    address = ensure_specified_sql_driver(uri)
+
+    async def is_new() -> bool:
+        engine = create_async_engine(address)
+        try:
+            await check_database(engine, REQUIRED_REVISION, ALL_REVISIONS)
+        except UninitializedDatabase:
+            await initialize_database(engine)
+            return True
+        finally:
+            await engine.dispose()
+        return False
+
+    def make() -> None:
+        if asyncio.run(is_new()):
+            with warnings.catch_warnings():
+                # Of Alembic, about Tiled's template of its configuration.
+                warnings.filterwarnings("ignore", "No path_separator found", DeprecationWarning)
+                stamp_head(ALEMBIC_INI_TEMPLATE_PATH, ALEMBIC_DIR, address)
+
+    # A notebook's thread has a loop of its own, in which no other can run.
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(make).result()
 
 
 @contextmanager

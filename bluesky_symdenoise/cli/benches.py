@@ -43,6 +43,25 @@ def live(
 
 
 @bench.command()
+def replay(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    size: Annotated[list[int] | None, typer.Option(min=8, help="Pixels along each side; 256 and 1024.")] = None,
+    frames: Annotated[int, typer.Option(min=3, help="Frames of each run.")] = 100,
+    repeats: Annotated[int, typer.Option(min=1, help="Replays of each.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the denoiser.")] = 1,
+    memory_frames: Annotated[int, typer.Option(min=100, help="Frames over which memory is watched.")] = 2000,
+) -> None:
+    """How fast stored runs are denoised beside the denoiser alone, and how much memory that takes over a long run."""
+    from bluesky_symdenoise.bench.replay import Options, main
+
+    sizes = tuple(size or (256, 1024))
+    main(
+        Options(sizes=sizes, frames=frames, repeats=repeats, threads=threads, memory_frames=memory_frames),
+        json_path=json_path,
+    )
+
+
+@bench.command()
 def search(
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     directory: Annotated[
@@ -83,6 +102,24 @@ def serve(
         client_size=client_size,
         threads=threads,
     )
+
+
+@bench.command()
+def adapt(
+    data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")],
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    model: ModelName = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Name of a set; by default the three with the most frames.")
+    ] = None,
+    level: Annotated[float, typer.Option(help="Counts per pixel that frames are thinned to.")] = 1.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="For each tuning.")] = 4.5,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """What fine-tuning gains on real sets with role `train`: tuned on half of the frames, scored on the other half."""
+    from bluesky_symdenoise.bench.adapt import main as measure
+
+    measure(data, json_path=json_path, model=model, sets=sets or (), level=level, minutes=minutes, threads=threads)
 
 
 @bench.command()

@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
 from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bluesky_symdenoise.training.pairs import RealFrames
 
 #: Frames that `denoise` adds up to find the symmetry.
 POOLED = 8
@@ -81,16 +87,15 @@ def denoise(
     from rich.progress import track
 
     from bluesky_symdenoise.denoiser.infer import Denoiser, empty_result
-    from bluesky_symdenoise.files import NexusWriter, open_frames
+    from bluesky_symdenoise.files import NexusWriter, mask_from, open_frames
     from bluesky_symdenoise.physics.frame import as_mask
 
     denoiser = Denoiser.pretrained(model, device=device, threads=threads)
     with open_frames(file) as stack:
         bad = stack.mask
         if mask is not None:
-            with open_frames(mask) as masks:
-                given = as_mask(masks[0] != 0, (stack.shape[1], stack.shape[2]))
-                bad = given if bad is None else bad | given
+            given = as_mask(mask_from(mask), (stack.shape[1], stack.shape[2]))
+            bad = given if bad is None else bad | given
         center = beam_center or stack.beam_center
         found = denoiser.resolve(stack[:POOLED], mask=bad, symmetry=symmetry, beam_center=center)
         failed = 0
@@ -117,10 +122,45 @@ def train(
     config: Annotated[Path, typer.Argument(help="Recipe (TOML), such as training/recipes/fast.toml.")],
     output: Annotated[Path, typer.Option(help="Folder for checkpoint, history and weights; continued if it exists.")],
     data: Annotated[Path | None, typer.Option(help="Folder with real frames to mix in.")] = None,
+    catalog: Annotated[
+        str | None,
+        typer.Option("--from", metavar="CATALOG_URI", help="Mix in frames of this catalogue's raw runs."),
+    ] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only runs whose start document has it; may be repeated."),
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="For --from: file with one image, not 0 = bad.")] = None,
     initial: Annotated[Path | None, typer.Option(help="Weights (.safetensors) to start from.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Train a denoiser from a recipe; stop it and start it again as you like."""
+    from bluesky_symdenoise.files import mask_from
     from bluesky_symdenoise.training.fit import TrainConfig, fit
+    from bluesky_symdenoise.training.pairs import real_frames
 
-    typer.echo(fit(TrainConfig.read(config), output=output, data=data, initial=initial, device=device))
+    recipe = TrainConfig.read(config)
+    real = [] if data is None else real_frames(data)
+    if catalog is None and (query or mask is not None):
+        raise SymDenoiseError("--query, --mask", rule="they choose among a catalogue's runs", remedy="add --from")
+    if catalog is not None:
+        real += _frames_of_catalog(catalog, query or [], None if mask is None else mask_from(mask), recipe.seed)
+    typer.echo(fit(recipe, output=output, real=real, initial=initial, device=device))
+
+
+def _frames_of_catalog(uri: str, query: list[str], mask: NDArray[np.bool_] | None, seed: int) -> list[RealFrames]:
+    from bluesky_symdenoise.acquisition.stacks import catalogue_frames
+    from bluesky_symdenoise.catalog.query import with_values
+    from bluesky_symdenoise.cli.catalog import opened
+
+    with opened(uri) as client:
+        runs = with_values(client["raw"], query)
+        real = list(catalogue_frames(runs.values(), mask=mask, seed=seed))
+    if not real:
+        raise SymDenoiseError(
+            f"{uri}, {' '.join(query) or 'all runs'}",
+            rule=f"none of {len(runs)} raw runs has images of photon counts",
+            remedy="ask for others",
+        )
+    typer.echo(f"{len(real)} runs, {sum(len(each.counts) for each in real)} frames", err=True)
+    return real

@@ -38,7 +38,7 @@ def register(
     denoiser = Denoiser.pretrained(model, threads=threads)
     with opened(catalog) as client:
         for uid in runs:
-            raw = _run(client, "raw", uid)
+            raw = run_named(client, "raw", uid)
             made = register_run(raw, client["denoised"], denoiser=denoiser, symmetry=symmetry, beam_center=beam_center)
             typer.echo(f"{uid}: {made.start['uid']}")
 
@@ -50,7 +50,7 @@ def evict(catalog: Catalog, runs: Runs) -> None:
 
     with opened(catalog) as client:
         for uid in runs:
-            typer.echo(f"{uid}: {evict_run(_run(client, 'denoised', uid))} bytes freed")
+            typer.echo(f"{uid}: {evict_run(run_named(client, 'denoised', uid))} bytes freed")
 
 
 @app.command()
@@ -60,10 +60,11 @@ def materialize(catalog: Catalog, runs: Runs) -> None:
 
     with opened(catalog) as client:
         for uid in runs:
-            typer.echo(f"{uid}: {materialize_run(_run(client, 'denoised', uid))} bytes written")
+            typer.echo(f"{uid}: {materialize_run(run_named(client, 'denoised', uid))} bytes written")
 
 
-def _run(client: Container, part: str, uid: str) -> Any:
+def run_named(client: Container, part: str, uid: str) -> Any:
+    """The one run in ``raw`` or ``denoised`` whose uid is this or begins so."""
     from bluesky_tiled_plugins.queries import PartialUID
 
     if uid in client[part]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,11 @@ from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
-    pass
+    from tiled.client.container import Container
+
+    from bluesky_symdenoise.acquisition.catchup import Outcome
+    from bluesky_symdenoise.acquisition.plan import Work
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 Uri = Annotated[str, typer.Argument(metavar="CATALOG_URI", help="Of the Tiled catalogue that holds RAW and DENOISED.")]
 Raw = Annotated[str, typer.Option(help="Container of the raw runs.")]
@@ -68,23 +73,15 @@ def catch_up(
     """
     from rich.console import Console
     from rich.progress import track
-    from rich.table import Table
 
     from bluesky_symdenoise.acquisition.catchup import finish, tidy, unfinished
     from bluesky_symdenoise.acquisition.delivery import send_spooled
-    from bluesky_symdenoise.acquisition.plan import Work
-    from bluesky_symdenoise.acquisition.probe import check_server
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     with opened(uri, raw=raw, denoised=denoised) as client:
         given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
-        work = Work.planned(
-            client[denoised],
-            activity="catch-up",
-            denoiser=Denoiser.pretrained(model, device=device, threads=threads),
-            **_arguments(settings, given),
-        )
-        check_server(work)
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads)
+        work = planned_work(client[denoised], settings, given, activity="catch-up", denoiser=denoiser)
         seconds = None if older_than is None else older_than * 3600
         if not dry_run:
             for run in send_spooled(work):
@@ -92,12 +89,16 @@ def catch_up(
         found = list(
             unfinished(client[raw], work, since=None if since is None else since.timestamp(), older_than=seconds)
         )
-        console = Console()
+        endless = sum(not item.ready for item in found)
+        if endless:
+            remedy = "--older-than HOURS takes those that were cut off"
+            typer.echo(f"{endless} raw runs have no stop document; {remedy}", err=True)
         if dry_run:
             for item in found:
                 typer.echo(f"{item.uid}  {item.state}")
             typer.echo(f"{len(found)} raw runs without a complete derived run")
             return
+        found = [item for item in found if item.ready]
         outcomes = [
             finish(item, work, older_than=seconds)
             for item in track(
@@ -105,24 +106,45 @@ def catch_up(
             )
         ]
         tidy(work)
-        table = Table("raw run", "was", "frames", "failed", "s", "now")
-        for each in outcomes:
-            row = (each.uid[:8], each.state, str(each.frames), str(each.failed), f"{each.seconds:.1f}", each.result)
-            table.add_row(*row)
         if outcomes:
-            console.print(table)
+            show(outcomes)
         left = sum(not each.ok for each in outcomes)
         typer.echo(f"{len(outcomes) - left} of {len(outcomes)} runs caught up")
         if left:
             raise typer.Exit(1)
 
 
-def _arguments(settings: Path | None, given: dict[str, Any]) -> dict[str, Any]:
-    """Those of a file, and before them those given on the command line."""
+def show(outcomes: Sequence[Outcome]) -> None:
+    """Print what became of runs, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("raw run", "was", "frames", "failed", "s", "now")
+    for each in outcomes:
+        row = (each.uid[:8], each.state, str(each.frames), str(each.failed), f"{each.seconds:.1f}", each.result)
+        table.add_row(*row)
+    Console().print(table)
+
+
+def planned_work(
+    container: Container,
+    settings: Path | None,
+    given: dict[str, Any],
+    *,
+    activity: str,
+    denoiser: Denoiser,
+    rows: slice | Sequence[int] | None = None,
+) -> Work:
+    """What the arguments of a file say, and before them those given on the command line; the server was tried."""
     from bluesky_symdenoise.acquisition.arguments import read_arguments
+    from bluesky_symdenoise.acquisition.plan import Work
+    from bluesky_symdenoise.acquisition.probe import check_server
 
     said = {} if settings is None else read_arguments(settings)
-    return said | {name: value for name, value in given.items() if value not in (None, "auto")}
+    said |= {name: value for name, value in given.items() if value not in (None, "auto")}
+    work = Work.planned(container, activity=activity, denoiser=denoiser, rows=rows, **said)
+    check_server(work)
+    return work
 
 
 @app.command()
@@ -155,10 +177,8 @@ def watch(
     """
     import logging
 
-    from bluesky_symdenoise.acquisition.following import TiledSource
+    from bluesky_symdenoise.acquisition.following import TiledSource, endings_without_traceback
     from bluesky_symdenoise.acquisition.health import Health, served
-    from bluesky_symdenoise.acquisition.plan import Work
-    from bluesky_symdenoise.acquisition.probe import check_server
     from bluesky_symdenoise.acquisition.sources import KafkaSource, Source, ZmqSource
     from bluesky_symdenoise.acquisition.watch import Watch, only_one
     from bluesky_symdenoise.catalog.serve import stop_signal
@@ -170,15 +190,15 @@ def watch(
     logging.getLogger("bluesky_symdenoise").setLevel(logging.INFO)
     with opened(uri, raw=raw, denoised=denoised) as client:
         given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
-        work = Work.planned(
-            client[denoised],
-            activity="watch",
-            denoiser=Denoiser.pretrained(model, device=device, threads=threads),
-            **_arguments(settings, given),
-        )
-        check_server(work)
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads)
+        work = planned_work(client[denoised], settings, given, activity="watch", denoiser=denoiser)
         health = Health()
-        with stop_signal() as stop, only_one(work), served(health, host=host, port=port) as listening:
+        with (
+            endings_without_traceback(),
+            stop_signal() as stop,
+            only_one(work),
+            served(health, host=host, port=port) as listening,
+        ):
             source: Source
             if zmq:
                 source = ZmqSource(zmq)

@@ -22,7 +22,9 @@ Symmetry = Annotated[
     typer.Option(help="1, 2, m (left onto right), my (top onto bottom), 2mm, or auto: what the data support."),
 ]
 Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help="Beam centre in pixels.")]
-ModelName = Annotated[str | None, typer.Option(help="Name of a model of the package, or a .safetensors file.")]
+ModelName = Annotated[
+    str | None, typer.Option(help="Name of a model (`symdenoise models list`), or a .safetensors file.")
+]
 
 
 def _version(wanted: bool) -> None:

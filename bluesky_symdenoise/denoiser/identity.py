@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from bluesky_symdenoise.denoiser import registry
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: The model used where none is named.
@@ -16,7 +16,7 @@ DEFAULT_MODEL = "fast"
 #: Changes when the same weights would give other pixels; part of every recipe.
 ALGORITHM = "1"
 #: What to do about a model file that cannot be used.
-REMEDY = "install the package again, or write the file again with `symdenoise train`"
+REMEDY = "install the package again, import the model again, or write the file again with `symdenoise train`"
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class ModelFile:
         The bytes of the safetensors file.
     source
         The file.
+    record
+        All that is written beside it.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ModelFile:
     sha256: str
     content: bytes
     source: Any
+    record: dict[str, Any]
 
 
 def sha256_of(content: bytes) -> str:
@@ -43,19 +46,8 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def available() -> list[str]:
-    """Names of the models in the package."""
-    return sorted(
-        entry.name.removesuffix(".safetensors") for entry in _shipped().iterdir() if entry.name.endswith(".safetensors")
-    )
-
-
-def _shipped() -> Any:
-    return files("bluesky_symdenoise.denoiser") / "models"
-
-
 def model_file(name: str | Path | None = None) -> ModelFile:
-    """A model of the package by name, or one written by `save_weights` by the path of its safetensors file.
+    """A model by name, of the package or of the registry, or one in a safetensors file by its path.
 
     Raises
     ------
@@ -63,17 +55,16 @@ def model_file(name: str | Path | None = None) -> ModelFile:
         If there is none of that name, or its sha256 is not the one recorded beside it.
     """
     if name is None or (isinstance(name, str) and not name.endswith(".safetensors")):
-        wanted = name or DEFAULT_MODEL
-        if wanted not in available():
-            raise SymDenoiseError(
-                f"model {wanted!r}",
-                rule=f"the package has {', '.join(available()) or 'none'}",
-                remedy="choose one of these, or give the path of a .safetensors file",
-            )
-        source: Any = _shipped() / f"{wanted}.safetensors"
-        record: Any = _shipped() / f"{wanted}.json"
-    else:
-        source, record = Path(name), Path(name).with_suffix(".json")
+        return registered_file(registry.entry(name or DEFAULT_MODEL))
+    return _checked(Path(name), Path(name).with_suffix(".json"))
+
+
+def registered_file(entry: registry.Entry) -> ModelFile:
+    """A model of the package or of the registry; raises as `model_file` does."""
+    return _checked(entry.weights, entry.weights.parent / f"{entry.name}.json")
+
+
+def _checked(source: Any, record: Any) -> ModelFile:
     try:
         content, described = source.read_bytes(), json.loads(record.read_text())
         recorded, name, version = (str(described[key]) for key in ("sha256", "name", "version"))
@@ -86,4 +77,4 @@ def model_file(name: str | Path | None = None) -> ModelFile:
             rule=f"{record.name} records {recorded[:12]}: the file is damaged or was exchanged",
             remedy=REMEDY,
         )
-    return ModelFile(name=name, version=version, sha256=digest, content=content, source=source)
+    return ModelFile(name=name, version=version, sha256=digest, content=content, source=source, record=described)

@@ -76,7 +76,7 @@ class Denoiser:
     def pretrained(
         cls, name: str | Path | None = None, *, device: str = "auto", threads: int | None = None
     ) -> Denoiser:
-        """A model of the package by name (None: the default one), or the one in a ``.safetensors`` file.
+        """A model of the package or of your own by name (None: the default one), or one in a ``.safetensors`` file.
 
         Raises
         ------
@@ -296,7 +296,7 @@ def _prior(net: PriorNet, per_pixel: Tensor, per_block: Tensor, band_pixels: int
     if height * width <= band_pixels:
         ratio, log_kappa = net(per_pixel, per_block)
         return ratio, log_kappa
-    band = max(HALO, band_pixels // width // MULTIPLE * MULTIPLE - 2 * HALO)
+    band = max(MULTIPLE, HALO, band_pixels // width // MULTIPLE * MULTIPLE - 2 * HALO)
     outputs = []
     for start in range(0, height, band):
         stop = min(height, start + band)

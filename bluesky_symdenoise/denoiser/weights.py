@@ -11,9 +11,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from bluesky_symdenoise.denoiser.identity import REMEDY, model_file, sha256_of
-from bluesky_symdenoise.denoiser.network import Architecture, PriorNet
+from bluesky_symdenoise.denoiser import registry
+from bluesky_symdenoise.denoiser.identity import REMEDY, ModelFile, model_file, registered_file, sha256_of
+from bluesky_symdenoise.denoiser.network import COARSEST, Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
+
+#: Bytes of a file that is taken for a model: many times the size of ours.
+LARGEST = 2**30
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,44 @@ class Model:
         return {"name": self.name, "version": self.version, "sha256": self.sha256}
 
 
+def encode(net: PriorNet) -> bytes:
+    """A network as the bytes of a safetensors file, architecture in its header; `decode` is the inverse."""
+    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    # One entry: safetensors writes several in random order, and the same weights would have many sha256.
+    return save(state, metadata={"architecture": json.dumps(net.architecture.to_dict())})
+
+
+def decode(content: bytes) -> PriorNet:
+    """The network in the bytes of a safetensors file, ready for use.
+
+    Raises
+    ------
+    SymDenoiseError
+        If they are no weights of ours: another format, other tensors, or values that are not finite.
+    """
+    try:
+        state = load(content)
+        architecture = Architecture.from_dict(json.loads(_header(content)["architecture"]))
+        if len(architecture.channels) >= COARSEST:
+            raise ValueError(f"frames are padded for fewer than {COARSEST} levels")
+        # Shapes first, without memory: a header may claim a network of any size.
+        with torch.device("meta"):
+            claimed = {name: (value.shape, value.dtype) for name, value in PriorNet(architecture).state_dict().items()}
+        if claimed != {name: (value.shape, value.dtype) for name, value in state.items()}:
+            raise ValueError("its tensors are not those of its architecture")
+        if not all(bool(value.isfinite().all()) for value in state.values()):
+            raise ValueError("some of its weights are not finite")
+        net = PriorNet(architecture)
+        net.load_state_dict(state)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise SymDenoiseError(
+            "a safetensors file", rule=f"it is no model of ours ({error})", remedy="take one that this package wrote"
+        ) from error
+    net.requires_grad_(False).eval()
+    torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
+    return net
+
+
 def save_weights(net: PriorNet, folder: Path, *, name: str, version: str, training: dict[str, Any]) -> Path:
     """Write ``folder/name.safetensors``, architecture in its header, and ``name.json`` with sha256 and training.
 
@@ -38,9 +80,7 @@ def save_weights(net: PriorNet, folder: Path, *, name: str, version: str, traini
     Path
         The safetensors file.
     """
-    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    # One entry: safetensors writes several in random order, and the same weights would have many sha256.
-    content = save(state, metadata={"architecture": json.dumps(net.architecture.to_dict())})
+    content = encode(net)
     path = folder / f"{name}.safetensors"
     path.write_bytes(content)
     described = {"name": name, "version": version, "sha256": sha256_of(content), "training": training}
@@ -49,25 +89,60 @@ def save_weights(net: PriorNet, folder: Path, *, name: str, version: str, traini
 
 
 def load_model(name: str | Path | None = None) -> Model:
-    """A model of the package by name, or one written by `save_weights` by the path of its safetensors file.
+    """A model by name, of the package or of the registry, or one in a safetensors file by its path.
 
     Raises
     ------
     SymDenoiseError
         If there is none of that name, the file is damaged, or its sha256 is not the one recorded beside it.
     """
-    file = model_file(name)
-    try:
-        state = load(file.content)
-        architecture = Architecture.from_dict(json.loads(_header(file.content)["architecture"]))
-        net = PriorNet(architecture)
-        net.load_state_dict(state)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    return _model(model_file(name))
+
+
+def load_recorded(name: str, sha256: str) -> Model:
+    """The model that a run was made with, by the sha256 of its weights, whatever it is called here.
+
+    Raises
+    ------
+    SymDenoiseError
+        If this computer has none with that sha256.
+    """
+    return _model(registered_file(registry.entry_by_sha256(name, sha256)))
+
+
+def import_model(path: Path, *, name: str | None = None) -> registry.Entry:
+    """Take a model that `symdenoise models export` or `symdenoise train` wrote into the registry.
+
+    Nothing in the files is run: weights are safetensors, of an architecture of ours, and their sha256 is the recorded
+    one.
+
+    Parameters
+    ----------
+    path
+        The safetensors file; its record (.json) lies beside it, and perhaps a card (.md).
+    name
+        By default the one in the record.
+    """
+    if path.suffix != ".safetensors":
         raise SymDenoiseError(
-            f"model {file.source}", rule=f"it is no model of ours ({error})", remedy=REMEDY
-        ) from error
-    net.requires_grad_(False).eval()
-    torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
+            f"file {path}", rule="models are imported from .safetensors files only", remedy="give an exported model"
+        )
+    if path.is_file() and path.stat().st_size > LARGEST:
+        raise SymDenoiseError(
+            f"file {path}", rule=f"it has more than {LARGEST} bytes", remedy="give an exported model, they are small"
+        )
+    file = model_file(path)
+    _model(file)
+    card = path.with_suffix(".md")
+    text = card.read_text() if card.is_file() else f"# Model card: {file.name}, version {file.version}\n"
+    return registry.add(name or file.name, file.content, file.record, text)
+
+
+def _model(file: ModelFile) -> Model:
+    try:
+        net = decode(file.content)
+    except SymDenoiseError as error:
+        raise SymDenoiseError(f"model {file.source}", rule=error.rule, remedy=REMEDY) from error
     return Model(net=net, name=file.name, version=file.version, sha256=file.sha256)
 
 

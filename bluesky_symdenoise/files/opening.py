@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.hdf5 import hdf5_parts
@@ -67,3 +69,9 @@ def _parts(path: Path, dataset: str | None) -> list[Part]:
         if path.stat().st_size == 0:
             raise SymDenoiseError(f"{path}", rule="the file is empty", remedy="copy or write it again")
         return [image_part(path)]
+
+
+def mask_from(path: str | Path) -> NDArray[np.bool_]:
+    """The mask in a file with one image, (y, x): not 0 = bad."""
+    with open_frames(path) as frames:
+        return np.asarray(frames[0] != 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from bluesky_symdenoise.denoiser.network import MULTIPLE, Architecture, PriorNet, posterior
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.training.pairs import RealFrames, real_frames, sample
+from bluesky_symdenoise.training.pairs import RealFrames, sample
 
 #: A step whose gradient is longer than this is shortened.
 GRADIENT_NORM = 1.0
@@ -43,8 +43,13 @@ class TrainConfig:
     warmup: int = 200
     real_share: float = 0.4
     shadow_share: float = 0.0
+    peakless_share: float = 0.0
     bfloat16: bool = True
     threads: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def read(cls, path: Path) -> TrainConfig:
@@ -74,7 +79,7 @@ class TrainConfig:
 class _Samples(IterableDataset[Tensor]):
     """Batches numbered from ``first``; batch i depends on (seed, i) alone, so that a resumed run sees the same."""
 
-    def __init__(self, config: TrainConfig, sets: list[RealFrames], first: int) -> None:
+    def __init__(self, config: TrainConfig, sets: Sequence[RealFrames], first: int) -> None:
         self.config, self.sets, self.first = config, sets, first
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -90,6 +95,7 @@ class _Samples(IterableDataset[Tensor]):
                             size=config.crop,
                             real_share=config.real_share,
                             shadow_share=config.shadow_share,
+                            peakless_share=config.peakless_share,
                         ).stacked()
                         for _ in range(config.batch)
                     ]
@@ -127,11 +133,43 @@ def held_out_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool) -> tuple[Tens
     return per_sample, weights
 
 
+def weighted_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool) -> Tensor:
+    """The mean of `held_out_loss` over a batch, with its weights."""
+    per_sample, weights = held_out_loss(net, batch, bfloat16=bfloat16)
+    return (per_sample * weights).mean()
+
+
+class Descent:
+    """A network on its way down, and the running average of its weights, which is what gets shipped."""
+
+    def __init__(self, net: PriorNet, *, learning_rate: float) -> None:
+        self.net = net
+        self.average = PriorNet(net.architecture).to(next(net.parameters()).device)
+        self.average.load_state_dict(net.state_dict())
+        torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
+        self.optimiser = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=1e-4)
+
+    def step(self, number: int, loss: Tensor, learning_rate: float) -> float:
+        """One step, and the length of its gradient; where that is not finite, the network stays as it is."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM)
+        if torch.isfinite(loss) and torch.isfinite(norm):
+            self.optimiser.step()
+        decay = min(AVERAGE_DECAY, (number + 1) / (number + 10))
+        with torch.no_grad():
+            for mean, now in zip(self.average.parameters(), self.net.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+        return norm.item()
+
+
 def fit(
     config: TrainConfig,
     *,
     output: Path,
-    data: Path | None,
+    real: Sequence[RealFrames] = (),
     initial: Path | None = None,
     device: str = "cpu",
 ) -> Path:
@@ -141,8 +179,8 @@ def fit(
     ----------
     output
         Folder for the checkpoint, ``history.jsonl`` and the finished weights.
-    data
-        Folder with real frames to mix in, or None for simulations only.
+    real
+        Real frames to mix in; none for simulations only.
     initial
         Weights to start from, of the same architecture; None starts from random ones.
 
@@ -155,13 +193,6 @@ def fit(
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SymDenoiseError(f"device {device!r}", rule="torch sees no GPU", remedy="use --device cpu")
-    sets = real_frames(data) if data is not None else []
-    if data is not None and not sets:
-        raise SymDenoiseError(
-            f"{data}",
-            rule="it has no HDF5 file with counts, role = train and noise = counting",
-            remedy="mark the files, or leave --data out to train on simulations only",
-        )
     output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -175,58 +206,42 @@ def fit(
                 remedy="start from weights of the recipe's architecture",
             )
         net.load_state_dict(parent.net.state_dict())
-    average = PriorNet(Architecture(config.channels)).to(device)
-    average.load_state_dict(net.state_dict())
-    torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-4)
+    descent = Descent(net, learning_rate=config.learning_rate)
     checkpoint = output / "checkpoint.pt"
     first, seconds = 0, 0.0
     if checkpoint.exists():
         stored = torch.load(checkpoint, weights_only=True, map_location=device)
-        if stored["config"] != _plain(config):
+        if stored["config"] != config.to_dict():
             raise SymDenoiseError(
                 f"checkpoint {checkpoint}",
                 rule="it belongs to another recipe",
                 remedy="choose another --output folder",
             )
         net.load_state_dict(stored["net"])
-        average.load_state_dict(stored["average"])
-        optimiser.load_state_dict(stored["optimiser"])
+        descent.average.load_state_dict(stored["average"])
+        descent.optimiser.load_state_dict(stored["optimiser"])
         first, seconds = stored["step"], stored["seconds"]
 
     def save(step: int, spent: float) -> None:
         state = {
-            "config": _plain(config),
+            "config": config.to_dict(),
             "net": net.state_dict(),
-            "average": average.state_dict(),
-            "optimiser": optimiser.state_dict(),
+            "average": descent.average.state_dict(),
+            "optimiser": descent.optimiser.state_dict(),
             "step": step,
             "seconds": spent,
         }
         torch.save(state, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
 
-    loader = DataLoader(_Samples(config, sets, first), batch_size=None, num_workers=1, prefetch_factor=4)
+    loader = DataLoader(_Samples(config, real, first), batch_size=None, num_workers=1, prefetch_factor=4)
     begun = saved = time.monotonic()
     with (output / "history.jsonl").open("a") as history:
         progress = tqdm(loader, initial=first, total=config.steps, unit="step", mininterval=2)
         for step, batch in enumerate(progress, start=first):
-            for group in optimiser.param_groups:
-                group["lr"] = _learning_rate(config, step)
-            per_sample, weights = held_out_loss(net, batch.to(device), bfloat16=config.bfloat16)
-            loss = (per_sample * weights).mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), GRADIENT_NORM)
-            if torch.isfinite(loss) and torch.isfinite(norm):
-                optimiser.step()
-            decay = min(AVERAGE_DECAY, (step + 1) / (step + 10))
-            with torch.no_grad():
-                for mean, now in zip(average.parameters(), net.parameters(), strict=True):
-                    mean.lerp_(now, 1 - decay)
-            history.write(
-                json.dumps({"step": step, "loss": round(loss.item(), 6), "norm": round(norm.item(), 4)}) + "\n"
-            )
+            loss = weighted_loss(net, batch.to(device), bfloat16=config.bfloat16)
+            norm = descent.step(step, loss, scheduled_rate(config, step))
+            history.write(json.dumps({"step": step, "loss": round(loss.item(), 6), "norm": round(norm, 4)}) + "\n")
             if time.monotonic() - saved > CHECKPOINT_EVERY:
                 saved = time.monotonic()
                 history.flush()
@@ -234,21 +249,17 @@ def fit(
     spent = seconds + time.monotonic() - begun
     save(config.steps, spent)
     training = {
-        "config": _plain(config),
+        "config": config.to_dict(),
         "initial": None if parent is None else parent.identity(),
         "seconds": round(spent),
         "device": device,
-        "real_sets": [frames.name for frames in sets],
+        "real_sets": [frames.name for frames in real],
         "torch": torch.__version__,
     }
-    return save_weights(average, output, name=config.name, version=config.version, training=training)
+    return save_weights(descent.average, output, name=config.name, version=config.version, training=training)
 
 
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-
-
-def _learning_rate(config: TrainConfig, step: int) -> float:
+def scheduled_rate(config: TrainConfig, step: float) -> float:
     """Linear warm-up, then a half cosine to zero."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup

@@ -15,7 +15,7 @@ from scipy import ndimage
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import symmetry_gate
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.training.simulate import Image, random_mask, random_rate, straight_shadow
+from bluesky_symdenoise.training.simulate import Image, peakless_rate, random_mask, random_rate, straight_shadow
 
 #: What the mates are, and how often: as symmetry says, missing, or wrong in one of four ways.
 MATE_KINDS = ("exact", "absent", "shifted", "scaled", "broken", "wrong")
@@ -57,7 +57,13 @@ class RealFrames:
 
 
 def real_frames(folder: Path) -> list[RealFrames]:
-    """The counting sets of a folder that are not marked ``role = test``: HDF5 with ``counts`` and ``mask``."""
+    """The sets of a folder with ``role = train`` and ``noise = counting``: HDF5 with ``counts`` and ``mask``.
+
+    Raises
+    ------
+    SymDenoiseError
+        If there is no such folder, or no such set in it.
+    """
     if not folder.is_dir():
         raise SymDenoiseError(f"{folder}", rule="there is no such folder", remedy="give the folder of the real frames")
     out = []
@@ -66,6 +72,12 @@ def real_frames(folder: Path) -> list[RealFrames]:
             if "counts" not in file or file.attrs.get("role") != "train" or file.attrs.get("noise") != "counting":
                 continue
             out.append(RealFrames(path.stem, file["counts"][()], file["mask"][()].astype(bool)))
+    if not out:
+        raise SymDenoiseError(
+            f"{folder}",
+            rule="it has no HDF5 file with counts, role = train and noise = counting",
+            remedy="mark the files, or leave --data out to train on simulations only",
+        )
     return out
 
 
@@ -109,14 +121,18 @@ def _mate_exposure(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
     return exposure
 
 
-def simulated_sample(rng: np.random.Generator, size: int, shadow_share: float = 0.0) -> Sample:
+def simulated_sample(
+    rng: np.random.Generator, size: int, shadow_share: float = 0.0, peakless_share: float = 0.0
+) -> Sample:
     """A random pattern: Poisson counts of about 0.02 to 10^4 per pixel, mates that may be wrong, and a target.
 
-    With probability ``shadow_share`` there are straight shadows in it, in half of these not on the mates.
+    With probability ``shadow_share`` there are straight shadows in it, in half of these not on the mates; with
+    probability ``peakless_share`` there is no pattern at all, only something flat or smooth.
     """
     shape = (size, size)
     level = np.exp(rng.uniform(np.log(0.02), np.log(300 if rng.uniform() < 0.85 else 1e4)))
-    rate = random_rate(rng, shape) * level
+    peakless = peakless_share and rng.uniform() < peakless_share
+    rate = (peakless_rate if peakless else random_rate)(rng, shape) * level
     kind = rng.choice(MATE_KINDS, p=MATE_SHARES)
     mate_rate = rate
     if shadow_share and rng.uniform() < shadow_share:
@@ -236,8 +252,9 @@ def sample(
     size: int,
     real_share: float,
     shadow_share: float = 0.0,
+    peakless_share: float = 0.0,
 ) -> Sample:
     """One case, real with probability ``real_share`` if there are real frames."""
     if sets and rng.uniform() < real_share:
         return real_sample(rng, sets, size)
-    return simulated_sample(rng, size, shadow_share)
+    return simulated_sample(rng, size, shadow_share, peakless_share)

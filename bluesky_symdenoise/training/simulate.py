@@ -235,6 +235,16 @@ def random_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
     return rate / rate.mean()
 
 
+def peakless_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
+    """The mean image of nothing to be found, (y, x), of mean 1: flat, or the exponential of a parabola that is wide."""
+    if rng.uniform() < 0.5:
+        return np.ones(shape)
+    y, x = np.mgrid[-1 : 1 : 1j * shape[0], -1 : 1 : 1j * shape[1]]
+    slope, bend = rng.normal(0, 0.5, size=2), rng.normal(0, 0.5, size=3)
+    rate = np.exp(slope[0] * y + slope[1] * x + bend[0] * y * y + bend[1] * x * y + bend[2] * x * x)
+    return np.asarray(rate / rate.mean())
+
+
 def random_mask(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Module gaps, dead pixels and the world beyond the detector's edge, True = bad; often nothing."""
     mask = np.zeros(shape, bool)

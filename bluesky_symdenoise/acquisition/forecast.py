@@ -1,0 +1,102 @@
+"""What a replay would do, how long it would take and how many bytes it would write, from one frame of each image."""
+
+from __future__ import annotations
+
+import time as clock
+from dataclasses import dataclass
+
+import h5py
+
+from bluesky_symdenoise.acquisition.inmemory import LazyImages, gathered
+from bluesky_symdenoise.acquisition.plan import Request
+from bluesky_symdenoise.acquisition.stored import StoredRun
+from bluesky_symdenoise.catalog.row import Row
+from bluesky_symdenoise.catalog.writer import COMPRESSION
+
+#: State of a derived run that nothing is left to do for.
+COMPLETE = "complete"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a replay would do.
+
+    Attributes
+    ----------
+    raw_uid, derived_uid
+        The runs.
+    state
+        What there is of the derived run, in words.
+    images
+        How many would be denoised at most: finished rows of an interrupted run are taken over.
+    seconds
+        How long reading and denoising them would take.
+    bytes
+        How much would be stored, or, in memory, how much all of them would take.
+    """
+
+    raw_uid: str
+    derived_uid: str
+    state: str
+    images: int
+    seconds: float
+    bytes: int
+
+    def __str__(self) -> str:
+        runs = f"run {self.raw_uid[:8]} as {self.derived_uid[:8]}: {self.state}"
+        if not self.images:
+            return f"{runs}; nothing to do"
+        return f"{runs}; {self.images} images, about {_duration(self.seconds)}, {_size(self.bytes)}"
+
+
+def forecast(run: StoredRun, asked: Request, *, state: str, compressed: bool) -> Forecast:
+    """Read and denoise one frame of each image, twice, for the first time takes longer.
+
+    Parameters
+    ----------
+    state
+        What there is of the derived run.
+    compressed
+        Whether the bytes are those of stored frames.
+    """
+    images, seconds, size = 0, 0.0, 0.0
+    if state != COMPLETE:
+        found = gathered(run, asked)
+        for stream, events in found.events.items():
+            rows = asked.recipe.rows_among(len(events))
+            for lazy in found.images(stream).values() if rows else ():
+                taken, row = _timed(lazy, rows[len(rows) // 2])
+                images += len(rows)
+                seconds += taken * len(rows)
+                size += (_stored_bytes(row) if compressed else row.intensity.nbytes + row.sigma.nbytes) * len(rows)
+    uid = run.start["uid"]
+    return Forecast(uid, asked.recipe.derived_uid(uid), state, images, seconds, int(size))
+
+
+def _timed(images: LazyImages, row: int) -> tuple[float, Row]:
+    images.denoised(row)
+    begun = clock.perf_counter()
+    made = images.denoised(row)
+    return clock.perf_counter() - begun, made
+
+
+def _stored_bytes(row: Row) -> int:
+    with h5py.File("forecast", "w", driver="core", backing_store=False) as file:
+        for name, image in (("intensity", row.intensity), ("sigma", row.sigma)):
+            file.create_dataset(name, data=image, chunks=image.shape, **COMPRESSION)
+        file.flush()
+        return sum(int(dataset.id.get_storage_size()) for dataset in file.values())
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

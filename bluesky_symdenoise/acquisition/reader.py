@@ -1,0 +1,317 @@
+"""The documents of one raw run in; its rows out, in order, each with what is needed to denoise it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from event_model import DocumentRouter, unpack_datum_page, unpack_event_page
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.acquisition.darks import Darks
+from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
+from bluesky_symdenoise.acquisition.images import Images
+from bluesky_symdenoise.acquisition.legacy import LegacyFrames
+from bluesky_symdenoise.acquisition.plan import Request, image_keys
+from bluesky_symdenoise.errors import SymDenoiseError
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is needed of an event; ``images`` are those it holds itself, or their datum ids."""
+
+    seq_num: int
+    turn: int
+    time: float | None
+    images: Mapping[str, Any]
+    columns: Mapping[str, Any]
+
+
+@dataclass
+class Stream:
+    """What is known so far of one stream with images."""
+
+    name: str
+    keys: list[str]
+    descriptor: Document
+    frames: FrameSource
+    images: dict[str, Images]
+    #: Whether frames come without events, as in a fly scan.
+    flown: bool = False
+    waiting: deque[Event] = field(default_factory=deque)
+    #: How many events of each number there were, and the numbers of rows that are written.
+    turns: Counter[int] = field(default_factory=Counter)
+    done: set[int] = field(default_factory=set)
+    #: How many rows there were so far, wanted or not.
+    rows: int = 0
+    #: Keys announced since the last event.
+    announced: set[str] = field(default_factory=set)
+
+    @property
+    def may_fly(self) -> bool:
+        """Whether nothing in the stream needs an event, and none has come."""
+        external = (str(key.get("external", "")) for key in self.descriptor["data_keys"].values())
+        return not self.turns and all(each.startswith("STREAM:") for each in external)
+
+
+class RunReader(DocumentRouter):  # type: ignore[misc]
+    """Takes the documents of one raw run and hands over its rows; what becomes of them is for who inherits.
+
+    Parameters
+    ----------
+    asked
+        What to do with every frame.
+    source
+        Makes the frame source of a stream from its descriptor; by default files that documents announce.
+    """
+
+    def __init__(self, asked: Request, *, source: Callable[[Document], FrameSource] = AnnouncedFrames) -> None:
+        super().__init__()
+        self._asked, self._source = asked, source
+        self._start: Document = {}
+        self._wanted = asked.recipe.rows
+        self._streams: dict[str, Stream] = {}
+        self._by_descriptor: dict[str, Stream] = {}
+        self._resources: dict[str, Document] = {}
+        self._legacy = LegacyFrames(asked.beamline.handlers)
+        self._darks = Darks(asked, {})
+        self._ended = False
+        #: The derived run's uid once a stream of images has come, and what became of it in one line.
+        self.derived_uid: str | None = None
+        self.outcome = "nothing to denoise: no stream"
+        self.closed = False
+
+    def __call__(self, name: str, doc: Document, validate: bool = False) -> Any:
+        """Take a document; one that comes after the run was closed is none of ours."""
+        return None if self.closed else super().__call__(name, doc, validate)
+
+    def start(self, doc: Document) -> None:
+        """Remember the raw run; the derived one starts with its first stream of images."""
+        self._start = doc
+        self._darks = Darks(self._asked, doc)
+
+    def descriptor(self, doc: Document) -> None:
+        """Open the derived stream, and with the first one the derived run.
+
+        A stream's second descriptor says that its configuration changed: the rows go on where they were.
+        """
+        if doc["name"] in self._streams:
+            self._by_descriptor[doc["uid"]] = self._streams[doc["name"]]
+            return
+        keys = image_keys(doc, self._asked.recipe)
+        if not keys:
+            if self.derived_uid is None:
+                self.outcome = (
+                    f"nothing to denoise: no 2D image that was asked for among the data keys of stream {doc['name']} "
+                    f"({', '.join(doc['data_keys'])}); check streams and data_keys"
+                )
+            return
+        if self.derived_uid is None and doc["name"] != self._asked.beamline.dark_stream:
+            self._open(doc, keys)
+            self.derived_uid = self._asked.recipe.derived_uid(self._start["uid"])
+        images = {key: Images(self._asked, self._darks, key=key, start=self._start, descriptor=doc) for key in keys}
+        stream = Stream(name=doc["name"], keys=keys, descriptor=doc, frames=self._source(doc), images=images)
+        self._streams[stream.name] = self._by_descriptor[doc["uid"]] = stream
+
+    def stream_resource(self, doc: Document) -> None:
+        """Keep the reference; which stream it belongs to is known with its first stream_datum."""
+        streams = (stream for stream in self._streams.values() if doc["data_key"] in stream.keys)
+        if any(isinstance(stream.frames, AnnouncedFrames) for stream in streams):
+            self._file(doc["uri"])
+        self._resources[doc["uid"]] = doc
+
+    def stream_datum(self, doc: Document) -> None:
+        """Note where frames are; rows whose event has come are done now.
+
+        A step scan follows each announcement with an event. Where none comes before the next announcement, and no
+        data key needs one, the stream is flown: its frames are rows by themselves.
+        """
+        stream = self._by_descriptor.get(doc["descriptor"])
+        resource = self._resources[doc["stream_resource"]]
+        if stream is None or resource["data_key"] not in stream.keys:
+            return
+        if resource["data_key"] in stream.announced and stream.may_fly:
+            stream.flown = True
+        stream.announced.add(resource["data_key"])
+        if isinstance(stream.frames, AnnouncedFrames):
+            stream.frames.take(resource, doc)
+        self._advance()
+
+    def resource(self, doc: Document) -> None:
+        """Keep a legacy reference."""
+        self._legacy.take_resource(doc)
+
+    def datum(self, doc: Document) -> None:
+        """Note where a legacy frame is."""
+        self._legacy.take_datum(doc)
+        self._advance()
+
+    def datum_page(self, doc: Document) -> None:
+        """The same for several."""
+        for datum in unpack_datum_page(doc):
+            self.datum(datum)
+
+    def event(self, doc: Document) -> Document:
+        """Queue the row; it is done when all its frames have been announced."""
+        stream = self._by_descriptor.get(doc["descriptor"])
+        if stream is not None and not stream.flown:
+            data = doc["data"]
+            needed = self._needed(stream)
+            stream.waiting.append(
+                Event(
+                    seq_num=doc["seq_num"],
+                    turn=stream.turns[doc["seq_num"]],
+                    time=doc["time"],
+                    images={key: data[key] for key in stream.keys if key in data},
+                    columns={name: data[name] for name in needed if name in data},
+                )
+            )
+            stream.turns[doc["seq_num"]] += 1
+            stream.announced.clear()
+            self._advance()
+        return doc
+
+    def event_page(self, doc: Document) -> Document:
+        """The same for several."""
+        for event in unpack_event_page(doc):
+            self.event(event)
+        return doc
+
+    def stop(self, doc: Document) -> None:
+        """Finish the rows that are left and close the derived run with the raw run's exit status."""
+        self._ended = True
+        for stream in self._dark_first():
+            self._finish(stream, doc["time"])
+        self._close(exit_status=doc["exit_status"], reason=doc.get("reason", ""))
+
+    def owns(self, descriptor_uid: str | None) -> bool:
+        """Whether a descriptor belongs to this run."""
+        return descriptor_uid in self._by_descriptor
+
+    def _needed(self, stream: Stream) -> set[str]:
+        """Columns that are kept of an event."""
+        return set[str]().union(*(images.columns for images in stream.images.values()))
+
+    def _open(self, descriptor: Document, keys: Sequence[str]) -> None:
+        """The first stream of images has come."""
+        raise NotImplementedError
+
+    def _file(self, uri: str) -> None:
+        """Images are in this file."""
+
+    def _write(self, stream: Stream, event: Event, row: int) -> None:
+        """A row that is wanted has all its images; ``row`` counts those of the stream."""
+        raise NotImplementedError
+
+    def _end_stream(self, stream: Stream) -> None:
+        """All rows of a stream have come."""
+
+    def _close(self, *, exit_status: str, reason: str) -> None:
+        """All documents have come."""
+        raise NotImplementedError
+
+    def _advance(self) -> None:
+        """Write the rows whose frames have all been announced; darks before the images that wait for them."""
+        for stream in self._dark_first():
+            if stream.flown:
+                self._write_announced(stream, None)
+            while stream.waiting and self._ready(stream, stream.waiting[0]):
+                self._row(stream, stream.waiting.popleft())
+            if self._is_dark(stream) and stream.waiting:
+                return
+
+    def _finish(self, stream: Stream, time: float) -> None:
+        """Write the rows of a stream that are left; those without an event get this time."""
+        while stream.waiting:
+            self._row(stream, stream.waiting.popleft())
+        stream.flown = stream.flown or (stream.may_fly and bool(stream.frames.announced()))
+        self._write_announced(stream, None if stream.flown else time)
+        if not self._is_dark(stream):
+            self._end_stream(stream)
+
+    def _ready(self, stream: Stream, event: Event) -> bool:
+        for key in stream.keys:
+            image = event.images.get(key)
+            if isinstance(image, str):
+                if not self._legacy.has(image):
+                    return False
+            elif image is None and not stream.frames.has(key, event.seq_num, event.turn):
+                return False
+        return True
+
+    def _write_announced(self, stream: Stream, time: float | None) -> None:
+        """Rows of frames that have no event; in a flown stream those that all keys have."""
+        for seq_num in stream.frames.announced():
+            event = Event(seq_num=seq_num, turn=0, time=time, images={}, columns={})
+            if seq_num not in stream.done and (self._ended or self._ready(stream, event)):
+                self._row(stream, event)
+
+    def _dark_first(self) -> list[Stream]:
+        return sorted(self._streams.values(), key=self._is_dark, reverse=True)
+
+    def _is_dark(self, stream: Stream) -> bool:
+        return stream.name == self._asked.beamline.dark_stream
+
+    def _row(self, stream: Stream, event: Event) -> None:
+        """Write a row if it is wanted; of the others the first decide what they would have decided."""
+        stream.done.add(event.seq_num)
+        if self._is_dark(stream):
+            self._take_darks(stream, event)
+            return
+        row, stream.rows = stream.rows, stream.rows + 1
+        if row in self._wanted:
+            self._write(stream, event, row)
+        elif row < self._wanted[-1]:
+            self._pass_over(stream, event)
+
+    def _pass_over(self, stream: Stream, event: Event) -> None:
+        for key, images in stream.images.items():
+            if images.settled:
+                continue
+            try:
+                image = self._image(stream, key, event)
+            except Exception as error:
+                log.debug("run %s, %s, event %d decides nothing: %s", self._start["uid"][:8], key, event.seq_num, error)
+            else:
+                images.look(image, event.columns)
+
+    def leave(self) -> None:
+        """Let go of the files before the end of the run."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self.closed = True
+        for stream in self._streams.values():
+            stream.frames.close()
+        self._legacy.close()
+
+    def _take_darks(self, stream: Stream, event: Event) -> None:
+        for key, images in stream.images.items():
+            time = float("-inf") if event.time is None else event.time
+            try:
+                self._darks.take(key, time, self._image(stream, key, event), images.exposure_time(event.columns))
+            except Exception as error:
+                # The images that lack it say so in their rows.
+                log.warning("run %s, dark of %s: %s", self._start["uid"][:8], key, error)
+
+    def _image(self, stream: Stream, key: str, event: Event) -> NDArray[Any]:
+        held = event.images.get(key)
+        if isinstance(held, str):
+            return self._legacy.read(held, tuple(stream.descriptor["data_keys"][key]["shape"]))
+        if held is not None:
+            return np.asarray(held)
+        if stream.frames.has(key, event.seq_num, event.turn):
+            return stream.frames.read(key, event.seq_num, event.turn)
+        raise SymDenoiseError(
+            f"event {event.seq_num}",
+            rule="its frame was never announced",
+            remedy="replay the run when it is there",
+        )

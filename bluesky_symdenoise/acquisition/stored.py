@@ -1,0 +1,355 @@
+"""Runs that were acquired before: their documents in order, and where the frames of each stream are."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from bluesky_symdenoise.acquisition.databroker import stream_arrays, tiled_run
+from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource, StoredFrames
+from bluesky_symdenoise.acquisition.plan import image_keys
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+
+    from bluesky_symdenoise.acquisition.plan import Request
+    from bluesky_symdenoise.acquisition.reader import RunReader
+
+Document = dict[str, Any]
+Named = tuple[str, Document]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an image lies in an array of all rows.
+
+    Attributes
+    ----------
+    dims
+        With that of the rows.
+    shape
+        Of one row.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class StoredRun(Protocol):
+    """One raw run of the past.
+
+    Attributes
+    ----------
+    start
+        Its start document, with its access tags.
+    stop
+        Its stop document; None if it has none, or if it is not known before the documents end.
+    """
+
+    start: Document
+    stop: Document | None
+
+    @property
+    def last_seen(self) -> float | None:
+        """Time of its last sign of life; None if that is not known before the documents end."""
+        ...
+
+    def documents(self) -> Iterator[Named]:
+        """All documents but start and stop, in order; events in the order of the run."""
+        ...
+
+    def frames(self, descriptor: Document) -> FrameSource:
+        """Where the frames of a stream are read."""
+        ...
+
+    def layout(self, descriptor: Document, key: str) -> Layout:
+        """Dimensions of the raw images of a data key."""
+        ...
+
+    def images(self, asked: Request) -> int | None:
+        """How many images are asked for; None where only the documents tell."""
+        ...
+
+
+def stored_run(run: object, *, columns: Callable[[str], Collection[str]] | None = None) -> StoredRun:
+    """A run from whatever holds one; see `bluesky_symdenoise.replay`.
+
+    Parameters
+    ----------
+    columns
+        Gives the columns beside an image that are read from a Tiled server; by default all that are scalars.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is nothing of the kind.
+    """
+    if isinstance(run, str | Path):
+        return Backup(Path(run))
+    found = tiled_run(run)
+    if found is not None:
+        return TiledRun(found, columns)
+    if isinstance(run, Iterable):
+        return GivenRun(run)
+    raise SymDenoiseError(
+        f"a {type(run).__name__}",
+        rule="it is no run",
+        remedy='give client["raw"][uid], a databroker Header, the path of a .jsonl backup, or (name, document) pairs',
+    )
+
+
+class NothingToDenoiseError(SymDenoiseError):
+    """The run has no image that was asked for."""
+
+
+def raw_only(run: StoredRun) -> StoredRun:
+    """The run, if it is a raw one.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is denoised already.
+    """
+    refuse_denoised(run.start)
+    return run
+
+
+def refuse_denoised(start: Document) -> None:
+    """Raise SymDenoiseError if a start document is that of a derived run."""
+    if "raw_uid" in start:
+        raise SymDenoiseError(
+            f"run {start['uid']}", rule="it is denoised already", remedy="give its raw run, raw_for(run)"
+        )
+
+
+def drive(reader: RunReader, run: StoredRun, *, stop: Callable[[], Document]) -> None:
+    """Give a reader the documents of a stored run, in the end with this stop document.
+
+    Raises
+    ------
+    NothingToDenoiseError
+        If the run has no image that was asked for.
+    """
+    streams: list[str] = []
+    reader.start(run.start)
+    try:
+        for name, doc in run.documents():
+            if name == "descriptor":
+                streams.append(doc["name"])
+            reader(name, doc)
+        if reader.derived_uid is None:
+            raise NothingToDenoiseError(
+                f"run {run.start['uid']}",
+                rule=f"no stream of {', '.join(streams) or 'none'} holds a 2D image that was asked for",
+                remedy="check streams and data_keys",
+            )
+        reader.stop(stop())
+    finally:
+        if not reader.closed:
+            reader.leave()
+
+
+class TiledRun:
+    """A run of a Tiled server, in SQL or MongoDB."""
+
+    def __init__(self, run: BlueskyRun, columns: Callable[[str], Collection[str]] | None = None) -> None:
+        self.run = run
+        self.start: Document = dict(run.start)
+        if run.access_tags:
+            self.start["tiled_access_tags"] = list(run.access_tags)
+        self.stop: Document | None = run.metadata.get("stop")
+        # A stream that was configured anew has several descriptors; the first counts.
+        every = [each for name in run for each in run[name].descriptors]
+        first = {descriptor["name"]: descriptor for descriptor in reversed(every)}
+        #: By the uid of their descriptors.
+        self.streams = {each["uid"]: StoredStream(run, each, columns) for each in first.values()}
+
+    def documents(self) -> Iterator[Named]:
+        """Descriptors, then events by their time."""
+        for stream in self.streams.values():
+            yield "descriptor", stream.descriptor
+        # In the order of the run, for a dark belongs to the images after it.
+        events = (stream.events() for stream in self.streams.values() if _has_arrays(stream.descriptor))
+        for event in heapq.merge(*events, key=_moment):
+            yield "event", event
+
+    def frames(self, descriptor: Document) -> StoredFrames:
+        """Read through Tiled: this computer needs not see the files."""
+        return self.streams[descriptor["uid"]].frames()
+
+    def layout(self, descriptor: Document, key: str) -> Layout:
+        """As the server has it."""
+        return self.streams[descriptor["uid"]].layout(key)
+
+    def images(self, asked: Request) -> int:
+        """How many images are asked for."""
+        return sum(stream.images(asked) for stream in self.streams.values())
+
+    @property
+    def last_seen(self) -> float:
+        """Time of its last event."""
+        return max([self.start["time"], *(float(moment) for each in self.streams.values() for moment in each.times)])
+
+
+class StoredStream:
+    """Events and frames of one stream of a run on a Tiled server."""
+
+    def __init__(
+        self, run: BlueskyRun, descriptor: Document, columns: Callable[[str], Collection[str]] | None = None
+    ) -> None:
+        self.descriptor, self._columns = descriptor, columns
+        self._arrays = stream_arrays(run, descriptor["name"])
+        self._held = set(self._arrays)
+
+    @cached_property
+    def seq_nums(self) -> list[int]:
+        """Of its events; MongoDB's server has one row for each number."""
+        if "seq_num" in self._held:
+            return [int(number) for number in np.asarray(self._arrays["seq_num"].read())]
+        return list(range(1, 1 + len(self.times)))
+
+    @cached_property
+    def times(self) -> Sequence[float]:
+        """Of its events."""
+        return np.asarray(self._arrays["time"].read()).tolist() if "time" in self._held else []
+
+    @property
+    def rows(self) -> int:
+        """Of its images: as many as events, if there are events."""
+        external = (key for key, value in self.descriptor["data_keys"].items() if "external" in value)
+        return max([len(self.times), *(self._arrays[key].shape[0] for key in external if key in self._held)])
+
+    def images(self, asked: Request) -> int:
+        """How many images are asked for."""
+        keys = image_keys(self.descriptor, asked.recipe)
+        if not keys or self.descriptor["name"] == asked.beamline.dark_stream:
+            return 0
+        return len(keys) * len(asked.recipe.rows_among(self.rows))
+
+    def layout(self, key: str) -> Layout:
+        """As the server has it."""
+        array = self._arrays[key]
+        dims = array.dims or tuple(f"{key}_dim{i}" for i in range(len(array.shape)))
+        return Layout(("time", *dims[1:]), tuple(array.shape[1:]), np.dtype(array.dtype))
+
+    def events(self) -> Iterator[Document]:
+        """Event documents with the columns that are wanted; none for a stream without events."""
+        columns = {name: np.asarray(self._arrays[name].read()) for name in self._wanted()}
+        for row, (seq_num, time) in enumerate(zip(self.seq_nums, self.times, strict=True)):
+            data = {name: column[row].tolist() for name, column in columns.items()}
+            yield {"descriptor": self.descriptor["uid"], "seq_num": seq_num, "time": time, "data": data}
+
+    def frames(self) -> StoredFrames:
+        """Source of the images; rows without events are numbered after those that have one."""
+        numbers = list(self.seq_nums)
+        last = max(numbers, default=0)
+        numbers += range(last + 1, last + 1 + self.rows - len(numbers))
+        return StoredFrames(self._arrays, self.descriptor, numbers)
+
+    def _wanted(self) -> list[str]:
+        keys = self.descriptor["data_keys"]
+        if self._columns is not None:
+            return sorted(set[str]().union(*(self._columns(key) for key in keys)) & self._held)
+        return [key for key in keys if key in self._held and not keys[key]["shape"] and "external" not in keys[key]]
+
+
+class GivenRun:
+    """A run as documents: its frames are in the documents, or in files that they name and this computer sees.
+
+    The documents are read once.
+    """
+
+    def __init__(self, documents: Iterable[Any]) -> None:
+        self._documents = iter(documents)
+        first = next(self._documents, None)
+        if not (isinstance(first, tuple | list) and len(first) == 2 and first[0] == "start"):
+            raise SymDenoiseError(
+                f"{type(documents).__name__} that begins with {str(first)[:40]!r}",
+                rule="a run begins with its start document",
+                remedy="give all its (name, document) pairs",
+            )
+        self.start: Document = first[1]
+        self.stop: Document | None = None
+        self.last_seen: float | None = None
+
+    def documents(self) -> Iterator[Named]:
+        """As they were given; the stop document is kept in `stop`."""
+        for name, doc in self._documents:
+            if name == "start":
+                raise SymDenoiseError(
+                    f"run {doc['uid']}", rule="it is a second one", remedy="give the documents of one run at a time"
+                )
+            if name == "stop":
+                self.stop = doc
+                return
+            self.last_seen = _last_moment(doc) or self.last_seen
+            yield name, doc
+
+    def frames(self, descriptor: Document) -> FrameSource:
+        """From the files that the documents announce."""
+        return AnnouncedFrames(descriptor)
+
+    def layout(self, descriptor: Document, key: str) -> Layout:
+        """As the data key says."""
+        said = descriptor["data_keys"][key]
+        dims = said.get("dims") or [f"{key}_dim{i + 1}" for i in range(len(said["shape"]))]
+        return Layout(("time", *dims), tuple(said["shape"]), np.dtype(said.get("dtype_numpy", "<f8")))
+
+    def images(self, asked: Request) -> None:
+        """Only the documents tell."""
+
+
+class Backup(GivenRun):
+    """A run in a JSON Lines file, as TiledWriter's ``backup_directory`` writes it.
+
+    What a crash left of its last line is left out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(_json_lines(path))
+        name, doc = deque(_json_lines(path), maxlen=1).pop()
+        self.stop, self.last_seen = doc if name == "stop" else None, _last_moment(doc) or self.start["time"]
+
+
+def _json_lines(path: Path) -> Iterator[Named]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file):
+                try:
+                    said = json.loads(line)
+                    yield said["name"], said["doc"]
+                except (ValueError, KeyError, TypeError) as error:
+                    if not line.endswith(b"\n"):
+                        return
+                    raise SymDenoiseError(
+                        f"{path}, line {number + 1}",
+                        rule='it is no {"name": ..., "doc": ...}',
+                        remedy="give a file of TiledWriter's backup_directory",
+                    ) from error
+    except OSError as error:
+        raise SymDenoiseError(
+            f"{path}", rule=f"it cannot be read ({error.strerror})", remedy="give a .jsonl backup, or a run"
+        ) from error
+
+
+def _has_arrays(descriptor: Document) -> bool:
+    return any(value["dtype"] == "array" for value in descriptor["data_keys"].values())
+
+
+def _last_moment(doc: Document) -> float | None:
+    """When a document was made, the last of a page; None for one without time."""
+    return float(np.max(doc["time"])) if "time" in doc else None
+
+
+def _moment(event: Document) -> float:
+    return float(event["time"])

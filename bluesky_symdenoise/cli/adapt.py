@@ -1,0 +1,72 @@
+"""The command that tunes a model to past runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bluesky_symdenoise.cli.catalog import opened
+from bluesky_symdenoise.cli.lazy import Catalog, Runs, run_named
+from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
+
+
+@app.command()
+def finetune(
+    catalog: Catalog,
+    runs: Runs,
+    name: Annotated[str, typer.Option(help="Of the tuned model.")],
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="Run of the same scenes with more exposure, frame by frame; one for each RUN, in order."),
+    ] = None,
+    model: ModelName = None,
+    mask: Annotated[Path | None, typer.Option(help="File with one image, not 0 = bad.")] = None,
+    symmetry: Symmetry = "auto",
+    beam_center: Center = None,
+    stream: Annotated[str | None, typer.Option(help="Of the images; by default the first that has some.")] = None,
+    data_key: Annotated[str | None, typer.Option(help="Of the images; by default the first.")] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="For all of it.")] = 4.5,
+    seed: Annotated[int, typer.Option(min=0, help="Same frames, seed and threads: same weights.")] = 0,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Tuning recipe (TOML, the keys of a training recipe) instead of the package's.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")] = False,
+) -> None:
+    """Tune a model to raw RUNs, and register it if frames that it was not tuned on say that it got better.
+
+    Exit status 0 whether it got better or not; what was found is printed.
+    """
+    from bluesky_symdenoise.acquisition.finetune import finetune as tune
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.files import mask_from
+    from bluesky_symdenoise.training.fit import TrainConfig
+    from bluesky_symdenoise.training.tune import TUNING
+
+    config = TUNING if recipe is None else TrainConfig.read(recipe)
+    parent = Denoiser.pretrained(model, threads=threads, device=device)
+    with opened(catalog) as client:
+        done = tune(
+            [run_named(client, "raw", uid) for uid in runs],
+            name=name,
+            reference=[run_named(client, "raw", uid) for uid in reference] if reference else None,
+            parent=parent,
+            mask=None if mask is None else mask_from(mask),
+            symmetry=symmetry,
+            beam_center=beam_center,
+            stream=stream,
+            data_key=data_key,
+            minutes=minutes,
+            seed=seed,
+            config=config,
+            progress=sys.stderr.isatty(),
+        )
+    if as_json:
+        typer.echo(json.dumps({"registered": done.accepted, "said": done.said, "figures": done.figures}, indent=2))
+    else:
+        typer.echo(done.said)

@@ -1,0 +1,168 @@
+"""The command that denoises past runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bluesky_symdenoise.cli.catalog import opened
+from bluesky_symdenoise.cli.live import (
+    Denoised,
+    Device,
+    Directory,
+    Frames,
+    OlderThan,
+    Raw,
+    SettingsFile,
+    Threads,
+    Uri,
+    planned_work,
+    show,
+)
+from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from tiled.client.container import Container
+
+#: What a shell says of a command that Ctrl-C ended.
+INTERRUPTED = 130
+
+
+@app.command()
+def replay(
+    uri: Uri,
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Uid or its first 8 characters, scan id, or path of a .jsonl backup."),
+    ] = None,
+    since: Annotated[datetime | None, typer.Option(help="Runs that began after this, local time.")] = None,
+    query: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Runs whose start document says so; repeatable.")
+    ] = None,
+    plan: Annotated[str | None, typer.Option(help="Runs of this plan.")] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(help="Rows of each run: 0:100, 0:100:10, or 0,5,7. Makes a run of its own beside the whole one."),
+    ] = None,
+    stream: Annotated[list[str] | None, typer.Option(help="Stream to denoise; repeatable.")] = None,
+    data_key: Annotated[list[str] | None, typer.Option(help="Image to denoise; repeatable.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make complete derived runs again.")] = False,
+    older_than: OlderThan = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, how long it takes and how many bytes.")
+    ] = False,
+    settings: SettingsFile = None,
+    symmetry: Symmetry = "auto",
+    beam_center: Center = None,
+    directory: Directory = None,
+    frames: Frames = None,
+    raw: Raw = "raw",
+    denoised: Denoised = "denoised",
+    model: ModelName = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Denoise past runs, named or searched for; the API key comes from TILED_API_KEY.
+
+    Runs that are done are left as they are, and interrupted ones go on. Exit status 1: something failed; 130: Ctrl-C.
+    """
+    from bluesky_symdenoise.acquisition.catchup import Outcome, attempt
+    from bluesky_symdenoise.acquisition.replay import planned, progress_bar, state
+    from bluesky_symdenoise.acquisition.stored import StoredRun, stored_run
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+    if bool(runs) == bool(since or query or plan):
+        raise SymDenoiseError(
+            "the runs to denoise",
+            rule="they are either named or searched for",
+            remedy="give RUN..., or --since, --query and --plan",
+        )
+    given = {
+        "symmetry": symmetry,
+        "beam_center": beam_center,
+        "directory": directory,
+        "frames": frames,
+        "streams": stream,
+        "data_keys": data_key,
+    }
+    with opened(uri, raw=raw, denoised=denoised) as client:
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads)
+        work = planned_work(client[denoised], settings, given, activity="replay", denoiser=denoiser, rows=_rows(rows))
+        found: list[Any] = [_named(client[raw], name) for name in runs or ()]
+        if not runs:
+            after = None if since is None else since.timestamp()
+            found = list(_searched(client[raw], query or [], plan, after, unfinished=older_than is not None))
+        outcomes: list[Outcome] = []
+        failed = 0
+        seconds = None if older_than is None else older_than * 3600
+        for each in found:
+            try:
+                stored: StoredRun = stored_run(each, columns=work.beamline.columns)
+                forecast = planned(stored, work, force=force) if dry_run else None
+            except SymDenoiseError as error:
+                typer.echo(str(error))
+                failed += 1
+                continue
+            if forecast is not None:
+                typer.echo(str(forecast))
+                continue
+            try:
+                with progress_bar(stored, work, None) as advance:
+                    was = state(stored, work)
+                    outcome = attempt(stored, work, was=was, older_than=seconds, force=force, finished_frame=advance)
+            except KeyboardInterrupt:
+                show(outcomes)
+                typer.echo(f"interrupted in run {stored.start['uid']}: the same command goes on with it")
+                raise typer.Exit(INTERRUPTED) from None
+            outcomes.append(outcome)
+        if outcomes:
+            show(outcomes)
+        failed += sum(not each.ok for each in outcomes)
+        typer.echo(f"{len(found) - failed} of {len(found)} runs {'can be ' if dry_run else ''}replayed")
+        if failed:
+            raise typer.Exit(1)
+
+
+def _named(raw: Container, name: str) -> Any:
+    """A run by what a user calls it."""
+    if name.endswith(".jsonl"):
+        return name
+    try:
+        return raw[int(name) if name.isdigit() and len(name) < 8 else name]
+    except (KeyError, ValueError) as error:
+        raise SymDenoiseError(
+            f"run {name!r}", rule=f"there is none in {raw.uri}, or more than one", remedy="give its whole uid"
+        ) from error
+
+
+def _searched(
+    raw: Container, query: list[str], plan: str | None, since: float | None, *, unfinished: bool
+) -> Iterator[Any]:
+    """Raw runs that fit, oldest first."""
+    from bluesky_symdenoise.catalog.query import with_values
+
+    fitting = with_values(raw, [*query, *([] if plan is None else [f"plan_name={json.dumps(plan)}"])])
+    for run in fitting.sort(("start.time", 1)).values():
+        # Not by a query: Tiled's comparison of times in SQLite is one of text.
+        if "raw_uid" in run.start or (since is not None and run.start["time"] < since):
+            continue
+        if run.metadata.get("stop") or unfinished:
+            yield run
+
+
+def _rows(said: str | None) -> slice | list[int] | None:
+    if said is None:
+        return None
+    try:
+        if ":" in said:
+            return slice(*(int(part) if part else None for part in said.split(":")))
+        return [int(part) for part in said.split(",")]
+    except (ValueError, TypeError) as error:
+        raise SymDenoiseError(
+            f"--rows {said}", rule="it is FIRST:STOP, FIRST:STOP:STEP or a list", remedy="give 0:100 or 0,5,7"
+        ) from error
