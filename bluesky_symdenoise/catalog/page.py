@@ -139,6 +139,9 @@ def _figures(scalars: Mapping[str, Any]) -> str:
     parts = []
     if np.isfinite(scalars.get("counts_in", np.nan)):
         parts.append(f"{scalars['counts_in']:,.0f} counts in, {scalars.get('counts_out', np.nan):,.0f} out")
+    for kind in ("hot", "dead"):
+        if scalars.get(f"{kind}_pixels", 0) > 0:
+            parts.append(f"{scalars[f'{kind}_pixels']:.0f} {kind} pixels masked")
     if np.isfinite(scalars.get("ms", np.nan)):
         parts.append(f"{scalars['ms']:.0f} ms")
     return "; ".join(parts)

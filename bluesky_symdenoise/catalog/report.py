@@ -128,7 +128,7 @@ async def _frames(
         row = number * len(stream.columns.get(f"{key}_ms", ())) // len(denoised)
         scalars = {
             name: stream.columns[f"{key}_{name}"][row]
-            for name in ("counts_in", "counts_out", "ms")
+            for name in ("counts_in", "counts_out", "hot_pixels", "dead_pixels", "ms")
             if row < len(stream.columns.get(f"{key}_{name}", ()))
         }
         figures.append(await anyio.to_thread.run_sync(_drawn, number, frame, geometry, scalars))

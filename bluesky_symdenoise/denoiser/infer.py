@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet, features
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Background, Dark, signal
-from bluesky_symdenoise.physics.defects import without_gaps
+from bluesky_symdenoise.physics.defects import DEAD, HOT, found_defects, without, without_gaps
 from bluesky_symdenoise.physics.fold import Mates, found_beam_center, gated_mates, supported_symmetry
 from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
@@ -124,7 +125,8 @@ class Denoiser:
         if symmetry == "1" or (symmetry != "auto" and checked_point_group(symmetry) and center is not None):
             return Symmetry(symmetry, center if symmetry != "1" else None)
         bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
-        pooled = without_gaps(_pooled([frame_from_counts(frame, mask=bad, exposure=n) for frame in stack], shape))
+        frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in stack)
+        pooled = without_gaps(_pooled((without(frame, found_defects(frame).mask) for frame in frames), shape))
         if symmetry == "auto":
             return supported_symmetry(pooled, center)
         found = found_beam_center(pooled, Symmetry(symmetry).operations[0])
@@ -152,7 +154,8 @@ class Denoiser:
         ----------
         counts
             (..., y, x) counts of any integer or float dtype. Negative values, NaN and detector codes (2^16-1,
-            2^32-2, 2^32-1) are masked. Frames are denoised one by one.
+            2^32-2, 2^32-1) are masked, and so are the hot and dead pixels that a frame itself shows
+            (`bluesky_symdenoise.physics.defects.found_defects`). Frames are denoised one by one.
         mask
             (y, x), True = bad.
         exposure
@@ -172,7 +175,8 @@ class Denoiser:
             it stands in for the raw frame in what follows. ``sigma``, float32, its posterior standard deviation, of
             one pixel: neighbouring errors are correlated, so sums have larger errors than the quadratic sum of
             sigma. Both are NaN where neither the pixel nor a mate was measured; where only a mate was, they are the
-            counts that the frame's median exposure would give. Attributes: model, symmetry, beam centre, device.
+            counts that the frame's median exposure would give. ``defect``, uint8: 1 for a hot and 2 for a dead
+            pixel that was found and masked. Attributes: model, symmetry, beam centre, device.
 
         Raises
         ------
@@ -185,8 +189,12 @@ class Denoiser:
         resolved = self.resolve(stack, mask=bad, exposure=n, symmetry=symmetry, beam_center=beam_center)
         intensity = np.empty(stack.shape, np.float32)
         sigma = np.empty(stack.shape, np.float32)
+        defect = np.zeros(stack.shape, np.uint8)
         for index, image in enumerate(stack):
             frame = frame_from_counts(image, mask=bad, exposure=n)
+            found = found_defects(frame)
+            defect[index] = HOT * found.hot + DEAD * found.dead
+            frame = without(frame, found.mask)
             if frame.mask.all():
                 raise SymDenoiseError(
                     f"frame {index} with all pixels masked",
@@ -213,6 +221,11 @@ class Denoiser:
                         "long_name": "posterior standard deviation",
                         "note": "errors of neighbouring pixels are correlated",
                     },
+                ),
+                "defect": (
+                    (*dims, "y", "x"),
+                    defect.reshape(*leading, *shape),
+                    {"long_name": "pixels found to be bad", "flag_values": [HOT, DEAD], "flag_meanings": "hot dead"},
                 ),
             },
             attrs={
@@ -356,7 +369,7 @@ def _stack(counts: ArrayLike) -> NDArray[Any]:
     return given.reshape(-1, *given.shape[-2:])
 
 
-def _pooled(frames: list[Frame], shape: tuple[int, int]) -> Frame:
+def _pooled(frames: Iterable[Frame], shape: tuple[int, int]) -> Frame:
     """All frames' counts and exposures added up."""
     counts, exposure = np.zeros(shape), np.zeros(shape)
     for frame in frames:
