@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.evidence import PairSums, asymmetry, first_of_pair, pair_sums
+from bluesky_symdenoise.physics.evidence import PairSums, asymmetry, pair_sums
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import INVERSION, MIRROR_X, POINT_GROUPS
+from bluesky_symdenoise.physics.symmetry import INVERSION, MIRROR_X, POINT_GROUPS, first_of_pair
 from bluesky_symdenoise.training.series import textured_rate
 from bluesky_symdenoise.training.simulate import View
 
@@ -52,7 +52,8 @@ def test_each_pair_counts_once(operation, center):
     """Of a pixel and its mate one is first; on the symmetry element, and without a mate, none is."""
     first = first_of_pair(SHAPE, operation, center)
     y, x = np.nonzero(first)
-    there = [at if sign > 0 else round(2 * c) - at for at, sign, c in zip((y, x), operation, center, strict=True)]
+    signs = (operation.yy, operation.xx)
+    there = [at if sign > 0 else round(2 * c) - at for at, sign, c in zip((y, x), signs, center, strict=True)]
     assert first.any()
     assert not first[there[0], there[1]].any()
 

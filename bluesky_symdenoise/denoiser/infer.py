@@ -129,7 +129,8 @@ class Denoiser:
         pooled = without_gaps(_pooled((without(frame, found_defects(frame).mask) for frame in frames), shape))
         if symmetry == "auto":
             return supported_symmetry(pooled, center)
-        found = found_beam_center(pooled, Symmetry(symmetry).operations[0])
+        first = Symmetry(symmetry).operations[0]
+        found = found_beam_center(pooled, first) if first.exact else None
         if found is None:
             raise SymDenoiseError(
                 f"symmetry {symmetry!r} without a beam centre",
@@ -161,8 +162,9 @@ class Denoiser:
         exposure
             (y, x) or a number: relative exposure of each pixel (flat field times solid angle times time), 0 = masked.
         symmetry
-            ``1``, ``2``, ``m`` (left onto right), ``my`` (top onto bottom), ``2mm`` or ``auto``, which is decided
-            once from all frames given; or a resolved `Symmetry`.
+            ``1``, ``2``, ``m`` (left onto right), ``my`` (top onto bottom), ``2mm``, ``4``, ``4mm``, ``inf`` (rings),
+            ``m@30`` or ``2mm@30`` (turned by so many degrees from x towards y), or ``auto``, which looks for ``2mm``,
+            ``2``, ``m`` and ``my`` and is decided once from all frames given; or a resolved `Symmetry`.
         beam_center
             (y, x) in pixels, the centre of the first pixel is 0.
         background

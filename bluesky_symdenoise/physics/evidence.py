@@ -12,7 +12,7 @@ from scipy import special
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import block_sum, mated, pair_terms
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import Operation, mate
+from bluesky_symdenoise.physics.symmetry import Operation, first_of_pair
 
 Floats = NDArray[np.float64]
 
@@ -101,12 +101,6 @@ def pair_sums(frame: Frame, operation: Operation, beam_center: tuple[float, floa
         fourth=block_sum(fourth, TILE),
         chi=np.array([chi.sum(), chi_variance.sum(), third.sum()]),
     )
-
-
-def first_of_pair(shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.bool_]:
-    """True for one pixel of each pair (u, g u), where both are on the detector: no photon is in two pairs."""
-    index = np.arange(1, 1 + shape[0] * shape[1]).reshape(shape)
-    return index < mate(index, operation, beam_center)
 
 
 @dataclass(frozen=True)
@@ -208,7 +202,8 @@ def _cells(sums: PairSums) -> tuple[Floats, Floats, Floats]:
     y, x = (TILE * np.arange(size) + (TILE - 1) / 2 for size in sums.difference.shape)
     dy, dx = np.meshgrid(y - sums.beam_center[0], x - sums.beam_center[1], indexing="ij")
     here = _polar(dy, dx, CELL, AZIMUTHS)
-    there = _polar(sums.operation[0] * dy, sums.operation[1] * dx, CELL, AZIMUTHS)
+    g = sums.operation
+    there = _polar(g.yy * dy + g.yx * dx, g.xy * dy + g.xx * dx, CELL, AZIMUTHS)
     reach = [max(center + 0.5, size - center) for center, size in zip(sums.beam_center, sums.shape, strict=True)]
     size = (int(np.hypot(reach[0], reach[1]) // RING) + 1) * REGION[0] * AZIMUTHS
 
