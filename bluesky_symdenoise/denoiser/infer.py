@@ -19,9 +19,10 @@ from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet, features
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_center
 from bluesky_symdenoise.physics.dark import Background, Dark, signal
 from bluesky_symdenoise.physics.defects import DEAD, HOT, found_defects, without, without_gaps
-from bluesky_symdenoise.physics.fold import Mates, found_beam_center, gated_mates, supported_symmetry
+from bluesky_symdenoise.physics.fold import Mates, gated_mates, supported_symmetry
 from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
 
@@ -137,6 +138,9 @@ class Denoiser:
                 rule="none could be found in the image",
                 remedy="give beam_center=(y, x) in pixels, or use symmetry 1",
             )
+        if symmetry == "inf":
+            # Half a pixel matters where rings are narrow.
+            found = refined_beam_center(pooled, found) or found
         return Symmetry(symmetry, checked_beam_center(found, shape))
 
     def __call__(

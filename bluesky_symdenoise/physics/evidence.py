@@ -21,7 +21,7 @@ TILE = 4
 #: Radial width in pixels and number of azimuths of the cells that polar windows are made of.
 CELL, AZIMUTHS = 8.0, 32
 #: Cells, by radius and azimuth, of the windows that are searched for arcs.
-ARCS = ((2, 2), (2, 4), (4, 4), (4, 8))
+ARCS = ((2, 2), (3, 4), (3, 5), (3, 6), (4, 8))
 #: Cells, by radius and azimuth, of the regions that are reported.
 REGION = (4, 2)
 RING, SECTORS = CELL * REGION[0], AZIMUTHS // REGION[1]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import ndimage
 
+from bluesky_symdenoise.physics.center import found_beam_center
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import IDENTITY, INVERSION, Operation, Symmetry, mate, same_mate
+from bluesky_symdenoise.physics.symmetry import IDENTITY, Operation, Symmetry, mate, same_mate
 
 #: Side, in pixels, of the blocks that the test is averaged over before it is smoothed.
 BLOCK = 4
@@ -223,46 +223,6 @@ def _misfit(frame: Frame, operation: Operation, beam_center: tuple[float, float]
     testable = variance >= 1
     excess = np.minimum(difference[testable] ** 2 / variance[testable], 100.0) - 1
     return float(excess.sum() / np.sqrt(2 * max(testable.sum(), 1)))
-
-
-def found_beam_center(frame: Frame, operation: Operation = INVERSION) -> tuple[float, float] | None:
-    """The centre of an operation on the half-pixel grid, by correlating the frame with its image under it.
-
-    The masked normalised correlation of the logarithm of the smoothed counts is maximal at twice the centre. Along
-    an axis that the operation keeps, the centre is the detector's. None if the correlation stays under 0.5 or is
-    largest where less than a quarter of the detector overlaps.
-    """
-    weight = (frame.exposure > 0).astype(np.float32)
-    axes = [axis for axis, sign in enumerate((operation.yy, operation.xx)) if sign < 0]
-    smooth = ndimage.gaussian_filter(frame.counts.astype(np.float32), 2.0, mode="constant")
-    norm = ndimage.gaussian_filter(frame.exposure.astype(np.float32), 2.0, mode="constant")
-    image = np.log1p(8 * np.divide(smooth, norm, out=np.zeros_like(smooth), where=norm > 0.05)) * weight
-    # The correlation does not depend on a constant; the digits of float32 do.
-    image = (image - image.sum() / max(weight.sum(), 1)) * weight
-    padded = [fft.next_fast_len(2 * image.shape[axis], real=True) for axis in axes]
-    of_image, of_square, of_weight = (fft.rfftn(array, padded, axes) for array in (image, image**2, weight))
-
-    def correlated(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float32]:
-        """Sum over pixels of a(u) b(s - u) for each sum of coordinates s along the turned axes, from the spectra."""
-        product = a * b
-        for axis in {0, 1} - set(axes):
-            product = product.sum(axis=axis, keepdims=True)
-        return np.asarray(fft.irfftn(product, padded, axes))
-
-    overlap = correlated(of_weight, of_weight)
-    enough = overlap > 0.25 * max(weight.sum(), 1)
-    overlap = np.where(enough, overlap, 1)
-    mean = correlated(of_image, of_weight) / overlap
-    covariance = correlated(of_image, of_image) / overlap - mean**2
-    variance = correlated(of_square, of_weight) / overlap - mean**2
-    correlation = np.where(enough & (variance > 1e-6), covariance / np.maximum(variance, 1e-6), -1)
-    best = np.unravel_index(int(np.argmax(correlation)), correlation.shape)
-    if correlation[best] < 0.5:
-        return None
-    center = [(size - 1) / 2 for size in image.shape]
-    for axis in axes:
-        center[axis] = float(best[axis]) / 2
-    return center[0], center[1]
 
 
 def supported_symmetry(frame: Frame, beam_center: tuple[float, float] | None) -> Symmetry:
