@@ -120,7 +120,7 @@ class Asymmetry:
         (ring, sector) difference of the rates of a region and its mate, over their mean.
     smallest
         (ring, sector) smallest such difference that would be seen, infinite with too few counts. Nominally with 95 %
-        probability; ``symdenoise bench symmetry`` measures how often (82 to 84 % where it was run).
+        probability; ``symdenoise bench symmetry`` measures how often (87 to 90 % where it was run).
     unseen
         (ring, sector) relative error that an unseen difference leaves in the fold: half of `smallest`.
     noise
