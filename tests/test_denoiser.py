@@ -12,8 +12,9 @@ from safetensors.torch import save
 from scipy.stats import poisson
 from torch.nn import functional
 
+from bluesky_symdenoise.catalog.row import denoised_row
 from bluesky_symdenoise.denoiser import infer
-from bluesky_symdenoise.denoiser.identity import sha256_of
+from bluesky_symdenoise.denoiser.identity import ALGORITHM, sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.network import (
     BLOCK_FEATURES,
@@ -28,6 +29,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import gated_mates
 from bluesky_symdenoise.physics.frame import as_exposure, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.recipe import Recipe
 from bluesky_symdenoise.training.series import textured_rate
 from bluesky_symdenoise.training.simulate import View
 
@@ -489,6 +491,16 @@ def test_dtypes_that_are_no_counts_are_refused(denoiser, dtype):
 def test_an_unknown_symmetry_is_refused(denoiser, counts, symmetry, center):
     with pytest.raises(SymDenoiseError, match=r"symmetry .*must be one of 1, 2, m, my, 2mm, 4, 4mm, inf, .* or auto"):
         denoiser(counts, symmetry=symmetry, beam_center=center)
+
+
+def test_what_is_stored_says_how_many_defects_and_leaves_them_out_of_the_sums(denoiser, rng):
+    counts = rng.poisson(60.0, SHAPE)
+    counts[60, 70], counts[30, 40], counts[30, 90] = 10**6, 0, 0
+    recipe = Recipe(model_sha256=denoiser.model.sha256, algorithm=ALGORITHM)
+    row = denoised_row(denoiser, recipe, frozen(counts), mask=None, exposure=None, symmetry=Symmetry())
+    assert (row.scalars["hot_pixels"], row.scalars["dead_pixels"]) == (1, 2)
+    assert row.scalars["counts_in"] == counts.sum() - 10**6
+    assert row.scalars["counts_out"] == pytest.approx(row.scalars["counts_in"], rel=0.01)
 
 
 @pytest.mark.parametrize("symbol", ["4", "4mm", "inf", "m@30", "2mm@-12.5"])
