@@ -159,7 +159,7 @@ def mate(image: NDArray[Any], operation: Operation, beam_center: tuple[float, fl
 
     Twice the centre is rounded to integers, so that counts are moved and never interpolated; for turns by 180 degrees
     and mirrors along the axes, the mate is at most half a pixel from its true place. A mirror along another line takes
-    the nearest pixel, and only where that is mutual (seven in ten): of the others, two would have one mate.
+    the nearest pixel, and only where that is mutual (five in six or more): of the others, two would have one mate.
 
     Parameters
     ----------
