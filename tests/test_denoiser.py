@@ -517,6 +517,18 @@ def test_every_group_makes_the_estimate_better(denoiser, rng, symbol):
     assert errors[0] < errors[1]
 
 
+def test_rings_find_their_centre_to_a_fraction_of_a_pixel(denoiser, rng):
+    y, x = np.indices(SHAPE)
+    center = (71.3, 66.2)
+    rate = 0.1 + 4 * np.exp(-((np.hypot(y - center[0], x - center[1]) - 40) ** 2) / 40)
+    found = denoiser.resolve(frozen(rng.poisson(rate)), symmetry="inf")
+    assert found.point_group == "inf"
+    np.testing.assert_allclose(found.beam_center, center, atol=0.15)
+    # An oblique mirror fixes no centre that could be found.
+    with pytest.raises(SymDenoiseError, match="without a beam centre"):
+        denoiser.resolve(frozen(rng.poisson(rate)), symmetry="m@30")
+
+
 @pytest.mark.parametrize("symmetry", [Symmetry("3", CENTER), Symmetry("2")])
 def test_a_symmetry_that_cannot_be_used_is_refused(denoiser, counts, symmetry):
     with pytest.raises(SymDenoiseError):
