@@ -12,8 +12,9 @@ from safetensors.torch import save
 from scipy.stats import poisson
 from torch.nn import functional
 
+from bluesky_symdenoise.catalog.row import denoised_row
 from bluesky_symdenoise.denoiser import infer
-from bluesky_symdenoise.denoiser.identity import sha256_of
+from bluesky_symdenoise.denoiser.identity import ALGORITHM, sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.network import (
     BLOCK_FEATURES,
@@ -28,6 +29,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import gated_mates
 from bluesky_symdenoise.physics.frame import as_exposure, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.recipe import Recipe
 from bluesky_symdenoise.training.series import textured_rate
 from bluesky_symdenoise.training.simulate import View
 
@@ -294,10 +296,31 @@ def test_expected_counts_follow_the_exposure(denoiser, rng):
 
 def test_bright_pixels_keep_their_counts(denoiser, rng):
     """A Bragg spot is no noise: where its counts say so, they win over the prior."""
+    sharp = np.exp(-4 * np.log(2) * (np.arange(-2, 3) / 0.8) ** 2)
     counts = rng.poisson(1.0, SHAPE)
-    counts[60, 70] = 20_000
+    counts[58:63, 68:73] += rng.poisson(20_000 * np.outer(sharp, sharp))
     result = denoiser(frozen(counts), symmetry="1")
     assert result.intensity.values[60, 70] == pytest.approx(20_000, rel=0.1)
+    assert not result.defect.any()
+
+
+def test_hot_and_dead_pixels_are_masked_and_reported(denoiser, rng):
+    """As if a mask had named them; the rest of the stack does not notice."""
+    counts = rng.poisson(60.0, (2, *SHAPE))
+    counts[0, 60, 70], counts[0, 30, 40] = 10**6, 0
+    bad = np.zeros(SHAPE, bool)
+    bad[60, 70] = bad[30, 40] = True
+    result = denoiser(frozen(counts), symmetry="1")
+    assert result.defect.attrs["flag_meanings"] == "hot dead"
+    assert [result.defect.values[0, 60, 70], result.defect.values[0, 30, 40]] == [1, 2]
+    assert np.count_nonzero(result.defect) == 2
+    for name in ("intensity", "sigma"):
+        np.testing.assert_array_equal(result[name].values[0], denoiser(counts[0], mask=bad, symmetry="1")[name])
+        assert np.isnan(result[name].values[0][bad]).all()
+        assert np.isfinite(result[name].values[1]).all()
+    # With a symmetry their mates know them.
+    filled = denoiser(frozen(counts[0]), symmetry="2", beam_center=CENTER)
+    np.testing.assert_allclose(filled.intensity.values[bad], 60, rtol=0.2)
 
 
 # The same result every time
@@ -463,11 +486,47 @@ def test_dtypes_that_are_no_counts_are_refused(denoiser, dtype):
         denoiser(np.zeros((4, 4)).astype(dtype))
 
 
-@pytest.mark.parametrize("symmetry", ["3", "4mm", "", None])
+@pytest.mark.parametrize("symmetry", ["5", "4m", "", None])
 @pytest.mark.parametrize("center", [None, CENTER])
 def test_an_unknown_symmetry_is_refused(denoiser, counts, symmetry, center):
-    with pytest.raises(SymDenoiseError, match=r"symmetry .*must be one of 1, 2, m, my, 2mm or auto"):
+    with pytest.raises(SymDenoiseError, match=r"symmetry .*must be one of 1, 2, m, my, 2mm, 4, 4mm, inf, .* or auto"):
         denoiser(counts, symmetry=symmetry, beam_center=center)
+
+
+def test_what_is_stored_says_how_many_defects_and_leaves_them_out_of_the_sums(denoiser, rng):
+    counts = rng.poisson(60.0, SHAPE)
+    counts[60, 70], counts[30, 40], counts[30, 90] = 10**6, 0, 0
+    recipe = Recipe(model_sha256=denoiser.model.sha256, algorithm=ALGORITHM)
+    row = denoised_row(denoiser, recipe, frozen(counts), mask=None, exposure=None, symmetry=Symmetry())
+    assert (row.scalars["hot_pixels"], row.scalars["dead_pixels"]) == (1, 2)
+    assert row.scalars["counts_in"] == counts.sum() - 10**6
+    assert row.scalars["counts_out"] == pytest.approx(row.scalars["counts_in"], rel=0.01)
+
+
+@pytest.mark.parametrize("symbol", ["4", "4mm", "inf", "m@30", "2mm@-12.5"])
+def test_every_group_makes_the_estimate_better(denoiser, rng, symbol):
+    """Of a ring, at half a photon per pixel: held-out counts are likelier with its mates."""
+    y, x = np.indices(SHAPE)
+    rate = 0.1 + 2 * np.exp(-((np.hypot(y - CENTER[0], x - CENTER[1]) - 40) ** 2) / 60)
+    counts, target = frozen(rng.poisson(rate)), rng.poisson(50 * rate)
+    with_mates = denoiser(counts, symmetry=symbol, beam_center=CENTER)
+    assert with_mates.attrs["symmetry"] == symbol
+    errors = [
+        np.mean((result.intensity.values - target / 50) ** 2) for result in (with_mates, denoiser(counts, symmetry="1"))
+    ]
+    assert errors[0] < errors[1]
+
+
+def test_rings_find_their_centre_to_a_fraction_of_a_pixel(denoiser, rng):
+    y, x = np.indices(SHAPE)
+    center = (71.3, 66.2)
+    rate = 0.1 + 4 * np.exp(-((np.hypot(y - center[0], x - center[1]) - 40) ** 2) / 40)
+    found = denoiser.resolve(frozen(rng.poisson(rate)), symmetry="inf")
+    assert found.point_group == "inf"
+    np.testing.assert_allclose(found.beam_center, center, atol=0.15)
+    # An oblique mirror fixes no centre that could be found.
+    with pytest.raises(SymDenoiseError, match="without a beam centre"):
+        denoiser.resolve(frozen(rng.poisson(rate)), symmetry="m@30")
 
 
 @pytest.mark.parametrize("symmetry", [Symmetry("3", CENTER), Symmetry("2")])
