@@ -8,7 +8,7 @@ from scipy import stats
 
 from bluesky_symdenoise.physics.agreement import disagreement, pair_tests
 from bluesky_symdenoise.physics.frame import Frame, frame_from_counts
-from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.physics.symmetry import INVERSION, MIRROR_X, MIRROR_Y, Symmetry
 
 CENTER = (63.5, 62.0)
 SHAPE = (128, 128)
@@ -38,10 +38,10 @@ def test_where_the_symmetry_holds_p_is_uniform(mean: float):
 
 def test_a_shadow_on_one_side_is_seen_by_the_operations_that_move_it():
     by_operation = {test.operation: test for test in pair_tests(frame(1, broken=True), Symmetry("2mm", CENTER))}
-    for operation in ((-1, -1), (1, -1)):
+    for operation in (INVERSION, MIRROR_X):
         assert by_operation[operation].p_regions < 1e-6
         assert 0.1 < by_operation[operation].difference < 0.5
-    assert by_operation[(-1, 1)].p_regions > 1e-3
+    assert by_operation[MIRROR_Y].p_regions > 1e-3
 
 
 def test_a_frame_without_counts_is_not_judged():

@@ -294,10 +294,31 @@ def test_expected_counts_follow_the_exposure(denoiser, rng):
 
 def test_bright_pixels_keep_their_counts(denoiser, rng):
     """A Bragg spot is no noise: where its counts say so, they win over the prior."""
+    sharp = np.exp(-4 * np.log(2) * (np.arange(-2, 3) / 0.8) ** 2)
     counts = rng.poisson(1.0, SHAPE)
-    counts[60, 70] = 20_000
+    counts[58:63, 68:73] += rng.poisson(20_000 * np.outer(sharp, sharp))
     result = denoiser(frozen(counts), symmetry="1")
     assert result.intensity.values[60, 70] == pytest.approx(20_000, rel=0.1)
+    assert not result.defect.any()
+
+
+def test_hot_and_dead_pixels_are_masked_and_reported(denoiser, rng):
+    """As if a mask had named them; the rest of the stack does not notice."""
+    counts = rng.poisson(60.0, (2, *SHAPE))
+    counts[0, 60, 70], counts[0, 30, 40] = 10**6, 0
+    bad = np.zeros(SHAPE, bool)
+    bad[60, 70] = bad[30, 40] = True
+    result = denoiser(frozen(counts), symmetry="1")
+    assert result.defect.attrs["flag_meanings"] == "hot dead"
+    assert [result.defect.values[0, 60, 70], result.defect.values[0, 30, 40]] == [1, 2]
+    assert np.count_nonzero(result.defect) == 2
+    for name in ("intensity", "sigma"):
+        np.testing.assert_array_equal(result[name].values[0], denoiser(counts[0], mask=bad, symmetry="1")[name])
+        assert np.isnan(result[name].values[0][bad]).all()
+        assert np.isfinite(result[name].values[1]).all()
+    # With a symmetry their mates know them.
+    filled = denoiser(frozen(counts[0]), symmetry="2", beam_center=CENTER)
+    np.testing.assert_allclose(filled.intensity.values[bad], 60, rtol=0.2)
 
 
 # The same result every time
@@ -463,11 +484,25 @@ def test_dtypes_that_are_no_counts_are_refused(denoiser, dtype):
         denoiser(np.zeros((4, 4)).astype(dtype))
 
 
-@pytest.mark.parametrize("symmetry", ["3", "4mm", "", None])
+@pytest.mark.parametrize("symmetry", ["5", "4m", "", None])
 @pytest.mark.parametrize("center", [None, CENTER])
 def test_an_unknown_symmetry_is_refused(denoiser, counts, symmetry, center):
-    with pytest.raises(SymDenoiseError, match=r"symmetry .*must be one of 1, 2, m, my, 2mm or auto"):
+    with pytest.raises(SymDenoiseError, match=r"symmetry .*must be one of 1, 2, m, my, 2mm, 4, 4mm, inf, .* or auto"):
         denoiser(counts, symmetry=symmetry, beam_center=center)
+
+
+@pytest.mark.parametrize("symbol", ["4", "4mm", "inf", "m@30", "2mm@-12.5"])
+def test_every_group_makes_the_estimate_better(denoiser, rng, symbol):
+    """Of a ring, at half a photon per pixel: held-out counts are likelier with its mates."""
+    y, x = np.indices(SHAPE)
+    rate = 0.1 + 2 * np.exp(-((np.hypot(y - CENTER[0], x - CENTER[1]) - 40) ** 2) / 60)
+    counts, target = frozen(rng.poisson(rate)), rng.poisson(50 * rate)
+    with_mates = denoiser(counts, symmetry=symbol, beam_center=CENTER)
+    assert with_mates.attrs["symmetry"] == symbol
+    errors = [
+        np.mean((result.intensity.values - target / 50) ** 2) for result in (with_mates, denoiser(counts, symmetry="1"))
+    ]
+    assert errors[0] < errors[1]
 
 
 @pytest.mark.parametrize("symmetry", [Symmetry("3", CENTER), Symmetry("2")])

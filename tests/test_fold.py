@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bluesky_symdenoise.physics import fold
+from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_center
 from bluesky_symdenoise.physics.fold import (
     block_sum,
-    found_beam_center,
     gated_mates,
     mated,
     pair_statistics,
@@ -17,7 +18,7 @@ from bluesky_symdenoise.physics.fold import (
     symmetry_score,
 )
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import INVERSION, MIRROR_X, MIRROR_Y, POINT_GROUPS, Symmetry
+from bluesky_symdenoise.physics.symmetry import INVERSION, MIRROR_X, MIRROR_Y, POINT_GROUPS, Symmetry, mate
 from bluesky_symdenoise.training.series import textured_rate, textured_series
 from bluesky_symdenoise.training.simulate import View
 
@@ -222,6 +223,119 @@ def test_no_photon_counts_twice():
     assert (np.delete(np.delete(exposure, 4, axis=0), 5, axis=1) == 3).all()
 
 
+ORBIT_GROUPS = ["2", "m", "my", "2mm", "4", "4mm", "2mm@30", "m@-20", "inf"]
+
+
+@pytest.fixture
+def believed(monkeypatch):
+    """Symmetry without a test of it: what the fold itself does."""
+    monkeypatch.setattr(fold, "symmetry_gate", lambda frame, other: np.ones(frame.counts.shape, bool))
+
+
+def folded(frame, symmetry):
+    """Rate of each pixel's orbit: counts over exposure of the pixel and its mates."""
+    mates = gated_mates(frame, symmetry)
+    exposure = frame.exposure + mates.exposure
+    return np.divide(frame.counts + mates.counts, exposure, out=np.zeros(exposure.shape), where=exposure > 0)
+
+
+@pytest.mark.parametrize("size", [40, 41])
+@pytest.mark.parametrize("symbol", ["2", "m", "my", "2mm", "4", "4mm"])
+def test_folding_keeps_the_flux_and_changes_nothing_twice(rng, believed, symbol, size):
+    """With all orbits on the detector: an orbit's sum stays, and the mean of equal values is that value."""
+    symmetry = Symmetry(symbol, ((size - 1) / 2, (size - 1) / 2))
+    counts = rng.poisson(3.0, (size, size)).astype(float)
+    once = folded(frame_of(counts), symmetry)
+    np.testing.assert_allclose(once.sum(), counts.sum(), rtol=1e-12)
+    np.testing.assert_allclose(folded(frame_of(once), symmetry), once, rtol=1e-12)
+    for operation in symmetry.operations:
+        np.testing.assert_allclose(mate(once, operation, symmetry.grid_center), once, rtol=1e-12)
+    # Control: the frame itself is not symmetric.
+    assert np.abs(mate(counts, symmetry.operations[0], symmetry.grid_center) - counts).max() > 1
+
+
+@pytest.mark.parametrize("symbol", ["2mm", "4", "4mm"])
+@pytest.mark.parametrize("center", [(20.0, 22.0), (19.5, 21.5)])
+def test_orbits_with_gaps_have_their_true_size(rng, believed, symbol, center):
+    """The exposure of a pixel and its mates is that of the distinct measured pixels of its orbit, also on axes."""
+    exposure = (rng.uniform(size=(42, 46)) > 0.3) * rng.uniform(0.5, 2.0, (42, 46))
+    exposure[12:15] = 0
+    symmetry = Symmetry(symbol, center)
+    mates = gated_mates(frame_of(rng.poisson(exposure), exposure), symmetry)
+    cy, cx = symmetry.grid_center
+    for y, x in [(20, 22), (20, 30), (25, 22), (25, 27), (10, 12), (17, 25), (0, 0), (41, 45), (13, 20)]:
+        dy, dx = y - cy, x - cx
+        orbit = {(int(g.yy * dy + g.yx * dx + cy), int(g.xy * dy + g.xx * dx + cx)) for g in symmetry.operations} - {
+            (y, x)
+        }
+        on = [at for at in orbit if 0 <= at[0] < 42 and 0 <= at[1] < 46]
+        np.testing.assert_allclose(mates.exposure[y, x], sum(exposure[at] for at in on), err_msg=f"{y, x}")
+
+
+@pytest.mark.parametrize("symbol", ORBIT_GROUPS)
+def test_no_group_counts_a_pixel_as_its_own_mate(believed, symbol):
+    """A single pixel's counts come to others only."""
+    symmetry = Symmetry(symbol, (20.0, 22.0))
+    for at in [(20, 22), (20, 30), (25, 22), (26, 28), (33, 9)]:
+        counts = np.zeros((42, 46))
+        counts[at] = 100
+        mates = gated_mates(frame_of(counts), symmetry)
+        assert mates.counts[at] == 0
+        # What is not counted in any way is not a mate.
+        assert (mates.counts <= 100).all()
+
+
+@pytest.mark.parametrize("symbol", ["4", "4mm", "inf"])
+@pytest.mark.parametrize("level", [0.3, 10.0])
+def test_groups_of_rings_let_the_ring_in_and_a_spot_out(rng, symbol, level):
+    y, x = np.indices(SHAPE)
+    center = (121.5, 140.5)
+    radius = np.hypot(y - center[0], x - center[1])
+    rate = level * (0.2 + 3 * np.exp(-((radius - 60) ** 2) / 50))
+    spot = (y - 60) ** 2 + (x - 110) ** 2 < 7**2
+    exposure = gaps()
+    frame = frame_of(rng.poisson(exposure * (rate + 40 * level * spot)), exposure)
+    mates = gated_mates(frame, Symmetry(symbol, center))
+    assert not mates.exposure[spot & (exposure > 0)].any()
+    away = (radius < 100) & (radius > 5) & ((y - 60) ** 2 + (x - 110) ** 2 > 60**2)
+    assert (mates.exposure[away] > 0).mean() > 0.9
+    residual = (mates.counts - mates.exposure * rate)[away]
+    assert abs(residual.sum()) < 0.02 * (mates.exposure * rate)[away].sum()
+
+
+def test_rings_are_filled_where_nothing_was_measured(rng):
+    """A gap has no own photons, but its rings go around."""
+    frame = frame_of(rng.poisson(5.0, SHAPE), gaps())
+    mates = gated_mates(frame, Symmetry("inf", CENTER))
+    radius = np.hypot(*(np.indices(SHAPE) - np.array(CENTER)[:, None, None]))
+    gap = (gaps() == 0) & (radius > 3) & (radius < 120) & (mates.exposure > 0)
+    assert gap.sum() > 0.95 * ((gaps() == 0) & (radius > 3) & (radius < 120)).sum()
+    np.testing.assert_allclose(mates.counts[gap].sum() / mates.exposure[gap].sum(), 5.0, rtol=0.05)
+
+
+def test_a_texture_is_no_ring(rng):
+    """Under inf, an oriented pattern keeps its own photons where its orientation shows."""
+    frame = frame_of(rng.poisson(anisotropic(photons_per_pixel=10.0)))
+    textured = gated_mates(frame, Symmetry("inf", CENTER))
+    inner = np.hypot(*(np.indices(SHAPE) - np.array(CENTER)[:, None, None])) < 100
+    assert (textured.exposure[inner] > 0).mean() < 0.3
+    assert (gated_mates(frame, Symmetry("2mm", CENTER)).exposure[inner] > 0).mean() > 0.9
+
+
+def test_an_oblique_mirror_lets_true_mates_in(rng):
+    angle = np.radians(30)
+    view = View.about(CENTER, SHAPE)
+    y, x = view.y * np.cos(angle) - view.x * np.sin(angle), view.x * np.cos(angle) + view.y * np.sin(angle)
+    # Even in x, the distance from a line at 30 degrees to the columns, from x towards y; and not in y.
+    rate = 0.3 + 5 * np.exp(-(((y - 30) / 40) ** 2 + (x / 60) ** 2))
+    frame = frame_of(rng.poisson(rate))
+    right = gated_mates(frame, Symmetry("m@30", CENTER)).exposure
+    wrong = gated_mates(frame, Symmetry("m@-30", CENTER)).exposure
+    inner = np.s_[60:180, 80:200]
+    assert right[inner].mean() > 0.6
+    assert wrong[inner].mean() < 0.5 * right[inner].mean()
+
+
 def test_frames_are_not_written_to(rng):
     """Frozen inputs: a write would raise."""
     frame = frame_of(rng.poisson(1.0, (40, 30)))
@@ -252,6 +366,25 @@ def test_the_beam_centre_is_found_behind_a_beam_stop(rng):
     for counts in series.counts:
         found = found_beam_center(frame_of(counts, (~series.mask).astype(float)))
         assert np.abs(np.subtract(found, series.beam_center)).max() <= 0.5
+
+
+@pytest.mark.parametrize(("level", "limit"), [(0.5, 0.25), (5.0, 0.1)])
+def test_a_centre_three_pixels_off_is_refined(level, limit):
+    """To a tenth of a pixel with 350,000 photons, and to a quarter with 35,000; the benchmark says more."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        center = (CENTER[0] + rng.uniform(-0.5, 0.5), CENTER[1] + rng.uniform(-0.5, 0.5))
+        frame = frame_of(rng.poisson(anisotropic(center=center, photons_per_pixel=level)), gaps())
+        angle = rng.uniform(0, 2 * np.pi)
+        found = refined_beam_center(frame, (center[0] + 3 * np.sin(angle), center[1] + 3 * np.cos(angle)))
+        assert found is not None
+        assert np.hypot(*np.subtract(found, center)) < limit
+
+
+def test_no_centre_is_refined_where_nothing_fixes_one(rng):
+    for frame in (frame_of(np.full(SHAPE, 3.0)), frame_of(np.zeros(SHAPE)), frame_of(np.ones(SHAPE), np.zeros(SHAPE))):
+        assert refined_beam_center(frame, CENTER) is None
+    assert refined_beam_center(frame_of(np.ones((1, 1))), (0.0, 0.0)) is None
 
 
 def test_a_mirror_fixes_its_own_axis_of_the_centre(rng):

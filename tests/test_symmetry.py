@@ -11,10 +11,14 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import mated
 from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.symmetry import (
+    IDENTITY,
+    MIRROR_X,
+    MIRROR_Y,
     POINT_GROUPS,
     Symmetry,
     checked_beam_center,
     checked_point_group,
+    first_of_pair,
     mate,
 )
 
@@ -36,25 +40,31 @@ def image():
 
 def overlap(operation, center):
     """True where the mate is on the detector, from the geometry alone."""
+    y, x = there(operation, center)
+    return (y >= 0) & (y < SHAPE[0]) & (x >= 0) & (x < SHAPE[1])
+
+
+def there(operation, center):
+    """Where the mates of all pixels lie, about a centre on the grid: whole numbers."""
     y, x = np.indices(SHAPE)
-    inside = np.ones(SHAPE, bool)
-    for at, size, sign, c in zip((y, x), SHAPE, operation, center, strict=True):
-        there = at if sign > 0 else round(2 * c) - at
-        inside &= (there >= 0) & (there < size)
-    return inside
+    dy, dx = 2 * y - round(2 * center[0]), 2 * x - round(2 * center[1])
+    to_y = operation.yy * dy + operation.yx * dx + round(2 * center[0])
+    to_x = operation.xy * dy + operation.xx * dx + round(2 * center[1])
+    assert (to_y % 2 == 0).all()
+    assert (to_x % 2 == 0).all()
+    return to_y // 2, to_x // 2
 
 
 @pytest.mark.parametrize("symbol", POINT_GROUPS)
 def test_point_groups_are_groups(symbol):
     """With the identity: closed, and every operation is there with its inverse."""
-    group = {(1, 1), *POINT_GROUPS[symbol]}
+    group = {IDENTITY, *POINT_GROUPS[symbol]}
     assert len(group) == 1 + len(POINT_GROUPS[symbol])
-    for (ay, ax), (by, bx) in itertools.product(group, group):
-        assert (ay * by, ax * bx) in group
-    assert all(any((ay * by, ax * bx) == (1, 1) for by, bx in group) for ay, ax in group)
+    assert all(a @ b in group for a, b in itertools.product(group, group))
+    assert all(a.inverse() in group and a @ a.inverse() == IDENTITY for a in group)
     # Control: without one of its mirrors, 2mm is none.
-    broken = {(1, 1), *POINT_GROUPS["2mm"][:-1]}
-    assert any((a[0] * b[0], a[1] * b[1]) not in broken for a in broken for b in broken)
+    broken = {IDENTITY, *POINT_GROUPS["2mm"][:-1]}
+    assert any(a @ b not in broken for a in broken for b in broken)
 
 
 @pytest.mark.parametrize("center", CENTERS)
@@ -87,8 +97,9 @@ def test_the_mate_lies_at_twice_the_centre_minus_the_pixel(image, operation):
     center = (5.5, 10.0)
     moved = mate(image, operation, center)
     for y, x in [(3, 5), (8, 15), (5, 10)]:
-        there = tuple(at if s > 0 else int(2 * c) - at for at, s, c in zip((y, x), operation, center, strict=True))
-        assert moved[y, x] == image[there]
+        signs = (operation.yy, operation.xx)
+        other = tuple(at if s > 0 else int(2 * c) - at for at, s, c in zip((y, x), signs, center, strict=True))
+        assert moved[y, x] == image[other]
 
 
 @pytest.mark.parametrize("center", [(6.0, 8.5), (6.5, 8.0), (3.0, 9.0)])
@@ -113,7 +124,7 @@ def test_the_centre_is_taken_to_the_next_half_pixel(image, offset):
 
 def test_mates_off_the_detector_have_no_exposure():
     frame = Frame(counts=frozen(np.ones(SHAPE)), exposure=frozen(np.ones(SHAPE)), reference=3.0)
-    other = mated(frame, (1, -1), (6.0, 2.0))
+    other = mated(frame, MIRROR_X, (6.0, 2.0))
     assert other.exposure[:, :5].all()
     assert not other.exposure[:, 5:].any()
     assert not other.counts[:, 5:].any()
@@ -131,7 +142,7 @@ def test_mates_off_the_detector_have_no_exposure():
 )
 def test_a_centre_beyond_the_edge_leaves_no_mates(image, axis, beyond):
     """The test of a symmetry asks about displaced centres, which may be off the detector."""
-    operation = (-1, 1) if axis == 0 else (1, -1)
+    operation = MIRROR_Y if axis == 0 else MIRROR_X
     assert not mate(image, operation, (beyond, beyond)).any()
 
 
@@ -148,10 +159,84 @@ def test_known_groups_are_taken(symbol):
     assert Symmetry(symbol, (1.0, 2.0)).operations == POINT_GROUPS[symbol]
 
 
-@pytest.mark.parametrize("symbol", ["3", "", "4mm", "M", "2 mm"])
+@pytest.mark.parametrize("symbol", ["", "5", "M", "2 mm", "m@", "m@x", "m@1e3", "4@30", None])
 def test_an_unknown_group_is_refused(symbol):
-    with pytest.raises(SymDenoiseError, match="must be one of 1, 2, m, my, 2mm or auto"):
+    with pytest.raises(
+        SymDenoiseError, match="must be one of 1, 2, m, my, 2mm, 4, 4mm, inf, m@ANGLE, 2mm@ANGLE or auto"
+    ):
         checked_point_group(symbol)
+
+
+@pytest.mark.parametrize("symbol", ["3", "3m", "6", "6mm"])
+def test_groups_that_would_interpolate_counts_are_refused_with_the_reason(symbol):
+    with pytest.raises(SymDenoiseError, match="no pixel onto a pixel, and counts are not interpolated; choose"):
+        checked_point_group(symbol)
+
+
+@pytest.mark.parametrize("center", CENTERS)
+@pytest.mark.parametrize("symbol", ["4", "4mm"])
+def test_quarter_turns_permute_pixels_about_the_next_centre_that_lets_them(image, symbol, center):
+    """All operations about one centre; four quarter turns are the identity, and no operation interpolates."""
+    symmetry = Symmetry(symbol, center)
+    grid = symmetry.grid_center
+    assert np.abs(np.subtract(grid, center)).max() <= 0.5
+    assert sum(2 * np.array(grid)) % 2 == 0
+    for operation in symmetry.operations:
+        moved = mate(image, operation, grid)
+        on = overlap(operation, grid)
+        y, x = there(operation, grid)
+        np.testing.assert_array_equal(moved[on], image[y[on], x[on]])
+        assert not moved[~on].any()
+        back = mate(frozen(moved), operation.inverse(), grid)
+        known = back > 0
+        np.testing.assert_array_equal(back[known], image[known])
+        # What stays on the detector on the way comes back.
+        assert known.sum() == on.sum()
+
+
+@pytest.mark.parametrize("operation", POINT_GROUPS["4mm"])
+def test_pairs_of_any_operation_share_no_photon(operation):
+    center = Symmetry("4mm", (6.0, 8.5)).grid_center
+    first = first_of_pair(SHAPE, operation, center)
+    index = np.arange(1, 1 + first.size).reshape(SHAPE)
+    ones, others = index[first], mate(index, operation, center)[first]
+    assert len(set(ones) | set(others)) == 2 * first.sum()
+    assert first.any()
+    assert (others > 0).all()
+
+
+@pytest.mark.parametrize("angle", [0, 30, 45, 77.5, 90, -60, 180])
+def test_oblique_mirrors_pair_pixels_near_their_true_mates(angle):
+    """Each pixel has one mate whose mate it is, less than a pixel from the true place, along no axis interpolated."""
+    symmetry = Symmetry(f"m@{angle:g}", (6.2, 8.4))
+    (operation,) = symmetry.operations
+    index = frozen(np.arange(1, 1 + SHAPE[0] * SHAPE[1]).reshape(SHAPE))
+    moved = mate(index, operation, symmetry.grid_center)
+    y, x = np.nonzero(moved)
+    to_y, to_x = np.divmod(moved[y, x] - 1, SHAPE[1])
+    np.testing.assert_array_equal(moved[to_y, to_x], index[y, x])
+    line = np.array([np.cos(np.radians(angle)), -np.sin(np.radians(angle))])
+    u = np.stack([y, x]) - np.array(symmetry.grid_center)[:, None]
+    true = 2 * line[:, None] * (line @ u) - u + np.array(symmetry.grid_center)[:, None]
+    assert np.hypot(*(true - [to_y, to_x])).max() <= 0.71
+    on = ((np.rint(true) >= 0) & (np.rint(true) < np.array(SHAPE)[:, None])).all(axis=0)
+    assert on.all()
+
+
+def test_mirrors_along_the_axes_are_those_without_an_angle():
+    assert Symmetry("m@0").operations == Symmetry("m").operations
+    assert Symmetry("m@90").operations == Symmetry("my").operations
+    assert set(Symmetry("2mm@90").operations) == set(Symmetry("2mm").operations)
+    assert Symmetry("m@45").operations != Symmetry("m@-45").operations
+
+
+def test_most_pixels_have_a_mate_under_an_oblique_mirror():
+    shares = []
+    for angle in (10, 22.5, 30):
+        image = np.ones((101, 101), np.uint8)
+        moved = mate(image, Symmetry(f"m@{angle}").operations[0], (50.0, 50.0))
+        shares.append(moved[20:81, 20:81].mean())
+    assert min(shares) > 0.6
 
 
 @pytest.mark.parametrize("center", [(0, 0), (-0.5, 17.5), (12.5, -0.5), np.array([6, 8]), ["3", "4"]])

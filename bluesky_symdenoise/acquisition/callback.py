@@ -60,7 +60,7 @@ class DenoiseCallback:
     exposure
         (y, x) relative exposure for all images, 0 = masked.
     symmetry
-        ``1``, ``2``, ``m``, ``my``, ``2mm`` or ``auto``: decided with the first frame of each run.
+        As `bluesky_symdenoise.Denoiser` takes them; ``auto`` is decided with the first frame of each run.
     beam_center
         (y, x) in pixels.
     streams, data_keys

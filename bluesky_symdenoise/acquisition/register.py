@@ -61,7 +61,7 @@ def register(
     """Write a derived run whose frames the server denoises when they are read, and which stores no pixels.
 
     It has what `bluesky_symdenoise.replay` would write, but for the scalars that need every frame
-    (``counts_in``, ``counts_out``, ``ms``): these are NaN until `bluesky_symdenoise.materialize` stores the pixels.
+    (counts, hot and dead pixels, ``ms``): these are NaN until `bluesky_symdenoise.materialize` stores the pixels.
     Frames are read here up to the first that has counts, which decides the symmetry; that one is also read through
     the server, and a run that the server cannot serve is not left behind. A derived run of the same recipe, lazy or
     not, is returned as it is, and one that stores its pixels is logged.

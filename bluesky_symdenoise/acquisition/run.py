@@ -111,7 +111,11 @@ class RunDenoiser(RunReader):
                 "complete": self._ended,
                 "frames": self._frames,
                 "failures": failures,
-                "symmetry": {used: [key for key, group in groups.items() if group == used] for used in groups.values()},
+                # No dots in a key that is searched for.
+                "symmetry": {
+                    used.replace(".", "_"): [key for key, group in groups.items() if group == used]
+                    for used in groups.values()
+                },
                 "seconds": round(clock.perf_counter() - self._begun, 3),
                 "bytes": sum(stream.bytes_written for stream in self._opened.values()),
             },

@@ -57,8 +57,9 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
 
         Columns: ``stream``, ``data_key`` and ``frame`` (as `compare` takes them), ``seq_num``, ``time`` (s),
         ``counts_in`` and ``counts_out`` (sums over the measured pixels), ``flux_change`` (out / in - 1), ``symmetry``
-        (the point group used), ``center_y`` and ``center_x`` (pixels), ``ms`` (to denoise it) and ``failed`` (the frame
-        is NaN). What is not known is NaN: of a run that is computed when it is read, counts_out and ms.
+        (the point group used), ``center_y`` and ``center_x`` (pixels), ``hot_pixels`` and ``dead_pixels`` (found
+        and masked), ``ms`` (to denoise it) and ``failed`` (the frame is NaN). What is not known is NaN: of a run that
+        is computed when it is read, what needs every frame.
         ``attrs["failures"]`` lists the reasons of failed frames as the stop document has them.
         """
         import pandas as pd

@@ -12,6 +12,8 @@ SCALARS = {
     "symmetry": "string",
     "center_y": "number",
     "center_x": "number",
+    "hot_pixels": "number",
+    "dead_pixels": "number",
     "ms": "number",
 }
 

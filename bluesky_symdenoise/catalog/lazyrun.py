@@ -22,7 +22,7 @@ Document = dict[str, Any]
 
 #: Scalars that need every frame to be computed: beside the table of events, which is never written again. They are NaN
 #: until pixels are stored.
-PENDING = ("counts_in", "counts_out", "ms")
+PENDING = ("counts_in", "counts_out", "hot_pixels", "dead_pixels", "ms")
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,30 @@ import numpy as np
 
 from bluesky_symdenoise.catalog.columns import computed_when_read
 from bluesky_symdenoise.physics.agreement import PairTest
+from bluesky_symdenoise.physics.symmetry import (
+    ANTIDIAGONAL,
+    DIAGONAL,
+    INVERSION,
+    MIRROR_X,
+    MIRROR_Y,
+    QUARTER,
+    QUARTER_BACK,
+)
 
 if TYPE_CHECKING:
     from bluesky_symdenoise.catalog.report import FrameFigures
 
 #: Characters of metadata that the page shows at most.
 _MOST_TEXT = 20_000
-_NAMES = {(-1, -1): "inversion (2)", (1, -1): "mirror, left onto right (m)", (-1, 1): "mirror, top onto bottom (my)"}
+_NAMES = {
+    INVERSION: "inversion (2)",
+    MIRROR_X: "mirror, left onto right (m)",
+    MIRROR_Y: "mirror, top onto bottom (my)",
+    QUARTER: "quarter turn",
+    QUARTER_BACK: "quarter turn, the other way",
+    DIAGONAL: "mirror, y onto x",
+    ANTIDIAGONAL: "mirror, y onto -x",
+}
 _STYLE = """
 :root { --line: #d8dde3; --back: #f6f8fa; }
 * { box-sizing: border-box; }
@@ -139,6 +156,9 @@ def _figures(scalars: Mapping[str, Any]) -> str:
     parts = []
     if np.isfinite(scalars.get("counts_in", np.nan)):
         parts.append(f"{scalars['counts_in']:,.0f} counts in, {scalars.get('counts_out', np.nan):,.0f} out")
+    for kind in ("hot", "dead"):
+        if scalars.get(f"{kind}_pixels", 0) > 0:
+            parts.append(f"{scalars[f'{kind}_pixels']:.0f} {kind} pixels masked")
     if np.isfinite(scalars.get("ms", np.nan)):
         parts.append(f"{scalars['ms']:.0f} ms")
     return "; ".join(parts)
@@ -148,7 +168,7 @@ def _tests(tests: Sequence[PairTest]) -> str:
     if not tests:
         return ""
     rows = "".join(
-        f"<tr><td>{escape(_NAMES[test.operation])}</td><td class=n>{_p(test.p_regions)}</td>"
+        f"<tr><td>{escape(_NAMES.get(test.operation, 'oblique mirror'))}</td><td class=n>{_p(test.p_regions)}</td>"
         f"<td class=n>{_p(test.p_pixels)}</td><td class=n>{_share(test.agreeing)} of {test.regions}</td>"
         f"<td class=n>{'within noise' if test.p_regions > 0.05 else _share(test.difference)}</td></tr>"
         for test in tests

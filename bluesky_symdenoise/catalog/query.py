@@ -119,7 +119,7 @@ def find(
             remedy='for what was asked for, search the result for Key("provenance.recipe.symmetry") == "auto"',
         )
     if symmetry is not None:
-        found = found.search(KeyPresent(f"stop.provenance.symmetry.{checked_point_group(symmetry)}"))
+        found = found.search(KeyPresent(f"stop.provenance.symmetry.{checked_point_group(symmetry).replace('.', '_')}"))
     if since is not None:
         found = found.search(Key("start.time") >= _seconds(since))
     if recipe is not None:

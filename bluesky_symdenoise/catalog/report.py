@@ -27,7 +27,7 @@ from bluesky_symdenoise.catalog.served import (
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.agreement import PairTest, pair_tests
 from bluesky_symdenoise.physics.frame import as_exposure, frame_from_counts, sentinel_mask
-from bluesky_symdenoise.physics.symmetry import POINT_GROUPS, Symmetry
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
 
 #: Pixels of a frame at most: a 4M detector. Its report takes about 1 GiB and, on one busy core, a minute a frame.
 MOST_PIXELS = 5_000_000
@@ -128,7 +128,7 @@ async def _frames(
         row = number * len(stream.columns.get(f"{key}_ms", ())) // len(denoised)
         scalars = {
             name: stream.columns[f"{key}_{name}"][row]
-            for name in ("counts_in", "counts_out", "ms")
+            for name in ("counts_in", "counts_out", "hot_pixels", "dead_pixels", "ms")
             if row < len(stream.columns.get(f"{key}_{name}", ()))
         }
         figures.append(await anyio.to_thread.run_sync(_drawn, number, frame, geometry, scalars))
@@ -177,12 +177,15 @@ def _raw_number(stream: ServedStream, raw: ServedStream, number: int, frames: in
 def _symmetry(stream: ServedStream, key: str, number: int, frames: int) -> Symmetry:
     groups = stream.columns.get(f"{key}_symmetry", np.empty(0))
     row = number * len(groups) // frames
-    if row >= len(groups) or str(groups[row]) not in POINT_GROUPS:
+    if row >= len(groups):
         return Symmetry()
     y, x = (float(stream.columns[f"{key}_center_{axis}"][row]) for axis in "yx")
     if not np.isfinite([y, x]).all():
         return Symmetry()
-    return Symmetry(str(groups[row]), (y, x))
+    try:
+        return Symmetry(checked_point_group(str(groups[row])), (y, x))
+    except SymDenoiseError:
+        return Symmetry()
 
 
 def _drawn(number: int, frame: _Frame, geometry: Any, scalars: Mapping[str, Any]) -> FrameFigures:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.catalog.columns import SCALARS
 from bluesky_symdenoise.physics.dark import Background
+from bluesky_symdenoise.physics.defects import DEAD, HOT
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
 from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -61,6 +62,8 @@ def denoised_row(
     intensity, sigma = result["intensity"].values, result["sigma"].values
     shape = (image.shape[-2], image.shape[-1])
     measured = ~(as_mask(mask, shape) | sentinel_mask(image)) & (as_exposure(exposure, shape) > 0)
+    defect = result["defect"].values
+    measured &= defect == 0
     center = symmetry.beam_center or (float("nan"), float("nan"))
     return Row(
         intensity=rounded_to_sigma(intensity, sigma, fraction=recipe.rounding),
@@ -71,6 +74,8 @@ def denoised_row(
             "symmetry": symmetry.point_group,
             "center_y": center[0],
             "center_x": center[1],
+            "hot_pixels": float(np.count_nonzero(defect == HOT)),
+            "dead_pixels": float(np.count_nonzero(defect == DEAD)),
             "ms": (clock.perf_counter() - begun) * 1000,
         },
     )

@@ -134,3 +134,16 @@ def adapt(
     from bluesky_symdenoise.bench.adapt import main as measure
 
     measure(data, json_path=json_path, model=model, sets=sets or (), level=level, minutes=minutes, threads=threads)
+
+
+@bench.command()
+def symmetry(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    simulations: Annotated[int, typer.Option(min=10, help="Symmetric patterns at each count level.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Of the simulated photons.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="Folder with real frames whose centres are known.")] = None,
+) -> None:
+    """How often the symmetry test rejects symmetric and sees asymmetric patterns, and how well centres are found."""
+    from bluesky_symdenoise.bench.symmetry import main as measure
+
+    measure(json_path=json_path, simulations=simulations, seed=seed, data=data)

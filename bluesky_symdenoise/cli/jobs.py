@@ -98,7 +98,7 @@ def denoise(
             bad = given if bad is None else bad | given
         center = beam_center or stack.beam_center
         found = denoiser.resolve(stack[:POOLED], mask=bad, symmetry=symmetry, beam_center=center)
-        failed = 0
+        failed = defects = 0
         date = datetime.now(UTC).isoformat(timespec="seconds")
         with NexusWriter(
             output, (stack.shape[1], stack.shape[2]), date=date, sources=stack.sources, overwrite=overwrite
@@ -106,6 +106,7 @@ def denoise(
             for index in track(range(len(stack)), description="denoising", disable=not sys.stderr.isatty()):
                 try:
                     result = denoiser(stack[index : index + 1], mask=bad, symmetry=found)
+                    defects += int((result["defect"] > 0).sum())
                 except SymDenoiseError as error:
                     typer.echo(f"symdenoise: frame {index} of {file} is written as NaN: {error}", err=True)
                     failed += 1
@@ -113,6 +114,8 @@ def denoise(
                 writer.append(result)
     about = f" about (y, x) = {found.beam_center}" if found.beam_center else ""
     typer.echo(f"{output}: {len(stack) - failed} frames, symmetry {found.point_group}{about}")
+    if defects:
+        typer.echo(f"{defects} hot or dead pixels in all were found and masked")
     if failed:
         raise typer.Exit(1)
 

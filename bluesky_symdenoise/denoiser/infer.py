@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet, features
 from bluesky_symdenoise.denoiser.settings import checked_dtype
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_center
 from bluesky_symdenoise.physics.dark import Background, Dark, signal
-from bluesky_symdenoise.physics.fold import Mates, found_beam_center, gated_mates, supported_symmetry
+from bluesky_symdenoise.physics.defects import DEAD, HOT, found_defects, without, without_gaps
+from bluesky_symdenoise.physics.fold import Mates, gated_mates, supported_symmetry
 from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
 
@@ -136,16 +139,21 @@ class Denoiser:
         if symmetry == "1" or (symmetry != "auto" and checked_point_group(symmetry) and center is not None):
             return Symmetry(symmetry, center if symmetry != "1" else None)
         bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
-        pooled = _pooled([frame_from_counts(frame, mask=bad, exposure=n) for frame in stack], shape)
+        frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in stack)
+        pooled = without_gaps(_pooled((without(frame, found_defects(frame).mask) for frame in frames), shape))
         if symmetry == "auto":
             return supported_symmetry(pooled, center)
-        found = found_beam_center(pooled, Symmetry(symmetry).operations[0])
+        first = Symmetry(symmetry).operations[0]
+        found = found_beam_center(pooled, first) if first.exact else None
         if found is None:
             raise SymDenoiseError(
                 f"symmetry {symmetry!r} without a beam centre",
                 rule="none could be found in the image",
                 remedy="give beam_center=(y, x) in pixels, or use symmetry 1",
             )
+        if symmetry == "inf":
+            # Half a pixel matters where rings are narrow.
+            found = refined_beam_center(pooled, found) or found
         return Symmetry(symmetry, checked_beam_center(found, shape))
 
     def __call__(
@@ -164,14 +172,16 @@ class Denoiser:
         ----------
         counts
             (..., y, x) counts of any integer or float dtype. Negative values, NaN and detector codes (2^16-1,
-            2^32-2, 2^32-1) are masked. Frames are denoised one by one.
+            2^32-2, 2^32-1) are masked, and so are the hot and dead pixels that a frame itself shows
+            (`bluesky_symdenoise.physics.defects.found_defects`). Frames are denoised one by one.
         mask
             (y, x), True = bad.
         exposure
             (y, x) or a number: relative exposure of each pixel (flat field times solid angle times time), 0 = masked.
         symmetry
-            ``1``, ``2``, ``m`` (left onto right), ``my`` (top onto bottom), ``2mm`` or ``auto``, which is decided
-            once from all frames given; or a resolved `Symmetry`.
+            ``1``, ``2``, ``m`` (left onto right), ``my`` (top onto bottom), ``2mm``, ``4``, ``4mm``, ``inf`` (rings),
+            ``m@30`` or ``2mm@30`` (turned by so many degrees from x towards y), or ``auto``, which looks for ``2mm``,
+            ``2``, ``m`` and ``my`` and is decided once from all frames given; or a resolved `Symmetry`.
         beam_center
             (y, x) in pixels, the centre of the first pixel is 0.
         background
@@ -184,7 +194,8 @@ class Denoiser:
             it stands in for the raw frame in what follows. ``sigma``, float32, its posterior standard deviation, of
             one pixel: neighbouring errors are correlated, so sums have larger errors than the quadratic sum of
             sigma. Both are NaN where neither the pixel nor a mate was measured; where only a mate was, they are the
-            counts that the frame's median exposure would give. Attributes: model, symmetry, beam centre, device.
+            counts that the frame's median exposure would give. ``defect``, uint8: 1 for a hot and 2 for a dead
+            pixel that was found and masked. Attributes: model, symmetry, beam centre, device.
 
         Raises
         ------
@@ -197,8 +208,12 @@ class Denoiser:
         resolved = self.resolve(stack, mask=bad, exposure=n, symmetry=symmetry, beam_center=beam_center)
         intensity = np.empty(stack.shape, np.float32)
         sigma = np.empty(stack.shape, np.float32)
+        defect = np.zeros(stack.shape, np.uint8)
         for index, image in enumerate(stack):
             frame = frame_from_counts(image, mask=bad, exposure=n)
+            found = found_defects(frame)
+            defect[index] = HOT * found.hot + DEAD * found.dead
+            frame = without(frame, found.mask)
             if frame.mask.all():
                 raise SymDenoiseError(
                     f"frame {index} with all pixels masked",
@@ -225,6 +240,11 @@ class Denoiser:
                         "long_name": "posterior standard deviation",
                         "note": "errors of neighbouring pixels are correlated",
                     },
+                ),
+                "defect": (
+                    (*dims, "y", "x"),
+                    defect.reshape(*leading, *shape),
+                    {"long_name": "pixels found to be bad", "flag_values": [HOT, DEAD], "flag_meanings": "hot dead"},
                 ),
             },
             attrs={
@@ -368,7 +388,7 @@ def _stack(counts: ArrayLike) -> NDArray[Any]:
     return given.reshape(-1, *given.shape[-2:])
 
 
-def _pooled(frames: list[Frame], shape: tuple[int, int]) -> Frame:
+def _pooled(frames: Iterable[Frame], shape: tuple[int, int]) -> Frame:
     """All frames' counts and exposures added up."""
     counts, exposure = np.zeros(shape), np.zeros(shape)
     for frame in frames:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from bluesky_symdenoise.physics.fold import REGION, mated, pair_statistics, symmetry_score
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import Operation, Symmetry
+from bluesky_symdenoise.physics.symmetry import Operation, Symmetry, first_of_pair
 
 #: Counts that a region's pairs need before it is tested: below, D/sqrt(V) is not normal enough.
 TESTABLE = 25
@@ -23,7 +23,7 @@ class PairTest:
     Attributes
     ----------
     operation
-        Signs for (y, x).
+        Which.
     regions
         Regions of 32 x 32 pixels with enough counts.
     agreeing
@@ -55,8 +55,8 @@ def disagreement(frame: Frame, symmetry: Symmetry) -> NDArray[np.float64]:
     worst = np.zeros(frame.counts.shape)
     seen = np.zeros(frame.counts.shape, bool)
     for operation in symmetry.operations:
-        assert symmetry.beam_center is not None
-        other = mated(frame, operation, symmetry.beam_center)
+        assert symmetry.grid_center is not None
+        other = mated(frame, operation, symmetry.grid_center)
         np.maximum(worst, symmetry_score(frame, other), out=worst)
         seen |= other.exposure > 0
     return np.where((frame.exposure > 0) & seen, worst, np.nan)
@@ -64,13 +64,13 @@ def disagreement(frame: Frame, symmetry: Symmetry) -> NDArray[np.float64]:
 
 def pair_tests(frame: Frame, symmetry: Symmetry) -> tuple[PairTest, ...]:
     """One test for each operation of a symmetry, from the counts alone; see `PairTest`."""
-    return tuple(_pair_test(frame, operation, symmetry.beam_center) for operation in symmetry.operations)
+    return tuple(_pair_test(frame, operation, symmetry.grid_center) for operation in symmetry.operations)
 
 
 def _pair_test(frame: Frame, operation: Operation, beam_center: tuple[float, float] | None) -> PairTest:
     assert beam_center is not None
     other = mated(frame, operation, beam_center)
-    once = _first_of_pair(frame.counts.shape, operation, beam_center)
+    once = first_of_pair(frame.counts.shape, operation, beam_center)
     # A pair seen from its other end has the same D but for its sign: counted twice, p would be far too small.
     first = Frame(
         counts=np.where(once, frame.counts, 0), exposure=np.where(once, frame.exposure, 0), reference=frame.reference
@@ -90,17 +90,3 @@ def _pair_test(frame: Frame, operation: Operation, beam_center: tuple[float, flo
         # With equal exposures n = 4 V, so that 2 (a - b) / (a + b) = D / V.
         difference=float(np.sqrt(max(0.0, (d**2 - v).sum()) / (v**2).sum())) if regions else float("nan"),
     )
-
-
-def _first_of_pair(shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.bool_]:
-    """True for one pixel of each pair: before the centre along the first axis that is turned; on it, along the next."""
-    first = np.zeros(shape, bool)
-    on_center = np.ones(shape, bool)
-    for axis, (sign, center) in enumerate(zip(operation, beam_center, strict=True)):
-        if sign > 0:
-            continue
-        twice = 2 * np.arange(shape[axis]) - round(2 * center)
-        twice = twice[:, None] if axis == 0 else twice[None, :]
-        first |= on_center & (twice < 0)
-        on_center = on_center & (twice == 0)
-    return first

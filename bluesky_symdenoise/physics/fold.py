@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import ndimage
 
+from bluesky_symdenoise.physics.center import found_beam_center
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import INVERSION, Operation, Symmetry, mate
+from bluesky_symdenoise.physics.symmetry import IDENTITY, Operation, Symmetry, mate, same_mate
 
 #: Side, in pixels, of the blocks that the test is averaged over before it is smoothed.
 BLOCK = 4
@@ -18,6 +18,12 @@ BLOCK = 4
 WINDOWS = (5.0, 16.0)
 #: A mate is used where no window's test exceeds this many standard deviations.
 GATE_Z = 3.0
+#: Width of the rings of ``inf``, in pixels.
+RING_WIDTH = 0.5
+#: Most exposure of mates that a ring is worth: the networks know no pixel with more than three.
+RING_MATES = 3.0
+#: How often the worst of what disagrees with its ring is left out of the ring's mean.
+RING_TRIMS = 6
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,26 @@ def block_sum(image: NDArray[np.float64], block: int) -> NDArray[np.float64]:
     return padded.reshape(padded.shape[0] // block, block, -1, block).sum(axis=(1, 3))
 
 
+def pair_terms(
+    frame: Frame, other: Frame
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """`pair_statistics` of each pixel, and the fourth cumulant n p q (1 - 6 p q) of D; all (y, x), 0 without a pair."""
+    total_exposure = frame.exposure + other.exposure
+    both = (frame.exposure > 0) & (other.exposure > 0)
+    share = np.divide(frame.exposure, total_exposure, out=np.full(both.shape, 0.5), where=both)
+    # Exposures that differ by more than the digits of a float leave nothing to compare.
+    both &= (share > 0) & (share < 1)
+    share = np.where(both, share, 0.5)
+    n = np.where(both, frame.counts + other.counts, 0.0)
+    difference = np.where(both, frame.counts - n * share, 0.0)
+    variance = n * share * (1 - share)
+    seen = n > 0
+    chi = np.divide(difference**2, variance, out=np.ones(both.shape), where=seen) - 1
+    chi_variance = np.where(seen, 2 + (1 / (share * (1 - share)) - 6) / np.where(seen, n, 1), 0.0)
+    fourth = variance * (1 - 6 * share * (1 - share))
+    return difference, variance, chi, chi_variance, fourth
+
+
 def pair_statistics(
     frame: Frame, other: Frame, *, block: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -48,18 +74,7 @@ def pair_statistics(
     tuple
         Sums of D, of its variance, of X2 - 1 and of its variance.
     """
-    total_exposure = frame.exposure + other.exposure
-    both = (frame.exposure > 0) & (other.exposure > 0)
-    share = np.divide(frame.exposure, total_exposure, out=np.full(both.shape, 0.5), where=both)
-    # Exposures that differ by more than the digits of a float leave nothing to compare.
-    both &= (share > 0) & (share < 1)
-    share = np.where(both, share, 0.5)
-    n = np.where(both, frame.counts + other.counts, 0.0)
-    difference = np.where(both, frame.counts - n * share, 0.0)
-    variance = n * share * (1 - share)
-    seen = n > 0
-    chi = np.divide(difference**2, variance, out=np.ones(both.shape), where=seen) - 1
-    chi_variance = np.where(seen, 2 + (1 / (share * (1 - share)) - 6) / np.where(seen, n, 1), 0.0)
+    difference, variance, chi, chi_variance, _ = pair_terms(frame, other)
     return (
         block_sum(difference, block),
         block_sum(variance, block),
@@ -118,26 +133,52 @@ def mated(frame: Frame, operation: Operation, beam_center: tuple[float, float]) 
 
 def gated_mates(frame: Frame, symmetry: Symmetry) -> Mates:
     """Counts and exposures of all mates where the test lets them in: a broken region keeps its own photons only."""
+    center = symmetry.grid_center
+    if symmetry.point_group == "inf" and center is not None:
+        assert symmetry.beam_center is not None
+        return _ring_mates(frame, symmetry.beam_center)
     counts, exposure = np.zeros_like(frame.counts), np.zeros_like(frame.exposure)
     for index, operation in enumerate(symmetry.operations):
-        assert symmetry.beam_center is not None
-        other = mated(frame, operation, symmetry.beam_center)
+        assert center is not None
+        other = mated(frame, operation, center)
         use = symmetry_gate(frame, other)
         # On a symmetry element an operation gives the pixel itself, or the mate of an earlier operation: nothing new.
-        for y, x in ((1, 1), *symmetry.operations[:index]):
-            same = (operation[0] * y, operation[1] * x)
-            use &= ~_fixed_points(frame.counts.shape, same, symmetry.beam_center)
+        for earlier in (IDENTITY, *symmetry.operations[:index]):
+            use &= ~same_mate(frame.counts.shape, operation, earlier, center)
         counts += np.where(use, other.counts, 0)
         exposure += np.where(use, other.exposure, 0)
     return Mates(counts=counts, exposure=exposure)
 
 
-def _fixed_points(shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.bool_]:
-    on_element = [
-        np.ones(size, bool) if sign > 0 else np.arange(size) * 2 == round(2 * center)
-        for size, sign, center in zip(shape, operation, beam_center, strict=True)
-    ]
-    return on_element[0][:, None] & on_element[1][None, :]
+def ring_mean(frame: Frame, beam_center: tuple[float, float], use: NDArray[np.bool_]) -> Frame:
+    """What the rest of each pixel's ring counted, itself left out: (y, x) sums over pixels with `use`.
+
+    Rings are half a pixel wide about the centre itself, and no count is shared between two.
+    """
+    dy, dx = (np.arange(size) - c for size, c in zip(frame.counts.shape, beam_center, strict=True))
+    ring = np.rint(np.hypot(dy[:, None], dx[None, :]) / RING_WIDTH).astype(np.int64)
+
+    def others(image: NDArray[np.float64]) -> NDArray[np.float64]:
+        own = np.where(use, image, 0.0)
+        return np.asarray(np.bincount(ring.ravel(), own.ravel())[ring] - own, dtype=np.float64)
+
+    alone = others((frame.exposure > 0).astype(np.float64)) == 0
+    counts, exposure = (np.where(alone, 0.0, np.maximum(others(i), 0.0)) for i in (frame.counts, frame.exposure))
+    return Frame(counts=counts, exposure=exposure, reference=frame.reference)
+
+
+def _ring_mates(frame: Frame, beam_center: tuple[float, float]) -> Mates:
+    """Mates of the full rotation group: the mean over what of a pixel's ring agrees with it, worth `RING_MATES`."""
+    speaks = np.ones(frame.counts.shape, bool)
+    for _ in range(RING_TRIMS):
+        # A bright spot raises the mean that it is compared with, and all of its ring disagrees: the worst goes first.
+        score = symmetry_score(frame, ring_mean(frame, beam_center, speaks))
+        if score.max() <= GATE_Z:
+            break
+        speaks &= score <= max(GATE_Z, score[speaks].max(initial=0) / 4)
+    other = ring_mean(frame, beam_center, speaks)
+    weight = symmetry_gate(frame, other) * RING_MATES / np.maximum(other.exposure, RING_MATES)
+    return Mates(counts=other.counts * weight, exposure=other.exposure * weight)
 
 
 #: Side of the blocks over which `supported` asks whether a symmetry holds.
@@ -168,8 +209,8 @@ def supported(frame: Frame, operation: Operation, beam_center: tuple[float, floa
     if np.mean((score <= 3) & (chi_score <= 3)) < AGREEING:
         return False
     here = _misfit(frame, operation, beam_center)
-    for axis, sign in enumerate(operation):
-        for step in (-DISPLACED, DISPLACED) if sign < 0 else ():
+    for axis, sign in enumerate((operation.yy, operation.xx)):
+        for step in (-DISPLACED, DISPLACED) if sign < 1 else ():
             moved = (beam_center[0] + step * (axis == 0), beam_center[1] + step * (axis == 1))
             if _misfit(frame, operation, moved) - here < EVIDENCE_Z:
                 return False
@@ -182,46 +223,6 @@ def _misfit(frame: Frame, operation: Operation, beam_center: tuple[float, float]
     testable = variance >= 1
     excess = np.minimum(difference[testable] ** 2 / variance[testable], 100.0) - 1
     return float(excess.sum() / np.sqrt(2 * max(testable.sum(), 1)))
-
-
-def found_beam_center(frame: Frame, operation: Operation = INVERSION) -> tuple[float, float] | None:
-    """The centre of an operation on the half-pixel grid, by correlating the frame with its image under it.
-
-    The masked normalised correlation of the logarithm of the smoothed counts is maximal at twice the centre. Along
-    an axis that the operation keeps, the centre is the detector's. None if the correlation stays under 0.5 or is
-    largest where less than a quarter of the detector overlaps.
-    """
-    weight = (frame.exposure > 0).astype(np.float32)
-    axes = [axis for axis, sign in enumerate(operation) if sign < 0]
-    smooth = ndimage.gaussian_filter(frame.counts.astype(np.float32), 2.0, mode="constant")
-    norm = ndimage.gaussian_filter(frame.exposure.astype(np.float32), 2.0, mode="constant")
-    image = np.log1p(8 * np.divide(smooth, norm, out=np.zeros_like(smooth), where=norm > 0.05)) * weight
-    # The correlation does not depend on a constant; the digits of float32 do.
-    image = (image - image.sum() / max(weight.sum(), 1)) * weight
-    padded = [fft.next_fast_len(2 * image.shape[axis], real=True) for axis in axes]
-    of_image, of_square, of_weight = (fft.rfftn(array, padded, axes) for array in (image, image**2, weight))
-
-    def correlated(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float32]:
-        """Sum over pixels of a(u) b(s - u) for each sum of coordinates s along the turned axes, from the spectra."""
-        product = a * b
-        for axis in {0, 1} - set(axes):
-            product = product.sum(axis=axis, keepdims=True)
-        return np.asarray(fft.irfftn(product, padded, axes))
-
-    overlap = correlated(of_weight, of_weight)
-    enough = overlap > 0.25 * max(weight.sum(), 1)
-    overlap = np.where(enough, overlap, 1)
-    mean = correlated(of_image, of_weight) / overlap
-    covariance = correlated(of_image, of_image) / overlap - mean**2
-    variance = correlated(of_square, of_weight) / overlap - mean**2
-    correlation = np.where(enough & (variance > 1e-6), covariance / np.maximum(variance, 1e-6), -1)
-    best = np.unravel_index(int(np.argmax(correlation)), correlation.shape)
-    if correlation[best] < 0.5:
-        return None
-    center = [(size - 1) / 2 for size in image.shape]
-    for axis in axes:
-        center[axis] = float(best[axis]) / 2
-    return center[0], center[1]
 
 
 def supported_symmetry(frame: Frame, beam_center: tuple[float, float] | None) -> Symmetry:

@@ -1,0 +1,175 @@
+"""Integrating detectors (CCD, flat panel): gain and read noise, and the counts that the likelihood then sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.dark import Background
+from bluesky_symdenoise.physics.fold import block_sum
+from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
+from bluesky_symdenoise.physics.symmetry import Symmetry, first_of_pair, mate
+
+#: Side of the blocks that signal and noise are compared in, in pixels, and fewest pairs in one.
+BLOCK, FEWEST_PAIRS = 8, 16
+#: Fewest blocks that a gain is read from.
+FEWEST_BLOCKS = 50
+#: Blocks whose noise is further from the fitted line, in standard deviations, do not have the symmetry.
+OUTLIER_Z = 4.0
+#: Read noise is lifted off zero by at least this many of its standard deviations: 1 value in 700 is then cut at zero.
+LIFT = 3.0
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How an integrating detector turns photons into numbers: signal = gain * photons + noise.
+
+    Attributes
+    ----------
+    gain
+        Units of the signal (ADU) per photon.
+    read_noise
+        Standard deviation of a pixel without photons, in the same units.
+    """
+
+    gain: float
+    read_noise: float
+
+    def __post_init__(self) -> None:
+        if not (self.gain > 0 and np.isfinite(self.gain) and self.read_noise >= 0 and np.isfinite(self.read_noise)):
+            raise SymDenoiseError(
+                f"gain {self.gain}, read noise {self.read_noise}",
+                rule="a gain is positive and a read noise is not negative",
+                remedy="give both in units of the signal, or take found_readout",
+            )
+
+
+def pseudo_counts(
+    signal: NDArray[Any], readout: Readout, *, dark: ArrayLike | None = None, dark_frames: int | None = None
+) -> tuple[NDArray[np.float32], Background]:
+    """What an integrating detector's frames (..., y, x) are to a counting likelihood, and the background in it.
+
+    y = (signal - dark)/gain + b is nearly Poisson(photons + b) when b is the variance of the read noise in photons:
+    mean and variance are right. Below 9 photons^2 of variance b is three standard deviations, so that no noise is cut
+    at zero, and errors are stated larger than they are. `bluesky_symdenoise.Denoiser` takes b off again:
+    ``denoiser(counts, background=background)``.
+
+    Parameters
+    ----------
+    signal
+        As the detector wrote it. Codes of integers and what is not finite become NaN; negative floats are signal.
+    dark
+        (y, x) mean of dark frames, or a number.
+    dark_frames
+        Of how many frames it is the mean; their read noise is then part of the background's error.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the dark has another shape.
+    """
+    shape = (signal.shape[-2], signal.shape[-1])
+    offset = np.asarray(0.0 if dark is None else dark, np.float64)
+    if offset.ndim and offset.shape != shape:
+        raise SymDenoiseError(
+            f"dark of shape {offset.shape}", rule=f"the frames have {shape}", remedy="give one (y, x) mean dark frame"
+        )
+    bad = ~np.isfinite(signal) if signal.dtype.kind == "f" else sentinel_mask(signal)
+    noise = readout.read_noise / readout.gain
+    lift = max(noise**2, LIFT * noise)
+    photons = (signal.astype(np.float64) - offset) / readout.gain + lift
+    counts = np.where(bad, np.nan, np.maximum(photons, 0.0)).astype(np.float32)
+    error = noise / np.sqrt(dark_frames) if dark_frames else 0.0
+    return counts, Background(np.full(shape, lift, np.float32), np.full(shape, error, np.float32))
+
+
+def found_readout(
+    frames: Iterable[NDArray[Any]], symmetry: Symmetry, *, mask: ArrayLike | None = None, dark: ArrayLike = 0.0
+) -> Readout:
+    """Gain and read noise from symmetry pairs: a photon-transfer curve that needs one frame.
+
+    For a pair of equal rates, Var(a - b) = gain (a + b) + 2 read_noise^2. Neighbouring pairs are subtracted from each
+    other, so that what differs smoothly drops out; blocks whose noise is off the line have not the symmetry. Smoothing
+    in the detector or its software makes neighbours alike and the gain too small.
+
+    Parameters
+    ----------
+    frames
+        (y, x) each, dark-subtracted and not cut at zero, or with the dark given.
+    symmetry
+        A group with a centre.
+    mask
+        (y, x), True = bad.
+    dark
+        (y, x) mean of dark frames, or a number.
+
+    Raises
+    ------
+    SymDenoiseError
+        If there is no symmetry, or too few pairs of unequal brightness tell a gain.
+    """
+    center = symmetry.grid_center
+    if center is None or not symmetry.operations:
+        raise SymDenoiseError(
+            f"symmetry {symmetry.point_group}", rule="noise is read from pairs", remedy="give a group and its centre"
+        )
+    blocks = [
+        block
+        for frame in frames
+        for operation in symmetry.operations
+        for block in _transfer(np.asarray(frame), operation, center, mask, dark)
+    ]
+    mean, variance, number = (
+        (np.array(column) for column in zip(*blocks, strict=True)) if blocks else (np.empty(0),) * 3
+    )
+    good = np.ones(mean.shape, bool)
+    gain = noise = 0.0
+    for step in range(20):
+        if good.sum() < FEWEST_BLOCKS or np.ptp(mean[good]) <= 0:
+            break
+        # An even fit first; then each block has the error of the variance that the line gives it.
+        expected = np.ones(mean.shape) if step == 0 else np.maximum(gain * mean + noise, 1e-3 * variance[good].mean())
+        weight = np.sqrt(number / 2) / expected
+        design = np.stack([mean, np.ones(mean.shape)], axis=1) * weight[:, None]
+        gain, noise = (float(v) for v in np.linalg.lstsq(design[good], (variance * weight)[good], rcond=None)[0])
+        if step > 0:
+            good = np.abs(variance - gain * mean - noise) * weight < OUTLIER_Z
+    if good.sum() < FEWEST_BLOCKS or gain <= 0:
+        raise SymDenoiseError(
+            f"{int(good.sum())} blocks of pairs, slope {gain:.3g}",
+            rule=f"a gain needs {FEWEST_BLOCKS} blocks whose noise grows with their signal",
+            remedy="check symmetry and centre, take more frames, or give gain and read noise",
+        )
+    return Readout(gain=gain, read_noise=float(np.sqrt(max(noise, 0.0) / 2)))
+
+
+def _transfer(
+    frame: NDArray[Any], operation: Any, center: tuple[float, float], mask: ArrayLike | None, dark: ArrayLike
+) -> list[tuple[float, float, float]]:
+    """Of each block: the mean of a + b, the variance of a - b, and of how many pairs."""
+    shape = (frame.shape[0], frame.shape[1])
+    bad = as_mask(mask, shape) | (~np.isfinite(frame) if frame.dtype.kind == "f" else sentinel_mask(frame))
+    signal = np.where(bad, 0.0, frame.astype(np.float64) - np.asarray(dark, np.float64))
+    pair = first_of_pair(shape, operation, center) & ~bad & mate(~bad, operation, center)
+    other = mate(signal, operation, center)
+    both = pair[:, 1:] & pair[:, :-1]
+    # Each pair with its neighbour, and no pair with two.
+    both[:, 1::2] = False
+    difference, total = signal - other, signal + other
+    beside = (difference[:, 1:] - difference[:, :-1]) ** 2 / 2
+    around = (total[:, 1:] + total[:, :-1]) / 2
+    number, noise, level = (block_sum(np.where(both, v, 0.0), BLOCK) for v in (np.ones(both.shape), beside, around))
+    full = number >= FEWEST_PAIRS
+    return list(
+        zip(
+            (level[full] / number[full]).tolist(),
+            (noise[full] / number[full]).tolist(),
+            number[full].tolist(),
+            strict=True,
+        )
+    )
