@@ -20,6 +20,7 @@ _HOME = {
     "denoised_for": "bluesky_symdenoise.catalog.query",
     "embedded_catalog": "bluesky_symdenoise.catalog.serve",
     "finetune": "bluesky_symdenoise.acquisition.finetune",
+    "integrate": "bluesky_symdenoise.analysis.integrate",
     "find": "bluesky_symdenoise.catalog.query",
     "evict": "bluesky_symdenoise.acquisition.pixels",
     "materialize": "bluesky_symdenoise.acquisition.pixels",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.registering import RegisterCallback as RegisterCallback
     from bluesky_symdenoise.acquisition.replay import replay as replay
     from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as ThreadedDenoiseCallback
+    from bluesky_symdenoise.analysis.integrate import integrate as integrate
     from bluesky_symdenoise.analysis.ring import Ring as Ring
     from bluesky_symdenoise.catalog.align import aligned as aligned
     from bluesky_symdenoise.catalog.query import denoised_for as denoised_for

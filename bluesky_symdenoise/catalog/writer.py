@@ -295,7 +295,7 @@ def derived_data_keys(
             "units": "counts",
         }
         out[key] = image
-        out[f"{key}_sigma"] = dict(image)
+        out[f"{key}_sigma"] = image | {"note": "of one pixel; neighbours' errors are correlated: see integrate()"}
         for name, dtype in columns.items():
             column = {"dtype_numpy": COLUMN_DTYPES[dtype], "external": "STREAM:"} if flown else {}
             out[f"{key}_{name}"] = {"source": "symdenoise", "dtype": dtype, "shape": [], **column}
