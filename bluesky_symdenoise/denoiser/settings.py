@@ -58,6 +58,33 @@ class DenoiserSettings:
         return _loaded(self)
 
 
+@dataclass(frozen=True)
+class RecordedSettings(DenoiserSettings):
+    """The model that has this sha256, by whatever name another computer knows it.
+
+    Attributes
+    ----------
+    recorded
+        The sha256.
+    """
+
+    recorded: str = ""
+
+    def sha256(self) -> str:
+        """As recorded."""
+        return self.recorded
+
+    def load(self) -> Denoiser:
+        """The denoiser; the same one for equal settings within a process.
+
+        Raises
+        ------
+        SymDenoiseError
+            If this computer has no model with that sha256.
+        """
+        return _loaded_as_recorded(self)
+
+
 def spare_threads() -> int:
     """As many threads as leave one core to whoever else runs."""
     return max(1, len(os.sched_getaffinity(0)) - 1)
@@ -68,3 +95,12 @@ def _loaded(settings: DenoiserSettings) -> Denoiser:
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     return Denoiser.pretrained(settings.model, device=settings.device, threads=settings.threads or spare_threads())
+
+
+@lru_cache(maxsize=1)
+def _loaded_as_recorded(settings: RecordedSettings) -> Denoiser:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.denoiser.weights import load_recorded
+
+    model = load_recorded(str(settings.model), settings.recorded)
+    return Denoiser(model, device=settings.device, threads=settings.threads)
