@@ -6,8 +6,11 @@ import copy
 import hashlib
 import os
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +34,13 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.weights import Model, encode
 from bluesky_symdenoise.errors import SymDenoiseError
 
-SIZE, FRAMES, FAILS = 64, 15, 7
+SIZE, FRAMES, FAILS = 128, 13, 7
 
 
 def scan() -> np.ndarray:
     """Frames with a symmetry that `auto` finds; the first two are dark, one has no good pixel."""
-    y, x = (axis - 31.5 for axis in np.ogrid[:SIZE, :SIZE])
-    rate = 0.4 + 6 * np.exp(-((np.hypot(y, x) - 14) ** 2) / 9) * (1 + np.cos(2 * np.arctan2(y, x)))
+    y, x = (axis - 63.5 for axis in np.ogrid[:SIZE, :SIZE])
+    rate = 0.4 + 6 * np.exp(-((np.hypot(y, x) - 36) ** 2) / 80) * (1 + np.cos(2 * np.arctan2(y, x)))
     counts = np.random.default_rng(8).poisson(rate, (FRAMES, SIZE, SIZE)).astype(np.uint32)
     counts[:2], counts[FAILS] = 0, np.iinfo(np.uint32).max
     counts.flags.writeable = False
@@ -159,7 +162,7 @@ def sha256(path: Path) -> str:
     "given",
     [
         {"mask": edge()},
-        {"symmetry": "2", "beam_center": (31.5, 31.5), "exposure": np.linspace(0.5, 1.5, SIZE) * np.ones((SIZE, 1))},
+        {"symmetry": "2", "beam_center": (63.5, 63.5), "exposure": np.linspace(0.5, 1.5, SIZE) * np.ones((SIZE, 1))},
         {"frames": slice(1, None, 3)},
     ],
     ids=["auto and mask", "2 and exposure", "some rows"],
@@ -208,6 +211,18 @@ def test_darks_and_columns_travel(
     assert_same(made, serial(raw, beamline=beamline))
 
 
+def kill_one_that_writes(pids: list[int]) -> None:
+    """Wait until one of these processes has a part open, and kill it."""
+    while True:
+        for pid in pids:
+            for opened in Path(f"/proc/{pid}/fd").iterdir():
+                # It may have closed it meanwhile.
+                with suppress(FileNotFoundError):
+                    if ".part-" in os.readlink(opened):
+                        os.kill(pid, signal.SIGKILL)
+                        return
+
+
 @pytest.mark.filterwarnings("default")
 def test_killed_worker_loses_and_doubles_nothing(
     client: Client,
@@ -218,24 +233,20 @@ def test_killed_worker_loses_and_doubles_nothing(
     write_run: Callable[..., str],
     serial: Callable[..., Any],
 ) -> None:
-    big = np.tile(scan()[2:FAILS], (3, 4, 4))
+    big = np.tile(scan()[2:FAILS], (4, 2, 2))
     raw = catalog["raw"][write_run(catalog["raw"], raw_folder, {"det": big})]
-    killed: list[str] = []
-
-    def kill(_: str | None) -> None:
-        busy = [worker for worker, tasks in client.processing().items() if tasks]
-        if not killed and busy:
-            killed.append(busy[0])
-            os.kill(client.run(os.getpid, workers=busy[:1])[busy[0]], signal.SIGKILL)
-
     work = Work.planned(catalog["denoised"], activity="replay", denoiser=denoiser, symmetry="1")
-    made = replay_with(work, stored_run(raw), finished_frame=kill, scheduler=client)
-    assert len(killed) == 1
+    pids = list(client.run(os.getpid).values())
+    victim = threading.Thread(target=kill_one_that_writes, args=(pids,))
+    victim.start()
+    made = replay_with(work, stored_run(raw), scheduler=client)
+    victim.join()
     assert_same(made, serial(raw, symmetry="1"))
     np.testing.assert_array_equal(column(made, "seq_num"), np.arange(1, len(big) + 1))
     assert made.metadata["stop"]["provenance"]["complete"]
+    assert len(set(client.run(os.getpid).values()) & set(pids)) == 1
     # A complete run leaves nothing of those who died.
-    assert [path.suffix for path in frames_folder.glob(f"{made.start['uid']}*")] == [".h5"]
+    assert [path.suffix for path in frames_folder.rglob(f"{made.start['uid']}*")] == [".h5"]
 
 
 def test_worker_that_cannot_see_the_files_reads_through_tiled(
@@ -315,12 +326,13 @@ def test_finished_partitions_are_taken_over(
     client: Client, catalog: Container, denoiser: Denoiser, raw: Any, frames_folder: Path, serial: Callable[..., Any]
 ) -> None:
     """With all of them done, workers whose denoiser is broken give the run all the same; without them they do not."""
-    whole = slice(FAILS + 1, None)
+    whole = slice(FAILS + 1, FAILS + 5)
     work = Work.planned(catalog["denoised"], activity="replay", denoiser=denoiser, rows=whole)
 
     def interrupt(_: str | None) -> None:
-        while len(parts(frames_folder)) < 4:
-            pass
+        # The first is being copied; wait for the other.
+        while len([path for path in parts(frames_folder) if path.name.count(".") == 2]) < 2:
+            time.sleep(0.02)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

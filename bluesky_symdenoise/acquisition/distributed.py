@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import httpx
 import numpy as np
 
 from bluesky_symdenoise.acquisition.cluster import checked_client, kept_on_cluster, prepared, result_of
 from bluesky_symdenoise.acquisition.frames import StoredFrames
 from bluesky_symdenoise.acquisition.outlet import Outlet
-from bluesky_symdenoise.acquisition.partition import Partition, RawRows, Setup, TiledStream, denoise_partition
+from bluesky_symdenoise.acquisition.partition import Partition, RawRows, Setup, TiledStream, checksum, denoise_partition
 from bluesky_symdenoise.acquisition.plan import Request, Work
 from bluesky_symdenoise.acquisition.rawfiles import raw_files
 from bluesky_symdenoise.acquisition.reader import Event, Stream
@@ -88,6 +89,7 @@ class ClusterDenoiser(RunDenoiser):
         self._sent: deque[_Sent] = deque()
         #: The last setup of each stream with what it was made from.
         self._setups: dict[str, tuple[Document, Future]] = {}
+        self._raw: dict[str, RawRows] = {}
 
     def leave(self) -> None:
         """Let go of the derived run; what the workers still finish is there for who takes it up next."""
@@ -106,6 +108,7 @@ class ClusterDenoiser(RunDenoiser):
         """Hand over the images of one event, and write what has come back."""
         kept = {key: self._kept(stream, key, event) for key in stream.keys}
         if all(kept.values()):
+            self._send(stream)
             self._finish_all()
             self._append(stream, event, {key: each for key, each in kept.items() if each is not None})
             return
@@ -142,6 +145,8 @@ class ClusterDenoiser(RunDenoiser):
         images = stream.images
         said = {key: {**each.record()[0], **each.decided} for key, each in images.items()}
         if stream.name not in self._setups or self._setups[stream.name][0] != said:
+            if stream.name not in self._raw:
+                self._raw[stream.name] = self._raw_rows(stream)
             plain = {each.name: getattr(self._work, each.name) for each in fields(Request)}
             asked = Request(**plain | {"model": self._model, "raw": None})
             packed = Setup(
@@ -149,22 +154,24 @@ class ClusterDenoiser(RunDenoiser):
                 machine=self._machine,
                 images={key: each.elsewhere(asked) for key, each in images.items()},
                 shapes={key: tuple(stream.descriptor["data_keys"][key]["shape"]) for key in stream.keys},
-                raw=self._raw_rows(stream),
+                raw=self._raw[stream.name],
                 place=self._work.place,
             ).packed()
             self._setups[stream.name] = said, kept_on_cluster(self._client, packed)
         return self._setups[stream.name]
 
     def _raw_rows(self, stream: Stream) -> RawRows:
-        files = {}
+        files, last = {}, {}
         for key in stream.keys:
             try:
                 files[key] = raw_files(self._run.run, stream.descriptor, key)
-            except SymDenoiseError as error:
-                log.info("read through Tiled: %s", error)
+                last[key] = checksum(np.asarray(self._run.run[stream.name][key][-1]))
+            except (SymDenoiseError, httpx.HTTPStatusError, KeyError) as error:
+                # A run in MongoDB has none.
+                log.info("image %s is read through Tiled, its files are not: %s", key, error)
         there = TiledStream(self._run.run, stream.name)
         numbers = self._run.streams[stream.descriptor["uid"]].numbers
-        return RawRows(files, StoredFrames(there, stream.descriptor, numbers))
+        return RawRows(files, StoredFrames(there, stream.descriptor, numbers), last)
 
     def _send(self, stream: Stream) -> None:
         """Submit the partition that takes rows, and write what has come back; wait if enough is on its way."""

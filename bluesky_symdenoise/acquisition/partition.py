@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
@@ -71,6 +72,11 @@ class TiledStream:
         return stream_arrays(self._parent[self._uid], self._name)[key]
 
 
+def checksum(image: NDArray[Any]) -> int:
+    """Of a raw image."""
+    return zlib.crc32(np.ascontiguousarray(image).data)
+
+
 class RawRows:
     """Raw images of one stream: from their files where this process sees them, else through Tiled.
 
@@ -80,10 +86,13 @@ class RawRows:
         By data key; none for a key whose files are of a kind that only the server reads.
     stored
         The same images on the server.
+    last
+        Checksum of the last image of each key, as the server has it: another computer may have another file of this
+        name.
     """
 
-    def __init__(self, files: Mapping[str, RawFiles], stored: StoredFrames) -> None:
-        self._files, self._stored = files, stored
+    def __init__(self, files: Mapping[str, RawFiles], stored: StoredFrames, last: Mapping[str, int]) -> None:
+        self._files, self._stored, self._last = files, stored, last
         self._sources: dict[str, Source | None] = {}
 
     def read(self, key: str, event: Event) -> NDArray[Any]:
@@ -105,11 +114,12 @@ class RawRows:
     def _source(self, key: str) -> Source | None:
         if key not in self._sources:
             self._sources[key] = None
-            if key in self._files:
-                try:
-                    self._sources[key] = self._files[key].source()
-                except (OSError, ValueError) as error:
-                    log.info("%s is read through Tiled: its files cannot be seen from here (%s)", key, error)
+            try:
+                source = self._files[key].source()
+                if checksum(source.read(source.shape[0] - 1)) == self._last[key]:
+                    self._sources[key] = source
+            except (OSError, ValueError, KeyError) as error:
+                log.info("%s is read through Tiled: its files cannot be read from here (%s)", key, error)
         return self._sources[key]
 
 
@@ -181,10 +191,8 @@ def denoise_partition(packed: Packed, partition: Partition) -> None:
     """
     setup = packed.unpacked()
     _check_machine(setup)
-    if partition.path.exists():
-        with Part(partition.path) as part:
-            if not part.failed:
-                return
+    if _is_done(partition.path):
+        return
     try:
         setup.place.check_space(partition.path.parent)
         with PartWriter(partition.path, setup.shapes) as writer:
@@ -198,6 +206,15 @@ def denoise_partition(packed: Packed, partition: Partition) -> None:
             rule=f"the worker on {socket.gethostname()} cannot write denoised frames there ({error})",
             remedy="pass directory=..., a folder that this computer, all workers and the server see",
         ) from error
+
+
+def _is_done(path: Path) -> bool:
+    try:
+        with Part(path) as part:
+            return not part.failed
+    except (OSError, KeyError, ValueError) as error:
+        log.debug("%s is written anew: %s", path, error)
+        return False
 
 
 def _outcome(raw: RawRows, key: str, images: Images, event: Event) -> Row | Exception:
@@ -214,5 +231,5 @@ def _check_machine(setup: Setup) -> None:
         raise SymDenoiseError(
             f"worker on {socket.gethostname()} with {here}",
             rule=f"the run was begun on one with {setup.machine}, and its frames would differ in their last bits",
-            remedy="use workers of one kind, such as client.replay inside dask.annotate(workers=[...])",
+            remedy="use workers of one kind: replay inside `with dask.annotate(workers=[...])`",
         )
