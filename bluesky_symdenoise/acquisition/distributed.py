@@ -178,17 +178,20 @@ class ClusterDenoiser(RunDenoiser):
         filling = self._filling.pop(stream.name, None)
         if filling is None:
             return
-        partition = Partition(self._path(stream, filling), tuple(filling.events))
-        name = f"symdenoise-{partition.path.stem}-{uuid4().hex[:8]}"
+        assert self._derived is not None
+        journal = self._derived.journal.path
+        # What is left of it goes with the other files of the run when that is complete: see `Journal.finish`.
+        path = journal.with_name(f"{self._derived.uid}-{stream.name}.part-{self._token(filling)}.h5")
+        partition = Partition(path, journal, tuple(filling.events))
+        name = f"symdenoise-{path.stem}-{uuid4().hex[:8]}"
         future = self._client.submit(denoise_partition, filling.setup, partition, key=name)
         self._sent.append(_Sent(stream, partition, future))
         most = max(2, AHEAD * sum(self._client.nthreads().values()))
         while self._sent and (len(self._sent) > most or self._sent[0].future.done()):
             self._finish_first()
 
-    def _path(self, stream: Stream, filling: _Filling) -> Any:
-        """Named by all that decides the file's content, so that a later replay finds what is done."""
-        assert self._derived is not None
+    def _token(self, filling: _Filling) -> str:
+        """All that decides a part's content, so that a later replay finds what is done."""
         decides = {
             "recipe": self._work.recipe.sha256,
             "version": self._machine.version,
@@ -196,9 +199,7 @@ class ClusterDenoiser(RunDenoiser):
             "images": filling.said,
             "rows": [(event.seq_num, event.turn) for event in filling.events],
         }
-        token = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        # What is left of it goes with the other files of the run when that is complete: see `Journal.finish`.
-        return self._derived.journal.path.with_name(f"{self._derived.uid}-{stream.name}.part-{token}.h5")
+        return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _finish_all(self) -> None:
         while self._sent:

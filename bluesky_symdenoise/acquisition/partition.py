@@ -174,9 +174,12 @@ class Partition:
     ----------
     path
         Of its file, named by all that decides its content.
+    journal
+        Of the derived run; gone when that is complete.
     """
 
     path: Path
+    journal: Path
     events: tuple[Event, ...]
 
 
@@ -200,6 +203,9 @@ def denoise_partition(packed: Packed, partition: Partition) -> None:
             images = {key: each if each.settled else copy(each) for key, each in setup.images.items()}
             for event in partition.events:
                 writer.append({key: _outcome(setup.raw, key, each, event) for key, each in images.items()})
+        if not partition.journal.exists():
+            # This task was cancelled while it ran, and the run is complete without it.
+            partition.path.unlink(missing_ok=True)
     except OSError as error:
         raise SymDenoiseError(
             f"folder {partition.path.parent}",

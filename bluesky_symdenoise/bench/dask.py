@@ -88,9 +88,12 @@ def scaling(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     denoiser = Denoiser.pretrained(device="cpu", threads=1)
     work = Work.planned(server.client["denoised"], activity="replay", denoiser=denoiser, symmetry="1")
 
+    own: list[float] = []
+
     def replayed(client: Client | None, each: Callable[[str | None], None] = lambda _: None) -> tuple[float, Any]:
-        begun = time.perf_counter()
+        begun, busy = time.perf_counter(), time.process_time()
         made = replay_with(work, stored_run(raw), force=True, finished_frame=each, scheduler=client)
+        own.append(1000 * (time.process_time() - busy) / options.frames)
         return options.frames / (time.perf_counter() - begun), made
 
     alone, made = replayed(None)
@@ -133,6 +136,7 @@ def scaling(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
         Row("  two of one, median of the pairs", float(np.median(ratios)), "", ">= 1.7"),
         Row("  lowest and highest pair: lowest", min(ratios), "", ""),
         Row("  highest", max(ratios), "", ""),
+        Row("  CPU time of the one process that writes", float(np.median(own[1:])), "ms/frame", ""),
         Row("denoiser alone in one process", rate["bare 1"], "frames/s", ""),
         Row("denoiser alone in two", rate["bare 2"], "frames/s", ""),
         Row("  two of one: the computer's ceiling meanwhile", float(np.median(ceilings)), "", ""),

@@ -102,6 +102,11 @@ class Journal:
         self._readers.clear()
         self._file.close()
 
+    def forget_parts(self) -> None:
+        """Remove what workers had denoised of rows that are written now."""
+        for path in self.path.parent.glob(f"{self.path.stem}-*.part-*.h5"):
+            path.unlink(missing_ok=True)
+
     def finish(self) -> None:
         """The run is complete: remove what earlier writers left, and the journal."""
         self.tidy(keep=self._own)

@@ -117,6 +117,8 @@ class DerivedRun:
                 stream.close()
             stop = self._run.compose_stop(exit_status=exit_status, reason=reason)
             self._emit("stop", dict(stop, provenance=provenance))
+            if provenance["complete"]:
+                self.journal.forget_parts()
             if provenance["complete"] and not provenance["failures"]:
                 self.journal.finish()
         finally:
