@@ -102,6 +102,7 @@ def prepared(client: Client, work: Work) -> tuple[RecordedSettings, Machine]:
         device=device,
         # Each worker's own share of its computer, where nothing was asked for.
         threads=threads or min(client.nthreads().values()),
+        dtype=denoiser.dtype,
     )
     future = client.submit(Machine.here, model, key=f"symdenoise-machine-{uuid4().hex}")
     return model, result_of(future, "the model")

@@ -67,10 +67,19 @@ class _Stream:
     descriptor: Document
     #: Of the events, by row.
     numbers: list[int] = field(default_factory=list)
+    last: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     #: When the first frame was seen.
     seen: float | None = None
     resources: dict[str, str] = field(default_factory=dict)
+    #: Rows of each number: a RunEngine may take points again.
+    taken: dict[int, list[int]] = field(default_factory=dict)
+
+    def add(self, number: int) -> None:
+        """Take in the event of the next row."""
+        self.taken.setdefault(number, []).append(len(self.numbers))
+        self.last = max(self.last, number)
+        self.numbers.append(number)
 
 
 @dataclass
@@ -293,7 +302,7 @@ def _events(stream: _Stream, columns: Mapping[str, Sequence[Any]], *, first: int
     rows = min(len(column) for column in columns.values())
     for row in range(len(stream.numbers) - first, rows):
         data = {name: column[row] for name, column in columns.items()}
-        stream.numbers.append(int(data.pop("seq_num")))
+        stream.add(int(data.pop("seq_num")))
         yield (
             "event",
             {
@@ -320,7 +329,10 @@ class _Growing:
 
     def _row(self, seq_num: int, turn: int) -> int | None:
         """Row of the event; frames without events are numbered after those that have one."""
-        rows = [row for row, number in enumerate(self.announced()) if number == seq_num]
+        stream = self._stream
+        if seq_num > stream.last:
+            return None if turn else len(stream.numbers) + seq_num - stream.last - 1
+        rows = stream.taken.get(seq_num, ())
         return rows[turn] if turn < len(rows) else None
 
     def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
@@ -349,7 +361,7 @@ class _Growing:
     def announced(self) -> Sequence[int]:
         """All seq_nums by row; rows without events are numbered after those that have one."""
         numbers = self._stream.numbers
-        last, rows = max(numbers, default=0), max(self._stream.rows.values(), default=0)
+        last, rows = self._stream.last, max(self._stream.rows.values(), default=0)
         return numbers + list(range(last + 1, last + 1 + rows - len(numbers)))
 
     def close(self) -> None:

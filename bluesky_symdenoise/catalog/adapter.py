@@ -141,7 +141,7 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
             self._source.identity(row),
             image.recipe.sha256,
             (image.symmetry, row < image.first_row),
-            (image.model, image.device, image.threads),
+            (image.recipe.model_sha256, image.device, image.threads),
             self._source.dtype,
         )
         pair = _cache().get(key, partial(self._computed, row))

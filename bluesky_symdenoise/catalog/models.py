@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -22,15 +23,23 @@ def served_denoiser(name: str, sha256: str, *, device: str, threads: int) -> Den
         If the server has no such model.
     """
     with _LOADING:
-        return _denoiser(name, sha256, device, threads)
+        return _denoiser(_Wanted(name, sha256), device, threads)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A model; what it is called makes no other model of it."""
+
+    name: str = field(compare=False)
+    sha256: str
 
 
 @lru_cache(maxsize=16)
-def _denoiser(name: str, sha256: str, device: str, threads: int) -> Denoiser:
-    return Denoiser(_model(name, sha256, device), device=device, threads=threads)
+def _denoiser(wanted: _Wanted, device: str, threads: int) -> Denoiser:
+    return Denoiser(_model(wanted, device), device=device, threads=threads)
 
 
 @lru_cache(maxsize=8)
-def _model(name: str, sha256: str, device: str) -> Model:
+def _model(wanted: _Wanted, device: str) -> Model:
     # A network lives on one device: each device has its own.
-    return load_recorded(name, sha256)
+    return load_recorded(wanted.name, wanted.sha256)

@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from bluesky_symdenoise.denoiser.identity import sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -138,6 +138,8 @@ def tune(
     # Scoring the tuned model takes as long as its parent took, on a machine that may be busier by then.
     allowed = max(0.0, seconds - (started - begun) - 2 * scoring)
     steps, in_time = 0, True
+    # Nobody who wants no bar is told which widgets would draw one.
+    tqdm = import_module("tqdm.auto" if progress else "tqdm").tqdm
     with tqdm(total=config.steps, unit="step", desc="tuning", mininterval=1, disable=not progress) as bar:
         for batch in _prefetched(config, paired):
             past = (time.monotonic() - started) / allowed if allowed else 1.0
