@@ -91,9 +91,9 @@ def scaling(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     own: list[float] = []
 
     def replayed(client: Client | None, each: Callable[[str | None], None] = lambda _: None) -> tuple[float, Any]:
-        begun, busy = time.perf_counter(), time.process_time()
+        begun, busy = time.perf_counter(), time.thread_time()
         made = replay_with(work, stored_run(raw), force=True, finished_frame=each, scheduler=client)
-        own.append(1000 * (time.process_time() - busy) / options.frames)
+        own.append(1000 * (time.thread_time() - busy) / options.frames)
         return options.frames / (time.perf_counter() - begun), made
 
     alone, made = replayed(None)
@@ -136,7 +136,7 @@ def scaling(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
         Row("  two of one, median of the pairs", float(np.median(ratios)), "", ">= 1.7"),
         Row("  lowest and highest pair: lowest", min(ratios), "", ""),
         Row("  highest", max(ratios), "", ""),
-        Row("  CPU time of the one process that writes", float(np.median(own[1:])), "ms/frame", ""),
+        Row("  CPU time of the one thread that writes", float(np.median(own[1:])), "ms/frame", ""),
         Row("denoiser alone in one process", rate["bare 1"], "frames/s", ""),
         Row("denoiser alone in two", rate["bare 2"], "frames/s", ""),
         Row("  two of one: the computer's ceiling meanwhile", float(np.median(ceilings)), "", ""),
