@@ -24,6 +24,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+    from distributed import Client
     from tiled.client.container import Container
 
 log = logging.getLogger("bluesky_symdenoise")
@@ -136,6 +137,7 @@ def attempt(
     older_than: float | None = None,
     force: bool = False,
     finished_frame: Callable[[str | None], None] = lambda _: None,
+    scheduler: Client | None = None,
 ) -> Outcome:
     """Replay one run; what goes wrong is in the outcome, only a server that is gone is raised.
 
@@ -157,7 +159,7 @@ def attempt(
     ok = True
     uid = run.start["uid"]
     try:
-        replay_with(work, run, older_than=older_than, force=force, finished_frame=count)
+        replay_with(work, run, older_than=older_than, force=force, finished_frame=count, scheduler=scheduler)
     except HeldError:
         result = "left alone: a living process writes it"
     except NothingToDenoiseError:

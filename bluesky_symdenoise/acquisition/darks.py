@@ -50,6 +50,17 @@ class Darks:
         dark = summed_dark(images.reshape(-1, *images.shape[-2:]), seconds=seconds)
         self._taken.setdefault(key, []).append((time, dark))
 
+    @property
+    def count(self) -> int:
+        """How many darks were taken."""
+        return sum(len(taken) for taken in self._taken.values())
+
+    def elsewhere(self, asked: Request) -> Darks:
+        """The same darks for another process."""
+        there = Darks(asked, {})
+        there._taken = {key: list(taken) for key, taken in self._taken.items()}
+        return there
+
     def before(self, key: str, time: float | None) -> Dark:
         """The last dark taken before this time; without a time, the first of the run.
 

@@ -206,6 +206,10 @@ class StoredFrames:
         """All seq_nums, in order."""
         return sorted(self._rows)
 
+    def row(self, seq_num: int, turn: int = 0) -> int:
+        """Of the image, counted from 0."""
+        return self._rows[seq_num][turn]
+
     def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
         """The image, in the shape of the data key.
 
@@ -224,7 +228,7 @@ class StoredFrames:
             raise unreadable
         if key not in self._clients:
             self._clients[key] = self._stream[key]
-        row = self._rows[seq_num][turn]
+        row = self.row(seq_num, turn)
         try:
             image = np.asarray(self._clients[key][row : row + 1]).reshape(self._shapes[key])
         except httpx.HTTPStatusError as error:

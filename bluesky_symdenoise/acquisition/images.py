@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -116,6 +117,17 @@ class Images:
         except SymDenoiseError as error:
             # Its own row would be NaN; it decides nothing for others.
             log.debug("an image of %s decides nothing: %s", self._key, error)
+
+    @property
+    def decided(self) -> Document:
+        """What the images before decided for those that follow."""
+        return {"point_group": self.point_group, "holds_counts": self._holds_counts, "darks": self._darks.count}
+
+    def elsewhere(self, asked: Request) -> Images:
+        """The same images as they are now, for another process: nothing of them is looked up there again."""
+        there = copy(self)
+        there._work, there._darks = asked, self._darks.elsewhere(asked)
+        return there
 
     def decide(self, symmetry: Symmetry) -> None:
         """Let this be the group of all images."""

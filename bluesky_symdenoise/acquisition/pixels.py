@@ -20,7 +20,8 @@ from tiled.utils import path_from_uri, safe_json_dump
 from bluesky_symdenoise.acquisition.again import Again, recorded_denoiser
 from bluesky_symdenoise.acquisition.place import Place
 from bluesky_symdenoise.acquisition.plan import frames_folder
-from bluesky_symdenoise.acquisition.register import lazy_key, raw_source
+from bluesky_symdenoise.acquisition.rawfiles import raw_source
+from bluesky_symdenoise.acquisition.register import lazy_key
 from bluesky_symdenoise.catalog.lazy import MIMETYPE, QUANTITIES, LazyImage
 from bluesky_symdenoise.catalog.lazyrun import PENDING, LazyConsolidator, stored_array, write_pending
 from bluesky_symdenoise.catalog.query import raw_for

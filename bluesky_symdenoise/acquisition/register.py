@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.claim import Claim
 from bluesky_symdenoise.acquisition.outlet import straight_to_tiled
 from bluesky_symdenoise.acquisition.plan import Work, image_keys
+from bluesky_symdenoise.acquisition.rawfiles import raw_source
 from bluesky_symdenoise.acquisition.reader import Event, Stream
 from bluesky_symdenoise.acquisition.replay import derived_already
 from bluesky_symdenoise.acquisition.run import RunDenoiser
@@ -30,7 +30,7 @@ from bluesky_symdenoise.catalog.row import Row
 from bluesky_symdenoise.catalog.writer import DerivedRun, Emit
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.source import HDF5, TIFF, ZARR, Source, stamp
+from bluesky_symdenoise.files.source import ZARR, Source
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.frame import sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -262,52 +262,6 @@ def lazy_key(
     )
     # What the server would refuse is refused here.
     return LazyKey(LazyImage.from_dict(image.to_dict()), tuple(uris), is_directory=source.mimetype == ZARR)
-
-
-def raw_source(run: BlueskyRun, descriptor: Document, key: str) -> tuple[Source, list[str]]:
-    """The files of a raw image, as this computer sees them, and their URIs as registered.
-
-    Raises
-    ------
-    SymDenoiseError
-        If they are of a kind that is not read lazily, or cannot be seen from here.
-    """
-    name = f"image {descriptor['name']}/{key}"
-    array = run[descriptor["name"]][key]
-    data, shape = array.data_sources()[0], tuple(array.shape)
-    parameters = data.parameters
-    plain = not (parameters.get("slice") or parameters.get("squeeze"))
-    if (
-        data.mimetype not in (HDF5, TIFF, ZARR)
-        or not plain
-        or shape[1:] != tuple(descriptor["data_keys"][key]["shape"])
-    ):
-        raise SymDenoiseError(
-            f"{name} in {data.mimetype} of shape {shape}",
-            rule="lazy runs read HDF5, sequences of TIFF, and zarr as Tiled writes it, unsliced and in rows of events",
-            remedy="replay the run instead",
-        )
-    listed = sorted((a for a in data.assets if a.parameter == "data_uris"), key=lambda asset: asset.num or 0)
-    uris = [asset.data_uri for asset in listed or data.assets[:1]]
-    try:
-        paths = tuple(path_from_uri(uri) for uri in uris)
-        stamps = tuple(stamp(path) for path in paths)
-    except (OSError, ValueError) as error:
-        raise SymDenoiseError(
-            f"{name} in {uris[0]}",
-            rule=f"this computer cannot see its files ({error})",
-            remedy="register the run where they can be seen",
-        ) from error
-    source = Source(
-        mimetype=data.mimetype,
-        paths=paths,
-        roots=(Path("/"),) * len(paths),
-        stamps=stamps,
-        shape=shape,
-        dtype=array.dtype,
-        dataset=parameters.get("dataset"),
-    )
-    return source, uris
 
 
 def _refuse_unreadable(array: Any, planned: LazyKey) -> None:

@@ -16,6 +16,7 @@ from bluesky_symdenoise.acquisition.ahead import Ahead
 from bluesky_symdenoise.acquisition.beamline import Beamline
 from bluesky_symdenoise.acquisition.claim import Claim
 from bluesky_symdenoise.acquisition.databroker import tiled_run
+from bluesky_symdenoise.acquisition.distributed import cluster_denoiser
 from bluesky_symdenoise.acquisition.forecast import COMPLETE, Forecast, forecast
 from bluesky_symdenoise.acquisition.inmemory import denoised_when_read
 from bluesky_symdenoise.acquisition.outlet import straight_to_tiled
@@ -27,6 +28,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+    from distributed import Client
     from tiled.client.container import Container
 
     from bluesky_symdenoise.acquisition.place import Place
@@ -56,6 +58,7 @@ def replay(
     force: bool = False,
     dry_run: bool = False,
     progress: bool | None = None,
+    scheduler: Client | None = None,
 ) -> BlueskyRun | xr.Dataset | Forecast:
     """Denoise a stored run: in memory, when it is read; or into a catalogue, as if it had been denoised live.
 
@@ -79,6 +82,14 @@ def replay(
         Only say what would be done: one frame is denoised, nothing is written.
     progress
         Whether to draw a bar; by default in notebooks and on terminals.
+    scheduler
+        Client of a Dask cluster (`dask.distributed.Client`) whose workers read the raw frames, from files where they
+        see them and else through Tiled, and denoise them; with `into` only, and for runs of a Tiled catalogue. The
+        derived run is bit for bit the one without, at equal device and threads: those of the denoiser, or, if it does
+        not say, of each worker. Where tasks run is decided by the ordinary means of Dask, such as
+        ``dask.annotate(resources={"GPU": 1})``; with a device ``auto`` a worker takes the GPU that it sees, which
+        dask-cuda makes one each. Workers need the folder of the derived files, the model under its sha256, and this
+        version of the package; they are given this client's Tiled key, so use TLS between computers.
 
     Returns
     -------
@@ -110,6 +121,12 @@ def replay(
         "rows": frames,
     }
     if into is None:
+        if scheduler is not None:
+            raise SymDenoiseError(
+                "scheduler= without into=",
+                rule="a Dataset is computed where it is used, by the threads of that process",
+                remedy="give into=..., or leave out the scheduler",
+            )
         held = tiled_run(run)
         asked = Request.asked(**given, raw=None if held is None else held.parent)
         stored = raw_only(stored_run(run))
@@ -121,7 +138,7 @@ def replay(
     if dry_run:
         return planned(stored, work, force=force)
     with progress_bar(stored, work, progress) as advance:
-        return replay_with(work, stored, force=force, finished_frame=advance)
+        return replay_with(work, stored, force=force, finished_frame=advance, scheduler=scheduler)
 
 
 def replay_with(
@@ -131,6 +148,7 @@ def replay_with(
     older_than: float | None = None,
     force: bool = False,
     finished_frame: Callable[[str | None], None] = lambda _: None,
+    scheduler: Client | None = None,
 ) -> BlueskyRun:
     """Denoise a stored run into a catalogue as planned; see `replay`.
 
@@ -141,6 +159,8 @@ def replay_with(
     finished_frame
         Called after each frame was written with None, or with the reason why it is NaN. If it raises, the derived run
         is left unfinished, and the next replay goes on with its rows.
+    scheduler
+        Client of the Dask cluster that denoises; None: this process does.
 
     Raises
     ------
@@ -158,12 +178,12 @@ def replay_with(
     stop = run.stop
     if stop is None and run.last_seen is not None:
         stop = _assumed_stop(run, older_than)
-    pipeline = RunDenoiser(
-        work,
-        source=(lambda descriptor: Ahead(run.frames(descriptor))) if isinstance(run, TiledRun) else run.frames,
-        finished_frame=finished_frame,
-        outlet=straight_to_tiled(claim, batch_size=BATCH),
-    )
+    outlet = straight_to_tiled(claim, batch_size=BATCH)
+    if scheduler is None:
+        ahead = (lambda descriptor: Ahead(run.frames(descriptor))) if isinstance(run, TiledRun) else run.frames
+        pipeline = RunDenoiser(work, source=ahead, finished_frame=finished_frame, outlet=outlet)
+    else:
+        pipeline = cluster_denoiser(work, run, scheduler, finished_frame=finished_frame, outlet=outlet)
     drive(pipeline, run, stop=lambda: stop or run.stop or _assumed_stop(run, older_than))
     return work.container[pipeline.derived_uid]
 

@@ -18,13 +18,16 @@ from bluesky_symdenoise.acquisition.plan import Work, now
 from bluesky_symdenoise.acquisition.reader import Event, RunReader, Stream
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.query import SPEC
-from bluesky_symdenoise.catalog.row import Row, empty_row
+from bluesky_symdenoise.catalog.row import CompressedRow, Row, empty_row
 from bluesky_symdenoise.catalog.writer import DerivedRun, DerivedStream, Emit
 from bluesky_symdenoise.errors import SymDenoiseError
 
 log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
+
+#: What came of one image: what is stored, or why there is nothing.
+Outcome = Row | CompressedRow | Exception
 
 #: Keys of a raw start document that the derived one does not take over.
 _OWN_KEYS = frozenset({"uid", "time", "scan_id", "versions", "tiled_specs"})
@@ -127,7 +130,7 @@ class RunDenoiser(RunReader):
         work, raw_uid = self._work, self._start["uid"]
         uid = work.recipe.derived_uid(raw_uid)
         self._begun = clock.perf_counter()
-        provenance = work.provenance(raw_uid, descriptor["name"], keys)
+        provenance = self._provenance(descriptor["name"], keys)
         made_with = {key: provenance[key] for key in ("recipe_sha256", "environment")}
         self._folder, self.complaint = work.folder_for(self._start)
         if self.complaint is not None:
@@ -152,6 +155,10 @@ class RunDenoiser(RunReader):
         except BaseException:
             journal.close()
             raise
+
+    def _provenance(self, stream: str, keys: Sequence[str]) -> Document:
+        """Of the derived run."""
+        return self._work.provenance(self._start["uid"], stream, keys)
 
     def _file(self, uri: str) -> None:
         check_apart(self._folder, uri)
@@ -190,24 +197,33 @@ class RunDenoiser(RunReader):
         return opened
 
     def _write(self, stream: Stream, event: Event, row: int) -> None:
-        """Denoise the images of one event and write it; what fails becomes a NaN row with its reason in stop."""
+        """Denoise the images of one event and write it."""
+        self._ensure_open(stream)
+        outcomes: dict[str, Outcome] = {}
+        for key in stream.keys:
+            try:
+                outcomes[key] = self._kept(stream, key, event) or self._denoised(stream, key, event)
+            except Exception as error:
+                outcomes[key] = error
+        self._append(stream, event, outcomes)
+
+    def _append(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
+        """Write the images of one event; what failed becomes a NaN row with its reason in stop."""
         self._work.place.check_space(self._folder)
         derived = self._ensure_open(stream)
-        rows: dict[str, Row] = {}
+        rows: dict[str, Row | CompressedRow] = {}
         reasons: list[str | None] = []
-        for key in stream.keys:
+        for key, outcome in outcomes.items():
             self._frames += 1
-            try:
-                rows[key] = self._kept(stream, key, event) or self._denoised(stream, key, event)
-            except Exception as error:
-                reason = self._failed(stream, key, event, error)
+            if isinstance(outcome, Exception):
                 rows[key] = empty_row(derived.shapes[key], self._work.columns)
-                reasons.append(reason)
+                reasons.append(self._failed(stream, key, event, outcome))
             else:
+                rows[key] = outcome
                 reasons.append(None)
         derived.append(seq_num=event.seq_num, time=event.time, rows=rows)
-        for outcome in reasons:
-            self._finished_frame(outcome)
+        for reason in reasons:
+            self._finished_frame(reason)
 
     def _kept(self, stream: Stream, key: str, event: Event) -> Row | None:
         """The row that an earlier writer finished, if it has the symmetry that an uninterrupted run would give it."""

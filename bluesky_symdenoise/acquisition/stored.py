@@ -242,6 +242,10 @@ class StoredStream:
         dims = array.dims or tuple(f"{key}_dim{i}" for i in range(len(array.shape)))
         return Layout(("time", *dims[1:]), tuple(array.shape[1:]), np.dtype(array.dtype))
 
+    def chunk_rows(self, key: str) -> int:
+        """Rows of an image that are stored, and thus read, together."""
+        return int(self._arrays[key].chunks[0][0])
+
     def events(self) -> Iterator[Document]:
         """Event documents with the columns that are wanted; none for a stream without events."""
         columns = {name: np.asarray(self._arrays[name].read()) for name in self._wanted()}
@@ -250,11 +254,15 @@ class StoredStream:
             yield {"descriptor": self.descriptor["uid"], "seq_num": seq_num, "time": time, "data": data}
 
     def frames(self) -> StoredFrames:
-        """Source of the images; rows without events are numbered after those that have one."""
+        """Source of the images."""
+        return StoredFrames(self._arrays, self.descriptor, self.numbers)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of its rows; those without events are numbered after those that have one."""
         numbers = list(self.seq_nums)
         last = max(numbers, default=0)
-        numbers += range(last + 1, last + 1 + self.rows - len(numbers))
-        return StoredFrames(self._arrays, self.descriptor, numbers)
+        return numbers + list(range(last + 1, last + 1 + self.rows - len(numbers)))
 
     def _wanted(self) -> list[str]:
         keys = self.descriptor["data_keys"]

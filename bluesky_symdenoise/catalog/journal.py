@@ -10,18 +10,15 @@ from __future__ import annotations
 import json
 import os
 import socket
-import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filter that frames are written with)
-import numpy as np
-from numpy.typing import NDArray
 
 from bluesky_symdenoise.catalog.lock import hold
-from bluesky_symdenoise.catalog.row import Row
+from bluesky_symdenoise.catalog.row import CompressedRow, Row
 
 Document = dict[str, Any]
 
@@ -66,13 +63,15 @@ class Journal:
         self._own.add(path)
         return path
 
-    def enter(self, *, file: Path, index: int, stream: str, seq_num: int, turn: int, rows: Mapping[str, Row]) -> None:
+    def enter(
+        self, *, file: Path, index: int, stream: str, seq_num: int, turn: int, rows: Mapping[str, Row | CompressedRow]
+    ) -> None:
         """Enter a row whose frames are in the file; images that could not be denoised are left out.
 
         ``turn`` counts the rows of this number before it: a RunEngine may take points again.
         """
         keys = {
-            key: {"crc32": _crc32(row.intensity, row.sigma), "scalars": dict(row.scalars)}
+            key: {"crc32": row.crc32, "scalars": dict(row.scalars)}
             for key, row in rows.items()
             if row.scalars["symmetry"]
         }
@@ -91,9 +90,8 @@ class Journal:
         except (OSError, KeyError, ValueError, IndexError, RuntimeError):
             # h5py says what is wrong with a torn file in any of these ways; the row is computed again.
             return None
-        if _crc32(intensity, sigma) != entry["crc32"]:
-            return None
-        return Row(intensity=intensity, sigma=sigma, scalars=entry["scalars"])
+        row = Row(intensity=intensity, sigma=sigma, scalars=entry["scalars"])
+        return row if row.crc32 == entry["crc32"] else None
 
     def close(self) -> None:
         """Let go: whoever comes next finds the rows. A journal without rows is removed."""
@@ -103,6 +101,11 @@ class Journal:
             reader.close()
         self._readers.clear()
         self._file.close()
+
+    def forget_parts(self) -> None:
+        """Remove what workers had denoised of rows that are written now."""
+        for path in self.path.parent.glob(f"{self.path.stem}-*.part-*.h5"):
+            path.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """The run is complete: remove what earlier writers left, and the journal."""
@@ -152,7 +155,3 @@ def _line(entry: Document) -> bytes:
 def _plain(value: Any) -> Any:
     """NumPy's scalars as Python's."""
     return value.item()
-
-
-def _crc32(intensity: NDArray[np.float32], sigma: NDArray[np.float32]) -> int:
-    return zlib.crc32(np.ascontiguousarray(sigma).data, zlib.crc32(np.ascontiguousarray(intensity).data))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time as clock
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +39,36 @@ class Row:
     intensity: NDArray[np.float32]
     sigma: NDArray[np.float32]
     scalars: Mapping[str, Any]
+
+    @property
+    def crc32(self) -> int:
+        """Checksum of the frames."""
+        return zlib.crc32(np.ascontiguousarray(self.sigma).data, zlib.crc32(np.ascontiguousarray(self.intensity).data))
+
+
+@dataclass(frozen=True)
+class CompressedFrame:
+    """One row of an HDF5 dataset, as it is on disk."""
+
+    dataset: Any
+    index: int
+
+    def copy_to(self, dataset: Any, index: int) -> None:
+        """Write it as a row of another dataset with the same chunks and filters, a chunk at a time, compressed."""
+        first = self.dataset.chunks
+        for offset in product(*(range(0, size, step) for size, step in zip(dataset.shape[1:], first[1:], strict=True))):
+            skipped, content = self.dataset.id.read_direct_chunk((self.index, *offset))
+            dataset.id.write_direct_chunk((index, *offset), content, skipped)
+
+
+@dataclass(frozen=True)
+class CompressedRow:
+    """A `Row` whose frames another process has compressed into a file."""
+
+    intensity: CompressedFrame
+    sigma: CompressedFrame
+    scalars: Mapping[str, Any]
+    crc32: int
 
 
 def empty_row(shape: Sequence[int], columns: Mapping[str, str] = SCALARS) -> Row:

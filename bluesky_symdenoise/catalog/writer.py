@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.catalog.columns import SCALARS
 from bluesky_symdenoise.catalog.journal import Journal
-from bluesky_symdenoise.catalog.row import Row
+from bluesky_symdenoise.catalog.row import CompressedFrame, CompressedRow, Row
 from bluesky_symdenoise.files.nexus import add_entry, add_images, add_parameters, add_process
 from bluesky_symdenoise.recipe import array_sha256
 
@@ -122,6 +122,8 @@ class DerivedRun:
                 stream.close()
             stop = self._run.compose_stop(exit_status=exit_status, reason=reason)
             self._emit("stop", dict(stop, provenance=provenance))
+            if provenance["complete"]:
+                self.journal.forget_parts()
             if provenance["complete"] and not provenance["failures"]:
                 self.journal.finish()
         finally:
@@ -203,7 +205,7 @@ class DerivedStream:
             self._emit("stream_resource", resource.stream_resource_doc)
             self._resources[name] = resource
 
-    def append(self, *, seq_num: int, time: float | None, rows: Mapping[str, Row]) -> None:
+    def append(self, *, seq_num: int, time: float | None, rows: Mapping[str, Row | CompressedRow]) -> None:
         """Write one row: frames first, in the file and the journal before they are announced, then the documents.
 
         ``time`` is that of the event; a flown stream has none.
@@ -219,7 +221,10 @@ class DerivedStream:
         for name, value in (values | scalars if self._flown else values).items():
             dataset = self._datasets[name]
             dataset.resize(index + 1, axis=0)
-            dataset[index] = value
+            if isinstance(value, CompressedFrame):
+                value.copy_to(dataset, index)
+            else:
+                dataset[index] = value
             dataset.flush()
         self._entered(index=index, seq_num=seq_num, turn=self._turns[seq_num], rows=rows)
         self._turns[seq_num] += 1

@@ -147,3 +147,16 @@ def symmetry(
     from bluesky_symdenoise.bench.symmetry import main as measure
 
     measure(json_path=json_path, simulations=simulations, seed=seed, data=data)
+
+
+@bench.command()
+def dask(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    size: Annotated[int, typer.Option(min=8, help="Pixels along each side.")] = 512,
+    frames: Annotated[int, typer.Option(min=16, help="Frames of the run.")] = 48,
+    repeats: Annotated[int, typer.Option(min=1, help="Pairs of replays, with one worker and with two.")] = 3,
+) -> None:
+    """How fast a Dask cluster of one and of two single-threaded workers replays, and what a killed worker costs."""
+    from bluesky_symdenoise.bench.dask import Options, main
+
+    main(Options(size=size, frames=frames, repeats=repeats), json_path=json_path)

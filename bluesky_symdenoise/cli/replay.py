@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,12 +67,17 @@ def replay(
     model: ModelName = None,
     device: Device = "auto",
     threads: Threads = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Of the scheduler of a Dask cluster whose workers denoise."),
+    ] = None,
 ) -> None:
     """Denoise past runs, named or searched for; the API key comes from TILED_API_KEY.
 
     Runs that are done are left as they are, and interrupted ones go on. Exit status 1: something failed; 130: Ctrl-C.
     """
     from bluesky_symdenoise.acquisition.catchup import Outcome, attempt
+    from bluesky_symdenoise.acquisition.cluster import connected
     from bluesky_symdenoise.acquisition.replay import planned, progress_bar, state
     from bluesky_symdenoise.acquisition.stored import StoredRun, stored_run
     from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -90,7 +96,10 @@ def replay(
         "streams": stream,
         "data_keys": data_key,
     }
-    with opened(uri, raw=raw, denoised=denoised) as client:
+    with (
+        opened(uri, raw=raw, denoised=denoised) as client,
+        nullcontext() if dask is None else connected(dask) as scheduler,
+    ):
         denoiser = Denoiser.pretrained(model, device=device, threads=threads)
         work = planned_work(client[denoised], settings, given, activity="replay", denoiser=denoiser, rows=_rows(rows))
         found: list[Any] = [_named(client[raw], name) for name in runs or ()]
@@ -114,7 +123,15 @@ def replay(
             try:
                 with progress_bar(stored, work, None) as advance:
                     was = state(stored, work)
-                    outcome = attempt(stored, work, was=was, older_than=seconds, force=force, finished_frame=advance)
+                    outcome = attempt(
+                        stored,
+                        work,
+                        was=was,
+                        older_than=seconds,
+                        force=force,
+                        finished_frame=advance,
+                        scheduler=scheduler,
+                    )
             except KeyboardInterrupt:
                 show(outcomes)
                 typer.echo(f"interrupted in run {stored.start['uid']}: the same command goes on with it")

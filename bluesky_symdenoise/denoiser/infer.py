@@ -80,6 +80,8 @@ class Denoiser:
                 remedy="use device='cpu' or install the torch build for this GPU",
             ) from error
         self.model, self.dtype = model, dtype
+        #: Device and threads as they were asked for, which another computer may understand in its own way.
+        self.asked = (device, threads)
         self.threads = torch.get_num_threads() if threads is None else threads
 
     @classmethod

@@ -62,6 +62,33 @@ class DenoiserSettings:
         return _loaded(self)
 
 
+@dataclass(frozen=True)
+class RecordedSettings(DenoiserSettings):
+    """The model that has this sha256, by whatever name another computer knows it.
+
+    Attributes
+    ----------
+    recorded
+        The sha256.
+    """
+
+    recorded: str = ""
+
+    def sha256(self) -> str:
+        """As recorded."""
+        return self.recorded
+
+    def load(self) -> Denoiser:
+        """The denoiser; the same one for equal settings within a process.
+
+        Raises
+        ------
+        SymDenoiseError
+            If this computer has no model with that sha256.
+        """
+        return _loaded_as_recorded(self)
+
+
 def checked_dtype(dtype: str) -> None:
     """Refuse what no model computes with."""
     if dtype not in ("float32", "bfloat16"):
@@ -83,3 +110,12 @@ def _loaded(settings: DenoiserSettings) -> Denoiser:
         threads=settings.threads or spare_threads(),
         dtype=settings.dtype,
     )
+
+
+@lru_cache(maxsize=1)
+def _loaded_as_recorded(settings: RecordedSettings) -> Denoiser:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.denoiser.weights import load_recorded
+
+    model = load_recorded(str(settings.model), settings.recorded)
+    return Denoiser(model, device=settings.device, threads=settings.threads, dtype=settings.dtype)
