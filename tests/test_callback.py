@@ -687,7 +687,7 @@ class TestConstructor:
         self.refused('client\\["denoised"\\]', client, denoiser=denoiser)
 
     def test_unknown_symmetry(self, client: Container, denoiser: Denoiser) -> None:
-        self.refused("4mm", client["denoised"], denoiser=denoiser, symmetry="4mm")
+        self.refused("6mm", client["denoised"], denoiser=denoiser, symmetry="6mm")
 
     def test_beam_centre_that_is_none(self, client: Container, denoiser: Denoiser) -> None:
         for center in ((1.0,), (1.0, float("nan"))):

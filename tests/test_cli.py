@@ -230,7 +230,7 @@ class TestDenoise:
         np.save(tmp_path / "small.npy", np.zeros((8, 8), np.uint8))
         cases = {
             "no file matches": [str(tmp_path / "missing.h5")],
-            "4mm": [path, "--symmetry", "4mm"],
+            "6mm": [path, "--symmetry", "6mm"],
             "off the detector": [path, "--symmetry", "2", "--beam-center", "5000", "5000"],
             "model 'best'": [path, "--model", "best"],
             "mask of shape (8, 8)": [path, "--symmetry", "1", "--mask", str(tmp_path / "small.npy")],
