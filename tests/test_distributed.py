@@ -29,6 +29,7 @@ from bluesky_symdenoise.acquisition.place import Place
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.replay import replay, replay_with
 from bluesky_symdenoise.acquisition.stored import stored_run
+from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.catalog.containers import FRAMES_FOLDER
 from bluesky_symdenoise.catalog.query import denoised_for
 from bluesky_symdenoise.cli import main
@@ -173,8 +174,9 @@ def sha256(path: Path) -> str:
         {"mask": edge()},
         {"symmetry": "2", "beam_center": (63.5, 63.5), "exposure": np.linspace(0.5, 1.5, SIZE) * np.ones((SIZE, 1))},
         {"frames": slice(1, None, 3)},
+        {"symmetry": "2", "beam_center": (63.5, 63.5), "analysis": Ring(inner=20, outer=40)},
     ],
-    ids=["auto and mask", "2 and exposure", "some rows"],
+    ids=["auto and mask", "2 and exposure", "some rows", "a ring"],
 )
 def test_is_bit_for_bit_what_one_process_writes(
     client: Client,
