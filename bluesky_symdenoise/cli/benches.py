@@ -16,11 +16,30 @@ def quality(
     json_path: Annotated[Path, typer.Option("--json", help="Where to write the figures.")] = Path("quality.json"),
     model: ModelName = None,
     training_sets: Annotated[bool, typer.Option(help="Also the sets that the model was trained on, apart.")] = False,
+    sets: Annotated[list[str] | None, typer.Option(help="Name of a set; repeatable; all if not given.")] = None,
+    levels: Annotated[
+        list[float] | None, typer.Option(help="Counts per pixel to thin to; repeatable; 0.1, 1, 10 and 100.")
+    ] = None,
+    peers: Annotated[list[str] | None, typer.Option(help="Name of a peer; repeatable; all if not given.")] = None,
+    crop: Annotated[
+        int, typer.Option(min=0, help="Largest side, in pixels, of the part of each frame that is used; 0: all of it.")
+    ] = 256,
 ) -> None:
-    """Held-out likelihood, PSNR, flux and coverage on real frames, beside raw, Gaussian and non-local means."""
+    """Held-out likelihood, PSNR, flux and coverage on real frames, beside other methods on the same counts."""
+    from bluesky_symdenoise.bench.cases import LEVELS
+    from bluesky_symdenoise.bench.peers import PEERS
     from bluesky_symdenoise.bench.quality import main as measure
 
-    measure(data, json_path=json_path, model=model, roles=("test", "train") if training_sets else ("test",))
+    measure(
+        data,
+        json_path=json_path,
+        model=model,
+        peers=peers or tuple(PEERS),
+        roles=("test", "train") if training_sets else ("test",),
+        sets=sets or (),
+        levels=levels or LEVELS,
+        crop=crop or None,
+    )
 
 
 @bench.command()
