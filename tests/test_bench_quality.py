@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bluesky_symdenoise.bench import filters, folded, quality, stabilised
+from bluesky_symdenoise.bench import filters, folded, metrics, quality, stabilised
 from bluesky_symdenoise.bench.cases import Given, cases
 from bluesky_symdenoise.bench.comparison import EVERY, compared
+from bluesky_symdenoise.bench.floors import tuned_floors
 from bluesky_symdenoise.bench.peers import PEERS, SLOW, Peer
 from bluesky_symdenoise.cli import app
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -305,3 +306,24 @@ def test_an_unknown_set_or_peer_is_refused_with_those_that_there_are(data, monke
 def test_slow_peers_are_peers():
     assert set(SLOW) <= set(PEERS)
     assert all(isinstance(peer, Peer) and peer.floor > 0 for peer in PEERS.values())
+
+
+# Floors
+
+
+def test_a_floor_is_the_best_one_for_all_cases_together(data):
+    """Of a raw frame it is about the rate where no photon came; a smooth estimate needs less, a perfect one none."""
+    found = list(cases(data, levels=(0.1, 1.0)))
+    chosen = {name: PEERS[name] for name in ("raw", "gaussian_2", "azimuthal")}
+    floors = tuned_floors(found, chosen)
+    assert floors["azimuthal"] < floors["gaussian_2"] < floors["raw"]
+
+    def loss(floor):
+        return sum(
+            metrics.poisson_nll(filters.raw(case.counts, case.mask), case.target, case.k, mask=case.mask, floor=floor)
+            / case.target[~case.mask].mean()
+            for case in found
+        )
+
+    assert loss(floors["raw"]) <= min(loss(floor) for floor in metrics.FLOORS) * (1 + 1e-12)
+    assert "azimuthal" not in tuned_floors([case for case in found if case.set == "spot"], chosen)

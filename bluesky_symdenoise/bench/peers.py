@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from bluesky_symdenoise.bench import filters, folded, stabilised
+from bluesky_symdenoise.bench import filters, folded, learned, stabilised
 from bluesky_symdenoise.bench.cases import Given
 from bluesky_symdenoise.bench.metrics import FloatArray, Mask
 
@@ -43,10 +43,13 @@ PEERS: dict[str, Peer] = {
     "gated_fold": Peer(folded.gated_fold, 1e-2),
     "bm3d_on_fold": Peer(folded.bm3d_on_fold, 1e-2),
     "azimuthal": Peer(folded.azimuthal, 1e-2),
+    "smae": Peer(learned.smae, 1e-2),
+    "smae_mended": Peer(learned.smae_mended, 1e-2),
+    "n2v": Peer(_of_frame(learned.n2v), 1e-2),
 }
 """By name, quick ones first."""
 
-SLOW = ("bm3d", "bm3d_on_fold")
+SLOW = ("bm3d", "bm3d_on_fold", "smae", "smae_mended", "n2v")
 """Peers that take more than a second for 256 x 256 pixels."""
 
 QUICK = {name: peer for name, peer in PEERS.items() if name not in SLOW}

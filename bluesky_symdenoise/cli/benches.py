@@ -43,6 +43,16 @@ def quality(
 
 
 @bench.command()
+def floors(
+    data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")],
+) -> None:
+    """The least that each peer of `quality` should ever foretell, tuned on training sets, beside what is in use."""
+    from bluesky_symdenoise.bench.floors import main as measure
+
+    measure(data)
+
+
+@bench.command()
 def live(
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     only: Annotated[
