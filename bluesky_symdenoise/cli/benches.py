@@ -53,6 +53,22 @@ def floors(
 
 
 @bench.command()
+def speed(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    model: ModelName = None,
+    size: Annotated[int, typer.Option(min=128, help="Pixels along each side.")] = 1024,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="CPU threads; repeatable; 1 and 2.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Frames of each.")] = 5,
+    part: Annotated[int, typer.Option(min=32, help="Pixels along each side of what BM3D is given.")] = 512,
+) -> None:
+    """Mpixel/s and memory of the denoiser in float32 and bfloat16, beside BM3D and non-local means."""
+    from bluesky_symdenoise.bench.speed import Options, main
+
+    options = Options(model=model, size=size, threads=tuple(threads or (1, 2)), repeats=repeats, part=part)
+    main(options, json_path=json_path)
+
+
+@bench.command()
 def live(
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     only: Annotated[
