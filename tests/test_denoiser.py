@@ -10,11 +10,18 @@ import torch
 import xarray as xr
 from safetensors.torch import save
 from scipy.stats import poisson
+from torch.nn import functional
 
 from bluesky_symdenoise.denoiser import infer
 from bluesky_symdenoise.denoiser.identity import sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.denoiser.network import Architecture, PriorNet, pyramid_means
+from bluesky_symdenoise.denoiser.network import (
+    BLOCK_FEATURES,
+    PIXEL_FEATURES,
+    Architecture,
+    PriorNet,
+    pyramid_means,
+)
 from bluesky_symdenoise.denoiser.registry import available
 from bluesky_symdenoise.denoiser.weights import load_model, save_weights
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -312,6 +319,40 @@ def test_a_stack_is_denoised_frame_by_frame(denoiser, rng):
     assert together.attrs["symmetry"] == symmetry.point_group
     for index, frame in enumerate(stack):
         xr.testing.assert_equal(denoiser(frame, symmetry=symmetry), together.isel(frame=index))
+
+
+def test_bfloat16_changes_a_small_part_of_sigma(denoiser, counts):
+    rounded = Denoiser.pretrained(device="cpu", threads=1, dtype="bfloat16")
+    exact, result = denoiser(counts, symmetry="1"), rounded(counts, symmetry="1")
+    off = np.abs(result.intensity - exact.intensity) / exact.sigma
+    assert off.max() > 0
+    assert off.quantile(0.99) < 0.05
+    assert result.attrs["environment"]["dtype"] == "bfloat16"
+    assert result.intensity.dtype == np.float32
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(SymDenoiseError, match="float32 or bfloat16"):
+        Denoiser.pretrained(dtype="float16")
+
+
+def test_the_network_is_a_plain_unet(denoiser):
+    """Levels are doubled by repetition and joined to the finer ones; the quick way there gives the same."""
+    net = denoiser.model.net
+    torch.manual_seed(1)
+    per_pixel, per_block = torch.randn(2, PIXEL_FEATURES, 128, 256), torch.randn(2, BLOCK_FEATURES, 64, 128)
+    with torch.inference_mode():
+        x = torch.cat([functional.pixel_unshuffle(per_pixel, 2), per_block], dim=1)
+        levels = []
+        for level, block in enumerate(net.down):
+            x = block(x if level == 0 else functional.avg_pool2d(x, 2))
+            levels.append(x)
+        for block, finer in zip(net.up, levels[-2::-1], strict=True):
+            x = block(torch.cat([functional.interpolate(x, scale_factor=2, mode="nearest"), finer], dim=1))
+        plain = functional.pixel_shuffle(net.head(x), 2)
+        ratio, log_kappa = net(per_pixel, per_block)
+    torch.testing.assert_close(ratio, 12 * torch.tanh(plain[:, :1] / 12), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(log_kappa, (plain[:, 1:] + 1).clamp(-8, 14), rtol=1e-4, atol=1e-4)
 
 
 def test_thread_counts_change_no_more_than_rounding(denoiser, counts):

@@ -85,6 +85,7 @@ def recorded_denoiser(run: BlueskyRun) -> Denoiser:
         load_recorded(provenance["model"]["name"], provenance["model"]["sha256"]),
         device="cpu" if provenance["environment"]["device"] == "cpu" else "auto",
         threads=provenance["environment"]["threads"],
+        dtype=provenance["environment"]["dtype"],
     )
 
 

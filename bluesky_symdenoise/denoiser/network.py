@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ PIXEL_FEATURES, BLOCK_FEATURES = 6, 2 * (COARSEST - FINEST - 1)
 MULTIPLE = 2**COARSEST
 _LOG_KAPPA = (-8.0, 14.0)
 _LOG_RATIO = 12.0
+#: Which of the three taps of a kernel meet the same pixel of an image doubled by repetition, by transposed tap.
+_PARTIAL_SUMS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
 @dataclass(frozen=True)
@@ -82,18 +85,19 @@ def features(
         (batch, 6, y, x) inputs per pixel, (batch, 8, y/2, x/2) inputs per block, (batch, 1, y, x) mean rate.
     """
     own = pyramid_means(counts, exposure)
-    both = pyramid_means(counts + mate_counts, exposure + mate_exposure)
+    mated = bool(mate_exposure.any())
+    both = pyramid_means(counts + mate_counts, exposure + mate_exposure) if mated else own
     mean = _at(FINEST, own[0])
 
     def stabilised(y: Tensor, n: Tensor) -> Tensor:
         difference = 2 * (torch.sqrt(y + 0.375) - torch.sqrt(n * mean + 0.375))
-        return torch.asinh(difference) * (n > 0)
+        return _asinh(difference) * (n > 0)
 
     log_mean = torch.log(mean)
     per_pixel = torch.cat(
         [
             stabilised(counts, exposure),
-            stabilised(mate_counts, mate_exposure),
+            stabilised(mate_counts, mate_exposure) if mated else torch.zeros_like(counts),
             log_mean / 4,
             exposure.clamp(max=4),
             torch.log1p(mate_exposure) / 2,
@@ -108,6 +112,12 @@ def features(
     ]
     per_block = torch.cat(coarser, dim=1) - F.avg_pool2d(log_mean, 2)
     return per_pixel, per_block, mean
+
+
+def _asinh(x: Tensor) -> Tensor:
+    """asinh, ten times as fast as `torch.asinh`, which is not vectorised."""
+    size = x.abs()
+    return torch.copysign(torch.log1p(size + size.square() / (1 + torch.sqrt(size.square() + 1))), x)
 
 
 def _block(inside: int, outside: int) -> nn.Sequential:
@@ -136,22 +146,57 @@ class PriorNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.get_parameter("bias"))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed with, up to the last layer."""
+        return self.down[0].get_parameter("0.weight").dtype
+
+    def in_bfloat16(self) -> PriorNet:
+        """A copy with half the bits, except in the last layer, whose rounding would be that of the result."""
+        rounded = copy.deepcopy(self).to(torch.bfloat16)
+        rounded.head = copy.deepcopy(self.head)
+        return rounded
+
     def forward(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor]:
         """Log of the prior's mean over the local mean, and log of its shape kappa; (batch, 1, y, x) each."""
-        x = torch.cat([F.pixel_unshuffle(per_pixel, 2), per_block], dim=1)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = _unshuffled(per_pixel, per_block, self.dtype)
         skips = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else F.avg_pool2d(x, 2))
             skips.append(x)
         skips.pop()
         for block in self.up:
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = block(torch.cat([x, skips.pop()], dim=1))
-        out = F.pixel_shuffle(self.head(x), 2)
+            first, *others = block.children()
+            x = _joined(cast(nn.Conv2d, first), x, skips.pop())
+            for layer in others:
+                x = layer(x)
+        out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)).contiguous(), 2)
         ratio = _LOG_RATIO * torch.tanh(out[:, :1].float() / _LOG_RATIO)
         log_kappa = (out[:, 1:].float() + 1.0).clamp(*_LOG_KAPPA)
         return ratio, log_kappa
+
+
+def _unshuffled(per_pixel: Tensor, per_block: Tensor, dtype: torch.dtype) -> Tensor:
+    """cat([pixel_unshuffle(per_pixel, 2), per_block]) in the memory format of the convolutions, copied once."""
+    batch, channels, height, width = per_pixel.shape
+    size = (batch, 4 * channels + per_block.shape[1], height // 2, width // 2)
+    x = torch.empty(size, dtype=dtype, device=per_pixel.device, memory_format=torch.channels_last)
+    blocks = per_pixel.reshape(batch, channels, size[2], 2, size[3], 2).permute(0, 1, 3, 5, 2, 4)
+    x[:, : 4 * channels].view(blocks.shape).copy_(blocks)
+    x[:, 4 * channels :].copy_(per_block)
+    return x
+
+
+def _joined(first: nn.Conv2d, deep: Tensor, shallow: Tensor) -> Tensor:
+    """first(cat([deep, doubled in size by repetition, shallow])), in less than half the time.
+
+    Repetition followed by a kernel of 3 x 3 is a transposed convolution, stride 2, with its 4 x 4 partial sums.
+    """
+    channels = deep.shape[1]
+    sums = _PARTIAL_SUMS.to(first.weight)
+    kernel = torch.einsum("au,bv,oiuv->ioab", sums, sums, first.weight[:, :channels])
+    same_size = F.conv2d(shallow, first.weight[:, channels:], first.bias, padding=1)
+    return same_size.add_(F.conv_transpose2d(deep, kernel, stride=2, padding=1))
 
 
 def posterior(

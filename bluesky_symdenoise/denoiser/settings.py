@@ -26,18 +26,22 @@ class DenoiserSettings:
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
     threads
         Threads on the CPU; None leaves one core to whoever else runs, such as the RunEngine.
+    dtype
+        ``float32`` or ``bfloat16``.
 
     Raises
     ------
     SymDenoiseError
-        If `threads` is less than 1.
+        If `threads` is less than 1, or the dtype another one.
     """
 
     model: str | None = None
     device: str = "auto"
     threads: int | None = None
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        checked_dtype(self.dtype)
         if self.threads is not None and self.threads < 1:
             raise SymDenoiseError(
                 f"threads={self.threads}", rule="at least one is needed", remedy="give 1 or more, or None"
@@ -58,6 +62,12 @@ class DenoiserSettings:
         return _loaded(self)
 
 
+def checked_dtype(dtype: str) -> None:
+    """Refuse what no model computes with."""
+    if dtype not in ("float32", "bfloat16"):
+        raise SymDenoiseError(f"dtype={dtype!r}", rule="float32 or bfloat16 is known", remedy="leave it out")
+
+
 def spare_threads() -> int:
     """As many threads as leave one core to whoever else runs."""
     return max(1, len(os.sched_getaffinity(0)) - 1)
@@ -67,4 +77,9 @@ def spare_threads() -> int:
 def _loaded(settings: DenoiserSettings) -> Denoiser:
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
-    return Denoiser.pretrained(settings.model, device=settings.device, threads=settings.threads or spare_threads())
+    return Denoiser.pretrained(
+        settings.model,
+        device=settings.device,
+        threads=settings.threads or spare_threads(),
+        dtype=settings.dtype,
+    )
