@@ -32,22 +32,22 @@ def _of_frame(method: Callable[[FloatArray, Mask], FloatArray]) -> Callable[[Giv
 
 
 PEERS: dict[str, Peer] = {
-    "raw": Peer(_of_frame(filters.raw), 1e-2),
-    "rebin_2": Peer(_of_frame(partial(filters.rebinned, side=2)), 1e-2),
-    "rebin_4": Peer(_of_frame(partial(filters.rebinned, side=4)), 1e-2),
-    "gaussian_1": Peer(_of_frame(partial(filters.gaussian, sigma=1.0)), 1e-2),
-    "gaussian_2": Peer(_of_frame(partial(filters.gaussian, sigma=2.0)), 1e-2),
-    "nlm": Peer(_of_frame(stabilised.nlm), 1e-2),
-    "bm3d": Peer(_of_frame(stabilised.bm3d), 1e-2),
-    "plain_fold": Peer(folded.plain_fold, 1e-2),
-    "gated_fold": Peer(folded.gated_fold, 1e-2),
-    "bm3d_on_fold": Peer(folded.bm3d_on_fold, 1e-2),
-    "azimuthal": Peer(folded.azimuthal, 1e-2),
+    "raw": Peer(_of_frame(filters.raw), 0.1),
+    "rebin_2": Peer(_of_frame(partial(filters.rebinned, side=2)), 0.056),
+    "rebin_4": Peer(_of_frame(partial(filters.rebinned, side=4)), 0.032),
+    "gaussian_1": Peer(_of_frame(partial(filters.gaussian, sigma=1.0)), 0.032),
+    "gaussian_2": Peer(_of_frame(partial(filters.gaussian, sigma=2.0)), 0.013),
+    "nlm": Peer(_of_frame(stabilised.nlm), 0.0018),
+    "bm3d": Peer(_of_frame(stabilised.bm3d), 0.0056),
+    "plain_fold": Peer(folded.plain_fold, 0.075),
+    "gated_fold": Peer(folded.gated_fold, 0.075),
+    "bm3d_on_fold": Peer(folded.bm3d_on_fold, 0.0056),
+    "azimuthal": Peer(folded.azimuthal, 0.0075),
     "smae": Peer(learned.smae, 1e-2),
     "smae_mended": Peer(learned.smae_mended, 1e-2),
     "n2v": Peer(_of_frame(learned.n2v), 1e-2),
 }
-"""By name, quick ones first."""
+"""By name, with the floors that `symdenoise bench floors` found: see `bluesky_symdenoise.bench.floors`."""
 
 SLOW = ("bm3d", "bm3d_on_fold", "smae", "smae_mended", "n2v")
 """Peers that take more than a second for 256 x 256 pixels."""
