@@ -13,10 +13,10 @@ from bluesky_symdenoise.bench import learned, stabilised
 from bluesky_symdenoise.bench.cases import Given
 from bluesky_symdenoise.bench.peers import PEERS
 from bluesky_symdenoise.physics.symmetry import Symmetry
-from bluesky_symdenoise.training.n2v import N2V_BUDGET, n2v
-from bluesky_symdenoise.training.smae import SMAE_BUDGET, UNet, both_counted, both_measured, smae
+from bluesky_symdenoise.training.n2v import n2v
+from bluesky_symdenoise.training.smae import BUDGET, UNet, both_counted, both_measured, smae
 
-SHORT = replace(SMAE_BUDGET, steps=60, channels=(8, 16))
+SHORT = replace(BUDGET, steps=60, channels=(8, 16))
 
 
 def frozen(array):
@@ -109,7 +109,7 @@ def test_noise2void_denoises_and_does_not_learn_to_copy(rng):
     rate = pattern((64, 64), (31.5, 31.5))
     noisy = stabilised.anscombe(frozen(rng.poisson(rate).astype(float)))
     mask = np.zeros(rate.shape, bool)
-    estimate = n2v(noisy, mask, budget=replace(N2V_BUDGET, steps=60, channels=(8, 16), learning_rate=2e-3))
+    estimate = n2v(noisy, mask, budget=replace(SHORT, learning_rate=2e-3))
     truth = stabilised.anscombe(rate)
     assert np.mean((estimate - truth) ** 2) < 0.35 * np.mean((noisy - truth) ** 2)
 

@@ -7,24 +7,21 @@ frame that it denoises, and shown the whole frame at the end.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.training.smae import FLIPS, Budget, UNet
+from bluesky_symdenoise.training.smae import BUDGET, FLIPS, Budget, UNet
 
 #: Share of the pixels that are hidden at each step, and how far away, along each axis, their stand-ins may be.
 HIDDEN, REACH = 0.02, 2
 #: Side of the patches, in pixels, and how many make a step.
 PATCH, BATCH = 64, 8
-#: As many pixels per step as SMAE has of a frame of 256 x 256.
-N2V_BUDGET = replace(Budget(), learning_rate=4e-4)
 
 
-def n2v(image: NDArray[Any], mask: NDArray[np.bool_], *, budget: Budget = N2V_BUDGET) -> NDArray[np.float64]:
+def n2v(image: NDArray[Any], mask: NDArray[np.bool_], *, budget: Budget = BUDGET) -> NDArray[np.float64]:
     """Give the expected image by a network trained to foretell hidden pixels of it.
 
     Parameters

@@ -37,13 +37,13 @@ class Budget:
         Of the weights and the flips.
     """
 
-    steps: int = 300
+    steps: int = 600
     channels: tuple[int, ...] = (16, 32, 64, 128)
     learning_rate: float = 1e-3
     seed: int = 0
 
 
-SMAE_BUDGET = Budget()
+BUDGET = Budget()
 
 
 class UNet(nn.Module):
@@ -120,7 +120,7 @@ def smae(
     beam_center: tuple[float, float],
     *,
     common_mask: Callable[[Halves], NDArray[np.bool_]],
-    budget: Budget = SMAE_BUDGET,
+    budget: Budget = BUDGET,
 ) -> NDArray[np.float64]:
     """Give the expected counts of a frame, each half foretold from the other by a network trained on the two.
 
