@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
+from scipy import ndimage
 
 from bluesky_symdenoise.bench.metrics import FloatArray, Mask
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.symmetry import Symmetry
 
-LEVELS = (0.1, 1.0, 10.0)
+LEVELS = (0.1, 1.0, 10.0, 100.0)
 
 # Pair statistic: repeated frames of the development data have 0.97 to 0.99, the next scene 1.14.
 _REPEATS_LIMIT = 1.1
 _USABLE_SYMMETRY = {"2": "2", "m": "m", "2mm": "2mm", "inf": "2"}
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a method is shown of a case.
+
+    Attributes
+    ----------
+    counts, mask
+        Input counts (y, x), the detector's own sentinels where the mask is True.
+    symmetry
+        Point group that may be used, with its centre.
+    rings
+        Whether the set is recorded as rings about that centre.
+    """
+
+    counts: FloatArray
+    mask: Mask
+    symmetry: Symmetry = field(default_factory=Symmetry)
+    rings: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +58,8 @@ class Case:
         True for bad pixels; the counts there are the detector's own sentinels.
     symmetry, beam_center
         Point group that may be used with the centre (y, x) in pixels; "1" where there is none.
+    rings
+        Whether the set is recorded as rings about that centre.
     """
 
     set: str
@@ -49,12 +73,19 @@ class Case:
     mask: Mask
     symmetry: str
     beam_center: tuple[float, float] | None
+    rings: bool
 
     def __post_init__(self) -> None:
         for name in ("counts", "target", "mask"):
             frozen = getattr(self, name).view()
             frozen.flags.writeable = False
             object.__setattr__(self, name, frozen)
+
+    @property
+    def given(self) -> Given:
+        """What a method may know: nothing of the held-out counts."""
+        symmetry = Symmetry() if self.symmetry == "1" else Symmetry(self.symmetry, self.beam_center)
+        return Given(self.counts, self.mask, symmetry, self.rings)
 
     @property
     def fraction(self) -> float:
@@ -73,6 +104,7 @@ class ImageSet:
     says_repeats: bool
     symmetry: str
     beam_center: tuple[float, float] | None
+    rings: bool
 
 
 def thin(
@@ -111,6 +143,7 @@ def cases(
     levels: Sequence[float] = LEVELS,
     frames: int = 1,
     seed: int = 0,
+    crop: int | None = None,
 ) -> Iterator[Case]:
     """Give every case that the image sets of a folder allow.
 
@@ -132,6 +165,9 @@ def cases(
         How many frames of each set to thin.
     seed
         Of the thinning. A case does not depend on which other cases are asked for.
+    crop
+        Largest side of the part of each frame that is used, in pixels: symmetric about the recorded centre, or, where
+        there is none, with the most counts. None takes whole frames.
 
     Raises
     ------
@@ -139,7 +175,7 @@ def cases(
         If the folder holds no such set.
     """
     for image_set in image_sets(data_dir, roles):
-        yield from cases_of(image_set, levels, frames, seed)
+        yield from cases_of(image_set, levels, frames, seed, crop)
 
 
 def image_sets(data_dir: Path, roles: Sequence[str]) -> list[ImageSet]:
@@ -163,6 +199,7 @@ def image_sets(data_dir: Path, roles: Sequence[str]) -> list[ImageSet]:
                         says_repeats="repeat" in says and "not repeat" not in says,
                         symmetry=symmetry,
                         beam_center=None if center is None else (float(center[0]), float(center[1])),
+                        rings=center is not None and attributes["symmetry"] == "inf",
                     )
                 )
     if not found:
@@ -174,12 +211,19 @@ def image_sets(data_dir: Path, roles: Sequence[str]) -> list[ImageSet]:
     return found
 
 
-def cases_of(image_set: ImageSet, levels: Sequence[float], frames: int, seed: int) -> Iterator[Case]:
+def cases_of(
+    image_set: ImageSet, levels: Sequence[float], frames: int, seed: int, crop: int | None = None
+) -> Iterator[Case]:
     """Give the cases of one image set: see `cases`."""
+    center = image_set.beam_center
     with h5py.File(image_set.path) as file:
         group = file[image_set.group]
         stack = group["counts"][: None if image_set.says_repeats else frames].astype(np.float64)
         mask = group["mask"][()]
+    if crop is not None:
+        window = _window(np.where(mask, 0.0, stack[0]), center, crop)
+        stack, mask = stack[:, *window], mask[window]
+        center = None if center is None else (center[0] - window[0].start, center[1] - window[1].start)
 
     case = partial(
         Case,
@@ -187,7 +231,8 @@ def cases_of(image_set: ImageSet, levels: Sequence[float], frames: int, seed: in
         role=image_set.role,
         mask=mask,
         symmetry=image_set.symmetry,
-        beam_center=image_set.beam_center,
+        beam_center=center,
+        rings=image_set.rings,
     )
     for frame, counts in enumerate(stack[:frames]):
         for level in levels:
@@ -203,3 +248,20 @@ def cases_of(image_set: ImageSet, levels: Sequence[float], frames: int, seed: in
             target, photons = stack[1:repeats].sum(axis=0), stack[0][~mask].sum()
             level, k = float(photons / (~mask).sum()), float(target[~mask].sum() / photons)
             yield case(kind="repeats", level=level, frame=0, counts=stack[0], target=target, k=k)
+
+
+def _window(counts: FloatArray, center: tuple[float, float] | None, crop: int) -> tuple[slice, slice]:
+    """Give a part of at most ``crop`` pixels a side: symmetric about the centre, or with the most counts."""
+    sides = [min(crop, size) for size in counts.shape]
+    if center is None:
+        total = ndimage.uniform_filter(counts, sides, mode="constant", origin=[-(side // 2) for side in sides])
+        inside = total[tuple(slice(size - side + 1) for size, side in zip(counts.shape, sides, strict=True))]
+        first = np.unravel_index(int(np.argmax(inside)), inside.shape)
+        return slice(int(first[0]), int(first[0]) + sides[0]), slice(int(first[1]), int(first[1]) + sides[1])
+    parts = []
+    for size, side, middle in zip(counts.shape, sides, center, strict=True):
+        total = round(2 * middle)
+        side -= (side + total + 1) % 2  # the first and the last pixel are mates: their sum is twice the centre
+        start = min(max(0, (total - side + 1) // 2), size - side)
+        parts.append(slice(start, start + side))
+    return parts[0], parts[1]

@@ -17,7 +17,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
 FLOORS: npt.NDArray[np.float64] = np.geomspace(1e-5, 10.0, 49)
-"""Floors (counts per pixel of the input) that `best_floor_nll` may choose from: eight a decade."""
+"""Floors (counts per pixel of the input) that peers may get: eight a decade."""
 
 
 class BestFloor(NamedTuple):
@@ -72,40 +72,27 @@ def poisson_nll(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mas
     return float(np.mean(mean - special.xlogy(t, mean) + special.gammaln(t + 1)))
 
 
-def best_floor_nll(
-    estimate: FloatArray,
-    target: FloatArray,
-    k: float,
-    *,
-    mask: Mask,
-    floors: npt.NDArray[np.float64] = FLOORS,
-) -> BestFloor:
-    """Give the smallest `poisson_nll` over a grid of floors.
+def floor_losses(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask) -> npt.NDArray[np.float64]:
+    """Give `poisson_nll` at each of `FLOORS`, in nat per pixel; parameters as there."""
+    e, t = _valid(mask, estimate, target)
+    first = np.searchsorted(FLOORS, e)  # index of the first floor that clips the pixel; 0: every floor does
+    own = np.where(first > 0, k * e - special.xlogy(t, k * np.maximum(e, FLOORS[0])), 0.0)
+    clipped, clipped_counts, clipped_own = (
+        np.cumsum(np.bincount(first, weights, FLOORS.size + 1))[:-1] for weights in (None, t, own)
+    )
+    loss = own.sum() - clipped_own + k * FLOORS * clipped - clipped_counts * np.log(k * FLOORS)
+    return np.asarray((loss + special.gammaln(t + 1).sum()) / t.size)
+
+
+def best_floor_nll(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask) -> BestFloor:
+    """Give the smallest `poisson_nll` over `FLOORS`; parameters as there.
 
     An oracle, for methods without a predictive distribution: the floor is the one that suits the method best
     on these very held-out counts, so a comparison with it is generous to them.
-
-    Parameters
-    ----------
-    estimate, target, k, mask
-        As in `poisson_nll`.
-    floors
-        Candidates in increasing order, counts per pixel of the input.
-
-    Returns
-    -------
-    BestFloor
-        Loss in nat per pixel, and the floor.
     """
-    e, t = _valid(mask, estimate, target)
-    first = np.searchsorted(floors, e)  # index of the first floor that clips the pixel; 0: every floor does
-    own = np.where(first > 0, k * e - special.xlogy(t, k * np.maximum(e, floors[0])), 0.0)
-    clipped, clipped_counts, clipped_own = (
-        np.cumsum(np.bincount(first, weights, floors.size + 1))[:-1] for weights in (None, t, own)
-    )
-    loss = own.sum() - clipped_own + k * floors * clipped - clipped_counts * np.log(k * floors)
-    best = int(np.argmin(loss))
-    return BestFloor(float((loss[best] + special.gammaln(t + 1).sum()) / t.size), float(floors[best]))
+    losses = floor_losses(estimate, target, k, mask=mask)
+    best = int(np.argmin(losses))
+    return BestFloor(float(losses[best]), float(FLOORS[best]))
 
 
 def robust_peak(target: FloatArray, k: float, *, mask: Mask) -> float:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Protocol
@@ -15,12 +14,24 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bluesky_symdenoise.bench import metrics
-from bluesky_symdenoise.bench.cases import LEVELS, Case, cases_of, image_sets
+from bluesky_symdenoise.bench.cases import LEVELS, Case, ImageSet, cases_of, image_sets
+from bluesky_symdenoise.bench.comparison import compared, figures_table, likelihood_table
 from bluesky_symdenoise.bench.metrics import FloatArray, Mask
-from bluesky_symdenoise.bench.peers import PEERS, Peer
-from bluesky_symdenoise.bench.report import OURS, OURS_FOLDED, Result, number, report, summary
+from bluesky_symdenoise.bench.peers import PEERS, QUICK, Peer
+from bluesky_symdenoise.bench.report import (
+    NOT_APPLICABLE,
+    NOT_TESTABLE,
+    OURS,
+    OURS_FOLDED,
+    SCORES,
+    Result,
+    number,
+    report,
+    summary,
+)
+from bluesky_symdenoise.errors import SymDenoiseError
 
-_TINY = 1e-6  # counts per pixel: keeps our own likelihood finite without helping it, unlike the peers' oracle
+_TINY = 1e-6  # counts per pixel: keeps our own likelihood finite without helping it, unlike the peers' floors
 _PAGE = 170  # characters: where there is no terminal to ask, the tables are not cut
 
 
@@ -36,57 +47,80 @@ def run(
     data_dir: Path,
     denoise: Denoise | None,
     *,
-    peers: Mapping[str, Peer] = PEERS,
+    peers: Mapping[str, Peer] = QUICK,
     roles: Sequence[str] = ("test",),
+    sets: Sequence[str] = (),
     levels: Sequence[float] = LEVELS,
     frames: int = 1,
     seed: int = 0,
+    crop: int | None = None,
 ) -> list[Result]:
     """Score a denoiser, without and with symmetry, and its peers on the same counts of every case.
 
     Parameters
     ----------
-    data_dir, roles, levels, frames, seed
+    data_dir, roles, levels, frames, seed, crop
         As in `cases`.
     denoise
         The method under test; None scores the peers alone.
     peers
-        Name -> (counts, mask) -> estimate. They get the floor that suits them best on each case.
+        Beside it, by name.
+    sets
+        Names of the sets to use; all of these roles if there is none.
 
     Returns
     -------
     list of dict
-        One for each case and method, in the order of the cases.
+        One for each case and method, in the order of the cases. Where a method is not applicable, or a set has not
+        enough counts for a level, its ``note`` says so and it has no scores.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the folder has no such set, or a peer needs a package that is not installed.
     """
     found = image_sets(data_dir, roles)
+    if unknown := sorted(set(sets) - {each.name for each in found}):
+        names = ", ".join(each.name for each in found)
+        raise SymDenoiseError(f"set {unknown[0]!r}", rule=f"the folder has {names}", remedy="choose among these")
+    chosen = [each for each in found if not sets or each.name in sets]
     results: list[Result] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(found))
-        for image_set in found:
-            for case in cases_of(image_set, levels, frames, seed):
+        task = progress.add_task("", total=len(chosen))
+        for image_set in chosen:
+            supported = set()
+            for case in cases_of(image_set, levels, frames, seed, crop):
                 progress.update(task, description=f"{case.set} {case.kind} {case.level:.3g}")
                 results += score(case, denoise, peers)
+                supported.add(case.level)
+            results += [_not_testable(image_set, level) for level in levels if level not in supported]
             progress.advance(task)
     return results
 
 
-def score(case: Case, denoise: Denoise | None, peers: Mapping[str, Peer] = PEERS) -> list[Result]:
+def score(case: Case, denoise: Denoise | None, peers: Mapping[str, Peer] = QUICK) -> list[Result]:
     """Score every method on one case: see `run`."""
     peak = metrics.robust_peak(case.target, case.k, mask=case.mask)
     results = []
-    for method, estimator in _methods(case, denoise, peers).items():
+    if denoise is not None:
+        for method, symmetry in {OURS: "1", OURS_FOLDED: case.symmetry}.items():
+            if method == OURS or symmetry != "1":
+                start = time.perf_counter()
+                estimate, sigma = denoise(case.counts, mask=case.mask, symmetry=symmetry, beam_center=case.beam_center)
+                results.append(_row(case, method, estimate, sigma, _TINY, time.perf_counter() - start, peak))
+    for name, peer in peers.items():
         start = time.perf_counter()
-        estimate, sigma = estimator()
+        guess = peer.estimate(case.given)
         seconds = time.perf_counter() - start
-        results.append(_row(case, method, estimate, sigma, seconds, peak))
+        if guess is None:
+            results.append(
+                _without_scores(case.set, case.role, case.kind, case.level, case.frame, name, NOT_APPLICABLE)
+            )
+        else:
+            results.append(_row(case, name, guess, None, peer.floor, seconds, peak))
     known = [number(row["nll"]) for row in results if row["nll"] is not None]
     best = min(known, default=0.0)
     return [row | {"nll_excess": None if row["nll"] is None else number(row["nll"]) - best} for row in results]
-
-
-def write_json(results: list[Result], path: Path) -> None:
-    """Write the results as a JSON list of flat objects."""
-    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def main(
@@ -94,21 +128,43 @@ def main(
     *,
     json_path: Path | None = None,
     model: str | None = None,
+    peers: Sequence[str] = tuple(PEERS),
     roles: Sequence[str] = ("test",),
+    sets: Sequence[str] = (),
     levels: Sequence[float] = LEVELS,
     frames: int = 1,
     seed: int = 0,
+    crop: int | None = None,
 ) -> list[Result]:
     """Run, print the tables of each role apart, and write the results as JSON if a path is given."""
-    results = run(data, pretrained(model), roles=roles, levels=levels, frames=frames, seed=seed)
+    if unknown := sorted(set(peers) - set(PEERS)):
+        raise SymDenoiseError(
+            f"peer {unknown[0]!r}", rule=f"it must be one of {', '.join(PEERS)}", remedy="choose among these"
+        )
+    results = run(
+        data,
+        pretrained(model),
+        peers={name: PEERS[name] for name in peers},
+        roles=roles,
+        sets=sets,
+        levels=levels,
+        frames=frames,
+        seed=seed,
+        crop=crop,
+    )
     console = Console()
     if not console.is_terminal:
         console.width = _PAGE
-    for role in roles:
+    comparisons = {}
+    for role in dict.fromkeys(str(row["role"]) for row in results):
         rows = [row for row in results if row["role"] == role]
-        console.print(report(rows, title=f"role {role}"), summary(rows, title=f"role {role}"))
+        title = f"role {role}, {'whole frames' if crop is None else f'parts of at most {crop} x {crop} pixels'}"
+        console.print(report(rows, title=title), summary(rows, title=title))
+        comparisons[role] = compared(rows)
+        console.print(likelihood_table(comparisons[role], title=title), figures_table(comparisons[role], title=title))
     if json_path is not None:
-        write_json(results, json_path)
+        content = {"crop": crop, "levels": list(levels), "figures": comparisons, "results": results}
+        json_path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return results
 
 
@@ -127,39 +183,25 @@ def pretrained(model: str | None) -> Denoise:
     return denoise
 
 
-def _methods(
-    case: Case, denoise: Denoise | None, peers: Mapping[str, Peer]
-) -> dict[str, Callable[[], tuple[FloatArray, FloatArray | None]]]:
-    """Give each method as a call without arguments; peers have no sigma."""
-
-    def without_sigma(peer: Peer) -> tuple[FloatArray, None]:
-        return peer(case.counts, case.mask), None
-
-    methods: dict[str, Callable[[], tuple[FloatArray, FloatArray | None]]] = {}
-    if denoise is not None:
-        ours = partial(denoise, case.counts, mask=case.mask, beam_center=case.beam_center)
-        methods[OURS] = partial(ours, symmetry="1")
-        if case.symmetry != "1":
-            methods[OURS_FOLDED] = partial(ours, symmetry=case.symmetry)
-    return methods | {name: partial(without_sigma, peer) for name, peer in peers.items()}
-
-
 def _row(
-    case: Case, method: str, estimate: FloatArray, sigma: FloatArray | None, seconds: float, peak: float
+    case: Case,
+    method: str,
+    estimate: FloatArray,
+    sigma: FloatArray | None,
+    floor: float,
+    seconds: float,
+    peak: float,
 ) -> Result:
     target, k, mask = case.target, case.k, case.mask
-    if sigma is None:
-        nll, floor = metrics.best_floor_nll(estimate, target, k, mask=mask)
-        covered: tuple[float, ...] = (float("nan"), float("nan"))
-    else:
-        nll, floor = metrics.poisson_nll(estimate, target, k, mask=mask, floor=_TINY), _TINY
+    covered: tuple[float, ...] = (float("nan"), float("nan"))
+    if sigma is not None:
         covered = metrics.coverage(estimate, sigma, target, k, mask=mask)
     psnr = metrics.unbiased_psnr(estimate, target, k, mask=mask, peak=peak)
     flux = metrics.flux_error(estimate, target, k, mask=mask)
     scores = {
         "k": k,
         "fraction": case.fraction,
-        "nll": nll,
+        "nll": metrics.poisson_nll(estimate, target, k, mask=mask, floor=floor),
         "floor": floor,
         "psnr": psnr.value,
         "psnr_error": psnr.standard_error,
@@ -170,14 +212,16 @@ def _row(
         "coverage_95": covered[1],
         "seconds": seconds,
     }
-    names: Result = {
-        "set": case.set,
-        "role": case.role,
-        "kind": case.kind,
-        "level": case.level,
-        "frame": case.frame,
-        "method": method,
-        "symmetry": case.symmetry if method == OURS_FOLDED else "1",
-        "invalid_pixels": int((~np.isfinite(estimate) & ~mask).sum()),
-    }
-    return names | {name: value if isfinite(value) else None for name, value in scores.items()}
+    names = _without_scores(case.set, case.role, case.kind, case.level, case.frame, method, "")
+    found: Result = {name: value if isfinite(value) else None for name, value in scores.items()}
+    symmetry = case.symmetry if method == OURS_FOLDED else "1"
+    return names | found | {"symmetry": symmetry, "invalid_pixels": int((~np.isfinite(estimate) & ~mask).sum())}
+
+
+def _not_testable(image_set: ImageSet, level: float) -> Result:
+    return _without_scores(image_set.name, image_set.role, "thinning", level, None, "", NOT_TESTABLE)
+
+
+def _without_scores(name: str, role: str, kind: str, level: float, frame: int | None, method: str, note: str) -> Result:
+    names: Result = {"set": name, "role": role, "kind": kind, "level": level, "frame": frame, "method": method}
+    return names | {"note": note} | dict.fromkeys(SCORES)

@@ -11,6 +11,29 @@ from rich.table import Table
 OURS = "symdenoise"
 OURS_FOLDED = "symdenoise+symmetry"
 
+NOT_APPLICABLE = "not applicable"
+NOT_TESTABLE = "not testable"
+"""Notes instead of scores: the method needs a symmetry or rings; the set has not enough counts for the level."""
+
+SCORES = (
+    "symmetry",
+    "invalid_pixels",
+    "k",
+    "fraction",
+    "nll",
+    "nll_excess",
+    "floor",
+    "psnr",
+    "psnr_error",
+    "peak",
+    "flux_error",
+    "flux_standard_error",
+    "coverage_68",
+    "coverage_95",
+    "seconds",
+)
+"""What a row says of a method beside its names."""
+
 _FLUX_GOAL = 0.01
 
 Result = dict[str, str | int | float | None]
@@ -33,7 +56,7 @@ def report(results: Iterable[Result], *, title: str | None = None) -> Table:
         table.add_row(
             *(head if case != last else ("",) * len(head)),
             str(row["method"]),
-            _text(row["nll"], ".4f"),
+            _text(row["nll"], ".4f") or str(row["note"]),
             _text(row["nll_excess"], ".4f"),
             _with_error(row["psnr"], row["psnr_error"]),
             _with_error(row["flux_error"], row["flux_standard_error"], 100),
@@ -52,9 +75,7 @@ def summary(results: Iterable[Result], *, title: str | None = None) -> Table:
 
     The caption says whether the worst flux error of ours is within 1 %.
     """
-    by_case: dict[tuple[object, ...], dict[str, Result]] = {}
-    for row in results:
-        by_case.setdefault(_case_key(row), {})[str(row["method"])] = row
+    by_case = scored(results)
     table = Table(title=title)
     table.add_column("method", no_wrap=True)
     for name in ("cases", "beats all peers", "mean excess", "worst flux/%", "seconds", "bad px"):
@@ -63,7 +84,7 @@ def summary(results: Iterable[Result], *, title: str | None = None) -> Table:
     for method in dict.fromkeys(name for rows in by_case.values() for name in rows):
         rows = [case[method] for case in by_case.values() if method in case]
         ours = method in (OURS, OURS_FOLDED)
-        won = sum(_beats_all_peers(case, method) for case in by_case.values() if method in case)
+        won = sum(beats_all_peers(case, method) for case in by_case.values() if method in case)
         flux = max(rows, key=_flux_size)
         table.add_row(
             method,
@@ -80,6 +101,15 @@ def summary(results: Iterable[Result], *, title: str | None = None) -> Table:
     return table
 
 
+def scored(results: Iterable[Result]) -> dict[tuple[object, ...], dict[str, Result]]:
+    """Give the rows with scores, by case and method."""
+    by_case: dict[tuple[object, ...], dict[str, Result]] = {}
+    for row in results:
+        if not row["note"]:
+            by_case.setdefault(_case_key(row), {})[str(row["method"])] = row
+    return by_case
+
+
 def _case_key(row: Result) -> tuple[object, ...]:
     return tuple(row[name] for name in ("set", "kind", "level", "frame"))
 
@@ -89,7 +119,8 @@ def number(value: str | int | float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _beats_all_peers(rows: Mapping[str, Result], method: str) -> bool:
+def beats_all_peers(rows: Mapping[str, Result], method: str) -> bool:
+    """Whether a method's held-out likelihood is better than that of every peer on the same case."""
     peers = [number(row["nll"]) for name, row in rows.items() if name not in (OURS, OURS_FOLDED)]
     return all(number(rows[method]["nll"]) < peer for peer in peers)  # NaN never wins
 

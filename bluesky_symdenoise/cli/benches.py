@@ -16,11 +16,56 @@ def quality(
     json_path: Annotated[Path, typer.Option("--json", help="Where to write the figures.")] = Path("quality.json"),
     model: ModelName = None,
     training_sets: Annotated[bool, typer.Option(help="Also the sets that the model was trained on, apart.")] = False,
+    sets: Annotated[list[str] | None, typer.Option(help="Name of a set; repeatable; all if not given.")] = None,
+    levels: Annotated[
+        list[float] | None, typer.Option(help="Counts per pixel to thin to; repeatable; 0.1, 1, 10 and 100.")
+    ] = None,
+    peers: Annotated[list[str] | None, typer.Option(help="Name of a peer; repeatable; all if not given.")] = None,
+    crop: Annotated[
+        int, typer.Option(min=0, help="Largest side, in pixels, of the part of each frame that is used; 0: all of it.")
+    ] = 256,
 ) -> None:
-    """Held-out likelihood, PSNR, flux and coverage on real frames, beside raw, Gaussian and non-local means."""
+    """Held-out likelihood, PSNR, flux and coverage on real frames, beside other methods on the same counts."""
+    from bluesky_symdenoise.bench.cases import LEVELS
+    from bluesky_symdenoise.bench.peers import PEERS
     from bluesky_symdenoise.bench.quality import main as measure
 
-    measure(data, json_path=json_path, model=model, roles=("test", "train") if training_sets else ("test",))
+    measure(
+        data,
+        json_path=json_path,
+        model=model,
+        peers=peers or tuple(PEERS),
+        roles=("test", "train") if training_sets else ("test",),
+        sets=sets or (),
+        levels=levels or LEVELS,
+        crop=crop or None,
+    )
+
+
+@bench.command()
+def floors(
+    data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")],
+) -> None:
+    """The least that each peer of `quality` should ever foretell, tuned on training sets, beside what is in use."""
+    from bluesky_symdenoise.bench.floors import main as measure
+
+    measure(data)
+
+
+@bench.command()
+def speed(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    model: ModelName = None,
+    size: Annotated[int, typer.Option(min=128, help="Pixels along each side.")] = 1024,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="CPU threads; repeatable; 1 and 2.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Frames of each.")] = 5,
+    part: Annotated[int, typer.Option(min=32, help="Pixels along each side of what BM3D is given.")] = 512,
+) -> None:
+    """Mpixel/s and memory of the denoiser in float32 and bfloat16, beside BM3D and non-local means."""
+    from bluesky_symdenoise.bench.speed import Options, main
+
+    options = Options(model=model, size=size, threads=tuple(threads or (1, 2)), repeats=repeats, part=part)
+    main(options, json_path=json_path)
 
 
 @bench.command()
