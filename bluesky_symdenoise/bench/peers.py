@@ -47,8 +47,8 @@ PEERS: dict[str, Peer] = {
     "smae_mended": Peer(learned.smae_mended, 0.032),
     "n2v": Peer(_of_frame(learned.n2v), 0.0056),
 }
-"""By name, with the floors that `symdenoise bench floors` found. Those of the last three are provisional: SMAE's is from
-two of the training sets, on which any floor does for the published mask, and Noise2Void has that of BM3D.
+"""By name, with the floors that `symdenoise bench floors` found. Those of the last three are provisional: SMAE's is
+from two of the training sets, on which any floor does for the published mask, and Noise2Void has that of BM3D.
 """
 
 SLOW = ("bm3d", "bm3d_on_fold", "smae", "smae_mended", "n2v")
