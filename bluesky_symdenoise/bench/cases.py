@@ -14,6 +14,8 @@ from scipy import ndimage
 
 from bluesky_symdenoise.bench.metrics import FloatArray, Mask
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.defects import found_defects
+from bluesky_symdenoise.physics.frame import frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 LEVELS = (0.1, 1.0, 10.0, 100.0)
@@ -150,7 +152,7 @@ def cases(
     Thinning: the first frames of each set, at each level that their mean exceeds by half. Repeats: frame 0
     against the sum of the frames after it, as far as they repeat it by the `pair_statistic`, in sets that say
     so; `k` is the ratio of the total counts. Sets of integrating detectors are left out, their noise is not
-    Poisson.
+    Poisson, and so are hot and dead pixels that the first frame shows.
 
     Parameters
     ----------
@@ -220,6 +222,8 @@ def cases_of(
         group = file[image_set.group]
         stack = group["counts"][: None if image_set.says_repeats else frames].astype(np.float64)
         mask = group["mask"][()]
+    # A pixel that the first frame shows to be hot or dead tells nothing of any method.
+    mask = mask | found_defects(frame_from_counts(stack[0], mask=mask, exposure=np.ones(mask.shape))).mask
     if crop is not None:
         window = _window(np.where(mask, 0.0, stack[0]), center, crop)
         stack, mask = stack[:, *window], mask[window]
