@@ -14,8 +14,9 @@ PACKAGE = Path(bluesky_symdenoise.__file__).parent
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
-#: Both ends of the pipe between a RunEngine's process and the worker that it started: nobody else can write to it.
-PRIVATE_PIPE = {"acquisition/feeder.py", "acquisition/worker.py"}
+#: Both ends of the pipe between a RunEngine's process and the worker that it started: nobody else can write to it. And
+#: what goes to a task of a Dask cluster, which runs whatever code its clients send it.
+PRIVATE_PIPE = {"acquisition/feeder.py", "acquisition/partition.py", "acquisition/worker.py"}
 
 
 def offences(source: str, *, checkpoints: bool) -> list[str]:

@@ -37,10 +37,10 @@ def scan(n: int = FRAMES) -> np.ndarray:
 class Counting(Denoiser):
     """A denoiser that counts what it is asked."""
 
-    asked = 0
+    calls = 0
 
     def __call__(self, counts: Any, **options: Any) -> Any:
-        self.asked += 1
+        self.calls += 1
         return super().__call__(counts, **options)
 
 
@@ -94,11 +94,11 @@ class TestInMemory:
     def test_nothing_is_denoised_before_it_is_computed(self, raw: Any, denoiser: Counting) -> None:
         lazy = replay(raw, denoiser=denoiser)
         assert {*lazy.det_denoised.chunksizes["time"], *lazy.det.chunksizes["time"]} == {1}
-        assert denoiser.asked == 0
+        assert denoiser.calls == 0
         lazy.det_denoised[2].compute()
-        assert denoiser.asked == 1
+        assert denoiser.calls == 1
         lazy.compute()
-        assert denoiser.asked == 1 + FRAMES
+        assert denoiser.calls == 1 + FRAMES
 
     def test_order_of_computing_does_not_matter(
         self, client: Container, home: Path, denoiser: Counting, write_run: Callable[..., str]
@@ -139,9 +139,9 @@ class TestChosenFrames:
     def test_are_those_of_the_whole_run(self, client: Container, raw: Any, denoiser: Counting) -> None:
         """Also where a frame that is not wanted decides the symmetry."""
         whole = replay(raw, into=client["denoised"], denoiser=denoiser)
-        before = denoiser.asked
+        before = denoiser.calls
         part = replay(raw, into=client["denoised"], denoiser=denoiser, frames=[3, 2])
-        assert denoiser.asked == before + 2
+        assert denoiser.calls == before + 2
         for one, other in zip(pixels(part), pixels(whole), strict=True):
             np.testing.assert_array_equal(one, other[2:])
         np.testing.assert_array_equal(part["primary"]["seq_num"].read(), [3, 4])
@@ -208,9 +208,9 @@ class TestAgain:
         first = replay(raw, into=client["denoised"], denoiser=denoiser)
         held = pixels(first)
         assert replay(raw, into=client["denoised"], denoiser=denoiser).start == first.start
-        assert denoiser.asked == FRAMES
+        assert denoiser.calls == FRAMES
         again = replay(raw, into=client["denoised"], denoiser=denoiser, force=True)
-        assert denoiser.asked == 2 * FRAMES
+        assert denoiser.calls == 2 * FRAMES
         assert again.start["uid"] == first.start["uid"]
         assert again.start["time"] > first.start["time"]
         for one, other in zip(pixels(again), held, strict=True):
@@ -221,7 +221,7 @@ class TestAgain:
 
         class Interrupted(Counting):
             def __call__(self, counts: Any, **options: Any) -> Any:
-                if self.asked == 2:
+                if self.calls == 2:
                     raise KeyboardInterrupt
                 return super().__call__(counts, **options)
 
@@ -230,7 +230,7 @@ class TestAgain:
         rest = Counting(model, threads=1)
         done = replay(raw, into=client["denoised"], denoiser=rest)
         # Of the two, the empty frame is done again: it could not have decided anything.
-        assert rest.asked == FRAMES - 1
+        assert rest.calls == FRAMES - 1
         np.testing.assert_array_equal(pixels(done)[0], replay(raw, denoiser=rest).det_denoised.compute())
 
     def test_dry_run_says_what_would_be_done(self, client: Container, raw: Any, denoiser: Counting) -> None:
@@ -312,9 +312,9 @@ class TestDocuments:
         for one, other in zip(pixels(run), from_tiled, strict=True):
             np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(lazy.det_denoised, from_tiled[0])
-        asked = denoiser.asked
+        before = denoiser.calls
         replay(str(backup), into=client["denoised"], denoiser=denoiser)
-        assert denoiser.asked == asked
+        assert denoiser.calls == before
 
     def test_a_backup_that_was_cut_off_has_not_ended(self, client: Container, backup: Path, denoiser: Counting) -> None:
         """Its torn last line is left out; what there is can be seen in memory."""
@@ -322,7 +322,7 @@ class TestDocuments:
         backup.write_bytes(whole[: whole.rindex(b'{"name": "stop"') + 30])
         with pytest.raises(SymDenoiseError, match="no stop document"):
             replay(backup, into=client["denoised"], denoiser=denoiser)
-        assert denoiser.asked == 0
+        assert denoiser.calls == 0
         assert replay(backup, denoiser=denoiser).sizes["time"] == FRAMES
 
     @pytest.mark.parametrize("line", ["nonsense", '{"name": "event"}', "[]"])
