@@ -146,3 +146,8 @@ def test_what_cannot_be_integrated_is_refused(denoiser, integrator, changed, sai
     given = {"counts": np.ones(SHAPE), "replicates": 2} | changed
     with pytest.raises(SymDenoiseError, match=said):
         integrate(denoiser, given.pop("counts"), integrator, bins=8, symmetry="1", **given)
+
+
+def test_q_without_a_wavelength_is_refused(denoiser, integrator):
+    with pytest.raises(SymDenoiseError, match="wavelength"):
+        integrate(denoiser, np.ones(SHAPE), integrator, bins=8, symmetry="1", replicates=2)

@@ -136,6 +136,12 @@ class TestInMemory:
 
 
 class TestChosenFrames:
+    def test_rows_that_the_run_lacks_are_refused(self, client: Container, raw: Any, denoiser: Counting) -> None:
+        before = len(client["denoised"])
+        with pytest.raises(SymDenoiseError, match="no such rows"):
+            replay(raw, into=client["denoised"], denoiser=denoiser, frames=[FRAMES + 9])
+        assert len(client["denoised"]) == before
+
     def test_are_those_of_the_whole_run(self, client: Container, raw: Any, denoiser: Counting) -> None:
         """Also where a frame that is not wanted decides the symmetry."""
         whole = replay(raw, into=client["denoised"], denoiser=denoiser)

@@ -139,6 +139,12 @@ def test_columns_tell_the_orientation_of_each_point(live: Any) -> None:
     assert np.abs(column(live, "det_peak_position") - 18).max() < 0.5
 
 
+def test_columns_with_a_sigma_are_no_images(live: Any) -> None:
+    assert set(live.quality["data_key"]) == {"det"}
+    assert not live.quality["failed"].any()
+    assert live.compare(0) is not None
+
+
 def test_replay_gives_the_same_columns(live: Any, client: Container, home: Path, denoiser: Denoiser) -> None:
     raw = emitted(client, home, lambda *_: None)
     replayed = replay(raw, into=client["denoised"], denoiser=denoiser, analysis=RINGS, **OPTIONS)

@@ -22,6 +22,7 @@ from bluesky_symdenoise.acquisition.place import Place
 from bluesky_symdenoise.acquisition.plan import frames_folder
 from bluesky_symdenoise.acquisition.rawfiles import raw_source
 from bluesky_symdenoise.acquisition.register import lazy_key
+from bluesky_symdenoise.catalog.columns import denoised_images
 from bluesky_symdenoise.catalog.lazy import MIMETYPE, QUANTITIES, LazyImage
 from bluesky_symdenoise.catalog.lazyrun import PENDING, LazyConsolidator, stored_array, write_pending
 from bluesky_symdenoise.catalog.query import raw_for
@@ -122,9 +123,8 @@ def materialize(run: BlueskyRun, *, directory: str | Path | None = None, denoise
 def _images(run: BlueskyRun) -> Iterator[tuple[str, str]]:
     """Stream and data key of each denoised image."""
     for stream in run:
-        for key in run[stream]:
-            if f"{key}_sigma" in run[stream] and f"{key}_symmetry" in run[stream]:
-                yield stream, key
+        for key in denoised_images(list(run[stream])):
+            yield stream, key
 
 
 def _refuse_unfinished(run: BlueskyRun) -> None:

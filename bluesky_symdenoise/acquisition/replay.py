@@ -175,6 +175,12 @@ def replay_with(
     existing = derived_already(run, work, claim)
     if existing is not None:
         return existing
+    if work.recipe.frames is not None and run.images(work) == 0:
+        raise SymDenoiseError(
+            f"frames={work.recipe.frames} of run {run.start['uid']}",
+            rule="it has no such rows, or no image that was asked for",
+            remedy="name some that it has",
+        )
     stop = run.stop
     if stop is None and run.last_seen is not None:
         stop = _assumed_stop(run, older_than)

@@ -109,6 +109,12 @@ def integrate(
         return done.radial, np.where(done.count > 0, done.intensity, np.nan), error
 
     radial, whole, independent = profile(intensity, np.where(bad, 0.0, result.sigma.values.astype(float) ** 2))
+    if not np.isfinite(radial).any():
+        raise SymDenoiseError(
+            f"unit {unit!r}",
+            rule="the integrator gives no pixel such a value; q and d need its wavelength",
+            remedy="set integrator.wavelength in metres, or take r_mm or 2th_deg",
+        )
     rng = np.random.default_rng(seed)
     drawn = np.empty((replicates, bins))
     for row in drawn:

@@ -14,7 +14,7 @@ from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun, BlueskyRunV3
 from numpy.typing import NDArray
 from tiled.client.utils import ClientError
 
-from bluesky_symdenoise.catalog.columns import SCALARS, computed_when_read
+from bluesky_symdenoise.catalog.columns import SCALARS, computed_when_read, denoised_images
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import rows_of
@@ -130,7 +130,7 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
     def _images(self) -> list[tuple[str, str, Any]]:
         """Stream, data key and client of the stream of each denoised image."""
         streams = {name: self[name] for name in self}
-        return [(name, key, events) for name, events in streams.items() for key in events if f"{key}_sigma" in events]
+        return [(name, key, events) for name, events in streams.items() for key in denoised_images(list(events))]
 
     def _image(self, stream: str | None, key: str | None) -> tuple[str, str, Any]:
         images = self._images()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 #: Names and dtypes of the scalars: the data keys are ``<key>_<name>``.
@@ -21,6 +21,11 @@ SCALARS = {
 def with_numbers(names: Iterable[str]) -> dict[str, str]:
     """The scalars of every row and these numbers after them."""
     return {**SCALARS, **dict.fromkeys(names, "number")}
+
+
+def denoised_images(keys: Collection[str]) -> list[str]:
+    """The images among the data keys of a derived stream: a column may have a sigma too, and has no symmetry."""
+    return [key for key in keys if f"{key}_sigma" in keys and f"{key}_symmetry" in keys]
 
 
 def computed_when_read(stop: Mapping[str, Any]) -> bool:

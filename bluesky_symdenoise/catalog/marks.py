@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 from tiled.client.utils import ClientError
 
+from bluesky_symdenoise.catalog.columns import denoised_images
+
 #: Spec of an array node of denoised intensities or of their sigma.
 IMAGE_SPEC = "SymDenoisedImage"
 
@@ -28,7 +30,7 @@ def marking(container: Any, emit: Emit) -> Emit:
         if name == "start":
             uid = doc["uid"]
         elif name == "descriptor":
-            keys[doc["name"]] = [key for key in doc["data_keys"] if f"{key}_sigma" in doc["data_keys"]]
+            keys[doc["name"]] = denoised_images(doc["data_keys"])
         elif name == "stop":
             mark_images(container, uid, keys)
 

@@ -14,6 +14,7 @@ from tiled.ndslice import NDSlice
 from tiled.server.core import NoEntry
 from tiled.utils import BrokenLink, ensure_awaitable, path_from_uri
 
+from bluesky_symdenoise.catalog.columns import denoised_images
 from bluesky_symdenoise.recipe import array_sha256
 
 #: What Tiled gives every exporter of a container: the node as the requesting user may see it.
@@ -40,8 +41,7 @@ class ServedStream:
     @property
     def images(self) -> list[str]:
         """Data keys of denoised images: those that have a sigma."""
-        keys = self.metadata.get("data_keys", {})
-        return [key for key in keys if f"{key}_sigma" in keys and f"{key}_symmetry" in keys]
+        return denoised_images(self.metadata.get("data_keys", {}))
 
 
 class ServedFrames:

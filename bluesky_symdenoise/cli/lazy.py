@@ -67,8 +67,6 @@ def run_named(client: Container, part: str, uid: str) -> Any:
     """The one run in ``raw`` or ``denoised`` whose uid is this or begins so."""
     from bluesky_tiled_plugins.queries import PartialUID
 
-    if uid in client[part]:
-        return client[part][uid]
     found = client[part].search(PartialUID(uid)).keys()[:2] if len(uid) >= 8 else []
     if len(found) != 1:
         raise SymDenoiseError(

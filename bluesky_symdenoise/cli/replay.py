@@ -48,7 +48,7 @@ def replay(
     plan: Annotated[str | None, typer.Option(help="Runs of this plan.")] = None,
     rows: Annotated[
         str | None,
-        typer.Option(help="Rows of each run: 0:100, 0:100:10, or 0,5,7. Makes a run of its own beside the whole one."),
+        typer.Option(help="Rows of each run: 0:50, 0:50:10, or 0,5,7. Makes a run of its own beside the whole one."),
     ] = None,
     stream: Annotated[list[str] | None, typer.Option(help="Stream to denoise; repeatable.")] = None,
     data_key: Annotated[list[str] | None, typer.Option(help="Image to denoise; repeatable.")] = None,

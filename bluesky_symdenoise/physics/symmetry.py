@@ -126,7 +126,7 @@ def checked_point_group(symbol: str) -> str:
         raise SymDenoiseError(
             f"symmetry {symbol!r}",
             rule=_REFUSED.get(symbol, f"it {known}"),
-            remedy="choose the group that the pattern has, or 1 for none",
+            remedy=f"choose {', '.join(POINT_GROUPS)}, m@30 or 2mm@30 as far as the pattern has it; 1 is none",
         )
     return symbol
 
