@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Fields that stored recipes may lack.
-OPTIONAL = frozenset({"beamline", "frames", "analysis"})
+OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects"})
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Recipe:
     frames
         Rows of each stream that were asked for, as `chosen_frames` writes them; None for all. A part of a run thus has
         another name than the whole.
+    defects
+        ``keep`` where hot and dead pixels that frames show are not masked; None where they are.
     """
 
     model_sha256: str
@@ -65,6 +67,7 @@ class Recipe:
     beamline: tuple[str, ...] | None = None
     analysis: tuple[str, ...] | None = None
     frames: str | None = None
+    defects: str | None = None
 
     def __post_init__(self) -> None:
         if self.beam_center is not None:

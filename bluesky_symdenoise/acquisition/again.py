@@ -86,6 +86,7 @@ def recorded_denoiser(run: BlueskyRun) -> Denoiser:
         device="cpu" if provenance["environment"]["device"] == "cpu" else "auto",
         threads=provenance["environment"]["threads"],
         dtype=provenance["environment"]["dtype"],
+        defects=provenance["recipe"].get("defects") or "find",
     )
 
 
@@ -106,6 +107,12 @@ class Again:
                 f"model {denoiser.model.name} ({denoiser.model.sha256[:12]}), algorithm {ALGORITHM}",
                 rule=f"the run was made with {recipe.model_sha256[:12]} and algorithm {recipe.algorithm}",
                 remedy=f"install version {provenance['wasAssociatedWith']['version']}",
+            )
+        if denoiser.defects != (recipe.defects or "find"):
+            raise SymDenoiseError(
+                f"a denoiser with defects={denoiser.defects!r}",
+                rule="the run was made with another choice",
+                remedy=f"give one with defects={recipe.defects or 'find'!r}, or none",
             )
         self.denoiser = denoiser
         self._recorded = Recorded(run, raw_for(run), recipe, stream=stream, key=key)

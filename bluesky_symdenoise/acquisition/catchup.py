@@ -162,8 +162,8 @@ def attempt(
         replay_with(work, run, older_than=older_than, force=force, finished_frame=count, scheduler=scheduler)
     except HeldError:
         result = "left alone: a living process writes it"
-    except NothingToDenoiseError:
-        result = "no image that was asked for"
+    except NothingToDenoiseError as error:
+        result = error.rule
     except (SymDenoiseError, httpx.HTTPStatusError, OSError, RuntimeError, KeyError, ValueError) as error:
         ok, result = False, (str(error) or type(error).__name__).splitlines()[0]
         log.error("run %s is not finished: %s", uid[:8], result, exc_info=log.isEnabledFor(logging.DEBUG))

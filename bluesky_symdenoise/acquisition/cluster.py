@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from bluesky_symdenoise.acquisition.partition import Packed
 
-#: Seconds that a cluster without workers is given to get one, and one to answer.
-PATIENCE_S = 60.0
+#: Seconds that a scheduler is given to answer, and a cluster without workers to get one.
+ANSWER_S, PATIENCE_S = 10.0, 60.0
 
 
 def checked_client(client: object) -> Client:
@@ -55,7 +55,7 @@ def connected(address: str) -> Iterator[Client]:
     from distributed import Client
 
     try:
-        client = Client(address, timeout=PATIENCE_S, set_as_default=False)
+        client = Client(address, timeout=ANSWER_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise SymDenoiseError(
             f"Dask scheduler {address}",
@@ -103,6 +103,7 @@ def prepared(client: Client, work: Work) -> tuple[RecordedSettings, Machine]:
         # Each worker's own share of its computer, where nothing was asked for.
         threads=threads or min(client.nthreads().values()),
         dtype=denoiser.dtype,
+        defects=denoiser.defects,
     )
     future = client.submit(Machine.here, model, key=f"symdenoise-machine-{uuid4().hex}")
     return model, result_of(future, "the model")

@@ -139,6 +139,14 @@ def finetune(
         progress=progress,
     )
     figures = tuned.figures()
+    if tuned.steps == 0:
+        return Finetuned(
+            False,
+            f"{origin.name} is kept, nothing is registered: no tuning step was made, for to read and score frames took "
+            f"the {minutes:g} minutes; give more minutes ({MINUTES:g} are usual)",
+            figures,
+            denoiser,
+        )
     words = f"{said(origin.name, figures)}; {tuned.steps} of {recipe.steps} steps in {tuned.seconds:.0f} s"
     if not tuned.accepted:
         why = (
@@ -174,7 +182,7 @@ def finetune(
         True,
         f"{name} is registered ({words})",
         figures,
-        Denoiser(tuned.model, device=str(denoiser.device), threads=denoiser.threads),
+        Denoiser(tuned.model, device=str(denoiser.device), threads=denoiser.threads, defects=denoiser.defects),
     )
 
 

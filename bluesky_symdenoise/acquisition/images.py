@@ -20,7 +20,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.dark import Background, Dark
 from bluesky_symdenoise.physics.frame import sentinel_mask
-from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
 from bluesky_symdenoise.recipe import array_sha256
 
 log = logging.getLogger("bluesky_symdenoise")
@@ -42,6 +42,7 @@ class Images:
         self._settings: Settings | None = None
         self._fixed_dark: Dark | None = None
         self._unusable: SymDenoiseError | None = None
+        self._complained: set[str] = set()
         try:
             self._settings = Settings(work.beamline, key=key, start=start, descriptor=descriptor, given=work.given())
             self._fixed_dark = darks.fixed(key)
@@ -78,6 +79,17 @@ class Images:
             said[f"{self._key}_dark_seconds"] = self._fixed_dark.seconds
         return said, arrays
 
+    def refuse_center(self, shape: tuple[int, int]) -> None:
+        """Raise SymDenoiseError if the centre known before the first event is off every frame of this shape (y, x)."""
+        if self._settings is None:
+            return
+        said = self._settings.record()
+        center = said.get(f"{self._key}_beam_center")
+        # A column may say anything of each frame.
+        unknown = str(said.get(f"{self._key}_symmetry_source")).startswith("event column")
+        if center and not unknown and said.get(f"{self._key}_symmetry") != "1":
+            checked_beam_center(center, shape)
+
     def row(self, image: NDArray[Any], data: Mapping[str, Any], time: float | None) -> Row:
         """Denoise one image of an event with these columns, at this time; None where a stream has no events."""
         settings, work = self._usable(), self._work
@@ -101,7 +113,16 @@ class Images:
         if not work.analysis:
             return row
         center = settings.beam_center(data)
-        found = ring_scalars(work, image, row, mask=mask, symmetry=symmetry, beam_center=center, background=background)
+        found = ring_scalars(
+            work,
+            image,
+            row,
+            mask=mask,
+            symmetry=symmetry,
+            beam_center=center,
+            background=background,
+            complained=self._complained,
+        )
         return replace(row, scalars={**row.scalars, **found})
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,6 +55,9 @@ class Request:
         Catalogue in which a run with darks is looked up; None where there is no such catalogue.
     analysis
         Rings whose quantities become columns.
+    named
+        Rows that were asked for one by one: a run without one of them is refused. A slice or a range may go beyond its
+        end.
     """
 
     model: Denoiser | DenoiserSettings
@@ -66,6 +69,7 @@ class Request:
     dark: Dark | None = None
     raw: Container | None = None
     analysis: tuple[Ring, ...] = ()
+    named: tuple[int, ...] = ()
 
     @classmethod
     def asked(
@@ -133,6 +137,7 @@ class Request:
             beamline=kept.to_recipe(),
             analysis=tuple(ring.to_text() for ring in rings) or None,
             frames=chosen_frames(rows),
+            defects=None if model.defects == "find" else model.defects,
         )
         return Request(
             model=model,
@@ -144,7 +149,28 @@ class Request:
             dark=dark,
             raw=raw,
             analysis=rings,
+            named=() if rows is None or isinstance(rows, slice | range) else tuple(int(row) for row in rows),
         )
+
+    def refuse_missing(self, held: Mapping[str, int]) -> None:
+        """Raise SymDenoiseError if no stream has a row that was named, or any that was asked for.
+
+        Parameters
+        ----------
+        held
+            How many rows each stream of images has.
+        """
+        if self.recipe.frames is None:
+            return
+        most = max(held.values(), default=0)
+        missing = ", ".join(str(row) for row in sorted(set(self.named)) if row >= most)
+        if missing or not self.recipe.rows_among(most):
+            raise SymDenoiseError(
+                f"frames={missing or self.recipe.frames}",
+                rule="the run has no such rows; "
+                + ", ".join(f"stream {name!r} has {rows}, counted from 0" for name, rows in held.items()),
+                remedy="name rows that it has; a slice may go beyond its end",
+            )
 
     @property
     def denoiser(self) -> Denoiser:
@@ -264,11 +290,12 @@ def image_keys(descriptor: Document, recipe: Recipe) -> list[str]:
     """Data keys of a stream whose images are asked for."""
     if recipe.streams is not None and descriptor["name"] not in recipe.streams:
         return []
-    return [
-        key
-        for key, value in descriptor["data_keys"].items()
-        if (recipe.data_keys is None or key in recipe.data_keys) and _is_image(value)
-    ]
+    return [key for key in all_image_keys(descriptor) if recipe.data_keys is None or key in recipe.data_keys]
+
+
+def all_image_keys(descriptor: Document) -> list[str]:
+    """Data keys of a stream that hold images."""
+    return [key for key, value in descriptor["data_keys"].items() if _is_image(value)]
 
 
 def _is_image(data_key: Document) -> bool:

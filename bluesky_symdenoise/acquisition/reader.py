@@ -16,7 +16,7 @@ from bluesky_symdenoise.acquisition.darks import Darks
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
 from bluesky_symdenoise.acquisition.images import Images
 from bluesky_symdenoise.acquisition.legacy import LegacyFrames
-from bluesky_symdenoise.acquisition.plan import Request, image_keys
+from bluesky_symdenoise.acquisition.plan import Request, all_image_keys, image_keys
 from bluesky_symdenoise.errors import SymDenoiseError
 
 log = logging.getLogger("bluesky_symdenoise")
@@ -80,6 +80,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         self._wanted = asked.recipe.rows
         self._streams: dict[str, Stream] = {}
         self._by_descriptor: dict[str, Stream] = {}
+        #: Descriptors without an image that was asked for.
+        self._left_out: list[Document] = []
         self._resources: dict[str, Document] = {}
         self._legacy = LegacyFrames(asked.beamline.handlers)
         self._darks = Darks(asked, {})
@@ -108,16 +110,15 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             return
         keys = image_keys(doc, self._asked.recipe)
         if not keys:
+            self._left_out.append(doc)
             if self.derived_uid is None:
-                self.outcome = (
-                    f"nothing to denoise: no 2D image that was asked for among the data keys of stream {doc['name']} "
-                    f"({', '.join(doc['data_keys'])}); check streams and data_keys"
-                )
+                self.outcome = f"nothing to denoise: {self.lack}"
             return
+        images = {key: Images(self._asked, self._darks, key=key, start=self._start, descriptor=doc) for key in keys}
         if self.derived_uid is None and doc["name"] != self._asked.beamline.dark_stream:
+            _refuse_hopeless(images, doc)
             self._open(doc, keys)
             self.derived_uid = self._asked.recipe.derived_uid(self._start["uid"])
-        images = {key: Images(self._asked, self._darks, key=key, start=self._start, descriptor=doc) for key in keys}
         stream = Stream(name=doc["name"], keys=keys, descriptor=doc, frames=self._source(doc), images=images)
         self._streams[stream.name] = self._by_descriptor[doc["uid"]] = stream
 
@@ -195,6 +196,23 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
     def owns(self, descriptor_uid: str | None) -> bool:
         """Whether a descriptor belongs to this run."""
         return descriptor_uid in self._by_descriptor
+
+    @property
+    def held(self) -> dict[str, int]:
+        """How many rows each stream of images has had so far, wanted or not."""
+        return {stream.name: stream.rows for stream in self._streams.values() if not self._is_dark(stream)}
+
+    @property
+    def lack(self) -> str:
+        """Why nothing is denoised: what was asked for, and what there is."""
+        recipe = self._asked.recipe
+        asked = {"streams": recipe.streams, "data_keys": recipe.data_keys}
+        wanted = ", ".join(f"{what}={list(names)}" for what, names in asked.items() if names is not None)
+        there = [f"{each['name']}/{key}" for each in self._left_out for key in all_image_keys(each)]
+        if wanted and there:
+            return f"no image fits {wanted}; there is {', '.join(there)}"
+        streams = [f"{each['name']} ({', '.join(each['data_keys'])})" for each in self._left_out]
+        return f"no 2D image in streams {', '.join(streams) or '(none)'}"
 
     def _needed(self, stream: Stream) -> set[str]:
         """Columns that are kept of an event."""
@@ -315,3 +333,16 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             rule="its frame was never announced",
             remedy="replay the run when it is there",
         )
+
+
+def _refuse_hopeless(images: Mapping[str, Images], descriptor: Document) -> None:
+    """Raise SymDenoiseError if no image of a stream has its beam centre on it; with one that has, the others fail."""
+    refused: list[SymDenoiseError] = []
+    for key, each in images.items():
+        height, width = descriptor["data_keys"][key]["shape"][-2:]
+        try:
+            each.refuse_center((height, width))
+        except SymDenoiseError as error:
+            refused.append(error)
+    if len(refused) == len(images):
+        raise refused[0]

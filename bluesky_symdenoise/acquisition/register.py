@@ -245,6 +245,12 @@ def lazy_key(
             rule="servers denoise in float32",
             remedy="leave dtype out, or use replay",
         )
+    if denoiser.defects != "find":
+        raise SymDenoiseError(
+            f"a denoiser with defects={denoiser.defects!r}",
+            rule="servers mask hot and dead pixels",
+            remedy="leave defects out, or use replay",
+        )
     image = LazyImage(
         quantity="intensity",
         recipe=recipe,

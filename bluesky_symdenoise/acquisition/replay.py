@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time as clock
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from bluesky_symdenoise.acquisition.distributed import cluster_denoiser
 from bluesky_symdenoise.acquisition.forecast import COMPLETE, Forecast, forecast
 from bluesky_symdenoise.acquisition.inmemory import denoised_when_read
 from bluesky_symdenoise.acquisition.outlet import straight_to_tiled
-from bluesky_symdenoise.acquisition.plan import Request, Work
+from bluesky_symdenoise.acquisition.plan import Request, Work, image_keys
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.acquisition.stored import StoredRun, TiledRun, drive, raw_only, stored_run
 from bluesky_symdenoise.analysis.ring import Ring
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from bluesky_symdenoise.acquisition.place import Place
     from bluesky_symdenoise.denoiser.infer import Denoiser
+
+log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
@@ -74,8 +77,9 @@ def replay(
     into
         Catalogue for derived runs, ``client["denoised"]``. None: nothing is written.
     frames
-        Rows of each stream that are wanted, counted from 0. Such a part of a run has another recipe and uid than the
-        whole; each of its frames is bit for bit as in the whole.
+        Rows of each stream that are wanted, counted from 0; those of a list must be there, while a slice or a range may
+        go beyond the end. Such a part of a run has another recipe and uid than the whole; each of its frames is bit for
+        bit as in the whole. `denoised_for(..., frames=frames)` finds it again.
     force
         Make a complete derived run again: the one that is there is deleted first.
     dry_run
@@ -175,12 +179,7 @@ def replay_with(
     existing = derived_already(run, work, claim)
     if existing is not None:
         return existing
-    if work.recipe.frames is not None and run.images(work) == 0:
-        raise SymDenoiseError(
-            f"frames={work.recipe.frames} of run {run.start['uid']}",
-            rule="it has no such rows, or no image that was asked for",
-            remedy="name some that it has",
-        )
+    _refuse_missing_rows(run, work)
     stop = run.stop
     if stop is None and run.last_seen is not None:
         stop = _assumed_stop(run, older_than)
@@ -191,7 +190,22 @@ def replay_with(
     else:
         pipeline = cluster_denoiser(work, run, scheduler, finished_frame=finished_frame, outlet=outlet)
     drive(pipeline, run, stop=lambda: stop or run.stop or _assumed_stop(run, older_than))
+    try:
+        work.refuse_missing(pipeline.held)
+    except SymDenoiseError as error:
+        # How many rows there are is known at the end where documents were given.
+        log.warning("run %s: %s", run.start["uid"][:8], error)
     return work.container[pipeline.derived_uid]
+
+
+def _refuse_missing_rows(run: StoredRun, asked: Request) -> None:
+    """Before anything is written, where that is known by then."""
+    if isinstance(run, TiledRun):
+        streams = [each for each in run.streams.values() if image_keys(each.descriptor, asked.recipe)]
+        dark = asked.beamline.dark_stream
+        held = {each.descriptor["name"]: each.rows for each in streams if each.descriptor["name"] != dark}
+        if held:
+            asked.refuse_missing(held)
 
 
 def derived_already(run: StoredRun, work: Work, claim: Claim) -> BlueskyRun | None:
@@ -208,6 +222,7 @@ def derived_already(run: StoredRun, work: Work, claim: Claim) -> BlueskyRun | No
 
 def planned(run: StoredRun, work: Work, *, force: bool = False) -> Forecast:
     """What `replay_with` would do."""
+    _refuse_missing_rows(run, work)
     was = state(run, work)
     return forecast(
         run, work, state=f"{COMPLETE}, to be made again" if force and was == COMPLETE else was, compressed=True

@@ -31,10 +31,16 @@ def ring_scalars(
     symmetry: Symmetry,
     beam_center: tuple[float, float] | None,
     background: Background | None,
+    complained: set[str],
 ) -> dict[str, float]:
     """Values of the columns of all rings; several frames of one event count as their sum.
 
-    A ring that cannot be looked at is logged and NaN: the denoised frame stands.
+    A ring that cannot be looked at is NaN, and the denoised frame stands; the first time it is logged.
+
+    Parameters
+    ----------
+    complained
+        Of rings by name, what was logged; it grows.
     """
     frames = image.reshape(-1, *image.shape[-2:])
     shape = (frames.shape[1], frames.shape[2])
@@ -62,7 +68,9 @@ def ring_scalars(
         try:
             found |= ring.scalars(observed, intensity, beam_center=beam_center or symmetry.beam_center, denoise=denoise)
         except SymDenoiseError as error:
-            log.warning("%s", error)
+            if (complaint := f"{ring.name} {error.rule}") not in complained:
+                complained.add(complaint)
+                log.warning("%s", error)
             found |= dict.fromkeys(ring.columns, float("nan"))
     return found
 

@@ -140,18 +140,13 @@ def drive(reader: RunReader, run: StoredRun, *, stop: Callable[[], Document]) ->
     NothingToDenoiseError
         If the run has no image that was asked for.
     """
-    streams: list[str] = []
     reader.start(run.start)
     try:
         for name, doc in run.documents():
-            if name == "descriptor":
-                streams.append(doc["name"])
             reader(name, doc)
         if reader.derived_uid is None:
             raise NothingToDenoiseError(
-                f"run {run.start['uid']}",
-                rule=f"no stream of {', '.join(streams) or 'none'} holds a 2D image that was asked for",
-                remedy="check streams and data_keys",
+                f"run {run.start['uid']}", rule=reader.lack, remedy="check streams and data_keys"
             )
         reader.stop(stop())
     finally:

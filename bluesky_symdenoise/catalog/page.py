@@ -94,7 +94,7 @@ def image_section(name: str, frames: Sequence[FrameFigures], columns: Mapping[st
         encoded = base64.b64encode(frame.picture).decode()
         about = f"raw, denoised, sigma, residual, symmetry and profile of frame {frame.number}"
         parts += [
-            f"<h3>Frame {frame.number}</h3>",
+            f"<h3>Frame {frame.number}{'' if frame.raw_row is None else f', row {frame.raw_row} of the raw run'}</h3>",
             f"<p>{escape(_figures(frame.scalars))}</p>" if frame.scalars else "",
             f'<p class="bad">{escape(frame.note)}</p>' if frame.note else "",
             f'<img alt="{escape(about)}" src="data:image/png;base64,{encoded}">',
@@ -115,6 +115,7 @@ def _summary(start: Mapping[str, Any], stop: Mapping[str, Any]) -> str:
         "measured": _when(start.get("raw_time")),
         "denoised": _when(start.get("time")),
         "frames": outcome.get("frames"),
+        "rows of the raw run": recipe.get("frames"),
         "model": f"{model.get('name', '?')} {model.get('version', '')}" if model else None,
         "symmetry asked for": recipe.get("symmetry"),
         "software": f"{software.get('name', '?')} {software.get('version', '')}" if software else None,

@@ -20,6 +20,7 @@ from tiled.queries import Key, KeyPresent, Like, SpecsQuery
 from bluesky_symdenoise.denoiser.registry import SHA256_LIKE
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import checked_point_group
+from bluesky_symdenoise.recipe import chosen_frames
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
@@ -28,28 +29,40 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.recipe import Recipe
 
 SPEC = "SymDenoised"
+ANY: Literal["any"] = "any"
+Frames = slice | range | Sequence[int] | Literal["any"] | None
 _FULL_UID = 36
 _PARTIAL_UID = re.compile(r"[0-9a-fA-F-]{8,35}")
 
 
 @overload
 def denoised_for(
-    client: Container, raw: str | BlueskyRun, *, model: str | None = None, latest: Literal[True] = True
+    client: Container,
+    raw: str | BlueskyRun,
+    *,
+    model: str | None = None,
+    frames: Frames = None,
+    latest: Literal[True] = True,
 ) -> BlueskyRun | None: ...
 
 
 @overload
 def denoised_for(
-    client: Container, raw: str | BlueskyRun, *, model: str | None = None, latest: Literal[False]
+    client: Container, raw: str | BlueskyRun, *, model: str | None = None, frames: Frames = None, latest: Literal[False]
 ) -> list[BlueskyRun]: ...
 
 
 def denoised_for(
-    client: Container, raw: str | BlueskyRun, *, model: str | None = None, latest: bool = True
+    client: Container,
+    raw: str | BlueskyRun,
+    *,
+    model: str | None = None,
+    frames: Frames = None,
+    latest: bool = True,
 ) -> BlueskyRun | list[BlueskyRun] | None:
     """The newest denoised run of a raw run, or None; with ``latest=False`` a list of all, newest first.
 
-    Runs of chosen frames, as `replay(..., frames=...)` makes them, do not stand for the whole: `find` has them.
+    Runs of chosen frames, as `replay(..., frames=...)` makes them, do not stand for the whole: ask for them.
 
     Parameters
     ----------
@@ -59,6 +72,8 @@ def denoised_for(
         The raw run or its uid; with the root client, the first eight or more characters of the uid.
     model
         Only runs of this model: its name, or eight or more characters of the sha256 of its weights.
+    frames
+        None: runs of all frames. As `replay` was given them: runs of these frames. ``any``: both, and all other parts.
     latest
         Whether the newest one is wanted, or all.
 
@@ -69,12 +84,13 @@ def denoised_for(
         cannot be reached.
     """
     uid = raw if isinstance(raw, str) else raw.start["uid"]
+    part = ANY if isinstance(frames, str) and frames == ANY else chosen_frames(frames)
     with _reachable(client):
         denoised = _denoised(client)
-        found = _made_from(denoised, uid, model)
+        found = _made_from(denoised, uid, model, part)
         if not found and isinstance(raw, str) and len(uid) < _FULL_UID:
             full = _full_uid(client, uid)
-            found = [] if full is None else _made_from(denoised, full, model)
+            found = [] if full is None else _made_from(denoised, full, model, part)
     return (found[0] if found else None) if latest else found
 
 
@@ -226,8 +242,8 @@ def _full_uid(client: Container, uid: str) -> str | None:
     return matches[0] if matches else None
 
 
-def _made_from(denoised: Container, raw_uid: str, model: str | None) -> list[BlueskyRun]:
-    """All denoised runs of a whole raw run, newest first."""
+def _made_from(denoised: Container, raw_uid: str, model: str | None, part: str | None) -> list[BlueskyRun]:
+    """The denoised runs of a raw run, or of this part of it, newest first."""
     # In this order, because SQLite has no index for metadata and tests each run in it.
     made = denoised.search(Key("start.raw_uid") == raw_uid).search(SpecsQuery([SPEC]))
     if model is not None:
@@ -235,8 +251,9 @@ def _made_from(denoised: Container, raw_uid: str, model: str | None) -> list[Blu
     # A page of results would cost a second pass, for its length.
     uids = [one["value"] for one in made.distinct("start.uid")["metadata"]["start.uid"]]
     runs = (denoised[uid] for uid in uids)
-    whole = (run for run in runs if not run.start.get("provenance", {}).get("recipe", {}).get("frames"))
-    return sorted(whole, key=lambda run: run.start["time"], reverse=True)
+    made_of = ((run, run.start.get("provenance", {}).get("recipe", {}).get("frames")) for run in runs)
+    fitting = [run for run, frames in made_of if part in (ANY, frames)]
+    return sorted(fitting, key=lambda run: run.start["time"], reverse=True)
 
 
 def _of_model(runs: Container, model: str) -> Container:

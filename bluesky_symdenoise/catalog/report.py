@@ -28,6 +28,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.agreement import PairTest, pair_tests
 from bluesky_symdenoise.physics.frame import as_exposure, frame_from_counts, sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
+from bluesky_symdenoise.recipe import rows_of
 
 #: Pixels of a frame at most: a 4M detector. Its report takes about 1 GiB and, on one busy core, a minute a frame.
 MOST_PIXELS = 5_000_000
@@ -47,9 +48,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class FrameFigures:
-    """What the page shows of one frame."""
+    """What the page shows of one frame; `raw_row` is told where the run is a part of its raw run."""
 
     number: int
+    raw_row: int | None
     picture: bytes
     tests: tuple[PairTest, ...]
     scalars: Mapping[str, Any]
@@ -117,10 +119,11 @@ async def _frames(
     configuration = (raw or stream).metadata.get("configuration", {})
     geometry = stated_geometry(shown.metadata.get("start", {}), configuration, key)
     recipe = shown.metadata.get("start", {}).get("provenance", {}).get("recipe", {})
+    chosen = _chosen(recipe)
     figures = []
     for number in numbers:
         try:
-            frame, said = await _read(stream, raw, key, number, (denoised, sigma, counts), recipe)
+            frame, said = await _read(stream, raw, key, number, (denoised, sigma, counts), recipe, chosen)
         except HTTPException as error:
             warnings.append(f"Frame {number} of {stream.name}/{key} could not be read: {error.detail}")
             continue
@@ -131,8 +134,26 @@ async def _frames(
             for name in ("counts_in", "counts_out", "hot_pixels", "dead_pixels", "ms")
             if row < len(stream.columns.get(f"{key}_{name}", ()))
         }
-        figures.append(await anyio.to_thread.run_sync(_drawn, number, frame, geometry, scalars))
+        raw_row = None if chosen is None else _nth(chosen, number // _per_row(stream, key, len(denoised)))
+        figures.append(await anyio.to_thread.run_sync(_drawn, number, raw_row, frame, geometry, scalars))
     return figures, warnings
+
+
+def _chosen(recipe: Mapping[str, Any]) -> Sequence[int] | None:
+    """Rows of the raw run, where the run is a part of it; anybody may have written what it says."""
+    try:
+        return rows_of(recipe["frames"]) if recipe.get("frames") else None
+    except (ValueError, AttributeError, TypeError):
+        return None
+
+
+def _nth(rows: Sequence[int], index: int) -> int | None:
+    return rows[index] if index < len(rows) else None
+
+
+def _per_row(stream: ServedStream, key: str, frames: int) -> int:
+    """Frames of one row, which has one value in each column."""
+    return max(1, frames // max(1, len(stream.columns.get(f"{key}_symmetry", ())) or frames))
 
 
 async def _read(
@@ -142,6 +163,7 @@ async def _read(
     number: int,
     sources: tuple[ServedFrames, ServedFrames, ServedFrames | None],
     recipe: Mapping[str, Any],
+    chosen: Sequence[int] | None,
 ) -> tuple[_Frame, list[str]]:
     denoised, sigma, counts = sources
     intensity, spread = await denoised.read(number), await sigma.read(number)
@@ -155,7 +177,7 @@ async def _read(
             warnings.append(f"The {name} of this run is not in its file: raw counts cannot be compared without it.")
     image = None
     if counts is not None and raw is not None:
-        at = _raw_number(stream, raw, number, len(denoised), len(counts))
+        at = _raw_number(stream, raw, number, len(denoised), len(counts), _per_row(stream, key, len(denoised)), chosen)
         if at is None:
             warnings.append(f"Frame {number} has no row in the raw run.")
         else:
@@ -164,11 +186,22 @@ async def _read(
     return _Frame(image, intensity, spread, arrays["mask"], arrays["exposure"], symmetry), warnings
 
 
-def _raw_number(stream: ServedStream, raw: ServedStream, number: int, frames: int, raw_frames: int) -> int | None:
+def _raw_number(
+    stream: ServedStream,
+    raw: ServedStream,
+    number: int,
+    frames: int,
+    raw_frames: int,
+    per_row: int,
+    chosen: Sequence[int] | None,
+) -> int | None:
     """The raw frame of a denoised one: that of the event with the same time, or of the same place in a fly scan."""
     ours, theirs = stream.columns.get("time", np.empty(0)), raw.columns.get("time", np.empty(0))
     if len(ours) == 0 or len(theirs) == 0 or frames % len(ours) or raw_frames % len(theirs):
-        return number if number < raw_frames else None
+        row, part = divmod(number, per_row)
+        raw_row = row if chosen is None else _nth(chosen, row)
+        at = None if raw_row is None else raw_row * per_row + part
+        return at if at is not None and at < raw_frames else None
     row, part = divmod(number, frames // len(ours))
     same = np.flatnonzero(theirs == ours[row])
     return int(same[0]) * (raw_frames // len(theirs)) + part if len(same) else None
@@ -188,7 +221,7 @@ def _symmetry(stream: ServedStream, key: str, number: int, frames: int) -> Symme
         return Symmetry()
 
 
-def _drawn(number: int, frame: _Frame, geometry: Any, scalars: Mapping[str, Any]) -> FrameFigures:
+def _drawn(number: int, raw_row: int | None, frame: _Frame, geometry: Any, scalars: Mapping[str, Any]) -> FrameFigures:
     """Compute and draw one frame; runs in a thread."""
     shape = (frame.intensity.shape[0], frame.intensity.shape[1])
     measured = np.isfinite(frame.intensity)
@@ -212,7 +245,7 @@ def _drawn(number: int, frame: _Frame, geometry: Any, scalars: Mapping[str, Any]
     around = profile(counts, frame.intensity, measured, geometry=geometry, beam_center=center)
     with _DRAWING:
         picture = _picture(counts, frame, measured, exposure, around)
-    return FrameFigures(number, picture, tests, scalars, note)
+    return FrameFigures(number, raw_row, picture, tests, scalars, note)
 
 
 def _picture(

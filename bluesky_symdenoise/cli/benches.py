@@ -13,7 +13,7 @@ from bluesky_symdenoise.cli.root import ModelName, bench
 @bench.command()
 def quality(
     data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")],
-    json_path: Annotated[Path, typer.Option("--json", help="Where to write the figures.")] = Path("quality.json"),
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     model: ModelName = None,
     training_sets: Annotated[bool, typer.Option(help="Also the sets that the model was trained on, apart.")] = False,
     sets: Annotated[list[str] | None, typer.Option(help="Name of a set; repeatable; all if not given.")] = None,

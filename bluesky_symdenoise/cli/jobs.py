@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
+from bluesky_symdenoise.cli.root import Center, Defects, ModelName, Symmetry, app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def denoise(
     model: ModelName = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    defects: Defects = "find",
     overwrite: Annotated[bool, typer.Option(help="Replace OUTPUT if it exists.")] = False,
 ) -> None:
     """Denoise plain files, without a catalogue: intensity and sigma of every frame into one HDF5 file."""
@@ -90,7 +91,7 @@ def denoise(
     from bluesky_symdenoise.files import NexusWriter, mask_from, open_frames
     from bluesky_symdenoise.physics.frame import as_mask
 
-    denoiser = Denoiser.pretrained(model, device=device, threads=threads)
+    denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects)
     with open_frames(file) as stack:
         bad = stack.mask
         if mask is not None:
@@ -98,7 +99,7 @@ def denoise(
             bad = given if bad is None else bad | given
         center = beam_center or stack.beam_center
         found = denoiser.resolve(stack[:POOLED], mask=bad, symmetry=symmetry, beam_center=center)
-        failed = defects = 0
+        failed = bad_pixels = 0
         date = datetime.now(UTC).isoformat(timespec="seconds")
         with NexusWriter(
             output, (stack.shape[1], stack.shape[2]), date=date, sources=stack.sources, overwrite=overwrite
@@ -106,7 +107,7 @@ def denoise(
             for index in track(range(len(stack)), description="denoising", disable=not sys.stderr.isatty()):
                 try:
                     result = denoiser(stack[index : index + 1], mask=bad, symmetry=found)
-                    defects += int((result["defect"] > 0).sum())
+                    bad_pixels += int((result["defect"] > 0).sum())
                 except SymDenoiseError as error:
                     typer.echo(f"symdenoise: frame {index} of {file} is written as NaN: {error}", err=True)
                     failed += 1
@@ -114,8 +115,8 @@ def denoise(
                 writer.append(result)
     about = f" about (y, x) = {found.beam_center}" if found.beam_center else ""
     typer.echo(f"{output}: {len(stack) - failed} frames, symmetry {found.point_group}{about}")
-    if defects:
-        typer.echo(f"{defects} hot or dead pixels in all were found and masked")
+    if bad_pixels:
+        typer.echo(f"{bad_pixels} hot or dead pixels in all were found and masked")
     if failed:
         raise typer.Exit(1)
 

@@ -24,7 +24,7 @@ from bluesky_symdenoise.cli.live import (
     planned_work,
     show,
 )
-from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
+from bluesky_symdenoise.cli.root import Center, Defects, ModelName, Symmetry, app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def replay(
     model: ModelName = None,
     device: Device = "auto",
     threads: Threads = None,
+    defects: Defects = "find",
     dask: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Of the scheduler of a Dask cluster whose workers denoise."),
@@ -100,12 +101,19 @@ def replay(
         opened(uri, raw=raw, denoised=denoised) as client,
         nullcontext() if dask is None else connected(dask) as scheduler,
     ):
-        denoiser = Denoiser.pretrained(model, device=device, threads=threads)
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects)
         work = planned_work(client[denoised], settings, given, activity="replay", denoiser=denoiser, rows=_rows(rows))
         found: list[Any] = [_named(client[raw], name) for name in runs or ()]
         if not runs:
             after = None if since is None else since.timestamp()
             found = list(_searched(client[raw], query or [], plan, after, unfinished=older_than is not None))
+            if not found:
+                asked = {"--since": since, "--plan": plan, "--query": " ".join(query or ())}
+                raise SymDenoiseError(
+                    ", ".join(f"{option} {value}" for option, value in asked.items() if value),
+                    rule=f"no finished run of {len(client[raw])} in {raw!r} fits",
+                    remedy="check the names; --older-than HOURS takes runs without a stop document too",
+                )
         outcomes: list[Outcome] = []
         failed = 0
         seconds = None if older_than is None else older_than * 3600

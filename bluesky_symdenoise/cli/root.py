@@ -28,6 +28,10 @@ Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help=
 ModelName = Annotated[
     str | None, typer.Option(help="Name of a model (`symdenoise models list`), or a .safetensors file.")
 ]
+Defects = Annotated[
+    str,
+    typer.Option(help="find: mask hot and dead pixels that a frame shows; keep: mask what the mask says, no more."),
+]
 
 
 def _version(wanted: bool) -> None:

@@ -17,12 +17,20 @@ from torch import Tensor
 
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet, features
-from bluesky_symdenoise.denoiser.settings import checked_dtype
+from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_center
 from bluesky_symdenoise.physics.dark import Background, Dark, signal
-from bluesky_symdenoise.physics.defects import DEAD, HOT, found_defects, without, without_gaps
+from bluesky_symdenoise.physics.defects import (
+    DEAD,
+    HOT,
+    Defects,
+    found_defects,
+    no_defects,
+    without,
+    without_gaps,
+)
 from bluesky_symdenoise.physics.fold import Mates, gated_mates, supported_symmetry
 from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
@@ -60,12 +68,23 @@ class Denoiser:
     dtype
         ``float32``, or ``bfloat16``, which is faster where processor or GPU can compute with it: at 1 count per pixel
         it changes the intensity by less than 0.02 sigma in 99 % of the pixels, at 100 by less than 0.07 sigma.
+    defects
+        ``find``: hot and dead pixels that a frame itself shows are masked
+        (`bluesky_symdenoise.physics.defects.found_defects`). ``keep``: every count that the mask leaves is believed,
+        such as that of a Bragg spot of more than 1400 counts that is narrower than half a pixel.
     """
 
     def __init__(
-        self, model: Model, *, device: str = "auto", threads: int | None = None, dtype: str = "float32"
+        self,
+        model: Model,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        dtype: str = "float32",
+        defects: str = "find",
     ) -> None:
         checked_dtype(dtype)
+        self.defects = checked_defects(defects)
         if threads is not None and threads < 1:
             raise SymDenoiseError(f"threads={threads}", rule="at least one is needed", remedy="give 1 or more, or None")
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -92,6 +111,7 @@ class Denoiser:
         device: str = "auto",
         threads: int | None = None,
         dtype: str = "float32",
+        defects: str = "find",
     ) -> Denoiser:
         """A model of the package or of your own by name (None: the default one), or one in a ``.safetensors`` file.
 
@@ -100,7 +120,7 @@ class Denoiser:
         SymDenoiseError
             If there is none of that name or its sha256 is not the recorded one.
         """
-        return cls(load_model(name), device=device, threads=threads, dtype=dtype)
+        return cls(load_model(name), device=device, threads=threads, dtype=dtype, defects=defects)
 
     def environment(self) -> dict[str, Any]:
         """What beside the recipe decides the last bits: torch, device, dtype, threads."""
@@ -133,16 +153,18 @@ class Denoiser:
         """
         stack = _stack(counts)
         shape = (stack.shape[1], stack.shape[2])
-        center = None if beam_center is None else checked_beam_center(beam_center, shape)
         if isinstance(symmetry, Symmetry):
             if checked_point_group(symmetry.point_group) != "1":
                 checked_beam_center(symmetry.beam_center, shape)
             return symmetry
-        if symmetry == "1" or (symmetry != "auto" and checked_point_group(symmetry) and center is not None):
-            return Symmetry(symmetry, center if symmetry != "1" else None)
+        if symmetry == "1":
+            return Symmetry()
+        center = None if beam_center is None else checked_beam_center(beam_center, shape)
+        if symmetry != "auto" and checked_point_group(symmetry) and center is not None:
+            return Symmetry(symmetry, center)
         bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
         frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in stack)
-        pooled = without_gaps(_pooled((without(frame, found_defects(frame).mask) for frame in frames), shape))
+        pooled = without_gaps(_pooled((without(frame, self._defects(frame).mask) for frame in frames), shape))
         if symmetry == "auto":
             return supported_symmetry(pooled, center)
         first = Symmetry(symmetry).operations[0]
@@ -174,8 +196,8 @@ class Denoiser:
         ----------
         counts
             (..., y, x) counts of any integer or float dtype. Negative values, NaN and detector codes (2^16-1,
-            2^32-2, 2^32-1) are masked, and so are the hot and dead pixels that a frame itself shows
-            (`bluesky_symdenoise.physics.defects.found_defects`). Frames are denoised one by one.
+            2^32-2, 2^32-1) are masked, and so are, unless they are kept, the hot and dead pixels that a frame itself
+            shows. Frames are denoised one by one.
         mask
             (y, x), True = bad.
         exposure
@@ -213,7 +235,7 @@ class Denoiser:
         defect = np.zeros(stack.shape, np.uint8)
         for index, image in enumerate(stack):
             frame = frame_from_counts(image, mask=bad, exposure=n)
-            found = found_defects(frame)
+            found = self._defects(frame)
             defect[index] = HOT * found.hot + DEAD * found.dead
             frame = without(frame, found.mask)
             if frame.mask.all():
@@ -281,6 +303,10 @@ class Denoiser:
         result = self(dark.counts, mask=bad, symmetry=symmetry or Symmetry())
         scale = np.float32(1 / exposures)
         return Background(expected=result["intensity"].values * scale, sigma=result["sigma"].values * scale)
+
+    def _defects(self, frame: Frame) -> Defects:
+        """What is masked of a frame."""
+        return found_defects(frame) if self.defects == "find" else no_defects(frame)
 
     def _posterior(self, frame: Frame, symmetry: Symmetry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Expected counts and their standard deviation, (y, x); where memory runs out, in bands, then on the CPU."""

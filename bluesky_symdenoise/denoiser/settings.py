@@ -28,20 +28,24 @@ class DenoiserSettings:
         Threads on the CPU; None leaves one core to whoever else runs, such as the RunEngine.
     dtype
         ``float32`` or ``bfloat16``.
+    defects
+        ``find`` or ``keep``; see `bluesky_symdenoise.Denoiser`.
 
     Raises
     ------
     SymDenoiseError
-        If `threads` is less than 1, or the dtype another one.
+        If `threads` is less than 1, or another dtype or choice of defects is named.
     """
 
     model: str | None = None
     device: str = "auto"
     threads: int | None = None
     dtype: str = "float32"
+    defects: str = "find"
 
     def __post_init__(self) -> None:
         checked_dtype(self.dtype)
+        checked_defects(self.defects)
         if self.threads is not None and self.threads < 1:
             raise SymDenoiseError(
                 f"threads={self.threads}", rule="at least one is needed", remedy="give 1 or more, or None"
@@ -95,6 +99,15 @@ def checked_dtype(dtype: str) -> None:
         raise SymDenoiseError(f"dtype={dtype!r}", rule="float32 or bfloat16 is known", remedy="leave it out")
 
 
+def checked_defects(defects: str) -> str:
+    """Refuse what is no way to treat defects."""
+    if defects not in ("find", "keep"):
+        raise SymDenoiseError(
+            f"defects={defects!r}", rule="hot and dead pixels are found and masked, or kept", remedy="give find or keep"
+        )
+    return defects
+
+
 def spare_threads() -> int:
     """As many threads as leave one core to whoever else runs."""
     return max(1, len(os.sched_getaffinity(0)) - 1)
@@ -109,6 +122,7 @@ def _loaded(settings: DenoiserSettings) -> Denoiser:
         device=settings.device,
         threads=settings.threads or spare_threads(),
         dtype=settings.dtype,
+        defects=settings.defects,
     )
 
 
@@ -118,4 +132,6 @@ def _loaded_as_recorded(settings: RecordedSettings) -> Denoiser:
     from bluesky_symdenoise.denoiser.weights import load_recorded
 
     model = load_recorded(str(settings.model), settings.recorded)
-    return Denoiser(model, device=settings.device, threads=settings.threads, dtype=settings.dtype)
+    return Denoiser(
+        model, device=settings.device, threads=settings.threads, dtype=settings.dtype, defects=settings.defects
+    )

@@ -54,6 +54,12 @@ def found_defects(frame: Frame) -> Defects:
     return Defects(hot=_hot(frame, limit), dead=_dead(frame, limit))
 
 
+def no_defects(frame: Frame) -> Defects:
+    """Of a frame whose counts are all believed."""
+    nothing = np.zeros(frame.counts.shape, bool)
+    return Defects(hot=nothing, dead=nothing)
+
+
 def _hot(frame: Frame, limit: float) -> NDArray[np.bool_]:
     found = np.zeros(frame.counts.shape, bool)
     y, x = np.nonzero(frame.counts * LEAK > limit)
