@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,35 @@ def no_tiled_environment() -> Iterator[None]:
         for name in [name for name in os.environ if name.upper().startswith("TILED_")]:
             patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Folder of the catalogue that a module's tests share."""
+    return tmp_path_factory.mktemp(request.module.__name__)
+
+
+@pytest.fixture(scope="module")
+def client(home: Path) -> Iterator[Container]:
+    """Client of that catalogue, with containers ``raw`` and ``denoised``."""
+    with embedded_catalog(home) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Any:
+    """The default model on one thread."""
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+    return Denoiser.pretrained(threads=1)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Any:
+    """A RunEngine."""
+    from bluesky import RunEngine
+
+    return RunEngine(call_returns_result=True)
 
 
 @pytest.fixture
@@ -111,3 +140,55 @@ def _write_run(
         writer("stop", {**run.compose_stop(), **(stop or {})})
     uid: str = run.start_doc["uid"]
     return uid
+
+
+def step_scan(
+    folder: Path,
+    counts: np.ndarray,
+    *,
+    scalars: Mapping[str, Sequence[float]] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    events: bool = True,
+    ended: bool = True,
+) -> Iterator[tuple[str, Any]]:
+    """Documents of a scan of frames (n, y, x), as a RunEngine emits them: one stream_datum and one event for each."""
+    run = compose_run(metadata=dict(metadata or {}))
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{run.start_doc['uid']}.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("counts", data=counts, chunks=(1, *counts.shape[1:]))
+    yield "start", run.start_doc
+    shape = [1, *counts.shape[1:]]
+    image = {"source": "t", "dtype": "array", "dtype_numpy": counts.dtype.str, "shape": shape, "external": "STREAM:"}
+    number = {"source": "t", "dtype": "number", "shape": []}
+    keys = {"det": image, **dict.fromkeys(scalars or {}, number)}
+    stream = run.compose_descriptor(name="primary", data_keys=keys)
+    yield "descriptor", stream.descriptor_doc
+    resource = run.compose_stream_resource(
+        mimetype="application/x-hdf5",
+        uri=f"file://localhost{path}",
+        data_key="det",
+        parameters={"dataset": "counts", "chunk_shape": tuple(shape)},
+    )
+    yield "stream_resource", resource.stream_resource_doc
+    for row in range(len(counts)):
+        place = {"start": row, "stop": row + 1}, {"start": row + 1, "stop": row + 2}
+        yield "stream_datum", resource.compose_stream_datum(*place, stream.descriptor_doc)
+        if events:
+            data = {name: column[row] for name, column in (scalars or {}).items()}
+            yield "event", stream.compose_event(data=data, timestamps=dict.fromkeys(data, 0.0), seq_num=row + 1)
+    if ended:
+        yield "stop", run.compose_stop()
+
+
+def written(
+    client: Container, documents: Iterable[tuple[str, Any]], callback: Callable[[str, Any], Any] = lambda *_: None
+) -> Any:
+    """The raw run of these documents, which a callback sees too."""
+    writer = TiledWriter(client["raw"])
+    uid = ""
+    for name, doc in documents:
+        uid = doc["uid"] if name == "start" else uid
+        writer(name, doc)
+        callback(name, doc)
+    return client["raw"][uid]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from bluesky_symdenoise.acquisition.beamline import Beamline, Settings, poni_bea
 from bluesky_symdenoise.acquisition.replay import replay
 from bluesky_symdenoise.acquisition.status import Status
 from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
-from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import Recipe
@@ -150,17 +148,6 @@ class TestBeamline:
     def test_two_darks_are_refused(self) -> None:
         with pytest.raises(SymDenoiseError, match="one dark"):
             Beamline(dark_stream="dark", dark_run="uid")
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    with embedded_catalog(tmp_path_factory.mktemp("beamline")) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def denoiser() -> Denoiser:
-    return Denoiser.pretrained(threads=1)
 
 
 def a_run(

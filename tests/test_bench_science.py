@@ -19,11 +19,6 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 FIT, SAMPLE = simulated()
 
 
-@pytest.fixture(scope="module")
-def denoiser() -> Denoiser:
-    return Denoiser.pretrained(threads=1)
-
-
 def curves(factors: dict[str, float]) -> list[science.Result]:
     """Rows of methods whose error falls as 1/sqrt(exposure), that of each at so many times the exposure of raw."""
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,28 +55,6 @@ def rings(n: int = 3) -> np.ndarray:
     counts = np.random.default_rng(7).poisson(rate, (n, HEIGHT, WIDTH)).astype(np.uint16)
     counts.flags.writeable = False
     return counts
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the catalogue that this module's tests share."""
-    return tmp_path_factory.mktemp("callback")
-
-
-@pytest.fixture(scope="module")
-def client(home: Path) -> Iterator[Container]:
-    with embedded_catalog(home) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def denoiser() -> Denoiser:
-    return Denoiser.pretrained(threads=1)
-
-
-@pytest.fixture(scope="module")
-def engine() -> RunEngine:
-    return RunEngine(call_returns_result=True)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,6 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 SIZE = 128
 
 
-@pytest.fixture(scope="module")
-def denoiser() -> Denoiser:
-    return Denoiser.pretrained(threads=1)
-
-
 def truth(level: float) -> tuple[np.ndarray, np.ndarray]:
     """A ring of signal and a sloping background, expected counts per frame."""
     y, x = np.ogrid[:SIZE, :SIZE]

@@ -28,11 +28,6 @@ KEY = "mongoKey"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("databroker")
-
-
-@pytest.fixture(scope="module")
 def mongo(home: Path) -> Iterator[Container]:
     """Client of a catalogue in MongoDB with one run: external frames (NPY_SEQ) and inline ones."""
     tree = mongo_normalized.MongoAdapter.from_mongomock()
@@ -69,11 +64,6 @@ def insert(client: Any, folder: Path) -> None:
 def client(home: Path) -> Iterator[Container]:
     with embedded_catalog(home / "catalog") as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def denoiser() -> Denoiser:
-    return Denoiser.pretrained(threads=1)
 
 
 def run_of(mongo: Any) -> Any:

@@ -75,11 +75,6 @@ def client(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
         yield client
 
 
-@pytest.fixture(scope="module")
-def denoiser() -> Denoiser:
-    return Denoiser.pretrained(threads=1)
-
-
 @pytest.fixture
 def raw_folder(frames_folder: Path) -> Path:
     folder = frames_folder / "raw"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from bluesky_symdenoise.acquisition.play import PlayDetector
 from bluesky_symdenoise.acquisition.replay import replay
 from bluesky_symdenoise.acquisition.status import Status
 from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
-from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.rows import Patience
@@ -51,27 +50,6 @@ def counted(n: int, seed: int = 5) -> np.ndarray:
 
 def sums(frames: np.ndarray) -> list[float]:
     return [float(frame.sum()) for frame in frames]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("documents")
-
-
-@pytest.fixture(scope="module")
-def client(home: Path) -> Iterator[Container]:
-    with embedded_catalog(home) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def denoiser() -> Denoiser:
-    return Denoiser.pretrained(threads=1)
-
-
-@pytest.fixture(scope="module")
-def engine() -> RunEngine:
-    return RunEngine(call_returns_result=True)
 
 
 @pytest.fixture

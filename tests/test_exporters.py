@@ -42,19 +42,9 @@ def rings(frames: int = 3) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("exporters")
-
-
-@pytest.fixture(scope="module")
 def client(home: Path) -> Iterator[Container]:
     with embedded_catalog(home, api_key=KEY) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def denoiser() -> Denoiser:
-    return Denoiser.pretrained(threads=1)
 
 
 def derived(client: Container, home: Path, denoiser: Denoiser, counts: np.ndarray, **asked: Any) -> Any:

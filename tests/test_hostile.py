@@ -71,11 +71,6 @@ PARTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("hostile")
-
-
 class Tracebacks(logging.Handler):
     """Exceptions that the server logged: for each its type, and the package and function that raised it."""
 

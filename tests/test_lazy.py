@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from bluesky_symdenoise.catalog.client import _summary
 from bluesky_symdenoise.catalog.lazy import MIMETYPE
 from bluesky_symdenoise.catalog.lazyrun import PENDING
 from bluesky_symdenoise.catalog.query import find
-from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -45,17 +43,6 @@ def frames(seed: int = 3) -> np.ndarray:
     counts[0] = 0
     counts.flags.writeable = False
     return counts
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("lazy")
-
-
-@pytest.fixture(scope="module")
-def client(home: Path) -> Iterator[Container]:
-    with embedded_catalog(home) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

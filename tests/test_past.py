@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import xarray as xr
 from bluesky_tiled_plugins.writing._json_writer import JSONLinesWriter
-from event_model import compose_run
+from conftest import step_scan
 from tiled.client.container import Container
 
 from bluesky_symdenoise import SymDenoiseError, aligned, denoised_for, find, recompute, replay
 from bluesky_symdenoise.acquisition.forecast import Forecast
-from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.recipe import Recipe, chosen_frames, rows_of
 
@@ -42,17 +41,6 @@ class Counting(Denoiser):
     def __call__(self, counts: Any, **options: Any) -> Any:
         self.calls += 1
         return super().__call__(counts, **options)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("past")
-
-
-@pytest.fixture(scope="module")
-def client(home: Path) -> Iterator[Container]:
-    with embedded_catalog(home) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -270,31 +258,10 @@ class TestDocuments:
     """Runs that never reached Tiled, from what a RunEngine emitted."""
 
     @pytest.fixture
-    def documents(self, home: Path, client: Container, write_run: Callable[..., str]) -> list[tuple[str, Any]]:
-        """As a RunEngine emits them: one stream_datum and one event for each frame."""
-        uid = write_run(client["raw"], home / "frames", {"det": scan()}, scalars={"stage": [0.0, 0.5, 1.0, 1.5]})
-        bundle = compose_run(metadata={"hints": AXES})
-        key = {"source": "t", "dtype": "array", "dtype_numpy": "<u2", "shape": [1, 48, 56], "external": "STREAM:"}
-        stream = bundle.compose_descriptor(
-            name="primary", data_keys={"det": key, "stage": {"source": "t", "dtype": "number", "shape": []}}
-        )
-        resource = bundle.compose_stream_resource(
-            mimetype="application/x-hdf5",
-            uri=f"file://localhost{home / 'frames' / f'{uid}.h5'}",
-            data_key="det",
-            parameters={"dataset": "det", "chunk_shape": (1, 1, 48, 56)},
-        )
-        out: list[tuple[str, Any]] = [
-            ("start", bundle.start_doc),
-            ("descriptor", stream.descriptor_doc),
-            ("stream_resource", resource.stream_resource_doc),
-        ]
-        for row in range(FRAMES):
-            place = {"start": row, "stop": row + 1}, {"start": row + 1, "stop": row + 2}
-            out.append(("stream_datum", resource.compose_stream_datum(*place, stream.descriptor_doc)))
-            event = stream.compose_event(data={"stage": row / 2}, timestamps={"stage": 0.0}, seq_num=row + 1)
-            out.append(("event", event))
-        return [*out, ("stop", bundle.compose_stop())]
+    def documents(self, home: Path) -> list[tuple[str, Any]]:
+        """As a RunEngine emits them."""
+        stage = {"stage": [0.0, 0.5, 1.0, 1.5]}
+        return list(step_scan(home / "frames", scan(), scalars=stage, metadata={"hints": AXES}))
 
     @pytest.fixture
     def backup(self, documents: list[tuple[str, Any]], tmp_path: Path) -> Path:

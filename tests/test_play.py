@@ -43,11 +43,6 @@ def frames() -> np.ndarray:
     return frames
 
 
-@pytest.fixture(scope="module")
-def engine() -> RunEngine:
-    return RunEngine(call_returns_result=True)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where the detector writes, apart from what a test writes itself."""

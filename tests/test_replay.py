@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from bluesky_tiled_plugins import TiledWriter
+from conftest import step_scan, written
 from event_model import compose_run
 from tiled.client.container import Container
 from tiled.queries import Key
@@ -21,7 +22,6 @@ from bluesky_symdenoise.acquisition.again import recompute
 from bluesky_symdenoise.acquisition.replay import replay
 from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
 from bluesky_symdenoise.catalog.query import denoised_for
-from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -69,62 +69,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the catalogue that this module's tests share."""
-    return tmp_path_factory.mktemp("replay")
-
-
-@pytest.fixture(scope="module")
-def client(home: Path) -> Iterator[Container]:
-    with embedded_catalog(home) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def denoiser() -> Denoiser:
-    return Denoiser.pretrained(threads=1)
-
-
-@pytest.fixture(scope="module")
 def acquired(client: Container, home: Path) -> Callable[..., Any]:
     """Function that writes a raw run of `spots`, seen by a callback if one is given; returns the raw run."""
 
-    def acquire(callback: DenoiseCallback | None = None, *, stop: bool = True, frames: int = FRAMES) -> Any:
-        run = compose_run()
-        path = home / "frames" / f"{run.start_doc['uid']}.h5"
-        with h5py.File(path, "w") as file:
-            file.create_dataset("counts", data=spots(frames), chunks=(1, HEIGHT, WIDTH))
-        writer = TiledWriter(client["raw"])
-
-        def emit(name: str, doc: Any) -> None:
-            writer(name, doc)
-            if callback is not None:
-                callback(name, doc)
-
-        emit("start", run.start_doc)
-        key = {
-            "source": "test",
-            "dtype": "array",
-            "dtype_numpy": "<u4",
-            "shape": [1, HEIGHT, WIDTH],
-            "external": "STREAM:",
-        }
-        stream = run.compose_descriptor(name="primary", data_keys={"det": key})
-        emit("descriptor", stream.descriptor_doc)
-        resource = run.compose_stream_resource(
-            mimetype="application/x-hdf5",
-            uri=f"file://localhost{path}",
-            data_key="det",
-            parameters={"dataset": "counts", "chunk_shape": (1, HEIGHT, WIDTH)},
-        )
-        emit("stream_resource", resource.stream_resource_doc)
-        for i in range(frames):
-            rows = {"start": i, "stop": i + 1}, {"start": i + 1, "stop": i + 2}
-            emit("stream_datum", resource.compose_stream_datum(*rows, stream.descriptor_doc))
-            emit("event", stream.compose_event(data={}, timestamps={}, seq_num=i + 1))
-        if stop:
-            emit("stop", run.compose_stop())
-        return client["raw"][run.start_doc["uid"]]
+    def acquire(callback: Callable[..., Any] = lambda *_: None, *, stop: bool = True, frames: int = FRAMES) -> Any:
+        return written(client, step_scan(home / "frames", spots(frames), ended=stop), callback)
 
     return acquire
 

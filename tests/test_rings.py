@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import h5py
 import matplotlib
 import numpy as np
 import pytest
 from bluesky.callbacks.best_effort import BestEffortCallback
 from bluesky.callbacks.mpl_plotting import LiveGrid
-from bluesky_tiled_plugins import TiledWriter, subscribe_to_streams
-from event_model import compose_run
+from bluesky_tiled_plugins import subscribe_to_streams
+from conftest import step_scan, written
 from tiled.client.container import Container
 
 from bluesky_symdenoise import DenoiseCallback, Ring, ThreadedDenoiseCallback, denoised_for, evict, raw_for, replay
 from bluesky_symdenoise.acquisition.arguments import read_arguments
 from bluesky_symdenoise.acquisition.catchup import finish, unfinished
 from bluesky_symdenoise.acquisition.plan import Work
-from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.cli.live import planned_work
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
@@ -46,68 +44,19 @@ def frames() -> np.ndarray:
     return rng.poisson([0.5 + 3 * peak * texture for texture in textures]).astype(np.uint32)
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rings")
-
-
-@pytest.fixture(scope="module")
-def client(home: Path) -> Iterator[Container]:
-    with embedded_catalog(home) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def denoiser() -> Denoiser:
-    return Denoiser.pretrained(threads=1)
-
-
-def emitted(client: Container, home: Path, callback: Callable[[str, Any], None], *, events: bool = True) -> Any:
+def emitted(
+    client: Container, home: Path, callback: Callable[[str, Any], Any] = lambda *_: None, *, events: bool = True
+) -> Any:
     """The raw run of a map of `frames`, written to the catalogue and given to a callback."""
-    run = compose_run(
-        metadata={
-            "plan_name": "grid_scan",
-            "plan_type": "generator",
-            "shape": [2, 3],
-            "extents": [[0, 1], [0, 2]],
-            "snaking": [False, False],
-            "scan_id": 1,
-        }
-    )
-    path = home / "frames" / f"{run.start_doc['uid']}.h5"
-    path.parent.mkdir(exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file.create_dataset("counts", data=frames(), chunks=(1, SIZE, SIZE))
-    writer = TiledWriter(client["raw"])
-
-    def emit(name: str, doc: Any) -> None:
-        writer(name, doc)
-        callback(name, doc)
-
-    emit("start", run.start_doc)
-    key = {
-        "source": "test",
-        "dtype": "array",
-        "dtype_numpy": "<u4",
-        "shape": [1, SIZE, SIZE],
-        "external": "STREAM:",
+    metadata = {
+        "plan_name": "grid_scan",
+        "plan_type": "generator",
+        "shape": [2, 3],
+        "extents": [[0, 1], [0, 2]],
+        "snaking": [False, False],
+        "scan_id": 1,
     }
-    stream = run.compose_descriptor(name="primary", data_keys={"det": key})
-    emit("descriptor", stream.descriptor_doc)
-    resource = run.compose_stream_resource(
-        mimetype="application/x-hdf5",
-        uri=f"file://localhost{path}",
-        data_key="det",
-        parameters={"dataset": "counts", "chunk_shape": (1, SIZE, SIZE)},
-    )
-    emit("stream_resource", resource.stream_resource_doc)
-    for i in range(len(DIRECTIONS)):
-        rows = {"start": i, "stop": i + 1}, {"start": i + 1, "stop": i + 2}
-        emit("stream_datum", resource.compose_stream_datum(*rows, stream.descriptor_doc))
-        if events:
-            emit("event", stream.compose_event(data={}, timestamps={}, seq_num=i + 1))
-    emit("stop", run.compose_stop())
-    return client["raw"][run.start_doc["uid"]]
+    return written(client, step_scan(home / "frames", frames(), metadata=metadata, events=events), callback)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +95,7 @@ def test_columns_with_a_sigma_are_no_images(live: Any) -> None:
 
 
 def test_replay_gives_the_same_columns(live: Any, client: Container, home: Path, denoiser: Denoiser) -> None:
-    raw = emitted(client, home, lambda *_: None)
+    raw = emitted(client, home)
     replayed = replay(raw, into=client["denoised"], denoiser=denoiser, analysis=RINGS, **OPTIONS)
     for name in NAMES:
         np.testing.assert_array_equal(column(replayed, name), column(live, name))
@@ -159,7 +108,7 @@ def test_replay_gives_the_same_columns(live: Any, client: Container, home: Path,
 
 
 def test_replay_in_memory_gives_the_same_columns(live: Any, client: Container, home: Path, denoiser: Denoiser) -> None:
-    raw = emitted(client, home, lambda *_: None)
+    raw = emitted(client, home)
     held = replay(raw, denoiser=denoiser, analysis=RINGS, **OPTIONS)
     for name in NAMES:
         np.testing.assert_array_equal(held[name].values, column(live, name))
@@ -170,7 +119,7 @@ def test_replay_in_memory_gives_the_same_columns(live: Any, client: Container, h
 
 
 def test_catching_up_gives_the_same_columns(live: Any, client: Container, home: Path, denoiser: Denoiser) -> None:
-    raw = emitted(client, home, lambda *_: None)
+    raw = emitted(client, home)
     work = Work.planned(client["denoised"], activity="catch-up", denoiser=denoiser, analysis=RINGS, **OPTIONS)
     found = {item.uid: item for item in unfinished(client["raw"], work)}
     assert raw_for(live).start["uid"] not in found
@@ -254,7 +203,7 @@ def test_map_grows_from_the_events(
 
 
 def test_pixels_can_be_evicted_and_columns_stay(client: Container, home: Path, denoiser: Denoiser) -> None:
-    raw = emitted(client, home, lambda *_: None)
+    raw = emitted(client, home)
     derived = replay(raw, into=client["denoised"], denoiser=denoiser, analysis=RINGS[0], **OPTIONS)
     before = column(derived, "det"), column(derived, "det_orientation")
     evict(derived, denoiser=denoiser)
@@ -267,7 +216,7 @@ def test_ring_that_cannot_be_looked_at_does_not_cost_the_frame(
     client: Container, home: Path, denoiser: Denoiser
 ) -> None:
     """No symmetry, no beam centre: images are denoised, the columns are NaN."""
-    raw = emitted(client, home, lambda *_: None)
+    raw = emitted(client, home)
     derived = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", analysis=Ring(8, 28))
     assert np.isfinite(column(derived, "det")).all()
     assert np.isnan(column(derived, "det_orientation")).all()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -15,15 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5py
 import httpx
 import numpy as np
 from bluesky_tiled_plugins import TiledWriter
-from event_model import compose_run
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from bluesky_symdenoise.acquisition.register import register
+from bluesky_symdenoise.bench.live import resident, run_documents
+from bluesky_symdenoise.bench.server import served
 from bluesky_symdenoise.catalog.adapter import CACHE_VARIABLE
 from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -31,15 +30,6 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 
 Figure = dict[str, Any]
 
-#: A server in a process of its own, so that its memory is its own: it ends when its input does.
-_SERVER = """
-import sys
-from bluesky_symdenoise.catalog.serve import embedded_catalog
-with embedded_catalog(sys.argv[1], api_key=sys.argv[2]) as client:
-    print(client.context.api_uri, flush=True)
-    sys.stdin.read()
-"""
-_KEY = "bench"
 _METRIC = 'symdenoise_lazy_frames_total{outcome="%s"}'
 
 
@@ -79,7 +69,7 @@ def _one_reader(denoiser: Denoiser, *, size: int, repeats: int) -> list[Figure]:
     counts = np.random.default_rng(0).poisson(1.0, (repeats + 1, size, size)).astype(np.uint16)
     with tempfile.TemporaryDirectory() as folder:
         raw_uid, derived_uid = _made(Path(folder), counts, denoiser)
-        with _served(Path(folder), cache=2**30) as http:
+        with _served(Path(folder), cache=2**30) as (http, _):
             raw, lazy = f"array/full/raw/{raw_uid}/primary/det", f"array/full/denoised/{derived_uid}/primary/det"
             times: dict[str, list[float]] = {"raw": [], "first": [], "again": [], "inference": []}
             # The first frame loads the model.
@@ -119,17 +109,17 @@ def _many_readers(denoiser: Denoiser, *, clients: int, frames: int, size: int, s
     cache = int(share * frames * size * size * 8)
     with tempfile.TemporaryDirectory() as folder:
         _, uid = _made(Path(folder), counts, denoiser)
-        with _served(Path(folder), cache=cache) as http:
+        with _served(Path(folder), cache=cache) as (http, pid):
             path = f"array/full/denoised/{uid}/primary/det"
             _get(http, path, {"slice": "0:1"})
-            before, peak, done = _memory(http.pid), [0], threading.Event()
-            watcher = threading.Thread(target=_watch, args=(http.pid, peak, done))
+            before, peak, done = resident(pid), [0.0], threading.Event()
+            watcher = threading.Thread(target=_watch, args=(pid, peak, done))
             watcher.start()
 
             def read(seed: int) -> int:
                 failed = 0
                 for row in np.random.default_rng(seed).permutation(frames):
-                    failed += not http.client.get(path, params={"slice": f"{row}:{row + 1}"}).is_success
+                    failed += not http.get(path, params={"slice": f"{row}:{row + 1}"}).is_success
                 return failed
 
             begun = time.perf_counter()
@@ -138,9 +128,9 @@ def _many_readers(denoiser: Denoiser, *, clients: int, frames: int, size: int, s
             seconds = time.perf_counter() - begun
             done.set()
             watcher.join()
-            said = http.client.get("metrics").text.splitlines()
+            said = http.get("metrics").text.splitlines()
     outcomes = {name: _count(said, name) for name in ("computed", "hit", "joined", "failed")}
-    grown, once = peak[0] - before, outcomes["computed"] == frames
+    grown, once = int((peak[0] - before) * 1e6), outcomes["computed"] == frames
     within = grown <= cache + 2**30
     how = ", ".join(f"{count} {name}" for name, count in outcomes.items() if name != "failed")
     return {
@@ -157,70 +147,29 @@ def _many_readers(denoiser: Denoiser, *, clients: int, frames: int, size: int, s
     }
 
 
-def _made(home: Path, counts: Any, denoiser: Denoiser) -> tuple[str, str]:
+def _made(home: Path, counts: NDArray[np.uint16], denoiser: Denoiser) -> tuple[str, str]:
     """Uids of a raw run in a catalogue and of its lazy run."""
-    rows, height, width = counts.shape
     with embedded_catalog(home) as client:
-        run, writer = compose_run(), TiledWriter(client["raw"])
-        uid = run.start_doc["uid"]
-        path = home / "frames" / f"{uid}.h5"
-        with h5py.File(path, "w") as file:
-            file.create_dataset("det", data=counts, chunks=(1, height, width))
-        key = {
-            "source": "bench",
-            "dtype": "array",
-            "dtype_numpy": "<u2",
-            "shape": [1, height, width],
-            "external": "STREAM:",
-        }
-        stream = run.compose_descriptor(name="primary", data_keys={"det": key})
-        parameters = {"dataset": "det", "chunk_shape": (1, height, width)}
-        resource = run.compose_stream_resource(
-            mimetype="application/x-hdf5", uri=f"file://localhost{path}", data_key="det", parameters=parameters
-        )
-        indices, numbers = {"start": 0, "stop": rows}, {"start": 1, "stop": rows + 1}
-        writer("start", run.start_doc)
-        writer("descriptor", stream.descriptor_doc)
-        writer("stream_resource", resource.stream_resource_doc)
-        writer("stream_datum", resource.compose_stream_datum(indices, numbers, stream.descriptor_doc))
-        for row in range(rows):
-            writer("event", stream.compose_event(data={}, timestamps={}, seq_num=row + 1))
-        writer("stop", run.compose_stop())
+        documents = run_documents(home / "frames", counts, len(counts))
+        writer = TiledWriter(client["raw"])
+        for name, doc in documents:
+            writer(name, doc)
+        uid = str(documents[0][1]["uid"])
         derived = register(client["raw"][uid], client["denoised"], denoiser=denoiser, symmetry="1")
         return uid, str(derived.start["uid"])
 
 
-class _Http:
-    """A client of a served catalogue, and the server's process."""
-
-    def __init__(self, url: str, pid: int) -> None:
-        self.pid = pid
-        self.client = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Apikey {_KEY}", "Accept": "application/octet-stream, */*;q=0.1"},
-            timeout=600,
-            trust_env=False,
-        )
-
-
 @contextmanager
-def _served(home: Path, *, cache: int) -> Iterator[_Http]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVER, str(home), _KEY],
-        env=os.environ | {CACHE_VARIABLE: str(cache)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout is not None
-        http = _Http(process.stdout.readline().strip(), process.pid)
-        with http.client:
-            yield http
+def _served(home: Path, *, cache: int) -> Iterator[tuple[httpx.Client, int]]:
+    """A plain client of a server with so many bytes of cache, and the server's process id."""
+    with served(home, environment={CACHE_VARIABLE: str(cache)}) as server:
+        headers = {"Authorization": f"Apikey {server.key}", "Accept": "application/octet-stream, */*;q=0.1"}
+        with httpx.Client(base_url=server.url, headers=headers, timeout=600, trust_env=False) as http:
+            yield http, server.pid
 
 
-def _get(http: _Http, path: str, params: dict[str, str]) -> bytes:
-    return http.client.get(path, params=params).raise_for_status().content
+def _get(http: httpx.Client, path: str, params: dict[str, str]) -> bytes:
+    return http.get(path, params=params).raise_for_status().content
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -229,14 +178,9 @@ def _seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def _memory(pid: int) -> int:
-    """Bytes that a process holds in memory."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _watch(pid: int, peak: list[int], done: threading.Event) -> None:
+def _watch(pid: int, peak: list[float], done: threading.Event) -> None:
     while not done.wait(0.05):
-        peak[0] = max(peak[0], _memory(pid))
+        peak[0] = max(peak[0], resident(pid))
 
 
 def _count(said: list[str], outcome: str) -> int:

@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,40 +29,53 @@ _SERVE = "import sys; from bluesky_symdenoise.cli import main; main(['serve', sy
 class ServerProcess:
     """Serves the catalogue of a folder on a fixed port.
 
+    Parameters
+    ----------
+    environment
+        Variables that it has beside those of this process.
+
     Attributes
     ----------
     client
         Of the root; it outlives the server.
+    key
+        Opens its API.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._key = folder, secrets.token_hex(16)
-        with embedded_catalog(folder, api_key=self._key) as client:
+    def __init__(self, folder: Path, *, environment: Mapping[str, str]) -> None:
+        self._folder, self._environment, self.key = folder, environment, secrets.token_hex(16)
+        with embedded_catalog(folder, api_key=self.key) as client:
             self._port = int(client.uri.split(":")[2].split("/")[0])
         self.start()
-        self.client: Container = from_uri(self._url, api_key=self._key, trust_env=False)
+        self.client: Container = from_uri(self.url, api_key=self.key, trust_env=False)
 
     @property
-    def _url(self) -> str:
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
+
+    @property
+    def url(self) -> str:
+        """Of its API."""
         return f"http://127.0.0.1:{self._port}/api/v1"
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         self._process = subprocess.Popen(
             [sys.executable, "-c", _SERVE, str(self._folder), str(self._port)],
-            env=os.environ | {KEY_VARIABLE: self._key},
+            env={**os.environ, **self._environment, KEY_VARIABLE: self.key},
             stdout=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + _START_S
         while True:
             try:
-                if httpx.get(self._url + "/", trust_env=False).is_success:
+                if httpx.get(self.url + "/", trust_env=False).is_success:
                     return
             except httpx.TransportError as error:
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     self.kill()
                     raise SymDenoiseError(
-                        self._url, rule="the server did not start", remedy="see its own words above"
+                        self.url, rule="the server did not start", remedy="see its own words above"
                     ) from error
             time.sleep(0.1)
 
@@ -73,9 +86,9 @@ class ServerProcess:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[ServerProcess]:
-    """A server process on a folder, ended with the context."""
-    server = ServerProcess(folder)
+def served(folder: Path, *, environment: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
+    """A server process on a folder, with these environment variables, ended with the context."""
+    server = ServerProcess(folder, environment=environment or {})
     try:
         with closing(server.client.context.http_client):
             yield server
