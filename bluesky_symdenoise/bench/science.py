@@ -13,17 +13,16 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bluesky_symdenoise.analysis.estimate import Estimate, Observed, from_counts, from_denoised, from_likelihood
-from bluesky_symdenoise.bench import pdf
-from bluesky_symdenoise.bench.patterns import QUANTITIES, Image, Pattern, measured, simulated
+from bluesky_symdenoise.bench import few, pdf
+from bluesky_symdenoise.bench.estimators import METHODS, errors, estimates
+from bluesky_symdenoise.bench.patterns import QUANTITIES, Pattern, measured, simulated
 from bluesky_symdenoise.bench.powders import powders
 from bluesky_symdenoise.bench.report import Result
-from bluesky_symdenoise.bench.savings import FIT, OURS, PEERS, PLAIN, RAW, summary, verdict, with_savings
+from bluesky_symdenoise.bench.savings import OURS, PEERS, RAW, summary, verdict, with_savings
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
 #: Mean counts per pixel of the ring.
 LEVELS = (0.05, 0.15, 0.5, 1.5, 5.0, 10.0)
-METHODS = (RAW, PLAIN, OURS, FIT)
 #: Fewer frames that both raw counts and the denoised frame determine make no figure.
 ENOUGH = 10
 LEGEND = (
@@ -69,35 +68,11 @@ def run(
                 for _ in range(frames):
                     progress.update(task, description=f"{pattern.name} {level:g}", advance=1)
                     counts, truth = pattern.draw(rng, level)
-                    for method, estimate in _estimates(pattern, counts, denoiser, replicates, rng).items():
-                        found = estimate.quantities(inner=pattern.inner, outer=pattern.outer)
-                        for quantity in QUANTITIES:
-                            value, sigma = found[quantity]
-                            error = value - truth[quantity]
-                            error = (error + 90) % 180 - 90 if quantity == "orientation" else error
-                            away.setdefault((quantity, method), []).append((error, sigma))
+                    for method, estimate in estimates(pattern, counts, denoiser, replicates, rng).items():
+                        for quantity, error in errors(pattern, estimate, truth).items():
+                            away.setdefault((quantity, method), []).append(error)
                 results += _rows(pattern.name, level, {key: np.array(column) for key, column in away.items()})
     return with_savings(results)
-
-
-def _estimates(
-    pattern: Pattern, counts: Image, denoiser: Denoiser, replicates: int, rng: np.random.Generator
-) -> dict[str, Estimate]:
-    n, annulus = pattern.exposure, pattern.annulus
-
-    def denoise(image: Image) -> Image:
-        result = denoiser(image, mask=n == 0, symmetry=pattern.symmetry)
-        return result["intensity"].values.astype(np.float64)
-
-    observed = Observed(counts, n, np.zeros_like(n))
-    intensity = denoise(counts)
-    filled = Observed(np.nan_to_num(intensity), np.isfinite(intensity).astype(np.float64), np.zeros_like(n))
-    return {
-        RAW: from_counts(annulus, observed),
-        PLAIN: from_counts(annulus, filled),
-        OURS: from_denoised(annulus, intensity, observed, denoise, replicates=replicates, rng=rng),
-        FIT: from_likelihood(annulus, observed),
-    }
 
 
 def _rows(pattern: str, level: float, away: dict[tuple[str, str], NDArray[np.float64]]) -> Iterable[Result]:
@@ -191,16 +166,24 @@ def main(
     json_path: Path | None = None,
     frames: int = 60,
     replicates: int = 8,
+    smae_frames: int = 0,
     model: str | None = None,
     seed: int = 0,
 ) -> None:
-    """Run, print the tables and what they say, and write the figures as JSON if a path is given."""
+    """Run, print the tables and what they say, and write the figures as JSON if a path is given.
+
+    Parameters
+    ----------
+    smae_frames
+        Frames of a simulated ring that SMAE is trained on, each by itself; 0: it is left out.
+    """
     patterns = simulated() + ([] if data is None else measured(data))
     denoiser = Denoiser.pretrained(model, threads=1)
     # First, for it says so if a package is missing.
     pairs = pdf.run(powders(), denoiser, seed=seed)
     rings = run(patterns, denoiser, frames=frames, replicates=replicates, seed=seed)
     found = summary([*rings, *pairs])
+    beside_smae = few.run(simulated()[-1], denoiser, frames=smae_frames, replicates=replicates, seed=seed)
     console = Console()
     if not console.is_terminal:
         console.width = 170
@@ -210,7 +193,11 @@ def main(
     console.print(pdf.report(pairs))
     console.print(pdf.LEGEND)
     console.print(summary_table(found))
+    if beside_smae:
+        console.print(few.report(beside_smae))
+        console.print(few.LEGEND)
     if json_path is not None:
         json_path.write_text(
-            json.dumps({"summary": found, "rings": rings, "pdf": pairs}, indent=1, allow_nan=False) + "\n"
+            json.dumps({"summary": found, "rings": rings, "pdf": pairs, "smae": beside_smae}, indent=1, allow_nan=False)
+            + "\n"
         )

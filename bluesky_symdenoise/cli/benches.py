@@ -155,12 +155,15 @@ def science(
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     frames: Annotated[int, typer.Option(min=2, help="Frames for each ring and exposure.")] = 60,
     replicates: Annotated[int, typer.Option(min=2, help="Denoised frames behind the error bars of one.")] = 8,
+    smae_frames: Annotated[
+        int, typer.Option(min=0, help="Frames of a simulated ring on which SMAE is trained too; half a minute each.")
+    ] = 0,
     model: ModelName = None,
 ) -> None:
     """Rings and G(r) of powders: exposure saved by denoising against raw counts and a likelihood fit; error bars."""
     from bluesky_symdenoise.bench.science import main as measure
 
-    measure(data, json_path=json_path, frames=frames, replicates=replicates, model=model)
+    measure(data, json_path=json_path, frames=frames, replicates=replicates, smae_frames=smae_frames, model=model)
 
 
 @bench.command()
