@@ -27,6 +27,12 @@ def no_tiled_environment() -> Iterator[None]:
         yield
 
 
+def frozen(array: np.ndarray) -> np.ndarray:
+    """The array, which nobody can change any more."""
+    array.flags.writeable = False
+    return array
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """Folder of the catalogue that a module's tests share."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import frozen
 
 from bluesky_symdenoise.analysis.annulus import Annulus
 from bluesky_symdenoise.analysis.estimate import Observed, from_counts, from_denoised, from_likelihood
@@ -21,11 +22,6 @@ INNER, OUTER = 14.0, 34.0
 FWHM = 2 * np.sqrt(2 * np.log(2))
 #: Of the ring that is simulated.
 POSITION, WIDTH, DIRECTION, STRENGTH = 24.0, 2.5, 30.0, 0.8
-
-
-def frozen(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False
-    return array
 
 
 def ring(level: float = 1.0, strength: float = STRENGTH) -> np.ndarray:

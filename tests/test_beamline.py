@@ -13,7 +13,7 @@ from event_model import compose_run
 from tiled.client.container import Container
 
 from bluesky_symdenoise import denoised_for
-from bluesky_symdenoise.acquisition.again import recompute
+from bluesky_symdenoise.acquisition.again import Again, recompute
 from bluesky_symdenoise.acquisition.beamline import Beamline, Settings, poni_beam_center
 from bluesky_symdenoise.acquisition.replay import replay
 from bluesky_symdenoise.acquisition.status import Status
@@ -278,6 +278,18 @@ class TestDarks:
         assert list(done.derived) == ["primary"]
         assert abs(np.mean(done.column("det")) - 2.0) < 0.15
         done.is_computed_again()
+
+    def test_is_denoised_once_for_all_rows_that_are_computed_again(
+        self, client: Container, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        light = frames(2, rate=3.0)
+        done = Done(client, denoiser, a_run(light, frames(1, seed=1)), beamline=Beamline(dark_stream="dark"))
+        made, background = [], Denoiser.background
+        monkeypatch.setattr(Denoiser, "background", lambda *a, **b: made.append(1) or background(*a, **b))
+        again = Again(done.derived, "primary", "det", denoiser)
+        for row, image in enumerate(light):
+            np.testing.assert_array_equal(again.row(row, image).intensity, done.column("det")[row])
+        assert len(made) == 1
 
     def test_from_another_run(self, client: Container, denoiser: Denoiser) -> None:
         taken = a_run(frames(4, rate=1.0, seed=2))

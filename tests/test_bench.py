@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import frozen
 from rich.console import Console
 
 from bluesky_symdenoise.bench import filters, metrics, quality, stabilised
@@ -20,11 +21,6 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 SHAPE = (96, 80)
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from conftest import frozen
 from typer.testing import CliRunner
 
 from bluesky_symdenoise.bench import filters, folded, metrics, quality, stabilised
@@ -21,11 +22,6 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 
 SIDE = 96
 CENTER = (47.5, 40.0)
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from bluesky_symdenoise.analysis.estimate import Observed, from_counts, from_likelihood
-from bluesky_symdenoise.bench import pdf, science
+from bluesky_symdenoise.bench import few, pdf, science
 from bluesky_symdenoise.bench.patterns import QUANTITIES, Pattern, measured, simulated
 from bluesky_symdenoise.bench.powders import LATTICE, POLARISATION, Powder, R, powders
 from bluesky_symdenoise.bench.savings import FIT as LIKELIHOOD
 from bluesky_symdenoise.bench.savings import OURS, PLAIN, RAW, summary, verdict, with_savings
 from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.training.smae import Budget
 
 FIT, SAMPLE = simulated()
 
@@ -73,6 +74,13 @@ def test_runs_and_shows_a_table(denoiser: Denoiser) -> None:
     assert all(row["rms"] is None for row in results)  # Two frames make no figure.
     assert science.report(results, FIT.name).row_count == len(QUANTITIES) * 2
     assert {verdict(row["saved_against_raw"]) for row in summary(results)} == {"not compared"}
+
+
+def test_smae_stands_beside_the_others_on_few_frames(denoiser: Denoiser) -> None:
+    results = few.run(SAMPLE, denoiser, frames=1, levels=(5.0,), replicates=2, budget=Budget(steps=2, channels=(4, 4)))
+    assert {row["method"] for row in results} == {*science.METHODS, few.SMAE}
+    assert few.report(results).row_count == len(QUANTITIES)
+    assert few.run(SAMPLE, denoiser, frames=0) == []
 
 
 @pytest.mark.parametrize("powder", powders(), ids=lambda powder: powder.name)

@@ -12,6 +12,7 @@ import h5py
 import matplotlib.image
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from bluesky_symdenoise import __version__
@@ -19,6 +20,7 @@ from bluesky_symdenoise.catalog.align import aligned
 from bluesky_symdenoise.catalog.query import denoised_for
 from bluesky_symdenoise.catalog.serve import embedded_catalog
 from bluesky_symdenoise.cli import app, main
+from bluesky_symdenoise.cli.root import bench
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.files import open_frames
 
@@ -250,6 +252,17 @@ class TestDenoise:
         np.save(tmp_path / "small.npy", np.zeros((8, 8), np.uint8))
         arguments = [str(path), "--mask", str(tmp_path / "small.npy"), "-o", str(tmp_path / "out.h5")]
         assert "mask of shape (8, 8)" in refused(capsys, "denoise", *arguments)
+
+
+def test_no_bench_writes_a_file_that_was_not_asked_for() -> None:
+    paths = [
+        (name, option.default)
+        for name, command in typer.main.get_command(bench).commands.items()  # type: ignore[attr-defined]
+        for option in command.params
+        if option.name == "json_path"
+    ]
+    assert len(paths) > 8
+    assert {default for _, default in paths} == {None}
 
 
 class TestErrors:

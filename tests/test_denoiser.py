@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from conftest import frozen
 from safetensors.torch import save
 from scipy.stats import poisson
 from torch.nn import functional
@@ -53,11 +54,6 @@ def denoiser():
 @pytest.fixture
 def rng():
     return np.random.default_rng(5)
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 def pattern(shape=SHAPE, center=CENTER, *, photons_per_pixel=1.0):

@@ -432,7 +432,7 @@ def test_command_without_a_scheduler(
     catalog: Container, raw: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TILED_API_KEY", str(catalog.context.api_key))
-    monkeypatch.setattr("bluesky_symdenoise.acquisition.cluster.PATIENCE_S", 0.5)
+    monkeypatch.setattr("bluesky_symdenoise.acquisition.cluster.ANSWER_S", 0.5)
     with pytest.raises(SystemExit) as end:
         main(["replay", str(catalog.context.api_uri), raw.start["uid"], "--dask", "tcp://127.0.0.1:9"])
     assert end.value.code

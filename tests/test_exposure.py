@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import frozen
 from pyFAI.detectors import Detector
 from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
@@ -28,11 +29,6 @@ def geometry(*, rot1=0.0, rot2=0.0):
         rot2=rot2,
         detector=detector,
     )
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 @pytest.mark.parametrize("polarization", [None, 0.0, 0.99, -0.5])

@@ -332,6 +332,15 @@ def test_a_better_model_is_registered_with_its_lineage(untrained: Path, rng: np.
         assert told in found.card
 
 
+def test_where_there_was_no_time_to_tune_that_is_said(untrained: Path, rng: np.random.Generator) -> None:
+    """Not that the tuned model is no better."""
+    done = finetune(frames(rng), name="ring", parent=untrained, config=QUICK, minutes=1e-4, progress=False)
+    assert not done.accepted
+    assert "no tuning step was made" in done.said
+    assert "give more minutes" in done.said
+    assert "not better" not in done.said
+
+
 def test_where_it_is_no_better_the_parent_is_kept(untrained: Path, rng: np.random.Generator) -> None:
     """In words and numbers, and nothing is registered."""
     done = finetune(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import frozen
 
 from bluesky_symdenoise.physics import fold
 from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_center
@@ -29,11 +30,6 @@ CENTER = (121.5, 141.0)
 @pytest.fixture
 def rng():
     return np.random.default_rng(11)
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 def frame_of(counts, exposure=None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import frozen
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import (
@@ -14,11 +15,6 @@ from bluesky_symdenoise.physics.frame import (
     frame_from_counts,
     sentinel_mask,
 )
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 def frame_of(counts, *, mask=None, exposure=None):

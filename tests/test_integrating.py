@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import frozen
 
 from bluesky_symdenoise import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -13,11 +14,6 @@ from bluesky_symdenoise.training.series import textured_rate
 from bluesky_symdenoise.training.simulate import View
 
 SHAPE, CENTER = (256, 272), (121.5, 141.0)
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 def pattern(photons):

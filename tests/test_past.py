@@ -119,7 +119,7 @@ class TestInMemory:
     def test_of_several_streams_one_is_named(self, raw: Any, denoiser: Counting) -> None:
         with pytest.raises(SymDenoiseError, match="a Dataset holds one stream"):
             replay(raw, denoiser=denoiser, streams=["primary", "baseline"])
-        with pytest.raises(SymDenoiseError, match="holds a 2D image"):
+        with pytest.raises(SymDenoiseError, match=r"no image fits streams=\['baseline'\]; there is primary/det"):
             replay(raw, denoiser=denoiser, streams=["baseline"])
 
 
@@ -154,6 +154,10 @@ class TestChosenFrames:
         newest = replay(raw, into=client["denoised"], denoiser=denoiser, frames=range(1))
         assert denoised_for(client, raw).start["uid"] == whole.start["uid"]
         assert len(denoised_for(client, raw, latest=False)) == 1
+        for made, frames in ((part, slice(2)), (newest, [0])):
+            assert denoised_for(client, raw, frames=frames).start["uid"] == made.start["uid"]
+        assert denoised_for(client, raw, frames=[3]) is None
+        assert len(denoised_for(client, raw, frames="any", latest=False)) == 3
         assert newest.start["uid"] in find(client, recipe=newest.start["provenance"]["recipe_sha256"])
 
     def test_of_a_scan_without_times_lie_where_they_belong(

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from conftest import frozen
 
 from bluesky_symdenoise.bench import learned, stabilised
 from bluesky_symdenoise.bench.cases import Given
@@ -17,11 +18,6 @@ from bluesky_symdenoise.training.n2v import n2v
 from bluesky_symdenoise.training.smae import BUDGET, UNet, both_counted, both_measured, smae
 
 SHORT = replace(BUDGET, steps=60, channels=(8, 16))
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 @pytest.fixture

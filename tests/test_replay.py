@@ -232,7 +232,7 @@ class TestReplay:
         writer("event", stream.compose_event(data={"temperature": 1.0}, timestamps={"temperature": 0.0}))
         writer("stop", run.compose_stop())
         raw = client["raw"][run.start_doc["uid"]]
-        with pytest.raises(SymDenoiseError, match="no stream of primary holds a 2D image") as caught:
+        with pytest.raises(SymDenoiseError, match=r"no 2D image in streams primary \(temperature\)") as caught:
             replay(raw, into=client["denoised"], denoiser=denoiser)
         assert "\n" not in str(caught.value)
         assert denoised_for(client, raw) is None

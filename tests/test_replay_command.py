@@ -71,7 +71,15 @@ def test_runs_that_are_searched_for(catalog: Container, command: Command, raw: C
     assert (status, "1 of 1 runs replayed" in said) == (0, True)
     assert denoised_for(catalog, wanted) is not None
     assert len(catalog["denoised"]) == 1
-    assert "0 of 0" in command("--plan", "grid_scan")[1]
+    status, said = command("--plan", "grid_scan", "--query", "exposure=5")
+    assert (status, "--plan grid_scan, --query exposure=5: no finished run of 4 in 'raw' fits" in said) == (2, True)
+
+
+def test_what_a_run_lacks_is_named_beside_what_it_has(command: Command, raw: Callable[..., str]) -> None:
+    uid = raw()
+    assert "no image fits streams=['nope']; there is primary/det" in command(uid, "--stream", "nope")[1]
+    status, said = command(uid, "--rows", "0,50")
+    assert (status, f"stream 'primary' has {FRAMES}" in said) == (1, True)
 
 
 def test_what_failed_is_said(catalog: Container, command: Command, raw: Callable[..., str], tmp_path: Path) -> None:

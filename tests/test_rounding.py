@@ -9,15 +9,11 @@ from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
+from conftest import frozen
 
 from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
 from bluesky_symdenoise.recipe import Recipe, array_sha256
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import frozen
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import mated
@@ -26,11 +27,6 @@ SHAPE = (13, 18)
 OPERATIONS = POINT_GROUPS["2mm"]
 #: Whole, half and other centres; at the middle, off it, and on the detector's edges.
 CENTERS = [(6.0, 8.5), (6.5, 8.0), (4.0, 12.0), (2.3, 14.9), (0.0, 17.0), (-0.5, 17.5), (12.5, -0.5)]
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import frozen
 from safetensors.torch import load_file
 from scipy.stats import nbinom
 
@@ -49,11 +50,6 @@ def torch_state():
 @pytest.fixture
 def rng():
     return np.random.default_rng(21)
-
-
-def frozen(array):
-    array.flags.writeable = False
-    return array
 
 
 def only(monkeypatch, kind):

@@ -116,7 +116,7 @@ class Again:
             )
         self.denoiser = denoiser
         self._recorded = Recorded(run, raw_for(run), recipe, stream=stream, key=key)
-        self.mask, self.exposure = self._recorded.mask(), self._recorded.exposure()
+        self.mask, self.exposure = self._recorded.mask, self._recorded.exposure
         events = run[stream]
         named = np.asarray(events[f"{key}_symmetry"].read()).tolist()
         self.groups = [group.decode() if isinstance(group, bytes) else str(group) for group in named]

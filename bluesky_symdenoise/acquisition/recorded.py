@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -39,12 +40,17 @@ class Recorded:
         configuration = run[stream].metadata.get("configuration", {})
         self._said: Document = dict(configuration.get("symdenoise", {}).get("data", {}))
         self._names = Beamline.from_recipe(recipe.beamline)
+        #: The last dark with its row, and the last background with what it was made from.
+        self._last_dark: tuple[int, Dark] | None = None
+        self._background: tuple[Dark, Symmetry, float, Background] | None = None
 
+    @cached_property
     def exposure(self) -> NDArray[Any] | None:
         """(y, x) relative exposure that was given, or None."""
         sha256 = self._recipe.exposure_sha256
         return None if sha256 is None else self._array("exposure", sha256)
 
+    @cached_property
     def mask(self) -> NDArray[Any] | None:
         """(y, x) mask that was given or found, or None."""
         if self._recipe.mask_sha256 is not None:
@@ -56,29 +62,43 @@ class Recorded:
         self, denoiser: Denoiser, index: int, symmetry: Symmetry
     ) -> tuple[NDArray[Any] | None, Background | None]:
         """The mask and the background of one row; without a dark the mask alone."""
-        mask = self.mask()
+        mask = self.mask
         if not self._names.has_dark:
             return mask, None
         dark = self._dark(index)
         both = dark.mask if mask is None else with_dark_mask(mask, dark)
         exposures = dark.exposures(self._seconds(self._stream, self._recipe.rows[index]))
-        return both, denoiser.background(dark, exposures=exposures, mask=both, symmetry=symmetry)
+        held = self._background
+        if held is None or held[0] is not dark or held[1:3] != (symmetry, exposures):
+            made = denoiser.background(dark, exposures=exposures, mask=both, symmetry=symmetry)
+            held = self._background = (dark, symmetry, exposures, made)
+        return both, held[3]
 
     def _dark(self, index: int) -> Dark:
-        sha256 = self._said.get(f"{self._key}_dark_sha256")
-        if sha256 is not None:
-            return dark_from_stored(
-                self._array(f"{self._key}_dark", sha256),
-                frames=self._said[f"{self._key}_dark_frames"],
-                seconds=self._said.get(f"{self._key}_dark_seconds"),
-            )
+        fixed = f"{self._key}_dark_sha256" in self._said
+        row = 0 if fixed else self._dark_row(index)
+        if self._last_dark is None or self._last_dark[0] != row:
+            self._last_dark = row, self._fixed_dark() if fixed else self._dark_of_stream(row)
+        return self._last_dark[1]
+
+    def _fixed_dark(self) -> Dark:
+        return dark_from_stored(
+            self._array(f"{self._key}_dark", self._said[f"{self._key}_dark_sha256"]),
+            frames=self._said[f"{self._key}_dark_frames"],
+            seconds=self._said.get(f"{self._key}_dark_seconds"),
+        )
+
+    def _dark_row(self, index: int) -> int:
+        """That of the last dark before a row."""
+        events = self._run[self._stream]
+        if "time" not in events:
+            return 0
+        taken = np.asarray(self._raw[str(self._names.dark_stream)]["time"].read())
+        return int(np.flatnonzero(taken <= np.asarray(events["time"].read())[index])[-1])
+
+    def _dark_of_stream(self, row: int) -> Dark:
         name = str(self._names.dark_stream)
-        darks, events = self._raw[name], self._run[self._stream]
-        taken = np.asarray(darks["time"].read())
-        row = 0
-        if "time" in events:
-            row = int(np.flatnonzero(taken <= np.asarray(events["time"].read())[index])[-1])
-        images = np.asarray(darks[self._key][row : row + 1])
+        images = np.asarray(self._raw[name][self._key][row : row + 1])
         return summed_dark(images.reshape(-1, *images.shape[-2:]), seconds=self._seconds(name, row))
 
     def _seconds(self, stream: str, row: int) -> float | None:
