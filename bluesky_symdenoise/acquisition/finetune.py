@@ -142,8 +142,8 @@ def finetune(
     if tuned.steps == 0:
         return Finetuned(
             False,
-            f"{origin.name} is kept, nothing is registered: no tuning step was made, for to read and score frames took "
-            f"the {minutes:g} minutes; give more minutes ({MINUTES:g} are usual)",
+            f"{origin.name} is kept, nothing is registered: no tuning step was made, reading and scoring frames took "
+            f"all of the {minutes:g} minutes; give more minutes ({MINUTES:g} are usual)",
             figures,
             denoiser,
         )

@@ -135,6 +135,7 @@ def replay(
         asked = Request.asked(**given, raw=None if held is None else held.parent)
         stored = raw_only(stored_run(run))
         if dry_run:
+            _refuse_missing_rows(stored, asked)
             return forecast(stored, asked, state="computed when it is read", compressed=False)
         return denoised_when_read(stored, asked)
     work = Work.planned(into, directory=directory, **given)

@@ -62,7 +62,7 @@ def denoised_for(
 ) -> BlueskyRun | list[BlueskyRun] | None:
     """The newest denoised run of a raw run, or None; with ``latest=False`` a list of all, newest first.
 
-    Runs of chosen frames, as `replay(..., frames=...)` makes them, do not stand for the whole: ask for them.
+    Runs of chosen frames, as `replay(..., frames=...)` makes them, do not stand for the whole: `frames` asks for them.
 
     Parameters
     ----------

@@ -148,7 +148,10 @@ def _chosen(recipe: Mapping[str, Any]) -> Sequence[int] | None:
 
 
 def _nth(rows: Sequence[int], index: int) -> int | None:
-    return rows[index] if index < len(rows) else None
+    try:
+        return rows[index]
+    except IndexError:
+        return None
 
 
 def _per_row(stream: ServedStream, key: str, frames: int) -> int:
@@ -201,7 +204,7 @@ def _raw_number(
         row, part = divmod(number, per_row)
         raw_row = row if chosen is None else _nth(chosen, row)
         at = None if raw_row is None else raw_row * per_row + part
-        return at if at is not None and at < raw_frames else None
+        return at if at is not None and 0 <= at < raw_frames else None
     row, part = divmod(number, frames // len(ours))
     same = np.flatnonzero(theirs == ours[row])
     return int(same[0]) * (raw_frames // len(theirs)) + part if len(same) else None
