@@ -19,6 +19,7 @@ from bluesky_symdenoise.denoiser.identity import ALGORITHM, sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.network import (
     BLOCK_FEATURES,
+    LOG_MEAN,
     PIXEL_FEATURES,
     Architecture,
     PriorNet,
@@ -368,10 +369,13 @@ def test_the_network_is_a_plain_unet(denoiser):
             levels.append(x)
         for block, finer in zip(net.up, levels[-2::-1], strict=True):
             x = block(torch.cat([functional.interpolate(x, scale_factor=2, mode="nearest"), finer], dim=1))
-        plain = functional.pixel_shuffle(net.head(x), 2)
+        relative, kappa, in_sigma = functional.pixel_shuffle(net.head(x), 2).split(1, dim=1)
+        log_mean = 4 * per_pixel[:, LOG_MEAN : LOG_MEAN + 1]
+        root = in_sigma / torch.sqrt(1 + torch.exp(log_mean)) / 2
+        plain = relative + 2 * root.sign() * torch.log(1 + root.abs())
         ratio, log_kappa = net(per_pixel, per_block)
-    torch.testing.assert_close(ratio, 12 * torch.tanh(plain[:, :1] / 12), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(log_kappa, (plain[:, 1:] + 1).clamp(-8, 14), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ratio, 12 * torch.tanh(plain / 12), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(log_kappa, (kappa + 1).clamp(-8, 14), rtol=1e-4, atol=1e-4)
 
 
 def test_thread_counts_change_no_more_than_rounding(denoiser, counts):

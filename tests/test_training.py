@@ -396,7 +396,7 @@ def test_frames_smaller_than_the_crop_are_padded(rng):
 
 
 def test_the_share_of_real_samples(rng, monkeypatch):
-    monkeypatch.setattr(pairs, "simulated_sample", lambda rng, size, shadow_share, peakless_share: "simulated")
+    monkeypatch.setattr(pairs, "simulated_sample", lambda rng, size, *shares: "simulated")
     monkeypatch.setattr(pairs, "real_sample", lambda rng, sets, size: "real")
 
     def drawn(sets, share):

@@ -44,6 +44,7 @@ class TrainConfig:
     real_share: float = 0.4
     shadow_share: float = 0.0
     peakless_share: float = 0.0
+    blurred_share: float = 0.0
     bfloat16: bool = True
     threads: int = 1
 
@@ -96,6 +97,7 @@ class _Samples(IterableDataset[Tensor]):
                             real_share=config.real_share,
                             shadow_share=config.shadow_share,
                             peakless_share=config.peakless_share,
+                            blurred_share=config.blurred_share,
                         ).stacked()
                         for _ in range(config.batch)
                     ]
@@ -129,7 +131,7 @@ def held_out_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool) -> tuple[Tens
     )
     per_sample = (nll * seen).sum(dim=(1, 2, 3)) / seen.sum(dim=(1, 2, 3)).clamp(min=1)
     # Bright samples carry gradients of the square root of their counts: weighted so that they don't drown the others.
-    weights = 1 / torch.sqrt(1 + counts.double().mean(dim=(1, 2, 3)) / 10)
+    weights = (1 + counts.double().mean(dim=(1, 2, 3)) / 10) ** -0.3
     return per_sample, weights
 
 

@@ -122,17 +122,24 @@ def _mate_exposure(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
 
 
 def simulated_sample(
-    rng: np.random.Generator, size: int, shadow_share: float = 0.0, peakless_share: float = 0.0
+    rng: np.random.Generator,
+    size: int,
+    shadow_share: float = 0.0,
+    peakless_share: float = 0.0,
+    blurred_share: float = 0.0,
 ) -> Sample:
     """A random pattern: Poisson counts of about 0.02 to 10^4 per pixel, mates that may be wrong, and a target.
 
     With probability ``shadow_share`` there are straight shadows in it, in half of these not on the mates; with
-    probability ``peakless_share`` there is no pattern at all, only something flat or smooth.
+    probability ``peakless_share`` there is no pattern at all, only something flat or smooth; with probability
+    ``blurred_share`` the pattern is smeared by 0.7 to 8 pixels, as a wide or divergent beam does.
     """
     shape = (size, size)
     level = np.exp(rng.uniform(np.log(0.02), np.log(300 if rng.uniform() < 0.85 else 1e4)))
     peakless = peakless_share and rng.uniform() < peakless_share
     rate = (peakless_rate if peakless else random_rate)(rng, shape) * level
+    if blurred_share and rng.uniform() < blurred_share:
+        rate = ndimage.gaussian_filter(rate, np.exp(rng.uniform(np.log(0.7), np.log(8))), mode="nearest")
     kind = rng.choice(MATE_KINDS, p=MATE_SHARES)
     mate_rate = rate
     if shadow_share and rng.uniform() < shadow_share:
@@ -253,8 +260,9 @@ def sample(
     real_share: float,
     shadow_share: float = 0.0,
     peakless_share: float = 0.0,
+    blurred_share: float = 0.0,
 ) -> Sample:
     """One case, real with probability ``real_share`` if there are real frames."""
     if sets and rng.uniform() < real_share:
         return real_sample(rng, sets, size)
-    return simulated_sample(rng, size, shadow_share, peakless_share)
+    return simulated_sample(rng, size, shadow_share, peakless_share, blurred_share)
