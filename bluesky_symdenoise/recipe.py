@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Fields that stored recipes may lack.
-OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects"})
+OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects", "views"})
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Recipe:
         another name than the whole.
     defects
         ``keep`` where hot and dead pixels that frames show are not masked; None where they are.
+    views
+        8 where the network's answer is averaged over so many views of each frame; None for one.
     """
 
     model_sha256: str
@@ -68,6 +70,7 @@ class Recipe:
     analysis: tuple[str, ...] | None = None
     frames: str | None = None
     defects: str | None = None
+    views: int | None = None
 
     def __post_init__(self) -> None:
         if self.beam_center is not None:

@@ -351,6 +351,18 @@ def test_bfloat16_changes_a_small_part_of_sigma(denoiser, counts):
     assert result.intensity.dtype == np.float32
 
 
+def test_eight_views_make_no_difference_between_up_and_down(denoiser, rng):
+    """A frame turned or mirrored gives the result turned or mirrored; seen once, it does so only nearly."""
+    counts = rng.poisson(pattern((128, 128), (60.0, 66.0)))
+    eight = Denoiser(denoiser.model, threads=1, views=8)
+    for there, back in ((np.flipud, np.flipud), (np.rot90, lambda image: np.rot90(image, -1))):
+        one, turned = eight(counts, symmetry="1"), eight(there(counts), symmetry="1")
+        plain, plain_turned = denoiser(counts, symmetry="1"), denoiser(there(counts), symmetry="1")
+        for name in ("intensity", "sigma"):
+            np.testing.assert_allclose(back(turned[name].values), one[name].values, rtol=1e-3)
+        assert np.abs(back(plain_turned.intensity.values) / plain.intensity.values - 1).max() > 0.01
+
+
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(SymDenoiseError, match="float32 or bfloat16"):
         Denoiser.pretrained(dtype="float16")

@@ -159,3 +159,16 @@ def test_what_is_not_kept_changes_no_recipe() -> None:
     assert kept.sha256 != plain.sha256
     with pytest.raises(SymDenoiseError, match="give find or keep"):
         DenoiserSettings(defects="drop")
+
+
+def test_a_run_remembers_how_many_views_it_was_made_from(home: Path, client: Container, denoiser: Denoiser) -> None:
+    raw = written(client, documents(home))
+    once = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1")
+    averaged = replay(raw, into=client["denoised"], denoiser=Denoiser(denoiser.model, threads=1, views=8), symmetry="1")
+    assert "views" not in once.start["provenance"]["recipe"]
+    assert averaged.start["provenance"]["recipe"]["views"] == 8
+    stored = np.asarray(averaged["primary"]["det"].read())
+    assert (stored != np.asarray(once["primary"]["det"].read())).any()
+    np.testing.assert_array_equal(recompute(averaged, 1)["intensity"], stored[1])
+    with pytest.raises(SymDenoiseError, match="give 1 or 8"):
+        DenoiserSettings(views=4)

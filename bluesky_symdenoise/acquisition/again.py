@@ -87,6 +87,7 @@ def recorded_denoiser(run: BlueskyRun) -> Denoiser:
         threads=provenance["environment"]["threads"],
         dtype=provenance["environment"]["dtype"],
         defects=provenance["recipe"].get("defects") or "find",
+        views=provenance["recipe"].get("views") or 1,
     )
 
 
@@ -108,11 +109,12 @@ class Again:
                 rule=f"the run was made with {recipe.model_sha256[:12]} and algorithm {recipe.algorithm}",
                 remedy=f"install version {provenance['wasAssociatedWith']['version']}",
             )
-        if denoiser.defects != (recipe.defects or "find"):
+        made_with = (recipe.defects or "find", recipe.views or 1)
+        if (denoiser.defects, denoiser.views) != made_with:
             raise SymDenoiseError(
-                f"a denoiser with defects={denoiser.defects!r}",
+                f"a denoiser with defects={denoiser.defects!r} and views={denoiser.views}",
                 rule="the run was made with another choice",
-                remedy=f"give one with defects={recipe.defects or 'find'!r}, or none",
+                remedy=f"give one with defects={made_with[0]!r} and views={made_with[1]}, or none",
             )
         self.denoiser = denoiser
         self._recorded = Recorded(run, raw_for(run), recipe, stream=stream, key=key)

@@ -104,6 +104,7 @@ def prepared(client: Client, work: Work) -> tuple[RecordedSettings, Machine]:
         threads=threads or min(client.nthreads().values()),
         dtype=denoiser.dtype,
         defects=denoiser.defects,
+        views=denoiser.views,
     )
     future = client.submit(Machine.here, model, key=f"symdenoise-machine-{uuid4().hex}")
     return model, result_of(future, "the model")

@@ -182,7 +182,13 @@ def finetune(
         True,
         f"{name} is registered ({words})",
         figures,
-        Denoiser(tuned.model, device=str(denoiser.device), threads=denoiser.threads, defects=denoiser.defects),
+        Denoiser(
+            tuned.model,
+            device=str(denoiser.device),
+            threads=denoiser.threads,
+            defects=denoiser.defects,
+            views=denoiser.views,
+        ),
     )
 
 

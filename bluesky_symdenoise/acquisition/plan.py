@@ -138,6 +138,7 @@ class Request:
             analysis=tuple(ring.to_text() for ring in rings) or None,
             frames=chosen_frames(rows),
             defects=None if model.defects == "find" else model.defects,
+            views=None if model.views == 1 else model.views,
         )
         return Request(
             model=model,

@@ -245,11 +245,11 @@ def lazy_key(
             rule="servers denoise in float32",
             remedy="leave dtype out, or use replay",
         )
-    if denoiser.defects != "find":
+    if (denoiser.defects, denoiser.views) != ("find", 1):
         raise SymDenoiseError(
-            f"a denoiser with defects={denoiser.defects!r}",
-            rule="servers mask hot and dead pixels",
-            remedy="leave defects out, or use replay",
+            f"a denoiser with defects={denoiser.defects!r} and views={denoiser.views}",
+            rule="servers mask hot and dead pixels and see frames as they are",
+            remedy="leave these out, or use replay",
         )
     image = LazyImage(
         quantity="intensity",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bluesky_symdenoise.cli.root import Center, Defects, ModelName, Symmetry, app
+from bluesky_symdenoise.cli.root import Center, Defects, ModelName, Symmetry, Views, app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def denoise(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     defects: Defects = "find",
+    views: Views = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace OUTPUT if it exists.")] = False,
 ) -> None:
     """Denoise plain files, without a catalogue: intensity and sigma of every frame into one HDF5 file."""
@@ -91,7 +92,7 @@ def denoise(
     from bluesky_symdenoise.files import NexusWriter, mask_from, open_frames
     from bluesky_symdenoise.physics.frame import as_mask
 
-    denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects)
+    denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
     with open_frames(file) as stack:
         bad = stack.mask
         if mask is not None:

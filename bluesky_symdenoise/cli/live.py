@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bluesky_symdenoise.cli.catalog import opened
-from bluesky_symdenoise.cli.root import Center, Defects, ModelName, Symmetry, app
+from bluesky_symdenoise.cli.root import Center, Defects, ModelName, Symmetry, Views, app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def catch_up(
     device: Device = "auto",
     threads: Threads = None,
     defects: Defects = "find",
+    views: Views = 1,
 ) -> None:
     """Finish what was missed: raw runs without a complete derived run; the API key comes from TILED_API_KEY.
 
@@ -81,7 +82,7 @@ def catch_up(
 
     with opened(uri, raw=raw, denoised=denoised) as client:
         given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
-        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects)
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
         work = planned_work(client[denoised], settings, given, activity="catch-up", denoiser=denoiser)
         seconds = None if older_than is None else older_than * 3600
         if not dry_run:
@@ -172,6 +173,7 @@ def watch(
     device: Device = "auto",
     threads: Threads = None,
     defects: Defects = "find",
+    views: Views = 1,
 ) -> None:
     """Follow raw runs and denoise them while they grow, until Ctrl-C or SIGTERM; the API key comes from TILED_API_KEY.
 
@@ -192,7 +194,7 @@ def watch(
     logging.getLogger("bluesky_symdenoise").setLevel(logging.INFO)
     with opened(uri, raw=raw, denoised=denoised) as client:
         given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
-        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects)
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
         work = planned_work(client[denoised], settings, given, activity="watch", denoiser=denoiser)
         health = Health()
         with (

@@ -24,7 +24,7 @@ from bluesky_symdenoise.cli.live import (
     planned_work,
     show,
 )
-from bluesky_symdenoise.cli.root import Center, Defects, ModelName, Symmetry, app
+from bluesky_symdenoise.cli.root import Center, Defects, ModelName, Symmetry, Views, app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def replay(
     device: Device = "auto",
     threads: Threads = None,
     defects: Defects = "find",
+    views: Views = 1,
     dask: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Of the scheduler of a Dask cluster whose workers denoise."),
@@ -101,7 +102,7 @@ def replay(
         opened(uri, raw=raw, denoised=denoised) as client,
         nullcontext() if dask is None else connected(dask) as scheduler,
     ):
-        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects)
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
         work = planned_work(client[denoised], settings, given, activity="replay", denoiser=denoiser, rows=_rows(rows))
         found: list[Any] = [_named(client[raw], name) for name in runs or ()]
         if not runs:

@@ -28,6 +28,9 @@ Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help=
 ModelName = Annotated[
     str | None, typer.Option(help="Name of a model (`symdenoise models list`), or a .safetensors file.")
 ]
+Views = Annotated[
+    int, typer.Option(help="8: the mean over quarter turns and mirror images of each frame, eight times as slow; or 1.")
+]
 Defects = Annotated[
     str,
     typer.Option(help="find: mask hot and dead pixels that a frame shows; keep: mask what the mask says, no more."),

@@ -6,6 +6,7 @@ import copy
 import logging
 import threading
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet, features
-from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype
+from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype, checked_views
+from bluesky_symdenoise.denoiser.views import averaged
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_center
@@ -72,6 +74,8 @@ class Denoiser:
         ``find``: hot and dead pixels that a frame itself shows are masked
         (`bluesky_symdenoise.physics.defects.found_defects`). ``keep``: every count that the mask leaves is believed,
         such as that of a Bragg spot of more than 1400 counts that is narrower than half a pixel.
+    views
+        8: the mean over quarter turns and mirror images of the frame, which is a little better and eight times as slow.
     """
 
     def __init__(
@@ -82,9 +86,11 @@ class Denoiser:
         threads: int | None = None,
         dtype: str = "float32",
         defects: str = "find",
+        views: int = 1,
     ) -> None:
         checked_dtype(dtype)
         self.defects = checked_defects(defects)
+        self.views = checked_views(views)
         if threads is not None and threads < 1:
             raise SymDenoiseError(f"threads={threads}", rule="at least one is needed", remedy="give 1 or more, or None")
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -112,6 +118,7 @@ class Denoiser:
         threads: int | None = None,
         dtype: str = "float32",
         defects: str = "find",
+        views: int = 1,
     ) -> Denoiser:
         """A model of the package or of your own by name (None: the default one), or one in a ``.safetensors`` file.
 
@@ -120,7 +127,7 @@ class Denoiser:
         SymDenoiseError
             If there is none of that name or its sha256 is not the recorded one.
         """
-        return cls(load_model(name), device=device, threads=threads, dtype=dtype, defects=defects)
+        return cls(load_model(name), device=device, threads=threads, dtype=dtype, defects=defects, views=views)
 
     def environment(self) -> dict[str, Any]:
         """What beside the recipe decides the last bits: torch, device, dtype, threads."""
@@ -330,7 +337,7 @@ class Denoiser:
             _tensor(image, device) for image in (frame.counts, frame.exposure, mates.counts, mates.exposure)
         )
         per_pixel, per_block, mean = features(y, n, mate_y, mate_n)
-        ratio, log_kappa = _prior(net, per_pixel, per_block, band_pixels)
+        ratio, log_kappa = averaged(partial(_prior, net, band_pixels=band_pixels), per_pixel, per_block, self.views)
         kappa = torch.exp(log_kappa)
         shape, rate = y + kappa, n + kappa / _flux_kept(y, n, kappa, mean * torch.exp(ratio))
         # A pixel that only its mates saw is given at the median exposure, which is 1.
@@ -350,7 +357,7 @@ def _tensor(image: NDArray[np.float64], device: torch.device) -> Tensor:
     return torch.from_numpy(padded).to(device)
 
 
-def _prior(net: PriorNet, per_pixel: Tensor, per_block: Tensor, band_pixels: int) -> tuple[Tensor, Tensor]:
+def _prior(net: PriorNet, per_pixel: Tensor, per_block: Tensor, *, band_pixels: int) -> tuple[Tensor, Tensor]:
     """The network's output; large frames in bands that overlap by more than the network looks across."""
     height, width = per_pixel.shape[2:]
     if height * width <= band_pixels:

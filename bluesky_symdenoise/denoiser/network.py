@@ -174,7 +174,7 @@ class PriorNet(nn.Module):
                 x = layer(x)
         with torch.autocast(x.device.type, enabled=False):
             out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)).contiguous(), 2)
-        relative, log_kappa, in_sigma = out.split(1, dim=1)
+        relative, log_kappa, in_sigma = (out[:, i : i + 1] for i in range(3))
         # Two ways to say the same: as a fraction of the mean, and, as the inputs are, as a difference of square roots.
         difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(4 * per_pixel[:, LOG_MEAN : LOG_MEAN + 1]))
         ratio = relative + 2 * torch.copysign(torch.log1p(difference.abs()), difference)

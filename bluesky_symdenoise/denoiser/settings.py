@@ -30,11 +30,13 @@ class DenoiserSettings:
         ``float32`` or ``bfloat16``.
     defects
         ``find`` or ``keep``; see `bluesky_symdenoise.Denoiser`.
+    views
+        1 or 8; see there.
 
     Raises
     ------
     SymDenoiseError
-        If `threads` is less than 1, or another dtype or choice of defects is named.
+        If `threads` is less than 1, or another dtype, choice of defects or number of views is named.
     """
 
     model: str | None = None
@@ -42,10 +44,12 @@ class DenoiserSettings:
     threads: int | None = None
     dtype: str = "float32"
     defects: str = "find"
+    views: int = 1
 
     def __post_init__(self) -> None:
         checked_dtype(self.dtype)
         checked_defects(self.defects)
+        checked_views(self.views)
         if self.threads is not None and self.threads < 1:
             raise SymDenoiseError(
                 f"threads={self.threads}", rule="at least one is needed", remedy="give 1 or more, or None"
@@ -108,6 +112,17 @@ def checked_defects(defects: str) -> str:
     return defects
 
 
+def checked_views(views: int) -> int:
+    """Refuse what no frame is looked at from."""
+    if views not in (1, 8):
+        raise SymDenoiseError(
+            f"views={views}",
+            rule="a frame is seen as it is, or with all its turns and mirror images",
+            remedy="give 1 or 8",
+        )
+    return views
+
+
 def spare_threads() -> int:
     """As many threads as leave one core to whoever else runs."""
     return max(1, len(os.sched_getaffinity(0)) - 1)
@@ -123,6 +138,7 @@ def _loaded(settings: DenoiserSettings) -> Denoiser:
         threads=settings.threads or spare_threads(),
         dtype=settings.dtype,
         defects=settings.defects,
+        views=settings.views,
     )
 
 
@@ -133,5 +149,10 @@ def _loaded_as_recorded(settings: RecordedSettings) -> Denoiser:
 
     model = load_recorded(str(settings.model), settings.recorded)
     return Denoiser(
-        model, device=settings.device, threads=settings.threads, dtype=settings.dtype, defects=settings.defects
+        model,
+        device=settings.device,
+        threads=settings.threads,
+        dtype=settings.dtype,
+        defects=settings.defects,
+        views=settings.views,
     )
