@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, overload
@@ -234,7 +234,10 @@ def _made_from(denoised: Container, raw_uid: str, model: str | None) -> list[Blu
         made = _of_model(made, model)
     # A page of results would cost a second pass, for its length.
     uids = [one["value"] for one in made.distinct("start.uid")["metadata"]["start.uid"]]
-    runs = (denoised[uid] for uid in uids)
+    runs = []
+    for uid in uids:
+        with suppress(KeyError):  # an unfinished one that another writer has just now begun anew
+            runs.append(denoised[uid])
     whole = (run for run in runs if not run.start.get("provenance", {}).get("recipe", {}).get("frames"))
     return sorted(whole, key=lambda run: run.start["time"], reverse=True)
 
