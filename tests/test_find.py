@@ -95,6 +95,19 @@ def test_all_denoised_runs_of_a_raw_run_come_newest_first(client):
     assert denoised_for(client, "ff" + RAW[2:], latest=False) == []
 
 
+def test_a_run_that_is_begun_anew_during_the_search_is_left_out(client, monkeypatch):
+    """A writer that takes over an unfinished run deletes it and makes it again."""
+    distinct = Container.distinct
+
+    def and_one_that_is_gone(self, *keys):
+        found = distinct(self, *keys)
+        found["metadata"]["start.uid"].append({"value": "dd" + RAW[2:], "count": None})
+        return found
+
+    monkeypatch.setattr(Container, "distinct", and_one_that_is_gone)
+    assert _names(denoised_for(client, RAW, latest=False)) == ["new", "mid", "old"]
+
+
 @pytest.mark.parametrize(
     ("model", "names"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, overload
@@ -250,7 +250,10 @@ def _made_from(denoised: Container, raw_uid: str, model: str | None, part: str |
         made = _of_model(made, model)
     # A page of results would cost a second pass, for its length.
     uids = [one["value"] for one in made.distinct("start.uid")["metadata"]["start.uid"]]
-    runs = (denoised[uid] for uid in uids)
+    runs = []
+    for uid in uids:
+        with suppress(KeyError):  # an unfinished one that another writer has just now begun anew
+            runs.append(denoised[uid])
     made_of = ((run, run.start.get("provenance", {}).get("recipe", {}).get("frames")) for run in runs)
     fitting = [run for run, frames in made_of if part in (ANY, frames)]
     return sorted(fitting, key=lambda run: run.start["time"], reverse=True)
