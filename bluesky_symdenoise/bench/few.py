@@ -19,7 +19,7 @@ SMAE = "SMAE, as it is"
 LEVELS = (0.5, 5.0)
 LEGEND = (
     "SMAE: our reimplementation, trained on each frame by itself, zeros included; its image is read as counts are. "
-    "rms: over the frames that raw counts, denoised and SMAE determine, in the units above; of few frames it says little."
+    "rms: over the frames that raw counts, denoised and SMAE determine, in the units above; few say little."
 )
 
 
