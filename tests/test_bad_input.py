@@ -133,7 +133,8 @@ def test_masks_and_exposures_of_another_shape_are_refused(denoiser, shape):
     center=st.tuples(st.floats(), st.floats()).filter(lambda c: not (-0.5 <= c[0] <= 3.5 and -0.5 <= c[1] <= 4.5)),
     symbol=st.sampled_from(SYMBOLS),
 )
-def test_centres_outside_are_refused(denoiser, center, symbol):
+def test_centres_outside_are_refused_where_one_is_needed(denoiser, center, symbol):
+    assume(symbol != "1")
     with pytest.raises(SymDenoiseError, match="beam centre"):
         denoiser(np.ones((4, 5), int), symmetry=symbol, beam_center=center)
 

@@ -19,7 +19,7 @@ SMAE = "SMAE, as it is"
 LEVELS = (0.5, 5.0)
 LEGEND = (
     "SMAE: our reimplementation, trained on each frame by itself, zeros included; its image is read as counts are. "
-    "rms: over the frames that raw counts, denoised and SMAE determine; of few frames it says little."
+    "rms: over the frames that raw counts, denoised and SMAE determine, in the units above; few say little."
 )
 
 
@@ -65,7 +65,8 @@ def run(
             columns = {method: np.array(away[quantity, method]) for method in (*METHODS, SMAE)}
             common = np.all([np.isfinite(columns[method]) for method in (RAW, OURS, SMAE)], axis=0)
             for method, column in columns.items():
-                compared = column[common & np.isfinite(column)]
+                unit = level if quantity == "peak_area" else 1.0
+                compared = column[common & np.isfinite(column)] / unit
                 results.append(
                     {
                         "pattern": pattern.name,
