@@ -53,6 +53,18 @@ def floors(
 
 
 @bench.command()
+def features(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    model: ModelName = None,
+    frames: Annotated[int, typer.Option(min=8, help="Simulated frames of each kind and level.")] = 32,
+) -> None:
+    """What a model keeps of small features, makes up, and claims to know, on simulated frames of known rate."""
+    from bluesky_symdenoise.bench.honesty import main
+
+    main(json_path=json_path, model=model, frames=frames)
+
+
+@bench.command()
 def speed(
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     model: ModelName = None,
