@@ -24,6 +24,8 @@ Document = dict[str, Any]
 PATIENCE_S = 10.0
 #: Rows of a stored run in succession that a server fails to read before the others are not asked for.
 REFUSALS = 2
+#: Bytes of successive rows that are asked for at once.
+TOGETHER = 2**20
 
 
 class FrameSource(Protocol):
@@ -181,7 +183,8 @@ class _OtherFile:
 
 
 class StoredFrames:
-    """Frames of one stream of a stored run, row by row through its Tiled client.
+    """Frames of one stream of a stored run, through its Tiled client: of small ones that are read in order several
+    with one request.
 
     Parameters
     ----------
@@ -196,6 +199,10 @@ class StoredFrames:
         for row, seq_num in enumerate(seq_nums):
             self._rows.setdefault(seq_num, []).append(row)
         self._clients: dict[str, Any] = {}
+        #: The rows that came last, how many were asked for, and whether that went wrong.
+        self._held: dict[str, tuple[range, NDArray[Any]]] = {}
+        self._together: dict[str, int] = {}
+        self._singly: set[str] = set()
         self._refused: Counter[str] = Counter()
 
     def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
@@ -229,13 +236,35 @@ class StoredFrames:
         if key not in self._clients:
             self._clients[key] = self._stream[key]
         row = self.row(seq_num, turn)
-        try:
-            image = np.asarray(self._clients[key][row : row + 1]).reshape(self._shapes[key])
-        except httpx.HTTPStatusError as error:
-            self._refused[key] += 1
-            raise unreadable from error
-        self._refused[key] = 0
+        rows, images = self._held.get(key, (range(0), np.empty(0)))
+        if row not in rows:
+            try:
+                rows, images = self._read(key, row, rows)
+            except httpx.HTTPStatusError as error:
+                self._refused[key] += 1
+                raise unreadable from error
+            self._refused[key] = 0
+            self._held[key] = rows, images
+        image: NDArray[Any] = images[row - rows.start].reshape(self._shapes[key])
         return image
+
+    def _read(self, key: str, row: int, before: range) -> tuple[range, NDArray[Any]]:
+        """A row with those after it: the more the longer rows have been read in order; threads may swap two."""
+        client = self._clients[key]
+        most = TOGETHER // (int(np.prod(self._shapes[key])) * np.dtype(client.dtype).itemsize)
+        together = min(most, 2 * self._together.get(key, 1))
+        first = before.stop
+        if together > 1 and first <= row < min(client.shape[0], first + together) and key not in self._singly:
+            try:
+                images = np.asarray(client[first : min(client.shape[0], first + together)])
+            except httpx.HTTPStatusError:
+                # One of them cannot be read, perhaps not this one.
+                self._singly.add(key)
+            else:
+                self._together[key] = together
+                return range(first, first + len(images)), images
+        self._together[key] = 1
+        return range(row, row + 1), np.asarray(client[row : row + 1])
 
     def close(self) -> None:
         """Nothing is open."""

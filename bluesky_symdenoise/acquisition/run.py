@@ -44,8 +44,8 @@ class DroppedError(Exception):
 class RunDenoiser(RunReader):
     """Takes the documents of one raw run and writes its derived run.
 
-    Rows are written, and their documents sent, in a thread of their own: what goes wrong there is raised with one of the
-    next documents, at the latest with the stop document.
+    Rows are written, and their documents sent, in a thread of their own: what goes wrong there is raised with one of
+    the next documents, at the latest with the stop document.
 
     Parameters
     ----------
