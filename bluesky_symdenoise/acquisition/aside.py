@@ -14,22 +14,16 @@ class Aside:
     """Calls, in the order in which they are given, in a thread of their own.
 
     What one of them raises is raised once, by the next `put` or `wait`; those that had been given by then are not made.
-
-    Parameters
-    ----------
-    most
-        Calls that wait, the one at work among them, before `put` waits too.
     """
 
-    def __init__(self, *, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="symdenoise-aside")
         self._given: deque[Future[None]] = deque()
         self._failed = False
 
-    def put(self, call: Callable[[], object]) -> None:
-        """Have it called."""
-        while self._given and (len(self._given) >= self._most or self._given[0].done()):
+    def put(self, call: Callable[[], object], *, most: int) -> None:
+        """Have it called; wait until it is one of so many at most, the one at work among them."""
+        while self._given and (len(self._given) >= most or self._given[0].done()):
             self._take()
         self._given.append(self._thread.submit(self._do, call))
 

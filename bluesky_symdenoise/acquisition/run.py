@@ -33,8 +33,9 @@ Outcome = Row | CompressedRow | Exception
 
 #: Keys of a raw start document that the derived one does not take over.
 _OWN_KEYS = frozenset({"uid", "time", "scan_id", "versions", "tiled_specs"})
-#: Rows that wait to be written while the next one is denoised.
-WAITING = 2
+#: Rows, or bytes of them, that wait to be written while the next one is denoised, and what a row counts at least: where
+#: frames are small, what Tiled is asked at the beginning of a run takes as long as many of them.
+WAITING, WAITING_BYTES, LEAST_BYTES = 2, 2**24, 2**15
 
 
 class DroppedError(Exception):
@@ -74,7 +75,7 @@ class RunDenoiser(RunReader):
         super().__init__(work, source=source)
         self._work, self._finished_frame = work, finished_frame
         self._too_late, self._outlet = too_late, outlet
-        self._aside = Aside(most=WAITING)
+        self._aside = Aside()
         self._journal: Journal | None = None
         self._derived: DerivedRun | None = None
         #: By the names of their streams, from the first row on.
@@ -181,7 +182,7 @@ class RunDenoiser(RunReader):
         def begin() -> None:
             self._derived = self._derived_run(emit, journal=journal, start=start, uid=uid, arrays=arrays)
 
-        self._aside.put(begin)
+        self._aside.put(begin, most=WAITING)
 
     def _provenance(self, stream: str, keys: Sequence[str]) -> Document:
         """Of the derived run."""
@@ -191,7 +192,7 @@ class RunDenoiser(RunReader):
         check_apart(self._folder, uri)
 
     def _end_stream(self, stream: Stream) -> None:
-        self._aside.put(partial(self._ensure_open, stream))
+        self._aside.put(partial(self._ensure_open, stream), most=WAITING)
 
     def _derived_run(
         self, emit: Emit, *, journal: Journal, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]
@@ -226,7 +227,7 @@ class RunDenoiser(RunReader):
     def _write(self, stream: Stream, event: Event, row: int) -> None:
         """Denoise the images of one event and write it."""
         if stream.name not in self._opened:
-            self._aside.put(partial(self._ensure_open, stream))
+            self._aside.put(partial(self._ensure_open, stream), most=WAITING)
         outcomes: dict[str, Outcome] = {}
         for key in stream.keys:
             try:
@@ -237,7 +238,9 @@ class RunDenoiser(RunReader):
 
     def _append(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
         """Have the images of one event written; what failed becomes a NaN row with its reason in stop."""
-        self._aside.put(partial(self._append_now, stream, event, outcomes))
+        rows = (each for each in outcomes.values() if isinstance(each, Row))
+        size = max(LEAST_BYTES, sum(row.intensity.nbytes + row.sigma.nbytes for row in rows))
+        self._aside.put(partial(self._append_now, stream, event, outcomes), most=max(WAITING, WAITING_BYTES // size))
 
     def _append_now(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
         self._work.place.check_space(self._folder)
