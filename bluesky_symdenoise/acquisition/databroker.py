@@ -111,7 +111,7 @@ class _Block:
         self._rows, self._held = range(0), np.empty(0)
 
     def __getitem__(self, rows: slice) -> Any:
-        """The first row, and those after it that are in its block."""
+        """The first of these rows."""
         if rows.start not in self._rows:
             start = 0
             for size in self._array.chunks[0]:
@@ -119,5 +119,5 @@ class _Block:
                     break
                 start += size
             self._rows, self._held = range(start, start + size), self._array[start : start + size]
-        first = self._rows.start
-        return self._held[rows.start - first : rows.stop - first]
+        row = rows.start - self._rows.start
+        return self._held[row : row + 1]

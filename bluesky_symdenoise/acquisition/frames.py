@@ -183,8 +183,7 @@ class _OtherFile:
 
 
 class StoredFrames:
-    """Frames of one stream of a stored run, through its Tiled client: of small ones that are read in order several
-    with one request.
+    """Frames of one stream of a stored run, through its Tiled client: several small ones with one request.
 
     Parameters
     ----------
@@ -199,9 +198,9 @@ class StoredFrames:
         for row, seq_num in enumerate(seq_nums):
             self._rows.setdefault(seq_num, []).append(row)
         self._clients: dict[str, Any] = {}
-        #: The rows that came last, how many were asked for, and whether that went wrong.
-        self._held: dict[str, tuple[range, NDArray[Any]]] = {}
-        self._together: dict[str, int] = {}
+        #: The rows that came last, by number, the one that was asked for last, and keys that give one row at a time.
+        self._held: dict[str, dict[int, NDArray[Any]]] = {}
+        self._last: dict[str, int] = {}
         self._singly: set[str] = set()
         self._refused: Counter[str] = Counter()
 
@@ -236,35 +235,35 @@ class StoredFrames:
         if key not in self._clients:
             self._clients[key] = self._stream[key]
         row = self.row(seq_num, turn)
-        rows, images = self._held.get(key, (range(0), np.empty(0)))
-        if row not in rows:
+        held = self._held.setdefault(key, {})
+        if row not in held:
             try:
-                rows, images = self._read(key, row, rows)
+                self._fetch(key, row)
             except httpx.HTTPStatusError as error:
                 self._refused[key] += 1
                 raise unreadable from error
             self._refused[key] = 0
-            self._held[key] = rows, images
-        image: NDArray[Any] = images[row - rows.start].reshape(self._shapes[key])
-        return image
+        self._last[key] = row
+        return held[row].reshape(self._shapes[key])
 
-    def _read(self, key: str, row: int, before: range) -> tuple[range, NDArray[Any]]:
-        """A row with those after it: the more the longer rows have been read in order; threads may swap two."""
-        client = self._clients[key]
-        most = TOGETHER // (int(np.prod(self._shapes[key])) * np.dtype(client.dtype).itemsize)
-        together = min(most, 2 * self._together.get(key, 1))
-        first = before.stop
-        if together > 1 and first <= row < min(client.shape[0], first + together) and key not in self._singly:
+    def _fetch(self, key: str, row: int) -> None:
+        """Get a row, and with it those around it, if one close by was read before: threads need not keep the order."""
+        client, held = self._clients[key], self._held[key]
+        together = max(1, TOGETHER // (int(np.prod(self._shapes[key])) * np.dtype(client.dtype).itemsize))
+        for old in list(held)[: len(held) - 3 * together]:
+            del held[old]
+        if together > 1 and key not in self._singly and abs(row - self._last.get(key, row + 9)) <= 2:
+            first = row // together * together
             try:
-                images = np.asarray(client[first : min(client.shape[0], first + together)])
+                images = np.asarray(client[first : min(first + together, client.shape[0])])
             except httpx.HTTPStatusError:
                 # One of them cannot be read, perhaps not this one.
-                self._singly.add(key)
-            else:
-                self._together[key] = together
-                return range(first, first + len(images)), images
-        self._together[key] = 1
-        return range(row, row + 1), np.asarray(client[row : row + 1])
+                images = np.empty(0)
+            held.update(zip(range(first, first + len(images)), images, strict=True))
+            if row in held:
+                return
+            self._singly.add(key)
+        held[row] = np.asarray(client[row : row + 1])[0]
 
     def close(self) -> None:
         """Nothing is open."""
