@@ -259,6 +259,8 @@ class StoredFrames:
             except httpx.HTTPStatusError:
                 # One of them cannot be read, perhaps not this one.
                 images = np.empty(0)
+            # They are handed out more than once.
+            images.flags.writeable = False
             held.update(zip(range(first, first + len(images)), images, strict=True))
             if row in held:
                 return
