@@ -7,15 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+import tiled.client.utils
 import xarray as xr
 from bluesky_tiled_plugins.writing._json_writer import JSONLinesWriter
 from conftest import step_scan
 from tiled.client.container import Container
 
 from bluesky_symdenoise import SymDenoiseError, aligned, denoised_for, find, recompute, replay
+from bluesky_symdenoise.acquisition import frames as frames_module
 from bluesky_symdenoise.acquisition.forecast import Forecast
+from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.replay import replay_with
+from bluesky_symdenoise.acquisition.stored import stored_run
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.recipe import Recipe, chosen_frames, rows_of
 
@@ -121,6 +127,62 @@ class TestInMemory:
             replay(raw, denoiser=denoiser, streams=["primary", "baseline"])
         with pytest.raises(SymDenoiseError, match=r"no image fits streams=\['baseline'\]; there is primary/det"):
             replay(raw, denoiser=denoiser, streams=["baseline"])
+
+
+class TestRequests:
+    """How stored frames come, and derived ones go, over HTTP."""
+
+    @pytest.fixture
+    def long(self, client: Container, home: Path, write_run: Callable[..., str]) -> Any:
+        return client["raw"][write_run(client["raw"], home / "frames", {"det": scan(12)})]
+
+    @pytest.mark.parametrize(("together", "most"), [(2**20, 3), (1, 12)])
+    def test_small_frames_come_several_at_a_time(
+        self, long: Any, denoiser: Counting, monkeypatch: pytest.MonkeyPatch, together: int, most: int
+    ) -> None:
+        """Whatever the order in which dask's threads ask for them."""
+        asked: list[str] = []
+        http = long.context.http_client
+        send = http.send
+        monkeypatch.setattr(frames_module, "TOGETHER", together)
+        monkeypatch.setattr(
+            http, "send", lambda request, **more: asked.append(request.url.path) or send(request, **more)
+        )
+        np.testing.assert_array_equal(np.squeeze(replay(long, denoiser=denoiser).det.compute()), scan(12))
+        frames = sum("/array/" in path and path.endswith("/det") for path in asked)
+        assert frames <= most
+        assert (frames == 12) == (together == 1)
+
+    def test_one_that_cannot_be_read_costs_no_other(
+        self, long: Any, client: Container, home: Path, denoiser: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tiled.client.utils, "TILED_RETRY_ATTEMPTS", 2)
+        path = home / "frames" / f"{long.start['uid']}.h5"
+        with h5py.File(path, "r+") as file:
+            del file["det"]
+            data = file.create_dataset("det", data=scan(12)[:, np.newaxis], chunks=(1, 1, 48, 56), compression="gzip")
+            damaged = data.id.get_chunk_info(5).byte_offset
+        with path.open("r+b") as raw:
+            raw.seek(damaged)
+            raw.write(b"\xff" * 64)
+        done = replay(long, into=client["denoised"], denoiser=denoiser)
+        known = [bool(np.isfinite(image).any()) for image in pixels(done)[0]]
+        assert known == [row != 5 for row in range(12)]
+
+    def test_the_first_row_can_be_read_while_the_others_are_denoised(
+        self, raw: Any, client: Container, denoiser: Counting
+    ) -> None:
+        """The others go together: of a short run nothing but them is left for its end."""
+        work = Work.planned(client["denoised"], activity="replay", denoiser=denoiser)
+        rows: list[int] = []
+
+        def look(_: str | None) -> None:
+            stream = client["denoised"][work.recipe.derived_uid(raw.start["uid"])]["primary"]
+            rows.append(stream["det"].shape[0])
+            assert [spec.name for spec in stream["det_sigma"].specs] == ["SymDenoisedImage"]
+
+        replay_with(work, stored_run(raw), finished_frame=look)
+        assert rows == [1] * FRAMES
 
 
 class TestChosenFrames:

@@ -18,6 +18,7 @@ from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.replay import replay_with
 from bluesky_symdenoise.acquisition.spool import Spool
 from bluesky_symdenoise.acquisition.stored import NothingToDenoiseError, StoredRun, stored_run
+from bluesky_symdenoise.catalog.containers import run_in
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lock import HeldError
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -183,11 +184,13 @@ def attempt(
 def tidy(work: Work) -> None:
     """Remove what is left of complete runs whose writer died between the stop document and its own tidying."""
     for spool in Spool.left(work.folder):
-        if spool.uid in work.container and Claim().stands(work.container[spool.uid]):
+        run = run_in(work.container, spool.uid)
+        if run is not None and Claim().stands(run):
             spool.remove()
         spool.release()
     for path in work.folder.rglob("*.journal"):
-        if path.stem not in work.container or not Claim().stands(run := work.container[path.stem]):
+        run = run_in(work.container, path.stem)
+        if run is None or not Claim().stands(run):
             continue
         sources = [source for stream in run.values() for key in stream for source in _sources(stream[key])]
         keep = {Path(path_from_uri(asset.data_uri)) for source in sources for asset in source.assets}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bluesky_symdenoise.catalog.containers import run_in
 from bluesky_symdenoise.catalog.lock import held, is_held
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -55,9 +56,9 @@ class Claim:
         SymDenoiseError
             If the run is complete, or may still be written.
         """
-        if uid not in container:
+        run = run_in(container, uid)
+        if run is None:
             return
-        run = container[uid]
         if self.stands(run):
             raise doubled(uid)
         if not run.metadata.get("stop"):

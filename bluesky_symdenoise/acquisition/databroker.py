@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun, BlueskyRunV2Mongo, BlueskyRunV2SQL
+from bluesky_tiled_plugins.exporters import build_descriptor_docs
+from numpy.typing import NDArray
 
 
 def tiled_run(run: object) -> BlueskyRun | None:
@@ -19,12 +22,70 @@ def tiled_run(run: object) -> BlueskyRun | None:
     return run if isinstance(run, BlueskyRun) else None
 
 
-def stream_arrays(run: BlueskyRun, name: str) -> Any:
+def stream_arrays(run: BlueskyRun, name: str) -> Columns:
     """The columns of one stream by name, images among them."""
-    return _Blocks(run[name]["data"]) if isinstance(run, BlueskyRunV2Mongo) else run[name]
+    return columns_of(run, run[name])
 
 
-class _Blocks(Mapping[str, Any]):
+def columns_of(run: BlueskyRun, stream: Any) -> Columns:
+    """The columns of a stream of a run by name, images among them."""
+    return _Blocks(stream["data"]) if isinstance(run, BlueskyRunV2Mongo) else _Parts(stream)
+
+
+def descriptors_of(run: BlueskyRun, stream: Any, name: str) -> list[dict[str, Any]]:
+    """The descriptors of a stream of a run in order."""
+    if isinstance(run, BlueskyRunV2Mongo):
+        return list(stream.descriptors)
+    # As the stream itself does, without asking the server for its run again.
+    return build_descriptor_docs(dict(stream.metadata), name, run_start_uid=run.start["uid"])
+
+
+class Columns(Mapping[str, Any]):
+    """Clients of the columns of one stream by name."""
+
+    def values_of(self, names: Collection[str]) -> dict[str, NDArray[Any]]:
+        """Read some of them as a whole."""
+        return {name: np.asarray(self[name].read()) for name in names}
+
+
+class _Parts(Columns):
+    """Columns of a stream in SQL, looked up at once: Tiled's own client asks three times for each.
+
+    It has the shape that the arrays have now.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._parts: dict[str, Any] = {}
+        self._tables: dict[str, Any] = {}
+        for name, part in stream.base.items():
+            if part.structure_family == "table":
+                self._tables |= dict.fromkeys(part.columns, part)
+            else:
+                self._parts[name] = part
+
+    def __getitem__(self, name: str) -> Any:
+        return self._parts[name] if name in self._parts else self._tables[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self._parts, self._tables)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts or name in self._tables
+
+    def __len__(self) -> int:
+        return len(self._parts) + len(self._tables)
+
+    def values_of(self, names: Collection[str]) -> dict[str, NDArray[Any]]:
+        found: dict[str, NDArray[Any]] = {}
+        for table in {id(table): table for table in self._tables.values()}.values():
+            if wanted := [name for name in names if self._tables.get(name) is table]:
+                read = table.read(wanted)
+                # Numbers only: what else there is has another form in tables.
+                found |= {name: np.asarray(read[name]) for name in wanted if read[name].dtype.kind in "iuf"}
+        return found | super().values_of([name for name in names if name not in found])
+
+
+class _Blocks(Columns):
     """Columns of a stream in MongoDB: of an image the block that was read last is kept.
 
     For one row its server reads, and with a legacy handler opens, all rows of a block, up to 100 MB of them.
@@ -50,7 +111,7 @@ class _Block:
         self._rows, self._held = range(0), np.empty(0)
 
     def __getitem__(self, rows: slice) -> Any:
-        """One row."""
+        """The first of these rows."""
         if rows.start not in self._rows:
             start = 0
             for size in self._array.chunks[0]:

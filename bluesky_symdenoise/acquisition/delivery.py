@@ -13,6 +13,7 @@ from bluesky_tiled_plugins.writing.tiled_writer import concatenate_stream_datums
 from bluesky_symdenoise.acquisition.outlet import tiled_writer
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.spool import Spool
+from bluesky_symdenoise.catalog.containers import run_in
 from bluesky_symdenoise.catalog.writer import Emit
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -100,8 +101,8 @@ class Delivery:
         if not _first(self.spool):
             return False
         uid = self.spool.uid
-        if uid in self._container:
-            node = self._container[uid]
+        node = run_in(self._container, uid)
+        if node is not None:
             if (node.metadata.get("stop") or {}).get("provenance", {}).get("complete"):
                 self._start, self._stop = dict(node.start), dict(node.metadata["stop"])
                 return True

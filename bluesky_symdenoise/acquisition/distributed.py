@@ -178,10 +178,10 @@ class ClusterDenoiser(RunDenoiser):
         filling = self._filling.pop(stream.name, None)
         if filling is None:
             return
-        assert self._derived is not None
-        journal = self._derived.journal.path
+        assert self._journal is not None
+        journal = self._journal.path
         # What is left of it goes with the other files of the run when that is complete: see `Journal.finish`.
-        path = journal.with_name(f"{self._derived.uid}-{stream.name}.part-{self._token(filling)}.h5")
+        path = journal.with_name(f"{journal.stem}-{stream.name}.part-{self._token(filling)}.h5")
         partition = Partition(path, journal, tuple(filling.events))
         name = f"symdenoise-{path.stem}-{uuid4().hex[:8]}"
         future = self._client.submit(denoise_partition, filling.setup, partition, key=name)
@@ -222,6 +222,7 @@ class ClusterDenoiser(RunDenoiser):
         with part:
             for event, outcomes in zip(events, part.rows(), strict=True):
                 self._append(stream, event, outcomes)
+            self._aside.wait()
         self._sent.popleft()
         path.unlink(missing_ok=True)
 

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 from bluesky_tiled_plugins import subscribe_to_streams
 from numpy.typing import NDArray
+from tiled.client.container import Container
 from tiled.client.stream import LiveTableData
 
 from bluesky_symdenoise.acquisition.frames import PATIENCE_S, FrameSource, StoredFrames
@@ -25,7 +26,6 @@ from bluesky_symdenoise.errors import SymDenoiseError
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
     from bluesky_tiled_plugins.streaming import BlueskyStreamSubscription, BlueskyStreamUpdate
-    from tiled.client.container import Container
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -314,6 +314,18 @@ def _events(stream: _Stream, columns: Mapping[str, Sequence[Any]], *, first: int
         )
 
 
+@dataclass(frozen=True)
+class _Images:
+    """The images of one stream as they are when they are looked up, each with one request."""
+
+    raw: Container
+    run: str
+    stream: str
+
+    def __getitem__(self, key: str) -> Any:
+        return Container.__getitem__(self.raw, (self.run, self.stream, key))
+
+
 class _Growing:
     """Frames of one stream that grows, through Tiled."""
 
@@ -354,8 +366,8 @@ class _Growing:
             # Clients keep the shape that an array had when they were made.
             numbers = self.announced()
             self._known = min(len(numbers), *self._stream.rows.values())
-            stream = self._raw[self._uid][self._stream.descriptor["name"]]
-            self._stored = StoredFrames(stream, self._stream.descriptor, numbers)
+            images = _Images(self._raw, self._uid, self._stream.descriptor["name"])
+            self._stored = StoredFrames(images, self._stream.descriptor, numbers)
         return np.asarray(self._stored.read(key, seq_num, turn))
 
     def announced(self) -> Sequence[int]:

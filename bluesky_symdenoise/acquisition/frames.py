@@ -24,6 +24,8 @@ Document = dict[str, Any]
 PATIENCE_S = 10.0
 #: Rows of a stored run in succession that a server fails to read before the others are not asked for.
 REFUSALS = 2
+#: Bytes of successive rows that are asked for at once.
+TOGETHER = 2**20
 
 
 class FrameSource(Protocol):
@@ -181,7 +183,7 @@ class _OtherFile:
 
 
 class StoredFrames:
-    """Frames of one stream of a stored run, row by row through its Tiled client.
+    """Frames of one stream of a stored run, through its Tiled client: several small ones with one request.
 
     Parameters
     ----------
@@ -196,6 +198,10 @@ class StoredFrames:
         for row, seq_num in enumerate(seq_nums):
             self._rows.setdefault(seq_num, []).append(row)
         self._clients: dict[str, Any] = {}
+        #: The rows that came last, by number, the one that was asked for last, and keys that give one row at a time.
+        self._held: dict[str, dict[int, NDArray[Any]]] = {}
+        self._last: dict[str, int] = {}
+        self._singly: set[str] = set()
         self._refused: Counter[str] = Counter()
 
     def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
@@ -229,13 +235,37 @@ class StoredFrames:
         if key not in self._clients:
             self._clients[key] = self._stream[key]
         row = self.row(seq_num, turn)
-        try:
-            image = np.asarray(self._clients[key][row : row + 1]).reshape(self._shapes[key])
-        except httpx.HTTPStatusError as error:
-            self._refused[key] += 1
-            raise unreadable from error
-        self._refused[key] = 0
-        return image
+        held = self._held.setdefault(key, {})
+        if row not in held:
+            try:
+                self._fetch(key, row)
+            except httpx.HTTPStatusError as error:
+                self._refused[key] += 1
+                raise unreadable from error
+            self._refused[key] = 0
+        self._last[key] = row
+        return held[row].reshape(self._shapes[key])
+
+    def _fetch(self, key: str, row: int) -> None:
+        """Get a row, and with it those around it, if one close by was read before: threads need not keep the order."""
+        client, held = self._clients[key], self._held[key]
+        together = max(1, TOGETHER // (int(np.prod(self._shapes[key])) * np.dtype(client.dtype).itemsize))
+        for old in list(held)[: len(held) - 3 * together]:
+            del held[old]
+        if together > 1 and key not in self._singly and abs(row - self._last.get(key, row + 9)) <= 2:
+            first = row // together * together
+            try:
+                images = np.asarray(client[first : min(first + together, client.shape[0])])
+            except httpx.HTTPStatusError:
+                # One of them cannot be read, perhaps not this one.
+                images = np.empty(0)
+            # They are handed out more than once.
+            images.flags.writeable = False
+            held.update(zip(range(first, first + len(images)), images, strict=True))
+            if row in held:
+                return
+            self._singly.add(key)
+        held[row] = np.asarray(client[row : row + 1])[0]
 
     def close(self) -> None:
         """Nothing is open."""

@@ -26,7 +26,7 @@ class Health:
         self._frames = Counter("symdenoise_frames", "Frames written", ["outcome"], registry=self.registry)
         self._errors = Counter("symdenoise_errors", "Documents and runs that failed", registry=self.registry)
         self._runs = Counter("symdenoise_runs", "Derived runs completed", ["how"], registry=self.registry)
-        self._lag = Gauge("symdenoise_lag_seconds", "From the last event to its frame written", registry=self.registry)
+        self._lag = Gauge("symdenoise_lag_seconds", "From the last event to its frame denoised", registry=self.registry)
         self._queue = Gauge("symdenoise_queue", "Documents and updates that wait", registry=self.registry)
         self._open = Gauge("symdenoise_open_runs", "Runs being followed", registry=self.registry)
         self._seconds = Histogram(
@@ -45,7 +45,7 @@ class Health:
         self._seconds.observe(seconds)
 
     def lag(self, seconds: float) -> None:
-        """The newest event is this old when its frame is written."""
+        """The newest event is this old when its frame is denoised."""
         self._lag.set(seconds)
 
     def run(self, how: str) -> None:

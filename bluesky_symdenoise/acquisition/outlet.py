@@ -39,19 +39,21 @@ def tiled_writer(work: Work, *, batch_size: int = 1) -> Emit:
 def straight_to_tiled(claim: Claim, *, batch_size: int = 1) -> Outlet:
     """Writers that send the documents of so many rows at a time, where the claim holds.
 
-    They raise SymDenoiseError if the derived run exists and does not give way, and, from each document, if the server
-    cannot be reached or refuses it.
+    They raise SymDenoiseError from the start document if the derived run exists and does not give way, and from each
+    document if the server cannot be reached or refuses it.
     """
 
     def outlet(work: Work, uid: str, journal: Path) -> Emit:
-        writer = tiled_writer(work, batch_size=batch_size)
+        writers: list[Emit] = []
 
-        def emit(name: str, doc: dict[str, Any]) -> None:
-            _said_plainly(work, uid, lambda: writer(name, doc))
+        def send(name: str, doc: dict[str, Any]) -> None:
+            if name == "start":
+                claim.make_way(work.container, uid, journal=journal)
+                writers.append(tiled_writer(work, batch_size=batch_size))
+            writers[0](name, doc)
 
         clear_spool(work.folder, uid)
-        _said_plainly(work, uid, lambda: claim.make_way(work.container, uid, journal=journal))
-        return emit
+        return lambda name, doc: _said_plainly(work, uid, lambda: send(name, doc))
 
     return outlet
 

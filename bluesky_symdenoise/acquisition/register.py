@@ -185,6 +185,7 @@ class _Registering(RunDenoiser):
     def _finish(self, stream: Stream, time: float) -> None:
         """Write the scalars that are not known yet beside the events."""
         super()._finish(stream, time)
+        self._aside.wait()
         rows = len(stream.done)
         if rows:
             columns = {f"{key}_{name}": [math.nan] * rows for key in stream.keys for name in PENDING}

@@ -25,6 +25,7 @@ from bluesky_symdenoise.acquisition.plan import Request, Work, image_keys
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.acquisition.stored import StoredRun, TiledRun, drive, raw_only, stored_run
 from bluesky_symdenoise.analysis.ring import Ring
+from bluesky_symdenoise.catalog.containers import run_in
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -217,8 +218,8 @@ def derived_already(run: StoredRun, work: Work, claim: Claim) -> BlueskyRun | No
     SymDenoiseError
         If the run is no raw run.
     """
-    uid = work.recipe.derived_uid(raw_only(run).start["uid"])
-    return existing if uid in work.container and claim.stands(existing := work.container[uid]) else None
+    existing = run_in(work.container, work.recipe.derived_uid(raw_only(run).start["uid"]))
+    return existing if existing is not None and claim.stands(existing) else None
 
 
 def planned(run: StoredRun, work: Work, *, force: bool = False) -> Forecast:
@@ -232,10 +233,10 @@ def planned(run: StoredRun, work: Work, *, force: bool = False) -> Forecast:
 
 def state(run: StoredRun, work: Work) -> str:
     """What there is of the derived run, in words."""
-    uid = work.recipe.derived_uid(raw_only(run).start["uid"])
-    if uid not in work.container:
+    existing = run_in(work.container, work.recipe.derived_uid(raw_only(run).start["uid"]))
+    if existing is None:
         return "not denoised"
-    if Claim(raw_stop=run.stop).stands(existing := work.container[uid]):
+    if Claim(raw_stop=run.stop).stands(existing):
         return COMPLETE
     return "frames failed or are missing" if existing.metadata.get("stop") else "interrupted"
 

@@ -7,10 +7,12 @@ import socket
 import time as clock
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.acquisition.aside import Aside
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
 from bluesky_symdenoise.acquisition.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.place import check_apart
@@ -31,6 +33,9 @@ Outcome = Row | CompressedRow | Exception
 
 #: Keys of a raw start document that the derived one does not take over.
 _OWN_KEYS = frozenset({"uid", "time", "scan_id", "versions", "tiled_specs"})
+#: Rows, or bytes of them, that wait to be written while the next one is denoised, and what a row counts at least: where
+#: frames are small, what Tiled is asked at the beginning of a run takes as long as many of them.
+WAITING, WAITING_BYTES, LEAST_BYTES = 2, 2**24, 2**15
 
 
 class DroppedError(Exception):
@@ -40,6 +45,9 @@ class DroppedError(Exception):
 class RunDenoiser(RunReader):
     """Takes the documents of one raw run and writes its derived run.
 
+    Rows are written, and their documents sent, in a thread of their own: what goes wrong there is raised with one of
+    the next documents, at the latest with the stop document.
+
     Parameters
     ----------
     work
@@ -47,8 +55,8 @@ class RunDenoiser(RunReader):
     source
         Makes the frame source of a stream from its descriptor; by default files that documents announce.
     finished_frame
-        Called after each frame was written with None, or with the reason why it is NaN. What it raises goes to the
-        caller; the run can be left then.
+        Called in that thread after each frame was written with None, or with the reason why it is NaN. If it raises, no
+        row is written after this one.
     too_late
         Asked before each frame; a reason not to denoise it any more makes it NaN.
     outlet
@@ -67,6 +75,8 @@ class RunDenoiser(RunReader):
         super().__init__(work, source=source)
         self._work, self._finished_frame = work, finished_frame
         self._too_late, self._outlet = too_late, outlet
+        self._aside = Aside()
+        self._journal: Journal | None = None
         self._derived: DerivedRun | None = None
         #: By the names of their streams, from the first row on.
         self._opened: dict[str, DerivedStream] = {}
@@ -87,17 +97,30 @@ class RunDenoiser(RunReader):
     def abandon(self, reason: str) -> None:
         """Close the derived run of a raw run whose stop document never came."""
         if not self.closed:
+            self._aside.close()
             self._close(exit_status="fail", reason=reason)
+
+    @property
+    def busy(self) -> bool:
+        """Whether rows wait to be written."""
+        return self._aside.busy
 
     def leave(self) -> None:
         """Let go of the derived run without ending it: who takes it up next goes on with its rows."""
         super().leave()
+        self._aside.close()
         if self._derived is not None:
             self._derived.leave()
+        elif self._journal is not None:
+            self._journal.close()
 
     def _close(self, *, exit_status: str, reason: str) -> None:
+        self._aside.wait()
+        self._aside.close()
         self._let_go()
         if self._derived is None:
+            if self._journal is not None:
+                self._journal.close()
             return
         failures = [{"reason": why, "frames": count} for why, count in self._failures.items()]
         groups = {
@@ -151,10 +174,15 @@ class RunDenoiser(RunReader):
         self._work.place.own(journal.path)
         try:
             emit = self._outlet(work, uid, journal.path)
-            self._derived = self._derived_run(emit, journal=journal, start=start, uid=uid, arrays=arrays)
         except BaseException:
             journal.close()
             raise
+        self._journal = journal
+
+        def begin() -> None:
+            self._derived = self._derived_run(emit, journal=journal, start=start, uid=uid, arrays=arrays)
+
+        self._aside.put(begin, most=WAITING)
 
     def _provenance(self, stream: str, keys: Sequence[str]) -> Document:
         """Of the derived run."""
@@ -164,7 +192,7 @@ class RunDenoiser(RunReader):
         check_apart(self._folder, uri)
 
     def _end_stream(self, stream: Stream) -> None:
-        self._ensure_open(stream)
+        self._aside.put(partial(self._ensure_open, stream), most=WAITING)
 
     def _derived_run(
         self, emit: Emit, *, journal: Journal, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]
@@ -198,7 +226,8 @@ class RunDenoiser(RunReader):
 
     def _write(self, stream: Stream, event: Event, row: int) -> None:
         """Denoise the images of one event and write it."""
-        self._ensure_open(stream)
+        if stream.name not in self._opened:
+            self._aside.put(partial(self._ensure_open, stream), most=WAITING)
         outcomes: dict[str, Outcome] = {}
         for key in stream.keys:
             try:
@@ -208,7 +237,12 @@ class RunDenoiser(RunReader):
         self._append(stream, event, outcomes)
 
     def _append(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
-        """Write the images of one event; what failed becomes a NaN row with its reason in stop."""
+        """Have the images of one event written; what failed becomes a NaN row with its reason in stop."""
+        rows = (each for each in outcomes.values() if isinstance(each, Row))
+        size = max(LEAST_BYTES, sum(row.intensity.nbytes + row.sigma.nbytes for row in rows))
+        self._aside.put(partial(self._append_now, stream, event, outcomes), most=max(WAITING, WAITING_BYTES // size))
+
+    def _append_now(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
         self._work.place.check_space(self._folder)
         derived = self._ensure_open(stream)
         rows: dict[str, Row | CompressedRow] = {}
@@ -227,8 +261,8 @@ class RunDenoiser(RunReader):
 
     def _kept(self, stream: Stream, key: str, event: Event) -> Row | None:
         """The row that an earlier writer finished, if it has the symmetry that an uninterrupted run would give it."""
-        assert self._derived is not None
-        row = self._derived.journal.kept(stream.name, key, event.seq_num, event.turn)
+        assert self._journal is not None
+        row = self._journal.kept(stream.name, key, event.seq_num, event.turn)
         return row if row is not None and stream.images[key].takes_over(row, event.columns) else None
 
     def _denoised(self, stream: Stream, key: str, event: Event) -> Row:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bluesky_symdenoise.acquisition.databroker import stream_arrays, tiled_run
+from bluesky_symdenoise.acquisition.databroker import Columns, columns_of, descriptors_of, tiled_run
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource, StoredFrames
 from bluesky_symdenoise.acquisition.plan import image_keys
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -163,11 +164,13 @@ class TiledRun:
         if run.access_tags:
             self.start["tiled_access_tags"] = list(run.access_tags)
         self.stop: Document | None = run.metadata.get("stop")
-        # A stream that was configured anew has several descriptors; the first counts.
-        every = [each for name in run for each in run[name].descriptors]
-        first = {descriptor["name"]: descriptor for descriptor in reversed(every)}
         #: By the uid of their descriptors.
-        self.streams = {each["uid"]: StoredStream(run, each, columns) for each in first.values()}
+        self.streams: dict[str, StoredStream] = {}
+        for name in run:
+            stream = run[name]
+            # A stream that was configured anew has several descriptors; the first counts.
+            first = descriptors_of(run, stream, name)[0]
+            self.streams[first["uid"]] = StoredStream(columns_of(run, stream), first, columns)
 
     def documents(self) -> Iterator[Named]:
         """Descriptors, then events by their time."""
@@ -200,23 +203,28 @@ class StoredStream:
     """Events and frames of one stream of a run on a Tiled server."""
 
     def __init__(
-        self, run: BlueskyRun, descriptor: Document, columns: Callable[[str], Collection[str]] | None = None
+        self, arrays: Columns, descriptor: Document, columns: Callable[[str], Collection[str]] | None = None
     ) -> None:
         self.descriptor, self._columns = descriptor, columns
-        self._arrays = stream_arrays(run, descriptor["name"])
-        self._held = set(self._arrays)
+        self._arrays = arrays
+        self._held = set(arrays)
+
+    @cached_property
+    def _of_events(self) -> dict[str, NDArray[Any]]:
+        """Their numbers and times, and the columns that are wanted."""
+        return self._arrays.values_of({"seq_num", "time", *self._wanted()} & self._held)
 
     @cached_property
     def seq_nums(self) -> list[int]:
         """Of its events; MongoDB's server has one row for each number."""
         if "seq_num" in self._held:
-            return [int(number) for number in np.asarray(self._arrays["seq_num"].read())]
+            return [int(number) for number in self._of_events["seq_num"]]
         return list(range(1, 1 + len(self.times)))
 
     @cached_property
     def times(self) -> Sequence[float]:
         """Of its events."""
-        return np.asarray(self._arrays["time"].read()).tolist() if "time" in self._held else []
+        return self._of_events["time"].tolist() if "time" in self._held else []
 
     @property
     def rows(self) -> int:
@@ -243,7 +251,7 @@ class StoredStream:
 
     def events(self) -> Iterator[Document]:
         """Event documents with the columns that are wanted; none for a stream without events."""
-        columns = {name: np.asarray(self._arrays[name].read()) for name in self._wanted()}
+        columns = {name: self._of_events[name] for name in self._wanted()}
         for row, (seq_num, time) in enumerate(zip(self.seq_nums, self.times, strict=True)):
             data = {name: column[row].tolist() for name, column in columns.items()}
             yield {"descriptor": self.descriptor["uid"], "seq_num": seq_num, "time": time, "data": data}

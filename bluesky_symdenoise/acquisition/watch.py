@@ -104,7 +104,8 @@ class Watch:
         run = self._open.get(uid)
         if run is None:
             return
-        self._frame_begun = clock.perf_counter()
+        if not any(each.busy for each in self._open.values()):
+            self._frame_begun = clock.perf_counter()
         try:
             run(name, doc)
         except _Stopped:

@@ -160,10 +160,12 @@ class _Worker:
     def _existing(self, uid: str) -> Document | None:
         """Metadata of a derived run in Tiled; None too where Tiled is away and cannot say."""
         from bluesky_symdenoise.acquisition.delivery import is_away
+        from bluesky_symdenoise.catalog.containers import run_in
 
         container = self._setup.work.container
         try:
-            return dict(container[uid].metadata) if uid in container else None
+            run = run_in(container, uid)
+            return None if run is None else dict(run.metadata)
         except Exception as error:
             if is_away(error):
                 return None

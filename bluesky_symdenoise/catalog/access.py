@@ -31,7 +31,7 @@ def derived_writer(container: Container, *, batch_size: int = 1) -> Callable[[st
     container
         Catalogue of derived runs; the raw runs are in ``raw`` beside it, or elsewhere.
     batch_size
-        Rows that are sent at a time.
+        Rows that are sent at a time; the first is sent at once.
 
     Returns
     -------
@@ -57,11 +57,27 @@ def derived_writer(container: Container, *, batch_size: int = 1) -> Callable[[st
 
 
 class _Normalizer(RunNormalizer):  # type: ignore[misc]
-    """Keeps what the server answers to a start document: event-model's router would blame its factories for it."""
+    """Keeps what the server answers to a start document: event-model's router would blame its factories for it.
+
+    What is sent with the first row makes the nodes of a stream: that is not left to the end of a short run.
+    """
 
     def __init__(self, refusals: list[Exception], **options: Any) -> None:
         super().__init__(**options)
         self._refusals = refusals
+        self._resources: set[str] = set()
+
+    def subscribe(self, func: Any, name: str = "all") -> Any:
+        # There is no public way to have TiledWriter send what it holds.
+        self._writer, self._batch_size = func, func._batch_size
+        func._batch_size = 1
+        return super().subscribe(func, name)
+
+    def stream_datum(self, doc: Document) -> None:
+        if doc["stream_resource"] in self._resources:
+            self._writer._batch_size = self._batch_size
+        self._resources.add(doc["stream_resource"])
+        super().stream_datum(doc)
 
     def start(self, doc: Document) -> None:
         try:

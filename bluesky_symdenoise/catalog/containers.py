@@ -8,19 +8,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
+from tiled.client.container import Container
 from tiled.client.utils import ClientError
 from tiled.structures.core import Spec
 
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
-    from tiled.client.container import Container
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
 
 #: Metadata key under which a catalogue of derived runs names the folder for its frames.
 FRAMES_FOLDER = "symdenoise_frames"
 
 #: Spec, with its version, of a catalogue of Bluesky runs.
 CATALOGUE = ("CatalogOfBlueskyRuns", "3.0")
+
+
+def run_in(container: Container, uid: str) -> BlueskyRun | None:
+    """The run of this uid, with one request; None if there is none."""
+    try:
+        # The catalogue's own look-up goes on to search for runs whose uid begins with it.
+        found: BlueskyRun = Container.__getitem__(container, uid)
+    except KeyError:
+        return None
+    return found
 
 
 def prepare(root: Container, *, frames: str | Path, access_tags: Sequence[str] = ()) -> None:

@@ -27,7 +27,8 @@ Emit = Callable[[str, Document], Any]
 
 
 #: Large blocks: the smooth upper bits of whole frames compress together, by a seventh better than the filter's default.
-COMPRESSION = hdf5plugin.Bitshuffle(nelems=2**20, cname="zstd", clevel=9)
+#: The lowest level takes a quarter of level 9's time, and 1.5 % more bytes.
+COMPRESSION = hdf5plugin.Bitshuffle(nelems=2**20, cname="zstd", clevel=1)
 
 #: How the scalars of a stream without events are stored, by their type.
 COLUMN_DTYPES = {"number": "<f8", "string": "|S8"}
