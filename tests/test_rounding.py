@@ -135,6 +135,8 @@ OTHER = {
     "sigma_bits": 2,
     "beamline": ("symmetry=sample.symmetry",),
     "frames": "0:2",
+    "defects": "keep",
+    "views": 8,
     "analysis": (Ring(10, 20).to_text(),),
 }
 
