@@ -154,9 +154,15 @@ class TestCrash:
         callback = callback_on(client)
         for name, doc in documents[:-1]:
             callback(name, doc)
+        killed = None
         for restarts in range(2):
-            wait(callback, lambda status, n=restarts: status.restarts == n)
-            os.kill(callback.worker_pid, signal.SIGKILL)
+            # A restart is counted before there is a process again.
+            wait(
+                callback,
+                lambda status, n=restarts, k=killed: status.restarts == n and callback.worker_pid not in (None, k),
+            )
+            killed = callback.worker_pid
+            os.kill(killed, signal.SIGKILL)
         wait(callback, lambda status: status.restarts == 2)
         callback(*documents[-1])
         status = callback.close(timeout=240)
