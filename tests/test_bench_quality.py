@@ -337,3 +337,7 @@ def test_speed_prints_and_stores_what_a_small_frame_takes(tmp_path):
     values = {row["figure"]: row["value"] for rows in stored.values() for row in rows}
     assert {"float32, 1 thread(s)", "bfloat16, 1 thread(s)"} <= set(values)
     assert all(value > 0 for name, value in values.items() if "memory" not in name)
+
+
+def test_pictures_show_where_a_denoiser_gains_and_loses_most(tmp_path, data):
+    """Two sets, one flat and one with a step: a blur is best on the first and worst on the second."""

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from bluesky_symdenoise.bench import metrics
 from bluesky_symdenoise.bench.cases import LEVELS, Case, ImageSet, cases_of, image_sets
 from bluesky_symdenoise.bench.comparison import compared, figures_table, likelihood_table
+from bluesky_symdenoise.bench.extremes import draw
 from bluesky_symdenoise.bench.metrics import FloatArray, Mask
 from bluesky_symdenoise.bench.peers import PEERS, QUICK, Peer
 from bluesky_symdenoise.bench.report import (
@@ -128,6 +129,8 @@ def main(
     *,
     json_path: Path | None = None,
     model: str | None = None,
+    views: int = 1,
+    pictures: Path | None = None,
     peers: Sequence[str] = tuple(PEERS),
     roles: Sequence[str] = ("test",),
     sets: Sequence[str] = (),
@@ -136,15 +139,16 @@ def main(
     seed: int = 0,
     crop: int | None = None,
 ) -> list[Result]:
-    """Run, print the tables of each role apart, and write the results as JSON if a path is given."""
+    """Run, print the tables of each role apart; write JSON and pictures of the best and worst case where wanted."""
     if unknown := sorted(set(peers) - set(PEERS)):
         raise SymDenoiseError(
             f"peer {unknown[0]!r}", rule=f"it must be one of {', '.join(PEERS)}", remedy="choose among these"
         )
+    denoise, named = pretrained(model, views), {name: PEERS[name] for name in peers}
     results = run(
         data,
-        pretrained(model),
-        peers={name: PEERS[name] for name in peers},
+        denoise,
+        peers=named,
         roles=roles,
         sets=sets,
         levels=levels,
@@ -165,14 +169,17 @@ def main(
     if json_path is not None:
         content = {"crop": crop, "levels": list(levels), "figures": comparisons, "results": results}
         json_path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    if pictures is not None:
+        for path in draw(pictures, results, data, denoise, named, frames=frames, seed=seed, crop=crop):
+            console.print(f"picture: {path}")
     return results
 
 
-def pretrained(model: str | None) -> Denoise:
-    """Give the package's own denoiser by the name of its weights, or with the default ones."""
+def pretrained(model: str | None, views: int = 1) -> Denoise:
+    """Give the package's own denoiser by the name of its weights, or with the default ones; views as it takes them."""
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
-    denoiser = Denoiser.pretrained() if model is None else Denoiser.pretrained(model)
+    denoiser = Denoiser.pretrained(model, views=views)
 
     def denoise(
         counts: FloatArray, *, mask: Mask, symmetry: str, beam_center: tuple[float, float] | None

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bluesky_symdenoise.cli.root import ModelName, bench
+from bluesky_symdenoise.cli.root import ModelName, Views, bench
 
 
 @bench.command()
@@ -15,6 +15,10 @@ def quality(
     data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")],
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     model: ModelName = None,
+    views: Views = 1,
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to draw the cases that gain and lose most.")
+    ] = None,
     training_sets: Annotated[bool, typer.Option(help="Also the sets that the model was trained on, apart.")] = False,
     sets: Annotated[list[str] | None, typer.Option(help="Name of a set; repeatable; all if not given.")] = None,
     levels: Annotated[
@@ -34,6 +38,8 @@ def quality(
         data,
         json_path=json_path,
         model=model,
+        views=views,
+        pictures=pictures,
         peers=peers or tuple(PEERS),
         roles=("test", "train") if training_sets else ("test",),
         sets=sets or (),
