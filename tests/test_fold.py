@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import frozen
 
+from bluesky_symdenoise.bench.features import amplitude, spot
 from bluesky_symdenoise.physics import fold
 from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_center
 from bluesky_symdenoise.physics.fold import (
@@ -160,10 +161,26 @@ def test_the_gate_keeps_a_parasitic_blob_out(rng, level):
     mates = gated_mates(frame, Symmetry("2", CENTER))
     assert not mates.exposure[blob | ghost].any()
     assert not mates.counts[blob | ghost].any()
-    # Elsewhere the mates are in use.
+    # Elsewhere the mates are in use, but for a few percent that look different by chance.
     far = ((y - 60) ** 2 + (x - 80) ** 2 > 60**2) & ((y - 183) ** 2 + (x - 202) ** 2 > 60**2)
     on = mated(frame, INVERSION, CENTER).exposure > 0
-    assert (mates.exposure[far & on] > 0).mean() > 0.95
+    assert (mates.exposure[far & on] > 0).mean() > 0.93
+
+
+def test_the_gate_keeps_most_small_spots_out(rng):
+    """Spots of seven standard deviations, three pixels wide, most of which no window of the larger test sees."""
+    rate = anisotropic(photons_per_pixel=10.0)
+    kept_out = {True: 0, False: 0}
+    for place in [(60 + 30 * i, 60) for i in range(5)]:
+        profile = spot((float(place[0]), float(place[1])), 3.0, SHAPE)
+        counts = rng.poisson(rate + amplitude(7.0, profile, rate) * profile)
+        frame = frame_of(counts, np.ones(SHAPE))
+        at = (place[0], place[1])
+        kept_out[True] += not gated_mates(frame, Symmetry("2", CENTER)).exposure[at]
+        other = mated(frame, INVERSION, CENTER)
+        kept_out[False] += bool(symmetry_score(frame, other)[at] > 3)
+    assert kept_out[True] >= 4
+    assert kept_out[False] <= 2
 
 
 def test_a_broken_half_falls_back_to_its_own_photons(rng):
@@ -171,7 +188,7 @@ def test_a_broken_half_falls_back_to_its_own_photons(rng):
     rate[:, :100] = asymmetric(rng, photons_per_pixel=2.0)[:, :100]
     mates = gated_mates(frame_of(rng.poisson(rate)), Symmetry("my", CENTER))
     assert (mates.exposure[:240, :90] > 0).mean() < 0.3
-    assert (mates.exposure[:240, 125:] > 0).mean() > 0.9
+    assert (mates.exposure[:240, 125:] > 0).mean() > 0.87
 
 
 def test_the_fold_is_unbiased(rng):
@@ -296,7 +313,8 @@ def test_groups_of_rings_let_the_ring_in_and_a_spot_out(rng, symbol, level):
     away = (radius < 100) & (radius > 5) & ((y - 60) ** 2 + (x - 110) ** 2 > 60**2)
     assert (mates.exposure[away] > 0).mean() > 0.9
     residual = (mates.counts - mates.exposure * rate)[away]
-    assert abs(residual.sum()) < 0.02 * (mates.exposure * rate)[away].sum()
+    # The standard deviation of this sum is 1.4 % at 0.3 counts/pixel and 0.4 % at 10.
+    assert abs(residual.sum()) < (0.05 if level < 1 else 0.02) * (mates.exposure * rate)[away].sum()
 
 
 def test_rings_are_filled_where_nothing_was_measured(rng):
