@@ -271,12 +271,11 @@ def stand_in(counts, *, mask, symmetry, beam_center):
 
 
 def test_the_command_takes_sets_levels_peers_and_the_size_of_the_part(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(quality, "pretrained", lambda model: stand_in)
+    monkeypatch.setattr(quality, "pretrained", lambda model, views: stand_in)
     path = tmp_path / "scores.json"
     options = ["--sets", "rings", "--levels", "1", "--levels", "1000", "--peers", "raw", "--peers", "azimuthal"]
-    done = CliRunner().invoke(
-        app, ["bench", "quality", "--data", str(data), "--json", str(path), "--crop", "48", *options]
-    )
+    options += ["--json", str(path), "--crop", "48", "--pictures", str(tmp_path / "pictures")]
+    done = CliRunner().invoke(app, ["bench", "quality", "--data", str(data), *options])
     assert done.exit_code == 0, done.output
     stored = json.loads(path.read_text())
     assert {each["set"] for each in stored["results"]} == {"rings"}
@@ -289,11 +288,15 @@ def test_the_command_takes_sets_levels_peers_and_the_size_of_the_part(data, tmp_
     assert stored["figures"]["test"]["likelihood"]["azimuthal"] == {"1": [0, 1], "1000": [0, 0]}
     assert "not testable" in done.output
     assert stored["crop"] == 48
+    # One case, which gains and loses most.
+    best, worst = ((tmp_path / "pictures" / f"{name}.png").read_bytes() for name in ("best", "worst"))
+    assert best.startswith(b"\x89PNG")
+    assert best == worst
 
 
 @pytest.mark.parametrize("option", ["--sets", "--peers"])
 def test_an_unknown_set_or_peer_is_refused_with_those_that_there_are(data, monkeypatch, option):
-    monkeypatch.setattr(quality, "pretrained", lambda model: stand_in)
+    monkeypatch.setattr(quality, "pretrained", lambda model, views: stand_in)
     done = CliRunner().invoke(app, ["bench", "quality", "--data", str(data), option, "nonsense"])
     assert done.exit_code != 0
     assert "nonsense" in str(done.exception)
@@ -337,7 +340,3 @@ def test_speed_prints_and_stores_what_a_small_frame_takes(tmp_path):
     values = {row["figure"]: row["value"] for rows in stored.values() for row in rows}
     assert {"float32, 1 thread(s)", "bfloat16, 1 thread(s)"} <= set(values)
     assert all(value > 0 for name, value in values.items() if "memory" not in name)
-
-
-def test_pictures_show_where_a_denoiser_gains_and_loses_most(tmp_path, data):
-    """Two sets, one flat and one with a step: a blur is best on the first and worst on the second."""
