@@ -43,8 +43,7 @@ class TestBiasAndCoverage:
         assert bias < 0.05 * level
         assert 0.6 < np.mean(np.abs(scores) < 1) < 0.85
         assert np.mean(np.abs(scores) < 2) > 0.9
-        # Negative controls: what is cut at zero is biased, and what is subtracted from counts and cut far more.
-        assert np.clip(errors, 0, None)[:, empty].mean() > bias + 0.01 * level
+        # Negative control: what is subtracted from counts and cut at zero is biased.
         assert np.mean(subtracted) > 0.1 * level
 
     def test_noise_of_a_shared_dark_does_not_average_out(self, denoiser: Denoiser) -> None:

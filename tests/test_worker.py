@@ -355,7 +355,9 @@ class TestPlace:
         place = Place(home / "denoised", free_bytes=2**62)
         done = fed(threaded_on(client, directory=place), composed(rings(1), write(rings(1), tmp_path / "raw.h5")))
         assert "writing stops below" in done.status.errors[0]
-        assert not outcome(derived_of(client, done))["complete"]
+        stop = derived_of(client, done).metadata["stop"]
+        assert stop["exit_status"] == "fail"
+        assert not stop["provenance"]["complete"]
 
 
 class TestConstructor:

@@ -72,7 +72,7 @@ class DenoiseCallback:
     slow
         What happens when the denoiser is slower than the detector. ``defer``: frames wait where they are and are
         finished after the scan. ``drop``: those that waited longer than 5 s are NaN, and counted. ``block``: the scan
-        waits.
+        waits until all but a few frames are written.
     frames
         ``files``: the server reads the files in `directory`. ``http``: it cannot, so frames are sent to it.
     nice
@@ -134,6 +134,7 @@ class DenoiseCallback:
                 work=work,
                 tokens={} if auth is None else dict(auth.tokens),
                 drop_after=DROP_AFTER_S if slow == "drop" else None,
+                settled=slow == "block",
                 nice=nice,
             )
         )

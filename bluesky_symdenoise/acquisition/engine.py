@@ -74,6 +74,14 @@ class Engine:
         if name == "stop":
             self._end(doc.get("run_start", ""))
 
+    def settle(self) -> None:
+        """Wait until all rows that were denoised are written."""
+        for uid, run in list(self._open.items()):
+            try:
+                run.settle()
+            except Exception as error:
+                self._give_up("event", {"run_start": uid}, error)
+
     def close(self, reason: str) -> None:
         """Close the derived runs whose stop document never came."""
         for uid in list(self._open):

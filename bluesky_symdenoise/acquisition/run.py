@@ -95,10 +95,15 @@ class RunDenoiser(RunReader):
         return self._ended and self._derived is not None
 
     def abandon(self, reason: str) -> None:
-        """Close the derived run of a raw run whose stop document never came."""
+        """Close the derived run, incomplete: the raw run's stop document never came, or rows could not be written."""
         if not self.closed:
+            self._ended = False
             self._aside.close()
             self._close(exit_status="fail", reason=reason)
+
+    def settle(self) -> None:
+        """Wait until all rows that were denoised are written."""
+        self._aside.wait()
 
     @property
     def busy(self) -> bool:

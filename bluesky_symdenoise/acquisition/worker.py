@@ -38,6 +38,8 @@ class Setup:
         Of a client that logged in with a name.
     drop_after
         Frames that waited longer, in seconds, are not denoised; None for all are.
+    settled
+        Whether rows are written before the next document is taken.
     nice
         Added to the niceness of the RunEngine's process, once it is ready.
     """
@@ -45,6 +47,7 @@ class Setup:
     work: Work
     tokens: dict[str, str]
     drop_after: float | None
+    settled: bool
     nice: int
 
 
@@ -87,6 +90,8 @@ class _Worker:
                     if again and name == "start":
                         self._again.add(self._setup.work.recipe.derived_uid(doc["uid"]))
                     self._engine.take(name, doc)
+                    if self._setup.settled:
+                        self._engine.settle()
                     self.say("taken", number)
                 case ("close",):
                     self._engine.close("the callback was closed before the run's stop document came")
