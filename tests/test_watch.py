@@ -132,7 +132,7 @@ def test_follows_a_scan_and_stops_cleanly(tmp_path: Path, cache: str) -> None:
 
 def test_killed_or_stopped_it_goes_on_where_it_was(tmp_path: Path) -> None:
     """SIGKILL and SIGTERM in the middle of a scan; a second instance is refused; the third finishes the run."""
-    frames = 24
+    frames = 48
     with served(tmp_path / "catalogue", "memory") as place, ExitStack() as stack:
         logs = [tmp_path / f"{i}.log" for i in range(4)]
 
