@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
@@ -45,6 +46,8 @@ class TrainConfig:
     shadow_share: float = 0.0
     peakless_share: float = 0.0
     blurred_share: float = 0.0
+    stopped_share: float = 0.0
+    bright_weight: float = 0.0
     bfloat16: bool = True
     threads: int = 1
 
@@ -98,6 +101,7 @@ class _Samples(IterableDataset[Tensor]):
                             shadow_share=config.shadow_share,
                             peakless_share=config.peakless_share,
                             blurred_share=config.blurred_share,
+                            stopped_share=config.stopped_share,
                         ).stacked()
                         for _ in range(config.batch)
                     ]
@@ -105,7 +109,7 @@ class _Samples(IterableDataset[Tensor]):
             )
 
 
-def held_out_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool) -> tuple[Tensor, Tensor]:
+def held_out_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool, bright_weight: float = 0.0) -> tuple[Tensor, Tensor]:
     """Negative-binomial log-likelihood of the target per pixel, each sample's mean; and the weights of the samples.
 
     With the posterior Gamma(shape a, rate b) and a target t at exposure e:
@@ -115,6 +119,9 @@ def held_out_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool) -> tuple[Tens
     ----------
     batch
         (sample, 6, y, x) as stacked by `bluesky_symdenoise.training.pairs.Sample`.
+    bright_weight
+        Exponent by which pixels weigh more in their sample's mean whose surroundings have more counts than the
+        sample: the best answer stays what it is, as the weight depends on what the network sees and not on the target.
     """
     counts, exposure, mate_counts, mate_exposure, target, target_exposure = batch.split(1, dim=1)  # type: ignore[no-untyped-call]
     with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=bfloat16):
@@ -129,15 +136,24 @@ def held_out_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool) -> tuple[Tens
         + a * torch.log1p(safe / b)
         + t * torch.log1p(b / safe)
     )
-    per_sample = (nll * seen).sum(dim=(1, 2, 3)) / seen.sum(dim=(1, 2, 3)).clamp(min=1)
+    pixels = seen * _brightness(counts, exposure) ** bright_weight if bright_weight else seen.double()
+    per_sample = (nll * pixels).sum(dim=(1, 2, 3)) / pixels.sum(dim=(1, 2, 3)).clamp(min=1)
     # Bright samples carry gradients of the square root of their counts: weighted so that they don't drown the others.
     weights = (1 + counts.double().mean(dim=(1, 2, 3)) / 10) ** -0.3
     return per_sample, weights
 
 
-def weighted_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool) -> Tensor:
+def _brightness(counts: Tensor, exposure: Tensor) -> Tensor:
+    """Mean rate of a pixel and its neighbours over that of its sample, from 1 to 1000; darker ones count as 1."""
+    around = [F.avg_pool2d(image, 3, stride=1, padding=1) for image in (counts, exposure)]
+    overall = [image.mean(dim=(1, 2, 3), keepdim=True) for image in (counts, exposure)]
+    ratio = around[0] * overall[1] / (around[1] * overall[0]).clamp(min=1e-9)
+    return torch.where(around[1] > 0, ratio, 1.0).clamp(1, 1000).double()
+
+
+def weighted_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool, bright_weight: float = 0.0) -> Tensor:
     """The mean of `held_out_loss` over a batch, with its weights."""
-    per_sample, weights = held_out_loss(net, batch, bfloat16=bfloat16)
+    per_sample, weights = held_out_loss(net, batch, bfloat16=bfloat16, bright_weight=bright_weight)
     return (per_sample * weights).mean()
 
 
@@ -241,7 +257,7 @@ def fit(
     with (output / "history.jsonl").open("a") as history:
         progress = tqdm(loader, initial=first, total=config.steps, unit="step", mininterval=2)
         for step, batch in enumerate(progress, start=first):
-            loss = weighted_loss(net, batch.to(device), bfloat16=config.bfloat16)
+            loss = weighted_loss(net, batch.to(device), bfloat16=config.bfloat16, bright_weight=config.bright_weight)
             norm = descent.step(step, loss, scheduled_rate(config, step))
             history.write(json.dumps({"step": step, "loss": round(loss.item(), 6), "norm": round(norm, 4)}) + "\n")
             if time.monotonic() - saved > CHECKPOINT_EVERY:

@@ -15,11 +15,20 @@ from scipy import ndimage
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import symmetry_gate
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.training.simulate import Image, peakless_rate, random_mask, random_rate, straight_shadow
+from bluesky_symdenoise.training.simulate import (
+    Image,
+    peakless_rate,
+    random_mask,
+    random_rate,
+    stopped_rate,
+    straight_shadow,
+)
 
 #: What the mates are, and how often: as symmetry says, missing, or wrong in one of four ways.
 MATE_KINDS = ("exact", "absent", "shifted", "scaled", "broken", "wrong")
 MATE_SHARES = (0.4, 0.12, 0.2, 0.09, 0.11, 0.08)
+#: Of how many parts of a real frame the one with the most counts is taken where the bright ones are wanted.
+BRIGHTEST_OF = 8
 
 
 @dataclass(frozen=True)
@@ -127,18 +136,21 @@ def simulated_sample(
     shadow_share: float = 0.0,
     peakless_share: float = 0.0,
     blurred_share: float = 0.0,
+    stopped_share: float = 0.0,
 ) -> Sample:
     """A random pattern: Poisson counts of about 0.02 to 10^4 per pixel, mates that may be wrong, and a target.
 
     With probability ``shadow_share`` there are straight shadows in it, in half of these not on the mates; with
     probability ``peakless_share`` there is no pattern at all, only something flat or smooth; with probability
-    ``blurred_share`` the pattern is smeared by 0.7 to 8 pixels, as a wide or divergent beam does.
+    ``blurred_share`` the pattern is smeared by 0.7 to 8 pixels, as a wide or divergent beam does; a share of
+    ``stopped_share`` of all patterns is small-angle scattering around a beam stop.
     """
     shape = (size, size)
     level = np.exp(rng.uniform(np.log(0.02), np.log(300 if rng.uniform() < 0.85 else 1e4)))
     peakless = peakless_share and rng.uniform() < peakless_share
-    rate = (peakless_rate if peakless else random_rate)(rng, shape) * level
-    if blurred_share and rng.uniform() < blurred_share:
+    stopped = not peakless and stopped_share and rng.uniform() < stopped_share
+    rate = (peakless_rate if peakless else stopped_rate if stopped else random_rate)(rng, shape) * level
+    if not stopped and blurred_share and rng.uniform() < blurred_share:
         rate = ndimage.gaussian_filter(rate, np.exp(rng.uniform(np.log(0.7), np.log(8))), mode="nearest")
     kind = rng.choice(MATE_KINDS, p=MATE_SHARES)
     mate_rate = rate
@@ -176,19 +188,27 @@ def _moved(rng: np.random.Generator, counts: NDArray[np.int64], shift: tuple[flo
     return counts
 
 
-def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int) -> Sample:
-    """A crop of a real frame, its counts split three ways by binomial thinning: frame, mates, target."""
+def _part(rng: np.random.Generator, frames: RealFrames, size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Counts, and where they were measured, of a part of one of the frames."""
+    _, height, width = frames.counts.shape
+    y0, x0 = rng.integers(0, max(1, height - size + 1)), rng.integers(0, max(1, width - size + 1))
+    at = np.s_[y0 : y0 + size, x0 : x0 + size]
+    good = ~frames.mask[at]
+    return np.where(good, frames.counts[rng.integers(len(frames.counts))][at], 0).astype(np.int64), good
+
+
+def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int, stopped_share: float = 0.0) -> Sample:
+    """A crop of a real frame, its counts split three ways by binomial thinning: frame, mates, target.
+
+    A share of ``stopped_share`` is taken where the frame is bright, which mostly is around the beam stop.
+    """
     while True:
         frames = sets[int(rng.integers(len(sets)))]
-        _, height, width = frames.counts.shape
-        y0, x0 = rng.integers(0, max(1, height - size + 1)), rng.integers(0, max(1, width - size + 1))
-        at = np.s_[y0 : y0 + size, x0 : x0 + size]
-        counts = frames.counts[rng.integers(len(frames.counts))][at].astype(np.int64)
-        good = ~frames.mask[at]
+        tried = BRIGHTEST_OF if stopped_share and rng.uniform() < stopped_share else 1
+        counts, good = max((_part(rng, frames, size) for _ in range(tried)), key=lambda part: int(part[0].sum()))
         mean = counts[good].mean() if good.mean() > 0.3 else 0.0
         if mean > 0.02:
             break
-    counts = np.where(good, counts, 0)
     k, flips = int(rng.integers(4)), rng.uniform() < 0.5
     counts, good = np.rot90(counts, k), np.rot90(good, k)
     if flips:
@@ -261,8 +281,9 @@ def sample(
     shadow_share: float = 0.0,
     peakless_share: float = 0.0,
     blurred_share: float = 0.0,
+    stopped_share: float = 0.0,
 ) -> Sample:
     """One case, real with probability ``real_share`` if there are real frames."""
     if sets and rng.uniform() < real_share:
-        return real_sample(rng, sets, size)
-    return simulated_sample(rng, size, shadow_share, peakless_share, blurred_share)
+        return real_sample(rng, sets, size, stopped_share)
+    return simulated_sample(rng, size, shadow_share, peakless_share, blurred_share, stopped_share)

@@ -235,6 +235,39 @@ def random_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
     return rate / rate.mean()
 
 
+def stopped_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
+    """The mean image of small-angle scattering around a beam stop, (y, x), of mean 1.
+
+    Over several decades from the stop's edge outwards: parasitic scattering by a power of the radius, round or
+    elliptic, with streaks, over a weaker pattern and background. The stop, round or square and not quite in the centre,
+    and its holder end within a few pixels or within one.
+    """
+    size = max(shape)
+    center = (rng.uniform(0.1, 0.9) * size, rng.uniform(0.1, 0.9) * size)
+    view = View.about(center, shape)
+    stretch, phase = rng.uniform(0.5, 1.0), rng.uniform(0, np.pi)
+    along = view.x * np.cos(phase) + view.y * np.sin(phase)
+    across = view.y * np.cos(phase) - view.x * np.sin(phase)
+    q = np.hypot(along, across * stretch)
+    rate = (1 + (q / _log_uniform(rng, 1.5, 40)) ** 2) ** (-rng.uniform(2, 5) / 2) + _log_uniform(rng, 1e-5, 1e-2)
+    rate += _log_uniform(rng, 1e-3, 0.3) * _saxs(rng, view)
+    if rng.uniform() < 0.4:
+        rate += _log_uniform(rng, 1e-4, 0.1) * _PATTERNS[rng.integers(len(_PATTERNS))](rng, view)
+    if rng.uniform() < 0.4:
+        rate += _log_uniform(rng, 1e-3, 0.1) * _direct_beam(rng, view)
+    stop = View.about((center[0] + rng.normal(0, 3), center[1] + rng.normal(0, 3)), shape)
+    edge, reach = _log_uniform(rng, 0.05, 2), _log_uniform(rng, 4, 40)
+    distance = stop.radius if rng.uniform() < 0.6 else np.maximum(np.abs(stop.y), np.abs(stop.x) * rng.uniform(0.5, 2))
+    inside = 1 / (1 + np.exp(np.clip((distance - reach) / edge, -30, 30)))
+    rate *= 1 - (1 - _log_uniform(rng, 1e-4, 0.3)) * inside
+    if rng.uniform() < 0.5:
+        rate *= straight_shadow(rng, shape)
+    if rng.uniform() < 0.5:
+        rate = ndimage.gaussian_filter(rate, rng.uniform(0.3, 1), mode="nearest")
+    rate = np.maximum(rate, 1e-9)
+    return rate / rate.mean()
+
+
 def peakless_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
     """The mean image of nothing to be found, (y, x), of mean 1: flat, or the exponential of a parabola that is wide."""
     if rng.uniform() < 0.5:
