@@ -339,7 +339,9 @@ class Denoiser:
         per_pixel, per_block, mean = features(y, n, mate_y, mate_n)
         ratio, log_kappa = averaged(partial(_prior, net, band_pixels=band_pixels), per_pixel, per_block, self.views)
         kappa = torch.exp(log_kappa)
-        shape, rate = y + kappa, n + kappa / _flux_kept(y, n, kappa, mean * torch.exp(ratio))
+        own_y, own_n = net.own(y, n)
+        shape = own_y + kappa
+        rate = own_n + kappa / _flux_kept(y.double().sum(), n, shape, own_n, kappa, mean * torch.exp(ratio))
         # A pixel that only its mates saw is given at the median exposure, which is 1.
         exposure = torch.where(n > 0, n, 1.0)
         result = torch.cat([shape / rate, torch.sqrt(shape) / rate], dim=1) * exposure
@@ -380,15 +382,14 @@ def empty_result(shape: tuple[int, ...]) -> xr.Dataset:
     return xr.Dataset({"intensity": nothing, "sigma": nothing})
 
 
-def _flux_kept(y: Tensor, n: Tensor, kappa: Tensor, prior_mean: Tensor) -> Tensor:
+def _flux_kept(total: Tensor, n: Tensor, shape: Tensor, own_n: Tensor, kappa: Tensor, prior_mean: Tensor) -> Tensor:
     """The prior mean times the one factor that makes the frame's expected counts add up to its counts.
 
     The network's bias is a fraction of a percent of the total, which the frame itself knows better; the factor is
     damped where a frame has not many more than a thousand counts.
     """
-    total = y.double().sum()
     for _ in range(FLUX_ITERATIONS):
-        expected = (n * (y + kappa) / (n + kappa / prior_mean)).double().sum()
+        expected = (n * shape / (own_n + kappa / prior_mean)).double().sum()
         prior_mean = prior_mean * ((total + FLUX_DAMPING) / (expected + FLUX_DAMPING)).float()
     return prior_mean
 

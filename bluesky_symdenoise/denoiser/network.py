@@ -28,9 +28,19 @@ _PARTIAL_SUMS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0],
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of the U-Net; stored with the weights."""
+    """Sizes of the U-Net; stored with the weights.
+
+    Attributes
+    ----------
+    channels
+        Of the levels, finest first.
+    conjugate
+        Whether a pixel's own counts make the network's answer a posterior. Without, that answer is the result: only to
+        be compared with.
+    """
 
     channels: tuple[int, ...] = (32, 48, 64, 96, 96)
+    conjugate: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -39,7 +49,7 @@ class Architecture:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Architecture:
         """The inverse of `to_dict`."""
-        return cls(channels=tuple(stored["channels"]))
+        return cls(channels=tuple(stored["channels"]), conjugate=bool(stored.get("conjugate", True)))
 
 
 def pyramid_means(counts: Tensor, exposure: Tensor) -> list[Tensor]:
@@ -153,6 +163,12 @@ class PriorNet(nn.Module):
         """What is computed with, up to the last layer."""
         return self.down[0].get_parameter("0.weight").dtype
 
+    def own(self, counts: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
+        """What a pixel's own counts and exposure add to the prior's."""
+        if self.architecture.conjugate:
+            return counts, exposure
+        return torch.zeros_like(counts), torch.zeros_like(exposure)
+
     def in_bfloat16(self) -> PriorNet:
         """A copy with half the bits, except in the last layer, whose rounding would be that of the result."""
         rounded = copy.deepcopy(self).to(torch.bfloat16)
@@ -219,4 +235,5 @@ def posterior(
     per_pixel, per_block, mean = features(counts, exposure, mate_counts, mate_exposure)
     ratio, log_kappa = net(per_pixel, per_block)
     kappa = torch.exp(log_kappa)
-    return counts + kappa, exposure + kappa / (mean * torch.exp(ratio))
+    own_counts, own_exposure = net.own(counts, exposure)
+    return own_counts + kappa, own_exposure + kappa / (mean * torch.exp(ratio))

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from bluesky_symdenoise.denoiser.network import MULTIPLE, Architecture, PriorNet, posterior
+from bluesky_symdenoise.denoiser.network import MULTIPLE, Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.training.pairs import RealFrames, sample
+from bluesky_symdenoise.training.losses import LOSSES, weighted_loss
+from bluesky_symdenoise.training.pairs import Mixture, RealFrames, sample
 
 #: A step whose gradient is longer than this is shortened.
 GRADIENT_NORM = 1.0
@@ -48,8 +48,22 @@ class TrainConfig:
     blurred_share: float = 0.0
     stopped_share: float = 0.0
     bright_weight: float = 0.0
+    loss: str = "counts"
+    conjugate: bool = True
     bfloat16: bool = True
     threads: int = 1
+
+    @property
+    def mixture(self) -> Mixture:
+        """What the samples are."""
+        return Mixture(
+            real=self.real_share,
+            shadow=self.shadow_share,
+            peakless=self.peakless_share,
+            blurred=self.blurred_share,
+            stopped=self.stopped_share,
+            clean=self.loss != "counts",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -77,6 +91,10 @@ class TrainConfig:
             raise SymDenoiseError(
                 f"crop = {config.crop}", rule=f"it must be a multiple of {MULTIPLE}", remedy=f"use {MULTIPLE}"
             )
+        if config.loss not in LOSSES:
+            raise SymDenoiseError(
+                f"loss = {config.loss!r}", rule=f"it must be one of {', '.join(LOSSES)}", remedy="choose among these"
+            )
         return config
 
 
@@ -90,71 +108,8 @@ class _Samples(IterableDataset[Tensor]):
         config = self.config
         for step in range(self.first, config.steps):
             rng = np.random.default_rng([config.seed, step])
-            yield torch.from_numpy(
-                np.stack(
-                    [
-                        sample(
-                            rng,
-                            self.sets,
-                            size=config.crop,
-                            real_share=config.real_share,
-                            shadow_share=config.shadow_share,
-                            peakless_share=config.peakless_share,
-                            blurred_share=config.blurred_share,
-                            stopped_share=config.stopped_share,
-                        ).stacked()
-                        for _ in range(config.batch)
-                    ]
-                )
-            )
-
-
-def held_out_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool, bright_weight: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Negative-binomial log-likelihood of the target per pixel, each sample's mean; and the weights of the samples.
-
-    With the posterior Gamma(shape a, rate b) and a target t at exposure e:
-    -log L = log G(a) - log G(t + a) + log G(t + 1) - a log(b / (b + e)) - t log(e / (b + e)), in float64.
-
-    Parameters
-    ----------
-    batch
-        (sample, 6, y, x) as stacked by `bluesky_symdenoise.training.pairs.Sample`.
-    bright_weight
-        Exponent by which pixels weigh more in their sample's mean whose surroundings have more counts than the
-        sample: the best answer stays what it is, as the weight depends on what the network sees and not on the target.
-    """
-    counts, exposure, mate_counts, mate_exposure, target, target_exposure = batch.split(1, dim=1)  # type: ignore[no-untyped-call]
-    with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-        shape, rate = posterior(net, counts, exposure, mate_counts, mate_exposure)
-    a, b, t, e = shape.double(), rate.double(), target.double(), target_exposure.double()
-    seen = e > 0
-    safe = torch.where(seen, e, torch.ones_like(e))
-    nll = (
-        torch.lgamma(a)
-        - torch.lgamma(t + a)
-        + torch.lgamma(t + 1)
-        + a * torch.log1p(safe / b)
-        + t * torch.log1p(b / safe)
-    )
-    pixels = seen * _brightness(counts, exposure) ** bright_weight if bright_weight else seen.double()
-    per_sample = (nll * pixels).sum(dim=(1, 2, 3)) / pixels.sum(dim=(1, 2, 3)).clamp(min=1)
-    # Bright samples carry gradients of the square root of their counts: weighted so that they don't drown the others.
-    weights = (1 + counts.double().mean(dim=(1, 2, 3)) / 10) ** -0.3
-    return per_sample, weights
-
-
-def _brightness(counts: Tensor, exposure: Tensor) -> Tensor:
-    """Mean rate of a pixel and its neighbours over that of its sample, from 1 to 1000; darker ones count as 1."""
-    around = [F.avg_pool2d(image, 3, stride=1, padding=1) for image in (counts, exposure)]
-    overall = [image.mean(dim=(1, 2, 3), keepdim=True) for image in (counts, exposure)]
-    ratio = around[0] * overall[1] / (around[1] * overall[0]).clamp(min=1e-9)
-    return torch.where(around[1] > 0, ratio, 1.0).clamp(1, 1000).double()
-
-
-def weighted_loss(net: PriorNet, batch: Tensor, *, bfloat16: bool, bright_weight: float = 0.0) -> Tensor:
-    """The mean of `held_out_loss` over a batch, with its weights."""
-    per_sample, weights = held_out_loss(net, batch, bfloat16=bfloat16, bright_weight=bright_weight)
-    return (per_sample * weights).mean()
+            drawn = [sample(rng, self.sets, size=config.crop, mixture=config.mixture) for _ in range(config.batch)]
+            yield torch.from_numpy(np.stack([each.stacked() for each in drawn]))
 
 
 class Descent:
@@ -211,10 +166,14 @@ def fit(
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SymDenoiseError(f"device {device!r}", rule="torch sees no GPU", remedy="use --device cpu")
+    if real and config.mixture.clean:
+        raise SymDenoiseError(
+            f"loss = {config.loss!r} on real frames", rule="their true rate is not known", remedy="leave the data out"
+        )
     output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    net = PriorNet(Architecture(config.channels)).to(device)
+    net = PriorNet(Architecture(config.channels, config.conjugate)).to(device)
     parent = None if initial is None else load_model(initial)
     if parent is not None:
         if parent.net.architecture != net.architecture:

@@ -57,6 +57,35 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """What samples are: each a share of them.
+
+    Attributes
+    ----------
+    real
+        Parts of real frames, if there are any; the rest is simulated.
+    shadow
+        Of the simulated: with straight shadows, in half of them not on the mates.
+    peakless
+        Of the simulated: no pattern at all, only something flat or smooth.
+    stopped
+        Of the simulated: small-angle scattering around a beam stop. Of the real: taken where the frame is bright, which
+        mostly is there.
+    blurred
+        Of the other simulated: smeared by 0.7 to 8 pixels, as a wide or divergent beam does.
+    clean
+        Whether targets are the rate itself, without noise; only simulated samples can have those.
+    """
+
+    real: float = 0.4
+    shadow: float = 0.0
+    peakless: float = 0.0
+    blurred: float = 0.0
+    stopped: float = 0.0
+    clean: bool = False
+
+
+@dataclass(frozen=True)
 class RealFrames:
     """Counts of real frames with their mask, (frame, y, x) and (y, x)."""
 
@@ -130,31 +159,18 @@ def _mate_exposure(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
     return exposure
 
 
-def simulated_sample(
-    rng: np.random.Generator,
-    size: int,
-    shadow_share: float = 0.0,
-    peakless_share: float = 0.0,
-    blurred_share: float = 0.0,
-    stopped_share: float = 0.0,
-) -> Sample:
-    """A random pattern: Poisson counts of about 0.02 to 10^4 per pixel, mates that may be wrong, and a target.
-
-    With probability ``shadow_share`` there are straight shadows in it, in half of these not on the mates; with
-    probability ``peakless_share`` there is no pattern at all, only something flat or smooth; with probability
-    ``blurred_share`` the pattern is smeared by 0.7 to 8 pixels, as a wide or divergent beam does; a share of
-    ``stopped_share`` of all patterns is small-angle scattering around a beam stop.
-    """
+def simulated_sample(rng: np.random.Generator, size: int, mixture: Mixture) -> Sample:
+    """A random pattern: Poisson counts of about 0.02 to 10^4 per pixel, mates that may be wrong, and a target."""
     shape = (size, size)
     level = np.exp(rng.uniform(np.log(0.02), np.log(300 if rng.uniform() < 0.85 else 1e4)))
-    peakless = peakless_share and rng.uniform() < peakless_share
-    stopped = not peakless and stopped_share and rng.uniform() < stopped_share
+    peakless = mixture.peakless and rng.uniform() < mixture.peakless
+    stopped = not peakless and mixture.stopped and rng.uniform() < mixture.stopped
     rate = (peakless_rate if peakless else stopped_rate if stopped else random_rate)(rng, shape) * level
-    if not stopped and blurred_share and rng.uniform() < blurred_share:
+    if not stopped and mixture.blurred and rng.uniform() < mixture.blurred:
         rate = ndimage.gaussian_filter(rate, np.exp(rng.uniform(np.log(0.7), np.log(8))), mode="nearest")
     kind = rng.choice(MATE_KINDS, p=MATE_SHARES)
     mate_rate = rate
-    if shadow_share and rng.uniform() < shadow_share:
+    if mixture.shadow and rng.uniform() < mixture.shadow:
         rate = rate * straight_shadow(rng, shape)
         mate_rate = rate if rng.uniform() < 0.5 else mate_rate
     if kind == "wrong":
@@ -174,7 +190,7 @@ def simulated_sample(
         exposure=exposure,
         mate_counts=_poisson(rng, mate_exposure * mate_rate),
         mate_exposure=mate_exposure,
-        target=_poisson(rng, target_exposure * rate),
+        target=target_exposure * rate if mixture.clean else _poisson(rng, target_exposure * rate),
         target_exposure=target_exposure,
     )
 
@@ -197,14 +213,11 @@ def _part(rng: np.random.Generator, frames: RealFrames, size: int) -> tuple[NDAr
     return np.where(good, frames.counts[rng.integers(len(frames.counts))][at], 0).astype(np.int64), good
 
 
-def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int, stopped_share: float = 0.0) -> Sample:
-    """A crop of a real frame, its counts split three ways by binomial thinning: frame, mates, target.
-
-    A share of ``stopped_share`` is taken where the frame is bright, which mostly is around the beam stop.
-    """
+def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int, mixture: Mixture) -> Sample:
+    """A crop of a real frame, its counts split three ways by binomial thinning: frame, mates, target."""
     while True:
         frames = sets[int(rng.integers(len(sets)))]
-        tried = BRIGHTEST_OF if stopped_share and rng.uniform() < stopped_share else 1
+        tried = BRIGHTEST_OF if mixture.stopped and rng.uniform() < mixture.stopped else 1
         counts, good = max((_part(rng, frames, size) for _ in range(tried)), key=lambda part: int(part[0].sum()))
         mean = counts[good].mean() if good.mean() > 0.3 else 0.0
         if mean > 0.02:
@@ -272,18 +285,7 @@ def _gated(
     )
 
 
-def sample(
-    rng: np.random.Generator,
-    sets: Sequence[RealFrames],
-    *,
-    size: int,
-    real_share: float,
-    shadow_share: float = 0.0,
-    peakless_share: float = 0.0,
-    blurred_share: float = 0.0,
-    stopped_share: float = 0.0,
-) -> Sample:
-    """One case, real with probability ``real_share`` if there are real frames."""
-    if sets and rng.uniform() < real_share:
-        return real_sample(rng, sets, size, stopped_share)
-    return simulated_sample(rng, size, shadow_share, peakless_share, blurred_share, stopped_share)
+def sample(rng: np.random.Generator, sets: Sequence[RealFrames], *, size: int, mixture: Mixture) -> Sample:
+    """One case, real in the mixture's share if there are real frames."""
+    drawn = sets and rng.uniform() < mixture.real
+    return real_sample(rng, sets, size, mixture) if drawn else simulated_sample(rng, size, mixture)

@@ -18,7 +18,8 @@ from bluesky_symdenoise.denoiser.identity import sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.network import PriorNet, posterior
 from bluesky_symdenoise.denoiser.weights import Model, decode, encode
-from bluesky_symdenoise.training.fit import Descent, TrainConfig, scheduled_rate, weighted_loss
+from bluesky_symdenoise.training.fit import Descent, TrainConfig, scheduled_rate
+from bluesky_symdenoise.training.losses import weighted_loss
 from bluesky_symdenoise.training.pairs import Sample, simulated_sample
 from bluesky_symdenoise.training.scores import LEVELS, Paired, false_features, held_out_losses
 from bluesky_symdenoise.training.shots import Shot, Split, crops, split, with_repeats
@@ -215,7 +216,7 @@ class _Batches:
             share = (real + index) // len(self._frames)
             samples += crops(rng, prepared, size=config.crop, number=share)
         while len(samples) < config.batch:
-            samples.append(simulated_sample(rng, config.crop, config.shadow_share, config.peakless_share))
+            samples.append(simulated_sample(rng, config.crop, config.mixture))
         return torch.from_numpy(np.stack([sample.stacked() for sample in samples]))
 
 

@@ -1,0 +1,89 @@
+"""What training minimises: the likelihood of held-out counts; for comparison, how far off a known rate is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from bluesky_symdenoise.denoiser.network import PriorNet, posterior
+
+#: Smallest rate, counts per pixel, that a network which is shown the truth must foretell.
+LEAST_RATE = 1e-3
+
+
+def _of_counts(a: Tensor, b: Tensor, target: Tensor, exposure: Tensor) -> Tensor:
+    """-log negative binomial: log G(a) - log G(t + a) + log G(t + 1) - a log(b / (b + e)) - t log(e / (b + e))."""
+    return (
+        torch.lgamma(a)
+        - torch.lgamma(target + a)
+        + torch.lgamma(target + 1)
+        + a * torch.log1p(exposure / b)
+        + target * torch.log1p(b / exposure)
+    )
+
+
+def _of_rate(a: Tensor, b: Tensor, target: Tensor, exposure: Tensor) -> Tensor:
+    """-log Gamma density of the logarithm of the true rate."""
+    scaled = b * (target / exposure).clamp(min=LEAST_RATE)
+    return torch.lgamma(a) - a * torch.log(scaled) + scaled
+
+
+def _squared(a: Tensor, b: Tensor, target: Tensor, exposure: Tensor) -> Tensor:
+    """Squared error of the mean, in units of the variance of the sample's mean count."""
+    rate = target / exposure
+    return (a / b - rate) ** 2 / rate.mean(dim=(1, 2, 3), keepdim=True).clamp(min=LEAST_RATE)
+
+
+#: By name: of each pixel, from the posterior's shape and rate, a target and its exposure; the last two need clean ones.
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "counts": _of_counts,
+    "rate": _of_rate,
+    "mse": _squared,
+}
+
+
+def losses(
+    net: PriorNet, batch: Tensor, *, bfloat16: bool, kind: str = "counts", bright_weight: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Mean over the pixels of each sample, in float64, and the weights of the samples.
+
+    Parameters
+    ----------
+    batch
+        (sample, 6, y, x) as stacked by `bluesky_symdenoise.training.pairs.Sample`.
+    kind
+        Of `LOSSES`. ``counts``: negative-binomial log-likelihood of the target, given the posterior Gamma of the rate.
+    bright_weight
+        Exponent by which pixels weigh more in their sample's mean whose surroundings have more counts than the
+        sample: the best answer stays what it is, as the weight depends on what the network sees and not on the target.
+    """
+    counts, exposure, mate_counts, mate_exposure, target, target_exposure = batch.split(1, dim=1)  # type: ignore[no-untyped-call]
+    with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        shape, rate = posterior(net, counts, exposure, mate_counts, mate_exposure)
+    seen = target_exposure > 0
+    safe = torch.where(seen, target_exposure, 1.0)
+    of_pixel = LOSSES[kind](shape.double(), rate.double(), target.double(), safe.double())
+    pixels = seen * _brightness(counts, exposure) ** bright_weight if bright_weight else seen.double()
+    per_sample = (of_pixel * pixels).sum(dim=(1, 2, 3)) / pixels.sum(dim=(1, 2, 3)).clamp(min=1)
+    # Bright samples carry gradients of the square root of their counts: weighted so that they don't drown the others.
+    weights = (1 + counts.double().mean(dim=(1, 2, 3)) / 10) ** -0.3
+    return per_sample, weights
+
+
+def weighted_loss(
+    net: PriorNet, batch: Tensor, *, bfloat16: bool, kind: str = "counts", bright_weight: float = 0.0
+) -> Tensor:
+    """The mean of `losses` over a batch, with its weights."""
+    per_sample, weights = losses(net, batch, bfloat16=bfloat16, kind=kind, bright_weight=bright_weight)
+    return (per_sample * weights).mean()
+
+
+def _brightness(counts: Tensor, exposure: Tensor) -> Tensor:
+    """Mean rate of a pixel and its neighbours over that of its sample, from 1 to 1000; darker ones count as 1."""
+    around = [F.avg_pool2d(image, 3, stride=1, padding=1) for image in (counts, exposure)]
+    overall = [image.mean(dim=(1, 2, 3), keepdim=True) for image in (counts, exposure)]
+    ratio = around[0] * overall[1] / (around[1] * overall[0]).clamp(min=1e-9)
+    return torch.where(around[1] > 0, ratio, 1.0).clamp(1, 1000).double()
