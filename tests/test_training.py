@@ -18,11 +18,14 @@ from bluesky_symdenoise.denoiser.network import Architecture, PriorNet, posterio
 from bluesky_symdenoise.denoiser.weights import load_model
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.training import fit as fitting
+from bluesky_symdenoise.training import losses as minimised
 from bluesky_symdenoise.training import pairs
-from bluesky_symdenoise.training.fit import TrainConfig, fit, held_out_loss
+from bluesky_symdenoise.training.fit import TrainConfig, fit
+from bluesky_symdenoise.training.losses import losses, weighted_loss
 from bluesky_symdenoise.training.pairs import (
     MATE_KINDS,
     MATE_SHARES,
+    Mixture,
     RealFrames,
     real_frames,
     real_sample,
@@ -30,7 +33,7 @@ from bluesky_symdenoise.training.pairs import (
     simulated_sample,
 )
 from bluesky_symdenoise.training.series import GAP, textured_series
-from bluesky_symdenoise.training.simulate import random_mask, random_rate
+from bluesky_symdenoise.training.simulate import random_mask, random_rate, stopped_rate
 
 SIZE = 128
 TINY = TrainConfig(
@@ -77,11 +80,11 @@ def interrupted(monkeypatch, config, output, *, after):
         steps += 1
         if steps > after:
             raise TrainingInterruptedError
-        return held_out_loss(*args, **options)
+        return weighted_loss(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "CHECKPOINT_EVERY", -1.0)
-        patch.setattr(fitting, "held_out_loss", loss)
+        patch.setattr(fitting, "weighted_loss", loss)
         with pytest.raises(TrainingInterruptedError):
             fit(config, output=output)
 
@@ -160,11 +163,7 @@ def test_real_frames_are_mixed_in_and_recorded(tmp_path, rng):
 
 
 def test_a_step_that_is_not_finite_is_skipped(tmp_path, monkeypatch):
-    def loss(*args, **options):
-        per_sample, weights = held_out_loss(*args, **options)
-        return per_sample * torch.nan, weights
-
-    monkeypatch.setattr(fitting, "held_out_loss", loss)
+    monkeypatch.setattr(fitting, "weighted_loss", lambda *args, **options: weighted_loss(*args, **options) * torch.nan)
     model = load_model(fit(replace(TINY, steps=2), output=tmp_path))
     assert all(torch.isfinite(parameter).all() for parameter in model.net.parameters())
     assert all((parameter == 0).all() for parameter in model.net.head.parameters())
@@ -240,7 +239,7 @@ def test_the_loss_is_the_negative_binomial_likelihood(rng):
         target_exposure=exposure,
     )
     with torch.inference_mode():
-        loss, weights = held_out_loss(net, batch, bfloat16=False)
+        loss, weights = losses(net, batch, bfloat16=False)
         shape, scale = (each.double().numpy()[0, 0] for each in posterior(net, *batch[:, :4].split(1, dim=1)))
     target, exposure = batch[0, 4].double().numpy(), batch[0, 5].double().numpy()
     seen = exposure > 0
@@ -252,10 +251,92 @@ def test_the_loss_is_the_negative_binomial_likelihood(rng):
 def test_a_sample_without_targets_costs_nothing():
     """And its gradient is finite: nothing that is masked out may be NaN."""
     net = PriorNet(Architecture((8, 8)))
-    loss, _ = held_out_loss(net, batch_of(counts=np.ones((SIZE, SIZE)), exposure=np.ones((SIZE, SIZE))), bfloat16=False)
+    loss, _ = losses(net, batch_of(counts=np.ones((SIZE, SIZE)), exposure=np.ones((SIZE, SIZE))), bfloat16=False)
     loss.sum().backward()
     assert loss.item() == 0
     assert all(torch.isfinite(parameter.grad).all() for parameter in net.parameters())
+
+
+def test_bright_pixels_weigh_more_where_that_is_wanted(rng):
+    """By the root of the brightness of their surroundings."""
+    net = PriorNet(Architecture((8, 8)))
+    counts = np.ones((SIZE, SIZE))
+    counts[:32] = 100.0
+    ones = np.ones((SIZE, SIZE))
+    target = rng.poisson(counts)
+
+    def loss(seen, **options):
+        batch = batch_of(counts=counts, exposure=ones, target=target * seen, target_exposure=ones * seen)
+        with torch.inference_mode():
+            return losses(net, batch, bfloat16=False, **options)[0].item()
+
+    rows = np.arange(SIZE)[:, None] * np.ones(SIZE)
+    bright, dark = loss(rows < 30), loss(rows > 33)
+    both = (rows < 30) | (rows > 33)
+    assert loss(both) == pytest.approx(np.average([bright, dark], weights=[30, SIZE - 34]), rel=1e-6)
+    root = np.sqrt(100 / counts.mean())
+    assert loss(both, bright_weight=0.5) == pytest.approx(
+        np.average([bright, dark], weights=[30 * root, SIZE - 34]), rel=1e-2
+    )
+
+
+@pytest.mark.parametrize("kind", ["rate", "mse"])
+def test_losses_of_a_known_rate_are_least_at_it(rng, monkeypatch, kind):
+    rate = rng.gamma(3.0, 0.5, (SIZE, SIZE))
+    batch = batch_of(target=7 * rate, target_exposure=np.full((SIZE, SIZE), 7.0))
+
+    def loss(a, b):
+        full = torch.ones(1, 1, SIZE, SIZE)
+        monkeypatch.setattr(minimised, "posterior", lambda *_: (a * full, b * full))
+        return losses(PriorNet(Architecture((8, 8))), batch, bfloat16=False, kind=kind)[0].item()
+
+    truth = loss(3.0, 2.0)
+    for factor in (0.8, 1.25):
+        assert loss(factor * 3.0, 2.0) > truth + 1e-3
+        assert loss(3.0, factor * 2.0) > truth + 1e-3
+    assert (loss(6.0, 4.0) > truth + 1e-3) == (kind == "rate")  # a wrong sigma
+
+
+def test_a_known_rate_is_that_of_simulations_only(tmp_path, rng):
+    clean = simulated_sample(rng, SIZE, Mixture(clean=True))
+    rate = clean.target[clean.target_exposure > 0] / clean.target_exposure[clean.target_exposure > 0]
+    assert (rate != np.rint(rate)).mean() > 0.9
+    with pytest.raises(SymDenoiseError, match="loss = 'mse' on real frames: their true rate is not known"):
+        fit(replace(TINY, loss="mse"), output=tmp_path, real=[flat_frames(rng)])
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('name = "a"\nversion = "1"\nloss = "l1"\n')
+    with pytest.raises(SymDenoiseError, match="loss = 'l1': it must be one of counts, rate, mse"):
+        TrainConfig.read(recipe)
+
+
+def test_without_the_conjugate_head_the_networks_answer_is_the_result(tmp_path, rng):
+    path = fit(replace(TINY, steps=1, conjugate=False), output=tmp_path)
+    counts = rng.poisson(5.0, (SIZE, SIZE))
+    model = load_model(path)
+    assert not model.net.architecture.conjugate
+    model.net.head.get_parameter("bias").zero_()
+    result = Denoiser(model, device="cpu")(counts, symmetry="1")
+    # Untrained, it says the local mean whatever the pixel counted.
+    assert np.corrcoef(result["intensity"].values.ravel(), counts.ravel())[0, 1] < 0.3
+    assert result["intensity"].values.sum() == pytest.approx(counts.sum(), rel=1e-3)
+
+
+def test_bright_parts_are_drawn_more_often(rng):
+    frame = np.ones((600, 600))
+    frame[:100, :100] = 50.0
+    sets = [RealFrames("one", frozen(frame[None]), frozen(np.zeros(frame.shape, bool)))]
+
+    def brightness(stopped):
+        drawn = [real_sample(rng, sets, SIZE, Mixture(stopped=stopped)) for _ in range(60)]
+        return np.mean([(one.counts + one.mate_counts + one.target).max() > 40 for one in drawn])
+
+    assert brightness(1.0) > brightness(0.0) + 0.2
+
+
+def test_patterns_around_a_beam_stop_span_decades(rng):
+    rates = [stopped_rate(rng, (SIZE, SIZE)) for _ in range(20)]
+    assert all(rate.mean() == pytest.approx(1) and rate.min() > 0 for rate in rates)
+    assert np.median([rate.max() / np.median(rate) for rate in rates]) > 10
 
 
 @pytest.mark.parametrize("exposure", [1.0, 100.0])
@@ -267,8 +348,8 @@ def test_the_truth_has_the_smallest_loss(rng, monkeypatch, exposure):
 
     def loss(a, b):
         full = torch.ones(1, 1, SIZE, SIZE)
-        monkeypatch.setattr(fitting, "posterior", lambda *_: (a * full, b * full))
-        per_sample, _ = held_out_loss(PriorNet(Architecture((8, 8))), batch, bfloat16=False)
+        monkeypatch.setattr(minimised, "posterior", lambda *_: (a * full, b * full))
+        per_sample, _ = losses(PriorNet(Architecture((8, 8))), batch, bfloat16=False)
         return per_sample.item()
 
     truth = loss(shape, scale)
@@ -298,7 +379,7 @@ def test_counts_mates_and_target_are_independent(rng, monkeypatch, kind):
     sets = [flat_frames(rng)]
     scores, controls = [], []
     for _ in range(12):
-        one = simulated_sample(rng, SIZE) if kind == "simulated" else real_sample(rng, sets, SIZE)
+        one = simulated_sample(rng, SIZE, Mixture()) if kind == "simulated" else real_sample(rng, sets, SIZE, Mixture())
         inside = one.mate_exposure > 0
         own, mates, target = (part[inside].astype(float) for part in (one.counts, one.mate_counts, one.target))
         scores += [correlation(own, target), correlation(own, mates), correlation(mates, target)]
@@ -315,7 +396,7 @@ def test_exposures_say_how_counts_scale(rng, monkeypatch, kind):
     only(monkeypatch, "exact")
     sets = [flat_frames(rng)]
     for _ in range(10):
-        one = simulated_sample(rng, SIZE) if kind == "simulated" else real_sample(rng, sets, SIZE)
+        one = simulated_sample(rng, SIZE, Mixture()) if kind == "simulated" else real_sample(rng, sets, SIZE, Mixture())
         both = (one.exposure > 0) & (one.mate_exposure > 0) & (one.target_exposure > 0)
         if not both.any():
             continue
@@ -339,7 +420,7 @@ def test_samples_are_well_formed(rng, monkeypatch, kind, mates):
     only(monkeypatch, mates)
     sets = [flat_frames(rng, side=100), flat_frames(rng)]
     for _ in range(3):
-        one = simulated_sample(rng, SIZE) if kind == "simulated" else real_sample(rng, sets, SIZE)
+        one = simulated_sample(rng, SIZE, Mixture()) if kind == "simulated" else real_sample(rng, sets, SIZE, Mixture())
         stacked = one.stacked()
         assert stacked.shape == (6, SIZE, SIZE)
         assert stacked.dtype == np.float32
@@ -364,7 +445,7 @@ def test_exact_mates_are_seen_and_wrong_ones_are_gated(rng, monkeypatch):
     for kind in ("exact", "wrong"):
         only(monkeypatch, kind)
         monkeypatch.setattr(pairs, "_mate_exposure", lambda rng, shape: np.ones(shape))
-        share[kind] = np.mean([(simulated_sample(rng, SIZE).mate_exposure > 0).mean() for _ in range(8)])
+        share[kind] = np.mean([(simulated_sample(rng, SIZE, Mixture()).mate_exposure > 0).mean() for _ in range(8)])
     assert share["exact"] > 0.9
     assert share["wrong"] < 0.6
 
@@ -382,25 +463,25 @@ def test_thinning_keeps_every_photon(rng, monkeypatch):
     frame = rng.poisson(6.0, (SIZE, SIZE))
     mask = rng.uniform(size=frame.shape) < 0.1
     frame[mask] = 60_000
-    one = real_sample(rng, [RealFrames("one", frozen(frame[None]), frozen(mask))], SIZE)
+    one = real_sample(rng, [RealFrames("one", frozen(frame[None]), frozen(mask))], SIZE, Mixture())
     total = one.counts + one.mate_counts + one.target
     assert sorted(total.ravel()) == sorted(np.where(mask, 0, frame).ravel())
     assert (one.exposure == 0).sum() == mask.sum()
 
 
 def test_frames_smaller_than_the_crop_are_padded(rng):
-    one = real_sample(rng, [flat_frames(rng, side=50)], SIZE)
+    one = real_sample(rng, [flat_frames(rng, side=50)], SIZE, Mixture())
     assert one.counts.shape == (SIZE, SIZE)
     assert not one.exposure[50:].any()
     assert not one.target_exposure[:, 50:].any()
 
 
 def test_the_share_of_real_samples(rng, monkeypatch):
-    monkeypatch.setattr(pairs, "simulated_sample", lambda rng, size, *shares: "simulated")
-    monkeypatch.setattr(pairs, "real_sample", lambda rng, sets, size: "real")
+    monkeypatch.setattr(pairs, "simulated_sample", lambda rng, size, mixture: "simulated")
+    monkeypatch.setattr(pairs, "real_sample", lambda rng, sets, size, mixture: "real")
 
     def drawn(sets, share):
-        return np.mean([sample(rng, sets, size=SIZE, real_share=share) == "real" for _ in range(2000)])
+        return np.mean([sample(rng, sets, size=SIZE, mixture=Mixture(real=share)) == "real" for _ in range(2000)])
 
     assert drawn(["a set"], 0.4) == pytest.approx(0.4, abs=0.06)
     assert drawn(["a set"], 1.0) == 1

@@ -44,7 +44,7 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        return {key: list(value) for key, value in asdict(self).items()}
+        return asdict(self) | {"channels": list(self.channels)}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Architecture:
