@@ -274,9 +274,10 @@ def stand_in(counts, *, mask, symmetry, beam_center):
 
 
 def test_the_command_takes_sets_levels_peers_and_the_size_of_the_part(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(quality, "pretrained", lambda model, views: stand_in)
+    monkeypatch.setattr(quality, "pretrained", lambda model, views=1: stand_in)
     path = tmp_path / "scores.json"
     options = ["--sets", "rings", "--levels", "1", "--levels", "1000", "--peers", "raw", "--peers", "azimuthal"]
+    options += ["--rival", "some/small.safetensors"]
     options += ["--json", str(path), "--crop", "48", "--pictures", str(tmp_path / "pictures")]
     done = CliRunner().invoke(app, ["bench", "quality", "--data", str(data), *options])
     assert done.exit_code == 0, done.output
@@ -287,7 +288,9 @@ def test_the_command_takes_sets_levels_peers_and_the_size_of_the_part(data, tmp_
         "symdenoise+symmetry",
         "raw",
         "azimuthal",
+        "small",
     ]
+    assert stored["figures"]["test"]["likelihood"]["small"]["1"] == [0, 1]  # as good as the same
     assert stored["figures"]["test"]["likelihood"]["azimuthal"] == {"1": [0, 1], "1000": [0, 0]}
     assert "not testable" in done.output
     assert stored["crop"] == 48

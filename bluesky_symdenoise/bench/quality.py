@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bluesky_symdenoise.bench import metrics
-from bluesky_symdenoise.bench.cases import LEVELS, Case, ImageSet, cases_of, image_sets
+from bluesky_symdenoise.bench.cases import LEVELS, Case, Given, ImageSet, cases_of, image_sets
 from bluesky_symdenoise.bench.comparison import compared, figures_table, likelihood_table
 from bluesky_symdenoise.bench.extremes import draw
 from bluesky_symdenoise.bench.metrics import FloatArray, Mask
@@ -132,6 +132,7 @@ def main(
     views: int = 1,
     pictures: Path | None = None,
     peers: Sequence[str] = tuple(PEERS),
+    rivals: Sequence[str] = (),
     roles: Sequence[str] = ("test",),
     sets: Sequence[str] = (),
     levels: Sequence[float] = LEVELS,
@@ -144,7 +145,8 @@ def main(
         raise SymDenoiseError(
             f"peer {unknown[0]!r}", rule=f"it must be one of {', '.join(PEERS)}", remedy="choose among these"
         )
-    denoise, named = pretrained(model, views), {name: PEERS[name] for name in peers}
+    denoise = pretrained(model, views)
+    named = {name: PEERS[name] for name in peers} | {Path(rival).stem: _rival(rival) for rival in rivals}
     results = run(
         data,
         denoise,
@@ -188,6 +190,19 @@ def pretrained(model: str | None, views: int = 1) -> Denoise:
         return posterior["intensity"].to_numpy(), posterior["sigma"].to_numpy()
 
     return denoise
+
+
+def _rival(model: str) -> Peer:
+    """Other weights as a peer, with the recorded symmetry where a set has one."""
+    denoise = pretrained(model)
+
+    def estimate(given: Given) -> FloatArray:
+        symmetry = given.symmetry
+        return denoise(given.counts, mask=given.mask, symmetry=symmetry.point_group, beam_center=symmetry.beam_center)[
+            0
+        ]
+
+    return Peer(estimate, _TINY)
 
 
 def _row(

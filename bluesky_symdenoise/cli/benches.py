@@ -25,6 +25,10 @@ def quality(
         list[float] | None, typer.Option(help="Counts per pixel to thin to; repeatable; 0.1, 1, 10 and 100.")
     ] = None,
     peers: Annotated[list[str] | None, typer.Option(help="Name of a peer; repeatable; all if not given.")] = None,
+    rivals: Annotated[
+        list[str] | None,
+        typer.Option("--rival", metavar="MODEL", help="Other weights (name or .safetensors), as a peer; repeatable."),
+    ] = None,
     crop: Annotated[
         int, typer.Option(min=0, help="Largest side, in pixels, of the part of each frame that is used; 0: all of it.")
     ] = 256,
@@ -41,6 +45,7 @@ def quality(
         views=views,
         pictures=pictures,
         peers=peers or tuple(PEERS),
+        rivals=rivals or (),
         roles=("test", "train") if training_sets else ("test",),
         sets=sets or (),
         levels=levels or LEVELS,
