@@ -14,10 +14,12 @@ from torch.nn import functional as F  # noqa: N812
 FINEST, COARSEST = 2, 7
 #: Counts that a coarser level is worth when the next finer one is estimated.
 PYRAMID_COUNTS = 4.0
-#: Inputs per pixel, and inputs per block of 2 x 2 pixels: two mean rates at each level between finest and coarsest.
+#: Inputs of the layers, per pixel, and per block of 2 x 2: two mean rates at each level between finest and coarsest.
 PIXEL_FEATURES, BLOCK_FEATURES = 6, 2 * (COARSEST - FINEST - 1)
 #: Rows and columns are padded to a multiple of this.
 MULTIPLE = 2**COARSEST
+#: Outputs per pixel without and with one for each of the logarithms of a pixel's own and its mates' rate.
+OUTPUTS, LOG_RATES = 3, 2
 #: Which of the inputs per pixel is a quarter of the logarithm of the local mean rate.
 LOG_MEAN = 2
 _LOG_KAPPA = (-8.0, 14.0)
@@ -37,10 +39,13 @@ class Architecture:
     conjugate
         Whether a pixel's own counts make the network's answer a posterior. Without, that answer is the result: only to
         be compared with.
+    outputs
+        Per pixel; 3 in weights that know no shares of the logarithms of the pixel's own and its mates' rate.
     """
 
     channels: tuple[int, ...] = (32, 48, 64, 96, 96)
     conjugate: bool = True
+    outputs: int = OUTPUTS + LOG_RATES
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -49,7 +54,11 @@ class Architecture:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Architecture:
         """The inverse of `to_dict`."""
-        return cls(channels=tuple(stored["channels"]), conjugate=bool(stored.get("conjugate", True)))
+        return cls(
+            channels=tuple(stored["channels"]),
+            conjugate=bool(stored.get("conjugate", True)),
+            outputs=int(stored.get("outputs", OUTPUTS)),
+        )
 
 
 def pyramid_means(counts: Tensor, exposure: Tensor) -> list[Tensor]:
@@ -94,7 +103,9 @@ def features(
     Returns
     -------
     tuple of Tensor
-        (batch, 6, y, x) inputs per pixel, (batch, 8, y/2, x/2) inputs per block, (batch, 1, y, x) mean rate.
+        (batch, 8, y, x) inputs per pixel, the last two being the logarithms of what the pixel and its mates say of the
+        rate over the local mean, which only the output meets; (batch, 8, y/2, x/2) inputs per block; (batch, 1, y, x)
+        mean rate.
     """
     own = pyramid_means(counts, exposure)
     mated = bool(mate_exposure.any())
@@ -106,6 +117,9 @@ def features(
         difference = 2 * (torch.sqrt(y + 0.375) - torch.sqrt(n * mean + 0.375))
         return _compressed(difference) * (n > 0)
 
+    def log_rate(y: Tensor, n: Tensor) -> Tensor:
+        return torch.log((y + 0.375) / (n * mean + 0.375))
+
     per_pixel = torch.cat(
         [
             stabilised(counts, exposure),
@@ -114,6 +128,8 @@ def features(
             exposure.clamp(max=4),
             torch.log1p(mate_exposure) / 2,
             _at(FINEST, torch.log(both[0])) - log_mean if mated else torch.zeros_like(counts),
+            log_rate(counts, exposure),
+            log_rate(mate_counts, mate_exposure) if mated else torch.zeros_like(counts),
         ],
         dim=1,
     )
@@ -154,7 +170,7 @@ class PriorNet(nn.Module):
             _block(deep + shallow, shallow)
             for deep, shallow in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True)
         )
-        self.head = nn.Conv2d(widths[0], 12, 1)
+        self.head = nn.Conv2d(widths[0], 4 * architecture.outputs, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.get_parameter("bias"))
 
@@ -177,7 +193,7 @@ class PriorNet(nn.Module):
 
     def forward(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor]:
         """Log of the prior's mean over the local mean, and log of its shape kappa; (batch, 1, y, x) each."""
-        x = _unshuffled(per_pixel, per_block, self.dtype)
+        x = _unshuffled(per_pixel[:, :PIXEL_FEATURES], per_block, self.dtype)
         skips = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else F.avg_pool2d(x, 2))
@@ -190,10 +206,13 @@ class PriorNet(nn.Module):
                 x = layer(x)
         with torch.autocast(x.device.type, enabled=False):
             out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)).contiguous(), 2)
-        relative, log_kappa, in_sigma = (out[:, i : i + 1] for i in range(3))
+        relative, log_kappa, in_sigma = (out[:, i : i + 1] for i in range(OUTPUTS))
         # Two ways to say the same: as a fraction of the mean, and, as the inputs are, as a difference of square roots.
         difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(4 * per_pixel[:, LOG_MEAN : LOG_MEAN + 1]))
         ratio = relative + 2 * torch.copysign(torch.log1p(difference.abs()), difference)
+        if self.architecture.outputs > OUTPUTS:
+            # Where the rate is steep a pixel and its mates know it better than layers can tell: they pass them on.
+            ratio = ratio + (out[:, OUTPUTS:] * per_pixel[:, PIXEL_FEATURES:]).sum(dim=1, keepdim=True)
         ratio = _LOG_RATIO * torch.tanh(ratio / _LOG_RATIO)
         log_kappa = (log_kappa + 1.0).clamp(*_LOG_KAPPA)
         return ratio, log_kappa
