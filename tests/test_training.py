@@ -15,7 +15,7 @@ from scipy.stats import nbinom
 
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.network import Architecture, PriorNet, posterior
-from bluesky_symdenoise.denoiser.weights import load_model
+from bluesky_symdenoise.denoiser.weights import load_model, save_weights
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.training import fit as fitting
 from bluesky_symdenoise.training import losses as minimised
@@ -319,6 +319,36 @@ def test_without_the_conjugate_head_the_networks_answer_is_the_result(tmp_path, 
     # Untrained, it says the local mean whatever the pixel counted.
     assert np.corrcoef(result["intensity"].values.ravel(), counts.ravel())[0, 1] < 0.3
     assert result["intensity"].values.sum() == pytest.approx(counts.sum(), rel=1e-3)
+
+
+def test_weights_without_the_shares_of_log_rates_go_on_and_start_a_training(tmp_path, rng):
+    """They give what they gave, and a network with the two outputs more that starts from them gives the same."""
+    old = PriorNet(Architecture(TINY.channels, outputs=3))
+    torch.nn.init.normal_(old.head.weight, std=0.1)
+    path = save_weights(old, tmp_path, name="old", version="1", training={})
+    stored = Architecture(TINY.channels, outputs=3).to_dict()
+    assert Architecture.from_dict({"channels": stored["channels"]}) == old.architecture
+    counts = rng.poisson(5.0, (SIZE, SIZE))
+    before = Denoiser(load_model(path), device="cpu", threads=1)(counts, symmetry="1")
+    still = replace(TINY, steps=1, learning_rate=0.0)
+    new = load_model(fit(still, output=tmp_path / "new", initial=path))
+    assert new.net.architecture.outputs == 5
+    after = Denoiser(new, device="cpu", threads=1)(counts, symmetry="1")
+    np.testing.assert_allclose(after["intensity"], before["intensity"], rtol=1e-5)
+    assert before["intensity"].std() > 0.1
+
+
+def test_the_output_may_be_the_pixels_own_rate():
+    """Where the network passes on the logarithm of what was counted, the prior's mean is that count."""
+    net = PriorNet(Architecture((8, 8)))
+    net.head.get_parameter("bias").data[12:16] = 1.0  # the share of the pixel's own, four pixels a block
+    counts = torch.arange(SIZE * SIZE).reshape(1, 1, SIZE, SIZE) % 50 + 20.0
+    ones, none = torch.ones_like(counts), torch.zeros_like(counts)
+    with torch.inference_mode():
+        shape, rate = posterior(net, counts, ones, none, none)
+        kappa = shape - counts
+        mean = kappa / (rate - 1)
+    np.testing.assert_allclose(mean, counts, rtol=0.03)
 
 
 def test_bright_parts_are_drawn_more_often(rng):

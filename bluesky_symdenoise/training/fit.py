@@ -6,7 +6,7 @@ import json
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +176,16 @@ def fit(
     net = PriorNet(Architecture(config.channels, config.conjugate)).to(device)
     parent = None if initial is None else load_model(initial)
     if parent is not None:
-        if parent.net.architecture != net.architecture:
+        wider = replace(parent.net.architecture, outputs=net.architecture.outputs)
+        if wider != net.architecture:
             raise SymDenoiseError(
                 f"initial weights {initial}",
-                rule=f"they have channels {parent.net.architecture.channels}",
+                rule=f"they have {parent.net.architecture}",
                 remedy="start from weights of the recipe's architecture",
             )
-        net.load_state_dict(parent.net.state_dict())
+        for name, tensor in parent.net.state_dict().items():
+            # Outputs that the weights do not have are zero, as in a network without them.
+            net.get_parameter(name)[: len(tensor)].data.copy_(tensor)
     descent = Descent(net, learning_rate=config.learning_rate)
     checkpoint = output / "checkpoint.pt"
     first, seconds = 0, 0.0
