@@ -16,7 +16,7 @@ from rich.console import Console
 from bluesky_symdenoise.bench import filters, metrics, quality, stabilised
 from bluesky_symdenoise.bench.cases import Given, cases, pair_statistic, thin
 from bluesky_symdenoise.bench.peers import QUICK
-from bluesky_symdenoise.bench.report import report, summary
+from bluesky_symdenoise.bench.report import report, strata_table, summary
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
@@ -132,6 +132,23 @@ def test_nan_at_a_valid_pixel_spoils_every_score(rate, mask):
         *metrics.coverage(holed, rate, target, 1.0, mask=mask),
     ]
     assert np.isnan(scores).all()
+
+
+def test_errors_by_stratum_are_one_for_raw_counts_and_zero_for_the_truth(rng, rate):
+    """In every stratum, whatever the target's own noise; a wrong rate shows where it is wrong."""
+    rate = np.tile(rate * np.geomspace(0.5, 1000, 8).repeat(10)[None, :], (6, 6))
+    mask = frozen(rng.uniform(size=rate.shape) < 0.02)
+    counts, target = rng.poisson(rate).astype(float), rng.poisson(3 * rate).astype(float)
+    raw = metrics.stratified_errors(counts, target, 3.0, mask=mask)
+    assert raw == pytest.approx(np.ones(5), abs=0.12)
+    truth = metrics.stratified_errors(rate, target, 3.0, mask=mask)
+    assert truth == pytest.approx(np.zeros(5), abs=0.06)
+    wrong = metrics.stratified_errors(np.where(rate > 30, 1.5, 1.0) * rate, target, 3.0, mask=mask)
+    assert wrong[:3] == pytest.approx(truth[:3], abs=1e-6)
+    assert wrong[4] > 5
+    hidden = metrics.stratified_errors(counts, np.where(mask, 1e9, target), 3.0, mask=mask)
+    assert hidden == raw
+    assert np.isnan(metrics.stratified_errors(counts, np.zeros(rate.shape), 3.0, mask=mask)).all()
 
 
 def test_masked_pixels_are_never_scored(rate, mask):
@@ -358,7 +375,7 @@ def test_a_run_scores_every_method_on_every_case_and_survives_json(data, capsys)
     assert min(row["nll_excess"] for row in results) == 0
     assert all((row["coverage_68"] is None) == (row["method"] in QUICK) for row in results)
     assert json.loads(json.dumps(results, allow_nan=False)) == results
-    shown = text(report(results), summary(results))
+    shown = text(report(results), strata_table(results, title="strata"), summary(results))
     won = sum(
         row["nll"]
         < min(r["nll"] for r in results if r["set"] == row["set"] and r["kind"] == row["kind"] and r["method"] in QUICK)

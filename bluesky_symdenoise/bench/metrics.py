@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+from scipy import ndimage, special
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
 FLOORS: npt.NDArray[np.float64] = np.geomspace(1e-5, 10.0, 49)
 """Floors (counts per pixel of the input) that peers may get: eight a decade."""
+
+
+STRATA = (0.1, 1.0, 10.0, 100.0)
+"""Rates, counts per pixel of the input, between the strata of `stratified_errors`."""
 
 
 class BestFloor(NamedTuple):
@@ -126,6 +130,46 @@ def unbiased_psnr(estimate: FloatArray, target: FloatArray, k: float, *, mask: M
     if not mse > 2 * error:
         return Psnr(float("nan"), float("nan"))
     return Psnr(10 * float(np.log10(peak**2 / mse)), 10 / float(np.log(10)) * error / mse)
+
+
+def stratified_errors(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask) -> tuple[float, ...]:
+    """Give the mean square error in units of the input's Poisson variance, by stratum of the rate.
+
+    Sum of (e - t/k)^2 - t/k^2 over sum of t/k: 1 for raw counts, 0 for the truth. A pixel's stratum is that of the
+    target's mean around it under a Gaussian window of one pixel, itself left out: its own noise has no say.
+
+    Parameters
+    ----------
+    estimate, target, k, mask
+        As in `poisson_nll`.
+
+    Returns
+    -------
+    tuple of float
+        One for each stratum below, between and above `STRATA`; NaN where fewer than 30 pixels are.
+    """
+    counted = np.where(mask, 0.0, target)
+    around, weight, own = (
+        ndimage.gaussian_filter(image, 1.0, mode="constant")
+        for image in (counted, (~mask).astype(np.float64), _impulse(mask.shape))
+    )
+    share = own.max()
+    others = np.maximum(weight - share * ~mask, 1e-12)
+    (rate,) = _valid(mask, np.maximum(around - share * counted, 0.0) / others / k)
+    e, t = _valid(mask, estimate, target)
+    stratum = np.digitize(rate, STRATA)
+    number, error, variance = (
+        np.bincount(stratum, weights, len(STRATA) + 1) for weights in (None, (e - t / k) ** 2 - t / k**2, t / k)
+    )
+    few = (number < 30) | (variance <= 0)
+    return tuple(np.where(few, np.nan, error / np.where(few, 1.0, variance)).tolist())
+
+
+def _impulse(shape: tuple[int, ...]) -> FloatArray:
+    """One in the middle, zero elsewhere."""
+    image = np.zeros(shape)
+    image[shape[0] // 2, shape[1] // 2] = 1.0
+    return image
 
 
 def flux_error(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask) -> FluxError:

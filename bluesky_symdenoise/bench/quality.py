@@ -25,9 +25,11 @@ from bluesky_symdenoise.bench.report import (
     OURS,
     OURS_FOLDED,
     SCORES,
+    STRATA_SCORES,
     Result,
     number,
     report,
+    strata_table,
     summary,
 )
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -165,7 +167,7 @@ def main(
     for role in dict.fromkeys(str(row["role"]) for row in results):
         rows = [row for row in results if row["role"] == role]
         title = f"role {role}, {'whole frames' if crop is None else f'parts of at most {crop} x {crop} pixels'}"
-        console.print(report(rows, title=title), summary(rows, title=title))
+        console.print(report(rows, title=title), summary(rows, title=title), strata_table(rows, title=title))
         comparisons[role] = compared(rows)
         console.print(likelihood_table(comparisons[role], title=title), figures_table(comparisons[role], title=title))
     if json_path is not None:
@@ -232,6 +234,7 @@ def _row(
         "flux_standard_error": flux.standard_error,
         "coverage_68": covered[0],
         "coverage_95": covered[1],
+        **dict(zip(STRATA_SCORES, metrics.stratified_errors(estimate, target, k, mask=mask), strict=True)),
         "seconds": seconds,
     }
     names = _without_scores(case.set, case.role, case.kind, case.level, case.frame, method, "")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from math import inf, isfinite
 
 import numpy as np
 from rich.table import Table
+
+from bluesky_symdenoise.bench.metrics import STRATA
 
 OURS = "symdenoise"
 OURS_FOLDED = "symdenoise+symmetry"
@@ -14,6 +17,15 @@ OURS_FOLDED = "symdenoise+symmetry"
 NOT_APPLICABLE = "not applicable"
 NOT_TESTABLE = "not testable"
 """Notes instead of scores: the method needs a symmetry or rings; the set has not enough counts for the level."""
+
+#: Names of the strata of the rate, in counts per pixel.
+STRATA_NAMES = (
+    f"below {STRATA[0]:g}",
+    *(f"{low:g} to {high:g}" for low, high in pairwise(STRATA)),
+    f"above {STRATA[-1]:g}",
+)
+#: Scores that are errors by stratum, as `bluesky_symdenoise.bench.metrics.stratified_errors` gives them.
+STRATA_SCORES = tuple(f"error {name}" for name in STRATA_NAMES)
 
 SCORES = (
     "symmetry",
@@ -30,6 +42,7 @@ SCORES = (
     "flux_standard_error",
     "coverage_68",
     "coverage_95",
+    *STRATA_SCORES,
     "seconds",
 )
 """What a row says of a method beside its names."""
@@ -98,6 +111,23 @@ def summary(results: Iterable[Result], *, title: str | None = None) -> Table:
         )
     if own := [case[name] for case in by_case.values() for name in (OURS, OURS_FOLDED) if name in case]:
         table.caption = _flux_verdict(max(own, key=_flux_size))
+    return table
+
+
+def strata_table(results: Iterable[Result], *, title: str | None = None) -> Table:
+    """Give, for each method, the error by stratum of the rate: the median over the cases that have the stratum."""
+    by_case = scored(results)
+    table = Table(title=f"{title}: mean square error, Poisson variance of the input = 1, by counts/pixel there")
+    table.add_column("method", no_wrap=True)
+    for name in STRATA_NAMES:
+        table.add_column(name, justify="right")
+    for method in dict.fromkeys(name for rows in by_case.values() for name in rows):
+        rows = [case[method] for case in by_case.values() if method in case]
+        shown = []
+        for score in STRATA_SCORES:
+            known = [number(row[score]) for row in rows if row[score] is not None]
+            shown.append(f"{np.median(known):.3f} ({len(known)})" if known else "")
+        table.add_row(method, *shown)
     return table
 
 
