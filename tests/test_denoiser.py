@@ -14,7 +14,7 @@ from scipy.stats import poisson
 from torch.nn import functional
 
 from bluesky_symdenoise.catalog.row import denoised_row
-from bluesky_symdenoise.denoiser import infer
+from bluesky_symdenoise.denoiser import bands, infer
 from bluesky_symdenoise.denoiser.identity import ALGORITHM, sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.network import (
@@ -372,19 +372,20 @@ def test_the_network_is_a_plain_unet(denoiser):
     """Levels are doubled by repetition and joined to the finer ones; the quick way there gives the same."""
     net = denoiser.model.net
     torch.manual_seed(1)
-    per_pixel, per_block = torch.randn(2, PIXEL_FEATURES, 128, 256), torch.randn(2, BLOCK_FEATURES, 64, 128)
+    per_pixel, per_block = torch.randn(2, PIXEL_FEATURES + 2, 128, 256), torch.randn(2, BLOCK_FEATURES, 64, 128)
     with torch.inference_mode():
-        x = torch.cat([functional.pixel_unshuffle(per_pixel, 2), per_block], dim=1)
+        x = torch.cat([functional.pixel_unshuffle(per_pixel[:, :PIXEL_FEATURES], 2), per_block], dim=1)
         levels = []
         for level, block in enumerate(net.down):
             x = block(x if level == 0 else functional.avg_pool2d(x, 2))
             levels.append(x)
         for block, finer in zip(net.up, levels[-2::-1], strict=True):
             x = block(torch.cat([functional.interpolate(x, scale_factor=2, mode="nearest"), finer], dim=1))
-        relative, kappa, in_sigma = functional.pixel_shuffle(net.head(x), 2).split(1, dim=1)
+        relative, kappa, in_sigma, own, mates = functional.pixel_shuffle(net.head(x), 2).split(1, dim=1)
         log_mean = 4 * per_pixel[:, LOG_MEAN : LOG_MEAN + 1]
         root = in_sigma / torch.sqrt(1 + torch.exp(log_mean)) / 2
-        plain = relative + 2 * root.sign() * torch.log(1 + root.abs())
+        passed_on = own * per_pixel[:, -2:-1] + mates * per_pixel[:, -1:]
+        plain = relative + 2 * root.sign() * torch.log(1 + root.abs()) + passed_on
         ratio, log_kappa = net(per_pixel, per_block)
     torch.testing.assert_close(ratio, 12 * torch.tanh(plain / 12), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(log_kappa, (kappa + 1).clamp(-8, 14), rtol=1e-4, atol=1e-4)
@@ -406,7 +407,7 @@ def test_bands_of_a_large_frame_agree_with_the_frame_in_one_piece(denoiser, rng,
     monkeypatch.setattr(infer, "BAND_PIXELS", 10_000)
     assert difference_in_sigma(whole, denoiser(counts, **options)) < 0.02
     # Control: bands that do not overlap show their seams.
-    monkeypatch.setattr(infer, "HALO", 0)
+    monkeypatch.setattr(bands, "HALO", 0)
     assert difference_in_sigma(whole, denoiser(counts, **options)) > 0.05
 
 
@@ -417,13 +418,13 @@ def test_the_halo_is_wider_than_the_network_looks():
     torch.nn.init.normal_(net.head.weight)
     height, at = 2560, 1280
     with torch.inference_mode():
-        blank = torch.zeros(1, 6, height, 64).double(), torch.zeros(1, 8, height // 2, 32).double()
+        blank = torch.zeros(1, 8, height, 64).double(), torch.zeros(1, 8, height // 2, 32).double()
         touched = blank[0].clone()
         touched[:, :, at] = 5.0
         changed = (net(*blank)[0] != net(touched, blank[1])[0]).any(dim=(0, 1, 3)).nonzero().ravel()
     assert changed.numel() > 100
-    assert at - infer.HALO < changed.min()
-    assert changed.max() < at + infer.HALO
+    assert at - bands.HALO < changed.min()
+    assert changed.max() < at + bands.HALO
 
 
 def test_local_means_keep_a_flat_rate():

@@ -88,7 +88,8 @@ def denoise(
     """Denoise plain files, without a catalogue: intensity and sigma of every frame into one HDF5 file."""
     from rich.progress import track
 
-    from bluesky_symdenoise.denoiser.infer import Denoiser, empty_result
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.denoiser.stack import empty_result
     from bluesky_symdenoise.files import NexusWriter, mask_from, open_frames
     from bluesky_symdenoise.physics.frame import as_mask
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
+from bluesky_symdenoise.denoiser.bands import as_tensor, banded_prior, flux_kept
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
-from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet, features
+from bluesky_symdenoise.denoiser.network import PriorNet, features
 from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype, checked_views
+from bluesky_symdenoise.denoiser.stack import pooled, stacked
 from bluesky_symdenoise.denoiser.views import averaged
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -39,13 +39,8 @@ from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, c
 
 #: Frames of more rows times columns than this are run in bands of rows.
 BAND_PIXELS = 2**22
-#: Rows on either side of a band that the network sees and that are thrown away; more than it can look across.
-HALO = 256
 #: How much smaller the bands are where memory ran out.
 SMALLER = 4
-
-#: Steps towards the total counts of the frame, and the counts that damp them.
-FLUX_ITERATIONS, FLUX_DAMPING = 3, 1000.0
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -158,7 +153,7 @@ class Denoiser:
         SymDenoiseError
             If the group is unknown, the centre is off the detector, or none was given and none can be found.
         """
-        stack = _stack(counts)
+        stack = stacked(counts)
         shape = (stack.shape[1], stack.shape[2])
         if isinstance(symmetry, Symmetry):
             if checked_point_group(symmetry.point_group) != "1":
@@ -171,11 +166,11 @@ class Denoiser:
             return Symmetry(symmetry, center)
         bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
         frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in stack)
-        pooled = without_gaps(_pooled((without(frame, self._defects(frame).mask) for frame in frames), shape))
+        summed = without_gaps(pooled((without(frame, self._defects(frame).mask) for frame in frames), shape))
         if symmetry == "auto":
-            return supported_symmetry(pooled, center)
+            return supported_symmetry(summed, center)
         first = Symmetry(symmetry).operations[0]
-        found = found_beam_center(pooled, first) if first.exact else None
+        found = found_beam_center(summed, first) if first.exact else None
         if found is None:
             raise SymDenoiseError(
                 f"symmetry {symmetry!r} without a beam centre",
@@ -184,7 +179,7 @@ class Denoiser:
             )
         if symmetry == "inf":
             # Half a pixel matters where rings are narrow.
-            found = refined_beam_center(pooled, found) or found
+            found = refined_beam_center(summed, found) or found
         return Symmetry(symmetry, checked_beam_center(found, shape))
 
     def __call__(
@@ -233,7 +228,7 @@ class Denoiser:
         SymDenoiseError
             For input that cannot be used.
         """
-        stack = _stack(counts)
+        stack = stacked(counts)
         shape = (stack.shape[1], stack.shape[2])
         bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
         resolved = self.resolve(stack, mask=bad, exposure=n, symmetry=symmetry, beam_center=beam_center)
@@ -334,14 +329,16 @@ class Denoiser:
         self, device: torch.device, net: PriorNet, band_pixels: int, frame: Frame, mates: Mates
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         y, n, mate_y, mate_n = (
-            _tensor(image, device) for image in (frame.counts, frame.exposure, mates.counts, mates.exposure)
+            as_tensor(image, device) for image in (frame.counts, frame.exposure, mates.counts, mates.exposure)
         )
         per_pixel, per_block, mean = features(y, n, mate_y, mate_n)
-        ratio, log_kappa = averaged(partial(_prior, net, band_pixels=band_pixels), per_pixel, per_block, self.views)
+        ratio, log_kappa = averaged(
+            partial(banded_prior, net, band_pixels=band_pixels), per_pixel, per_block, self.views
+        )
         kappa = torch.exp(log_kappa)
         own_y, own_n = net.own(y, n)
         shape = own_y + kappa
-        rate = own_n + kappa / _flux_kept(y.double().sum(), n, shape, own_n, kappa, mean * torch.exp(ratio))
+        rate = own_n + kappa / flux_kept(y.double().sum(), n, shape, own_n, kappa, mean * torch.exp(ratio))
         # A pixel that only its mates saw is given at the median exposure, which is 1.
         exposure = torch.where(n > 0, n, 1.0)
         result = torch.cat([shape / rate, torch.sqrt(shape) / rate], dim=1) * exposure
@@ -349,85 +346,3 @@ class Denoiser:
         height, width = frame.counts.shape
         intensity, sigma = result[0, :, :height, :width].cpu().numpy()
         return intensity, sigma
-
-
-def _tensor(image: NDArray[np.float64], device: torch.device) -> Tensor:
-    """(1, 1, y, x) float32 on the device, padded with zeros, which is what an unmeasured pixel holds."""
-    height, width = image.shape
-    padded = np.zeros((1, 1, height + -height % MULTIPLE, width + -width % MULTIPLE), np.float32)
-    padded[0, 0, :height, :width] = image
-    return torch.from_numpy(padded).to(device)
-
-
-def _prior(net: PriorNet, per_pixel: Tensor, per_block: Tensor, *, band_pixels: int) -> tuple[Tensor, Tensor]:
-    """The network's output; large frames in bands that overlap by more than the network looks across."""
-    height, width = per_pixel.shape[2:]
-    if height * width <= band_pixels:
-        ratio, log_kappa = net(per_pixel, per_block)
-        return ratio, log_kappa
-    band = max(MULTIPLE, HALO, band_pixels // width // MULTIPLE * MULTIPLE - 2 * HALO)
-    outputs = []
-    for start in range(0, height, band):
-        stop = min(height, start + band)
-        first, last = max(0, start - HALO), min(height, stop + HALO)
-        parts = net(per_pixel[:, :, first:last], per_block[:, :, first // 2 : last // 2])
-        outputs.append([part[:, :, start - first : stop - first] for part in parts])
-    ratio, log_kappa = (torch.cat(parts, dim=2) for parts in zip(*outputs, strict=True))
-    return ratio, log_kappa
-
-
-def empty_result(shape: tuple[int, ...]) -> xr.Dataset:
-    """What a frame (y, x) that could not be denoised is: NaN."""
-    nothing = (("frame", "y", "x"), np.full((1, *shape), np.nan, np.float32))
-    return xr.Dataset({"intensity": nothing, "sigma": nothing})
-
-
-def _flux_kept(total: Tensor, n: Tensor, shape: Tensor, own_n: Tensor, kappa: Tensor, prior_mean: Tensor) -> Tensor:
-    """The prior mean times the one factor that makes the frame's expected counts add up to its counts.
-
-    The network's bias is a fraction of a percent of the total, which the frame itself knows better; the factor is
-    damped where a frame has not many more than a thousand counts.
-    """
-    for _ in range(FLUX_ITERATIONS):
-        expected = (n * shape / (own_n + kappa / prior_mean)).double().sum()
-        prior_mean = prior_mean * ((total + FLUX_DAMPING) / (expected + FLUX_DAMPING)).float()
-    return prior_mean
-
-
-def _stack(counts: ArrayLike) -> NDArray[Any]:
-    """Counts as (frame, y, x).
-
-    Raises
-    ------
-    SymDenoiseError
-        If they are no numeric array of at least two dimensions, each of them with a length.
-    """
-    if isinstance(counts, np.ma.MaskedArray):
-        raise SymDenoiseError(
-            "counts as a numpy masked array",
-            rule="its mask would be lost",
-            remedy="give counts.data and mask=counts.mask",
-        )
-    given = np.asarray(counts)
-    if given.ndim < 2 or 0 in given.shape:
-        raise SymDenoiseError(
-            f"counts of shape {given.shape}",
-            rule="at least one frame of at least one pixel, (..., y, x), is needed",
-            remedy="give the detector image, not its profile",
-        )
-    if given.dtype.kind not in "iuf":
-        raise SymDenoiseError(
-            f"counts of dtype {given.dtype}",
-            rule="counts are integers or floats",
-            remedy="give the counts as measured; colour, complex and boolean images are none",
-        )
-    return given.reshape(-1, *given.shape[-2:])
-
-
-def _pooled(frames: Iterable[Frame], shape: tuple[int, int]) -> Frame:
-    """All frames' counts and exposures added up."""
-    counts, exposure = np.zeros(shape), np.zeros(shape)
-    for frame in frames:
-        counts += frame.counts
-        exposure += frame.exposure
-    return Frame(counts=counts, exposure=exposure, reference=1.0)

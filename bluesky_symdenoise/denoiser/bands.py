@@ -1,0 +1,52 @@
+"""The network on a whole frame: in bands where it is large, and with the frame's own total."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet
+
+#: Rows on either side of a band that the network sees and that are thrown away; more than it can look across.
+HALO = 256
+#: Steps towards the total counts of the frame, and the counts that damp them.
+FLUX_ITERATIONS, FLUX_DAMPING = 3, 1000.0
+
+
+def as_tensor(image: NDArray[np.float64], device: torch.device) -> Tensor:
+    """(1, 1, y, x) float32 on the device, padded with zeros, which is what an unmeasured pixel holds."""
+    height, width = image.shape
+    padded = np.zeros((1, 1, height + -height % MULTIPLE, width + -width % MULTIPLE), np.float32)
+    padded[0, 0, :height, :width] = image
+    return torch.from_numpy(padded).to(device)
+
+
+def banded_prior(net: PriorNet, per_pixel: Tensor, per_block: Tensor, *, band_pixels: int) -> tuple[Tensor, Tensor]:
+    """The network's output; large frames in bands that overlap by more than the network looks across."""
+    height, width = per_pixel.shape[2:]
+    if height * width <= band_pixels:
+        ratio, log_kappa = net(per_pixel, per_block)
+        return ratio, log_kappa
+    band = max(MULTIPLE, HALO, band_pixels // width // MULTIPLE * MULTIPLE - 2 * HALO)
+    outputs = []
+    for start in range(0, height, band):
+        stop = min(height, start + band)
+        first, last = max(0, start - HALO), min(height, stop + HALO)
+        parts = net(per_pixel[:, :, first:last], per_block[:, :, first // 2 : last // 2])
+        outputs.append([part[:, :, start - first : stop - first] for part in parts])
+    ratio, log_kappa = (torch.cat(parts, dim=2) for parts in zip(*outputs, strict=True))
+    return ratio, log_kappa
+
+
+def flux_kept(total: Tensor, n: Tensor, shape: Tensor, own_n: Tensor, kappa: Tensor, prior_mean: Tensor) -> Tensor:
+    """The prior mean times the one factor that makes the frame's expected counts add up to its counts.
+
+    The network's bias is a fraction of a percent of the total, which the frame itself knows better; the factor is
+    damped where a frame has not many more than a thousand counts.
+    """
+    for _ in range(FLUX_ITERATIONS):
+        expected = (n * shape / (own_n + kappa / prior_mean)).double().sum()
+        prior_mean = prior_mean * ((total + FLUX_DAMPING) / (expected + FLUX_DAMPING)).float()
+    return prior_mean

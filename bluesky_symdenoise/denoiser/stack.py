@@ -1,0 +1,58 @@
+"""Counts as they come, as the stack of frames that a denoiser takes; and what stands for a frame that it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.frame import Frame
+
+
+def stacked(counts: ArrayLike) -> NDArray[Any]:
+    """Counts as (frame, y, x).
+
+    Raises
+    ------
+    SymDenoiseError
+        If they are no numeric array of at least two dimensions, each of them with a length.
+    """
+    if isinstance(counts, np.ma.MaskedArray):
+        raise SymDenoiseError(
+            "counts as a numpy masked array",
+            rule="its mask would be lost",
+            remedy="give counts.data and mask=counts.mask",
+        )
+    given = np.asarray(counts)
+    if given.ndim < 2 or 0 in given.shape:
+        raise SymDenoiseError(
+            f"counts of shape {given.shape}",
+            rule="at least one frame of at least one pixel, (..., y, x), is needed",
+            remedy="give the detector image, not its profile",
+        )
+    if given.dtype.kind not in "iuf":
+        raise SymDenoiseError(
+            f"counts of dtype {given.dtype}",
+            rule="counts are integers or floats",
+            remedy="give the counts as measured; colour, complex and boolean images are none",
+        )
+    return given.reshape(-1, *given.shape[-2:])
+
+
+def pooled(frames: Iterable[Frame], shape: tuple[int, int]) -> Frame:
+    """All frames' counts and exposures added up."""
+    counts, exposure = np.zeros(shape), np.zeros(shape)
+    for frame in frames:
+        counts += frame.counts
+        exposure += frame.exposure
+    return Frame(counts=counts, exposure=exposure, reference=1.0)
+
+
+def empty_result(shape: tuple[int, ...]) -> xr.Dataset:
+    """What a frame (y, x) that could not be denoised is: NaN."""
+    nothing = (("frame", "y", "x"), np.full((1, *shape), np.nan, np.float32))
+    return xr.Dataset({"intensity": nothing, "sigma": nothing})
