@@ -22,6 +22,7 @@ class Full(torch.nn.Module):
     def __init__(self, net: torch.nn.Module, *, pixels: int, tries: int) -> None:
         super().__init__()
         self.net, self.pixels, self.tries, self.sizes = net, pixels, tries, []
+        self.own = net.own
 
     def forward(self, per_pixel: Any, per_block: Any) -> Any:
         self.sizes.append(per_pixel.shape[2] * per_pixel.shape[3])
