@@ -336,12 +336,12 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
 
 def _refuse_hopeless(images: Mapping[str, Images], descriptor: Document) -> None:
-    """Raise SymDenoiseError if no image of a stream has its beam centre on it; with one that has, the others fail."""
+    """Raise SymDenoiseError if mask, exposure, dark or centre fit no image of a stream; fits one, the others fail."""
     refused: list[SymDenoiseError] = []
     for key, each in images.items():
         height, width = descriptor["data_keys"][key]["shape"][-2:]
         try:
-            each.refuse_center((height, width))
+            each.refuse_misfit((height, width))
         except SymDenoiseError as error:
             refused.append(error)
     if len(refused) == len(images):
