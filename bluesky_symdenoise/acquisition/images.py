@@ -79,6 +79,10 @@ class Images:
             said[f"{self._key}_dark_seconds"] = self._fixed_dark.seconds
         return said, arrays
 
+    def missing_names(self) -> list[tuple[str, str]]:
+        """Names of the beamline that the run does not know, each after what it names."""
+        return [] if self._settings is None else self._settings.missing()
+
     def refuse_misfit(self, shape: tuple[int, int]) -> None:
         """Raise SymDenoiseError if what is known before the first event fits no frame of this shape (y, x).
 
