@@ -50,6 +50,8 @@ def test_rows_of_a_list_must_be_there(home: Path, client: Container, denoiser: D
     with pytest.raises(SymDenoiseError, match="frames=50"):
         replay(raw, into=client["denoised"], denoiser=denoiser, frames=[1, 50])
     assert denoised_for(client, raw, frames="any") is None
+    with pytest.raises(SymDenoiseError, match="may go beyond the end, and must hold one of them"):
+        replay(raw, denoiser=denoiser, frames=slice(30, 40))
     for frames in (slice(2, 50), range(2, 50)):
         assert replay(raw, denoiser=denoiser, frames=frames).sizes["time"] == 1
 
@@ -70,6 +72,17 @@ def test_names_that_fit_nothing_are_said_with_those_that_there_are(
     with pytest.raises(SymDenoiseError, match="no image fits") as caught:
         replay(documents(home), denoiser=denoiser, **asked)
     assert f"no image fits {what}; there is primary/det" in str(caught.value)
+
+
+# The catalogue of derived runs
+
+
+def test_the_raw_catalogue_is_not_offered_for_derived_runs(home: Path, client: Container, denoiser: Denoiser) -> None:
+    raw = written(client, documents(home, 1))
+    with pytest.raises(SymDenoiseError, match="it holds raw runs") as caught:
+        replay(raw, into=client["raw"], denoiser=denoiser)
+    assert 'client["denoised"]' in str(caught.value)
+    assert "directory=" not in str(caught.value)
 
 
 # The beam centre
