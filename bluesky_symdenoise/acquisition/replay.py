@@ -79,9 +79,9 @@ def replay(
     into
         Catalogue for derived runs, ``client["denoised"]``. None: nothing is written.
     frames
-        Rows of each stream that are wanted, counted from 0; those of a list must be there, while a slice or a range may
-        go beyond the end. Such a part of a run has another recipe and uid than the whole; each of its frames is bit for
-        bit as in the whole. `denoised_for(..., frames=frames)` finds it again.
+        Rows of each stream that are wanted, counted from 0, in the order of the run and each once; those of a list must
+        be there, while a slice or a range may go beyond the end. Such a part of a run has another recipe and uid than
+        the whole; each of its frames is bit for bit as in the whole. `denoised_for(..., frames=frames)` finds it again.
     force
         Make a complete derived run again: the one that is there is deleted first.
     dry_run
