@@ -129,6 +129,9 @@ class TestPrecedence:
         assert settings.beam_center({}) is None
         assert settings.record() == {"det_beam_center_source": "not found"}
         assert settings.missing() == [("beam_center_x", "beam_center.1")]
+        given = {"beam_center": (1.0, 2.0)}
+        settings = Settings(Beamline(poni="none"), key="det", start={}, descriptor={"data_keys": {}}, given=given)
+        assert settings.missing() == []
 
     def test_value_that_is_no_number(self) -> None:
         beamline = Beamline(exposure_time="t")

@@ -31,6 +31,9 @@ NAMED = (
     "transmission",
 )
 
+#: Arguments that go before a quantity, where their name is another.
+_ARGUMENTS = dict.fromkeys(("beam_center_y", "beam_center_x", "poni"), "beam_center")
+
 _NOTHING = object()
 
 
@@ -218,7 +221,7 @@ class Settings:
             (quantity, _for_key(name, self._key))
             for quantity in NAMED
             if (name := getattr(self._beamline, quantity)) is not None
-            and quantity.removesuffix("_y").removesuffix("_x") not in self._given
+            and _ARGUMENTS.get(quantity, quantity) not in self._given
             and self._looked_up(quantity, columns) is None
         ]
 

@@ -36,7 +36,8 @@ class Forecast:
     bytes
         How much would be stored, or, in memory, how much all of them would take.
     finished
-        Images of an interrupted run that would be taken over, if their frames are whole.
+        Images of an interrupted run that would be taken over, if their frames are whole and not empty before the first
+        with counts.
     """
 
     raw_uid: str
