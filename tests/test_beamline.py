@@ -115,6 +115,24 @@ class TestPrecedence:
         assert settings.symmetry({}) == "2mm"
         assert settings.record()["det_symmetry_source"] == "start metadata sample.symmetry"
 
+    def test_lists_are_entered_by_index(self) -> None:
+        """In the start document and in a device's configuration; an index beyond the end is nothing."""
+        beamline = Beamline(beam_center_y="beam_center.0", beam_center_x="beam_center.1")
+        held = {"beam_center": [31.5, 40.0]}
+        for start, configuration in ((held, {}), ({}, {"det": {"data": held}})):
+            descriptor = {"data_keys": {}, "configuration": configuration}
+            settings = Settings(beamline, key="det", start=start, descriptor=descriptor, given={})
+            assert settings.beam_center({}) == (31.5, 40.0)
+            assert settings.record()["det_beam_center"] == [31.5, 40.0]
+            assert settings.missing() == []
+        settings = Settings(beamline, key="det", start={"beam_center": [3.0]}, descriptor={"data_keys": {}}, given={})
+        assert settings.beam_center({}) is None
+        assert settings.record() == {"det_beam_center_source": "not found"}
+        assert settings.missing() == [("beam_center_x", "beam_center.1")]
+        given = {"beam_center": (1.0, 2.0)}
+        settings = Settings(Beamline(poni="none"), key="det", start={}, descriptor={"data_keys": {}}, given=given)
+        assert settings.missing() == []
+
     def test_value_that_is_no_number(self) -> None:
         beamline = Beamline(exposure_time="t")
         settings = Settings(beamline, key="det", start={"t": "long"}, descriptor={"data_keys": {}}, given={})
@@ -244,6 +262,17 @@ class TestInARun:
         (tmp_path / "mask.npy").unlink()
         found = recompute(done.derived, 1, denoiser=denoiser)
         np.testing.assert_array_equal(found["intensity"], done.column("det")[1])
+
+    def test_names_that_the_run_lacks_are_logged_once(
+        self, denoiser: Denoiser, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Not those that it has, nor those that an argument goes before; the fallback stays."""
+        names = {"beam_center_y": "nonsense.name", "beam_center_x": "cx", "i0": "{key}_i0", "symmetry": "none"}
+        documents = a_run(frames(2), start={"cx": 30.0}, columns={"det_i0": [1.0, 2.0]})
+        found = replay(documents, denoiser=denoiser, symmetry="1", beamline=Beamline(**names)).compute()
+        assert np.isfinite(found.det_denoised).all()
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert "primary/det: beam_center_y='nonsense.name' is found nowhere" in said
 
     def test_i0_and_transmission_change_no_pixel(self, client: Container, denoiser: Denoiser) -> None:
         images = [

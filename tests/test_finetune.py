@@ -473,6 +473,19 @@ def test_the_command_says_that_the_parent_is_kept(served: Any, untrained: Path, 
     assert registry.registered() == []
 
 
+def test_the_command_fails_where_there_was_no_time_for_a_step(
+    served: Any, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With exit status 1, and a word before it begins."""
+    _, uri, uids = served
+    monkeypatch.setattr(module, "finetune", lambda runs, **options: finetune(runs, **options | {"minutes": 1e-4}))
+    options = ["--model", str(untrained), "--recipe", str(recipe_file(tmp_path)), "--threads", "1", "--minutes", "0.1"]
+    result = CliRunner().invoke(app, ["finetune", uri, uids["low"], "--name", "mymodel", *options])
+    assert result.exit_code == 1
+    assert "--minutes 0.1 is little" in result.stderr
+    assert "no tuning step was made" in result.stdout
+
+
 def test_training_takes_the_runs_of_a_catalogue(served: Any, tmp_path: Path) -> None:
     _, uri, uids = served
     recipe = recipe_file(tmp_path)

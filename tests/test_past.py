@@ -288,6 +288,10 @@ class TestAgain:
         with pytest.raises(KeyboardInterrupt):
             replay(raw, into=client["denoised"], denoiser=Interrupted(model, threads=1))
         rest = Counting(model, threads=1)
+        left = replay(raw, into=client["denoised"], denoiser=rest, dry_run=True)
+        assert (left.state, left.finished, left.images) == ("interrupted", 2, FRAMES - 2)
+        assert f"interrupted, 2 of {FRAMES} images finished; 2 images left" in str(left)
+        rest = Counting(model, threads=1)
         done = replay(raw, into=client["denoised"], denoiser=rest)
         # Of the two, the empty frame is done again: it could not have decided anything.
         assert rest.calls == FRAMES - 1
@@ -355,14 +359,43 @@ class TestDocuments:
         replay(str(backup), into=client["denoised"], denoiser=denoiser)
         assert denoiser.calls == before
 
-    def test_a_backup_that_was_cut_off_has_not_ended(self, client: Container, backup: Path, denoiser: Counting) -> None:
-        """Its torn last line is left out; what there is can be seen in memory."""
+    def test_a_backup_that_was_cut_off_has_not_ended(
+        self, client: Container, backup: Path, denoiser: Counting, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Its torn last line is left out; what there is can be seen in memory, with a warning."""
         whole = backup.read_bytes()
         backup.write_bytes(whole[: whole.rindex(b'{"name": "stop"') + 30])
-        with pytest.raises(SymDenoiseError, match="no stop document"):
-            replay(backup, into=client["denoised"], denoiser=denoiser)
+        for dry_run in (False, True):
+            with pytest.raises(SymDenoiseError, match="no stop document"):
+                replay(backup, into=client["denoised"], denoiser=denoiser, dry_run=dry_run)
         assert denoiser.calls == 0
+        caplog.clear()
         assert replay(backup, denoiser=denoiser).sizes["time"] == FRAMES
+        assert f"{backup} has no stop document, and its last line was cut off" in caplog.text
+        backup.write_bytes(whole[: whole.rindex(b'{"name": "stop"')])
+        caplog.clear()
+        replay(backup, denoiser=denoiser)
+        assert "no stop document: the run may have had more frames" in caplog.text
+
+    def test_documents_without_an_end_are_refused_in_a_dry_run_too(
+        self, client: Container, documents: list[tuple[str, Any]], denoiser: Counting
+    ) -> None:
+        for dry_run in (True, False):
+            with pytest.raises(SymDenoiseError, match="no stop document"):
+                replay(iter(documents[:-1]), into=client["denoised"], denoiser=denoiser, dry_run=dry_run)
+
+    def test_what_is_no_backup_is_named(self, backup: Path) -> None:
+        uid = "7a80c1de-0000-4000-8000-000000000000"
+        with pytest.raises(SymDenoiseError, match=f"{uid}.* give the run itself, .*raw.*{uid}"):
+            replay(uid)
+        with pytest.raises(SymDenoiseError, match=r"nowhere\.jsonl.* give a \.jsonl backup"):
+            replay("nowhere.jsonl")
+        backup.write_text(backup.read_text().split("\n", 1)[1])
+        with pytest.raises(SymDenoiseError, match=f"{backup}.*this file begins with 'descriptor'"):
+            replay(backup)
+        backup.write_text("")
+        with pytest.raises(SymDenoiseError, match=f"{backup}.*this file is empty"):
+            replay(backup)
 
     @pytest.mark.parametrize("line", ["nonsense", '{"name": "event"}', "[]"])
     def test_a_file_of_another_kind_is_refused(self, client: Container, backup: Path, line: str) -> None:

@@ -96,6 +96,21 @@ def test_what_failed_is_said(catalog: Container, command: Command, raw: Callable
     assert denoised_for(catalog, good) is not None
 
 
+def test_a_run_that_is_not_there_costs_no_other(catalog: Container, command: Command, raw: Callable[..., str]) -> None:
+    """It is named as failed; where none is there, nothing is done."""
+    good = raw()
+    status, said = command("nosuchuid", good, "--dry-run")
+    assert (status, "1 of 2 runs can be replayed" in said, "'nosuchuid'" in said) == (1, True, True)
+    status, said = command(good, "nosuchuid")
+    assert (status, "1 of 2 runs replayed" in said) == (1, True)
+    (line,) = [line for line in said.splitlines() if "nosuchuid" in line]
+    assert "there is none" in line
+    assert denoised_for(catalog, good) is not None
+    status, said = command("nosuchuid", "norsuchone")
+    assert (status, "raw run" in said) == (2, False)
+    assert len(said.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -134,7 +149,14 @@ def test_ctrl_c_and_the_same_command_again(
 
     monkeypatch.setattr(Denoiser, "__call__", interrupted)
     status, said = command(*uids)
-    assert (status, f"interrupted in run {uids[1]}" in said) == (130, True)
+    assert (status, f"interrupted in run {uids[1]}" in said, "raw run" in said) == (130, True, True)
+    # Of a command that finished none there is no table.
+    asked[:] = [1] * (FRAMES + 1)
+    status, said = command(uids[1])
+    assert (status, said.splitlines()[-1].startswith("interrupted"), "raw run" in said) == (130, True, False)
+    status, said = command(uids[1], "--dry-run")
+    assert (status, f"1 of {FRAMES} images finished" in said) == (0, True)
+    asked[:] = [1] * (FRAMES + 2)
     status, said = command(*uids)
     assert (status, "2 of 2" in said) == (0, True)
     # The frame that was interrupted, and the empty one before it, which decides nothing, are asked for again.

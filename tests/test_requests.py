@@ -50,6 +50,8 @@ def test_rows_of_a_list_must_be_there(home: Path, client: Container, denoiser: D
     with pytest.raises(SymDenoiseError, match="frames=50"):
         replay(raw, into=client["denoised"], denoiser=denoiser, frames=[1, 50])
     assert denoised_for(client, raw, frames="any") is None
+    with pytest.raises(SymDenoiseError, match="may go beyond the end, and must hold one of them"):
+        replay(raw, denoiser=denoiser, frames=slice(30, 40))
     for frames in (slice(2, 50), range(2, 50)):
         assert replay(raw, denoiser=denoiser, frames=frames).sizes["time"] == 1
 
@@ -70,6 +72,17 @@ def test_names_that_fit_nothing_are_said_with_those_that_there_are(
     with pytest.raises(SymDenoiseError, match="no image fits") as caught:
         replay(documents(home), denoiser=denoiser, **asked)
     assert f"no image fits {what}; there is primary/det" in str(caught.value)
+
+
+# The catalogue of derived runs
+
+
+def test_the_raw_catalogue_is_not_offered_for_derived_runs(home: Path, client: Container, denoiser: Denoiser) -> None:
+    raw = written(client, documents(home, 1))
+    with pytest.raises(SymDenoiseError, match="it holds raw runs") as caught:
+        replay(raw, into=client["raw"], denoiser=denoiser)
+    assert 'client["denoised"]' in str(caught.value)
+    assert "directory=" not in str(caught.value)
 
 
 # The beam centre
@@ -111,6 +124,39 @@ def test_frames_whose_own_beam_centre_is_off_the_detector_are_nan(home: Path, de
         beamline=Beamline(beam_center_y="cy", beam_center_x="cx"),
     )
     assert np.isnan(found.det_denoised).all(dim=found.det_denoised.dims[1:]).values.tolist() == [False, True, False]
+
+
+# Mask, exposure, dark
+
+
+@pytest.mark.parametrize("what", ["mask", "exposure", "mask file", "dark file"])
+def test_what_is_of_another_shape_than_the_frames_is_refused(
+    home: Path, client: Container, denoiser: Denoiser, tmp_path: Path, what: str
+) -> None:
+    """Before anything is written; a callback reports it once and leaves the run to a replay."""
+    np.save(tmp_path / "small.npy", np.ones((5, 5), np.uint8))
+    path = str(tmp_path / "small.npy")
+    asked: dict[str, dict[str, Any]] = {
+        "mask": {"mask": np.zeros((5, 5), bool)},
+        "exposure": {"exposure": np.ones((5, 5))},
+        "mask file": {"beamline": Beamline(mask="mask_file")},
+        "dark file": {"beamline": Beamline(dark_file=path)},
+    }
+    options = {"denoiser": denoiser, "symmetry": "1", **asked[what]}
+    raw = written(client, documents(home, metadata={"mask_file": path}))
+    before = set(home.rglob("*"))
+    for into in (None, client["denoised"]):
+        with pytest.raises(SymDenoiseError, match=r"of shape \(5, 5\).* \(48, 56\)") as caught:
+            replay(raw, into=into, **options)
+        assert "\n" not in str(caught.value)
+    assert denoised_for(client, raw) is None
+    assert set(home.rglob("*")) == before
+    callback = ThreadedDenoiseCallback(client["denoised"], **options)
+    seen = written(client, documents(home, metadata={"mask_file": path}), callback)
+    (error,) = callback.close(timeout=120).errors
+    assert "of shape (5, 5)" in error
+    assert denoised_for(client, seen) is None
+    assert not list(home.rglob("*.journal"))
 
 
 # Rings

@@ -31,13 +31,19 @@ NAMED = (
     "transmission",
 )
 
+#: Arguments that go before a quantity, where their name is another.
+_ARGUMENTS = dict.fromkeys(("beam_center_y", "beam_center_x", "poni"), "beam_center")
+
+_NOTHING = object()
+
 
 @dataclass(frozen=True)
 class Beamline:
     """Names under which a beamline keeps what the denoiser wants to know; None does not look.
 
     A name is looked up in the columns of the image's own stream, then in the configuration in its descriptor, then in
-    the start document, where dots go into nested values. ``{key}`` in a name stands for the image's data key.
+    the start document; in both of these dots go into nested values, and into lists by index (``beam_center.0``).
+    ``{key}`` in a name stands for the image's data key. A name that is found nowhere is logged.
     Arguments such as ``symmetry="2mm"`` go before all of them, a .poni file comes last.
 
     Attributes
@@ -188,14 +194,14 @@ class Settings:
         What is looked up in a column has its source only: the value is in the raw run's column.
         """
         out: Document = {}
-        columns = {
-            name: Found(None, f"event column {name}")
-            for name in self._beamline.columns(self._key)
-            if name in self._descriptor["data_keys"]
-        }
+        columns = self._columns()
         for quantity in ("symmetry", "exposure_time", "i0", "transmission"):
             self._say(out, quantity, self._first(quantity, columns), columns)
-        center = self._looked_up("beam_center_y", columns)
+        center, other = (self._looked_up(f"beam_center_{axis}", columns) for axis in "yx")
+        if center is None or other is None:
+            center = None
+        elif not isinstance(center.value, Found) and isinstance(other.value, Found):
+            center = other
         if "beam_center" in self._given:
             center = Found(list(self._given["beam_center"]), "argument")
         elif center is not None and not isinstance(center.value, Found):
@@ -207,6 +213,25 @@ class Settings:
         if self.mask is not None:
             self._say(out, "mask_sha256", Found(array_sha256(self.mask), self._mask_source or ""), columns)
         return out
+
+    def missing(self) -> list[tuple[str, str]]:
+        """Names that are found nowhere and whose quantity was not given, each after its quantity."""
+        columns = self._columns()
+        return [
+            (quantity, _for_key(name, self._key))
+            for quantity in NAMED
+            if (name := getattr(self._beamline, quantity)) is not None
+            and _ARGUMENTS.get(quantity, quantity) not in self._given
+            and self._looked_up(quantity, columns) is None
+        ]
+
+    def _columns(self) -> dict[str, Found]:
+        """What an event may have, by name: its value is not known yet."""
+        return {
+            name: Found(None, f"event column {name}")
+            for name in self._beamline.columns(self._key)
+            if name in self._descriptor["data_keys"]
+        }
 
     def _say(self, out: Document, quantity: str, found: Found | None, columns: Mapping[str, Found]) -> None:
         if found is None:
@@ -230,14 +255,11 @@ class Settings:
         if name in data:
             return Found(data[name], f"event column {name}")
         for device in self._descriptor.get("configuration", {}).values():
-            if name in device.get("data", {}):
-                return Found(device["data"][name], f"descriptor configuration {name}")
-        value: Any = self._start
-        for part in [name] if name in self._start else name.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return None
-            value = value[part]
-        return Found(value, f"start metadata {name}")
+            value = _within(device.get("data", {}), name)
+            if value is not _NOTHING:
+                return Found(value, f"descriptor configuration {name}")
+        value = _within(self._start, name)
+        return None if value is _NOTHING else Found(value, f"start metadata {name}")
 
     def _poni_center(self) -> Found | None:
         named = self._looked_up("poni", {})
@@ -288,6 +310,19 @@ def dark_from(path: str | Path, *, seconds: float | None) -> Dark:
     """The dark in a file of dark frames."""
     with open_frames(path) as frames:
         return summed_dark((frames[i] for i in range(frames.shape[0])), seconds=seconds)
+
+
+def _within(held: Any, name: str) -> Any:
+    """The value of this name, in which dots go into nested mappings and lists; `_NOTHING` where there is none."""
+    for part in [name] if name in held else name.split("."):
+        held = _plain(held)
+        if isinstance(held, Mapping) and part in held:
+            held = held[part]
+        elif isinstance(held, list | tuple) and part.isdecimal() and int(part) < len(held):
+            held = held[int(part)]
+        else:
+            return _NOTHING
+    return held
 
 
 def _for_key(name: str, key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import h5py
@@ -10,6 +11,7 @@ import h5py
 from bluesky_symdenoise.acquisition.inmemory import LazyImages, gathered
 from bluesky_symdenoise.acquisition.plan import Request
 from bluesky_symdenoise.acquisition.stored import StoredRun
+from bluesky_symdenoise.catalog.journal import Entered
 from bluesky_symdenoise.catalog.row import Row
 from bluesky_symdenoise.catalog.writer import COMPRESSION
 
@@ -28,11 +30,14 @@ class Forecast:
     state
         What there is of the derived run, in words.
     images
-        How many would be denoised at most: finished rows of an interrupted run are taken over.
+        How many are left to denoise.
     seconds
         How long reading and denoising them would take.
     bytes
         How much would be stored, or, in memory, how much all of them would take.
+    finished
+        Images of an interrupted run that would be taken over, if their frames are whole and not empty before the first
+        with counts.
     """
 
     raw_uid: str
@@ -41,15 +46,21 @@ class Forecast:
     images: int
     seconds: float
     bytes: int
+    finished: int = 0
 
     def __str__(self) -> str:
         runs = f"run {self.raw_uid[:8]} as {self.derived_uid[:8]}: {self.state}"
-        if not self.images:
+        if self.finished:
+            runs += f", {self.finished} of {self.finished + self.images} images finished"
+        elif not self.images:
             return f"{runs}; nothing to do"
-        return f"{runs}; {self.images} images, about {_duration(self.seconds)}, {_size(self.bytes)}"
+        left = " left" if self.finished else ""
+        return f"{runs}; {self.images} images{left}, about {_duration(self.seconds)}, {_size(self.bytes)}"
 
 
-def forecast(run: StoredRun, asked: Request, *, state: str, compressed: bool) -> Forecast:
+def forecast(
+    run: StoredRun, asked: Request, *, state: str, compressed: bool, kept: Collection[Entered] = ()
+) -> Forecast:
     """Read and denoise one frame of each image, twice, for the first time takes longer.
 
     Parameters
@@ -58,19 +69,23 @@ def forecast(run: StoredRun, asked: Request, *, state: str, compressed: bool) ->
         What there is of the derived run.
     compressed
         Whether the bytes are those of stored frames.
+    kept
+        Images that need not be denoised again.
     """
-    images, seconds, size = 0, 0.0, 0.0
+    images, finished, seconds, size = 0, 0, 0.0, 0.0
     if state != COMPLETE:
         found = gathered(run, asked)
         for stream, events in found.events.items():
             rows = asked.recipe.rows_among(len(events))
-            for lazy in found.images(stream).values() if rows else ():
+            for key, lazy in found.images(stream).items() if rows else ():
                 taken, row = _timed(lazy, rows[len(rows) // 2])
-                images += len(rows)
-                seconds += taken * len(rows)
+                left = sum((stream, key, events[at].seq_num, events[at].turn) not in kept for at in rows)
+                images += left
+                finished += len(rows) - left
+                seconds += taken * left
                 size += (_stored_bytes(row) if compressed else row.intensity.nbytes + row.sigma.nbytes) * len(rows)
     uid = run.start["uid"]
-    return Forecast(uid, asked.recipe.derived_uid(uid), state, images, seconds, int(size))
+    return Forecast(uid, asked.recipe.derived_uid(uid), state, images, seconds, int(size), finished)
 
 
 def _timed(images: LazyImages, row: int) -> tuple[float, Row]:

@@ -19,7 +19,7 @@ from bluesky_symdenoise.catalog.row import Row, denoised_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.dark import Background, Dark
-from bluesky_symdenoise.physics.frame import sentinel_mask
+from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
 from bluesky_symdenoise.recipe import array_sha256
 
@@ -79,10 +79,21 @@ class Images:
             said[f"{self._key}_dark_seconds"] = self._fixed_dark.seconds
         return said, arrays
 
-    def refuse_center(self, shape: tuple[int, int]) -> None:
-        """Raise SymDenoiseError if the centre known before the first event is off every frame of this shape (y, x)."""
+    def missing_names(self) -> list[tuple[str, str]]:
+        """Names of the beamline that the run does not know, each after what it names."""
+        return [] if self._settings is None else self._settings.missing()
+
+    def refuse_misfit(self, shape: tuple[int, int]) -> None:
+        """Raise SymDenoiseError if what is known before the first event fits no frame of this shape (y, x).
+
+        That is a mask, an exposure or a dark of another shape, or a beam centre off the detector.
+        """
         if self._settings is None:
             return
+        as_mask(self._settings.mask, shape)
+        as_exposure(self._work.exposure, shape)
+        if self._fixed_dark is not None:
+            checked_dark(self._fixed_dark, shape)
         said = self._settings.record()
         center = said.get(f"{self._key}_beam_center")
         # A column may say anything of each frame.
@@ -214,13 +225,25 @@ def with_dark_mask(mask: NDArray[np.bool_], dark: Dark) -> NDArray[np.bool_]:
     SymDenoiseError
         If the dark is of another detector.
     """
-    if mask.shape != dark.mask.shape:
+    checked_dark(dark, mask.shape)
+    return mask | dark.mask
+
+
+def checked_dark(dark: Dark, shape: tuple[int, ...]) -> Dark:
+    """The dark, if it has the frame's shape (y, x).
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is of another detector.
+    """
+    if dark.mask.shape != shape:
         raise SymDenoiseError(
             f"dark of shape {dark.mask.shape}",
-            rule=f"it must have the frame's shape {mask.shape}",
+            rule=f"it must have the frame's shape {shape}",
             remedy="name the dark of this detector",
         )
-    return mask | dark.mask
+    return dark
 
 
 def stored_dark(dark: Dark) -> NDArray[np.float64]:

@@ -170,7 +170,7 @@ class Request:
                 f"frames={missing or self.recipe.frames}",
                 rule="the run has no such rows; "
                 + ", ".join(f"stream {name!r} has {rows}, counted from 0" for name, rows in held.items()),
-                remedy="name rows that it has; a slice may go beyond its end",
+                remedy="name rows that it has; a slice or a range may go beyond the end, and must hold one of them",
             )
 
     @property
@@ -266,13 +266,21 @@ class Work(Request):
 
     def folder_for(self, start: Document) -> tuple[Path, str | None]:
         """The folder for a run's files, made if it was not there, and what is wrong with it in one line."""
-        complaint = None
-        try:
-            folder = self.place.folder(self.folder, start)
-        except SymDenoiseError as error:
-            folder, complaint = self.folder / UNSORTED, str(error)
+        folder, complaint = self.folder_named(start)
         self.place.make(self.folder, folder)
         return folder, complaint
+
+    def folder_named(self, start: Document) -> tuple[Path, str | None]:
+        """The same, not made yet."""
+        try:
+            return self.place.folder(self.folder, start), None
+        except SymDenoiseError as error:
+            return self.folder / UNSORTED, str(error)
+
+    @property
+    def environment(self) -> Document:
+        """What of this computer decides the bits of a row."""
+        return {"python": platform.python_version(), **self.denoiser.environment()}
 
     def provenance(self, raw_uid: str, stream: str, keys: Sequence[str]) -> Document:
         """The provenance block of the start document, in the words of W3C PROV."""
@@ -283,7 +291,7 @@ class Work(Request):
             "model": self.denoiser.model.identity(),
             "recipe": self.recipe.to_dict(),
             "recipe_sha256": self.recipe.sha256,
-            "environment": {"python": platform.python_version(), **self.denoiser.environment()},
+            "environment": self.environment,
         }
 
 
@@ -323,6 +331,12 @@ def frames_folder(container: Container, place: Place) -> Path:
     """The folder above all derived files: the one given, or the one that the container itself names."""
     folder = place.root(container.metadata.get(FRAMES_FOLDER))
     if folder is None:
+        if len(container) and "raw_uid" not in container.values().first().metadata.get("start", {}):
+            raise SymDenoiseError(
+                f"container {container.uri}",
+                rule="it holds raw runs, beside which nothing of ours is written",
+                remedy='pass the container of the derived runs, client["denoised"]; `symdenoise prepare` makes one',
+            )
         raise SymDenoiseError(
             f"container {container.uri}",
             rule="it does not say where files of denoised frames go",

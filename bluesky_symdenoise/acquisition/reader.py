@@ -86,6 +86,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         self._legacy = LegacyFrames(asked.beamline.handlers)
         self._darks = Darks(asked, {})
         self._ended = False
+        #: Names that were looked for in vain.
+        self._complained: set[str] = set()
         #: The derived run's uid once a stream of images has come, and what became of it in one line.
         self.derived_uid: str | None = None
         self.outcome = "nothing to denoise: no stream"
@@ -119,6 +121,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             _refuse_hopeless(images, doc)
             self._open(doc, keys)
             self.derived_uid = self._asked.recipe.derived_uid(self._start["uid"])
+        if doc["name"] != self._asked.beamline.dark_stream:
+            self._complain(doc["name"], images)
         stream = Stream(name=doc["name"], keys=keys, descriptor=doc, frames=self._source(doc), images=images)
         self._streams[stream.name] = self._by_descriptor[doc["uid"]] = stream
 
@@ -217,6 +221,21 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
     def _needed(self, stream: Stream) -> set[str]:
         """Columns that are kept of an event."""
         return set[str]().union(*(images.columns for images in stream.images.values()))
+
+    def _complain(self, stream: str, images: Mapping[str, Images]) -> None:
+        """Log each name of the beamline that nothing of a stream's images has, once a run."""
+        for key, each in images.items():
+            for quantity, name in each.missing_names():
+                if name not in self._complained:
+                    log.warning(
+                        "run %s, %s/%s: %s=%r is found nowhere: no column, configuration or start document has it",
+                        self._start["uid"][:8],
+                        stream,
+                        key,
+                        quantity,
+                        name,
+                    )
+                    self._complained.add(name)
 
     def _open(self, descriptor: Document, keys: Sequence[str]) -> None:
         """The first stream of images has come."""
@@ -336,12 +355,12 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
 
 def _refuse_hopeless(images: Mapping[str, Images], descriptor: Document) -> None:
-    """Raise SymDenoiseError if no image of a stream has its beam centre on it; with one that has, the others fail."""
+    """Raise SymDenoiseError if mask, exposure, dark or centre fit no image of a stream; fits one, the others fail."""
     refused: list[SymDenoiseError] = []
     for key, each in images.items():
         height, width = descriptor["data_keys"][key]["shape"][-2:]
         try:
-            each.refuse_center((height, width))
+            each.refuse_misfit((height, width))
         except SymDenoiseError as error:
             refused.append(error)
     if len(refused) == len(images):

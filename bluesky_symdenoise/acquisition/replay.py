@@ -26,6 +26,7 @@ from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.acquisition.stored import StoredRun, TiledRun, drive, raw_only, stored_run
 from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.catalog.containers import run_in
+from bluesky_symdenoise.catalog.journal import finished
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ def replay(
     into
         Catalogue for derived runs, ``client["denoised"]``. None: nothing is written.
     frames
-        Rows of each stream that are wanted, counted from 0; those of a list must be there, while a slice or a range may
-        go beyond the end. Such a part of a run has another recipe and uid than the whole; each of its frames is bit for
-        bit as in the whole. `denoised_for(..., frames=frames)` finds it again.
+        Rows of each stream that are wanted, counted from 0, in the order of the run and each once; those of a list must
+        be there, while a slice or a range may go beyond the end. Such a part of a run has another recipe and uid than
+        the whole; each of its frames is bit for bit as in the whole. `denoised_for(..., frames=frames)` finds it again.
     force
         Make a complete derived run again: the one that is there is deleted first.
     dry_run
@@ -182,9 +183,7 @@ def replay_with(
     if existing is not None:
         return existing
     _refuse_missing_rows(run, work)
-    stop = run.stop
-    if stop is None and run.last_seen is not None:
-        stop = _assumed_stop(run, older_than)
+    stop = _ended(run, older_than)
     outlet = straight_to_tiled(claim, batch_size=BATCH)
     if scheduler is None:
         ahead = (lambda descriptor: Ahead(run.frames(descriptor))) if isinstance(run, TiledRun) else run.frames
@@ -222,13 +221,23 @@ def derived_already(run: StoredRun, work: Work, claim: Claim) -> BlueskyRun | No
     return existing if existing is not None and claim.stands(existing) else None
 
 
-def planned(run: StoredRun, work: Work, *, force: bool = False) -> Forecast:
-    """What `replay_with` would do."""
-    _refuse_missing_rows(run, work)
+def planned(run: StoredRun, work: Work, *, older_than: float | None = None, force: bool = False) -> Forecast:
+    """What `replay_with` would do; what it would refuse is refused."""
     was = state(run, work)
-    return forecast(
-        run, work, state=f"{COMPLETE}, to be made again" if force and was == COMPLETE else was, compressed=True
+    if was == COMPLETE and not force:
+        return forecast(run, work, state=was, compressed=True)
+    _refuse_missing_rows(run, work)
+    _ended(run, older_than)
+    uid = work.recipe.derived_uid(run.start["uid"])
+    kept = finished(
+        work.folder_named(run.start)[0] / f"{uid}.journal",
+        made_with={"recipe_sha256": work.recipe.sha256, "environment": work.environment},
     )
+    said = f"{COMPLETE}, to be made again" if was == COMPLETE else was
+    found = forecast(run, work, state=said, compressed=True, kept=kept)
+    # Of a run that is given as documents the end is known by now.
+    _ended(run, older_than)
+    return found
 
 
 def state(run: StoredRun, work: Work) -> str:
@@ -241,11 +250,20 @@ def state(run: StoredRun, work: Work) -> str:
     return "frames failed or are missing" if existing.metadata.get("stop") else "interrupted"
 
 
+def _ended(run: StoredRun, older_than: float | None) -> Document | None:
+    """The stop document, or the one to assume; None where only the documents tell."""
+    return _assumed_stop(run, older_than) if run.stop is None and run.last_seen is not None else run.stop
+
+
 def _assumed_stop(run: StoredRun, older_than: float | None) -> Document:
     """The stop document of a run whose writer died before it wrote one."""
     uid, seen = run.start["uid"], run.last_seen or run.start["time"]
     if older_than is None:
-        raise SymDenoiseError(f"run {uid}", rule="it has no stop document yet", remedy="replay it when it has ended")
+        raise SymDenoiseError(
+            f"run {uid}",
+            rule="it has no stop document yet",
+            remedy="replay it when it has ended; where its writer died, `symdenoise replay --older-than HOURS` ends it",
+        )
     if clock.time() - seen < older_than:
         raise SymDenoiseError(
             f"run {uid}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from bluesky_symdenoise.acquisition.plan import Request
     from bluesky_symdenoise.acquisition.reader import RunReader
+
+log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 Named = tuple[str, Document]
@@ -323,13 +326,24 @@ class GivenRun:
 class Backup(GivenRun):
     """A run in a JSON Lines file, as TiledWriter's ``backup_directory`` writes it.
 
-    What a crash left of its last line is left out.
+    What a crash left of its last line is left out, and that the run has not ended is logged.
     """
 
     def __init__(self, path: Path) -> None:
+        first, _ = next(_json_lines(path), (None, None))
+        if first != "start":
+            said = "is empty" if first is None else f"begins with {first!r}"
+            raise SymDenoiseError(
+                f"{path}",
+                rule=f"a run begins with its start document, and this file {said}",
+                remedy="give a file of TiledWriter's backup_directory",
+            )
         super().__init__(_json_lines(path))
         name, doc = deque(_json_lines(path), maxlen=1).pop()
         self.stop, self.last_seen = doc if name == "stop" else None, _last_moment(doc) or self.start["time"]
+        if self.stop is None:
+            torn = ", and its last line was cut off" if _is_torn(path) else ""
+            log.warning("%s has no stop document%s: the run may have had more frames", path, torn)
 
 
 def _json_lines(path: Path) -> Iterator[Named]:
@@ -348,9 +362,23 @@ def _json_lines(path: Path) -> Iterator[Named]:
                         remedy="give a file of TiledWriter's backup_directory",
                     ) from error
     except OSError as error:
+        uid = path.suffix == "" and len(path.parts) == 1
         raise SymDenoiseError(
-            f"{path}", rule=f"it cannot be read ({error.strerror})", remedy="give a .jsonl backup, or a run"
+            f"{path}",
+            rule=f"it cannot be read as the file of a backup ({error.strerror})",
+            remedy=f"give the run itself, client['raw']['{path}']" if uid else "give a .jsonl backup, or a run",
         ) from error
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line is but a piece."""
+    with path.open("rb") as file:
+        last = deque(file, maxlen=1).pop()
+    try:
+        json.loads(last)
+    except ValueError:
+        return True
+    return False
 
 
 def _has_arrays(descriptor: Document) -> bool:

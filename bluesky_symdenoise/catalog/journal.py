@@ -21,6 +21,8 @@ from bluesky_symdenoise.catalog.lock import hold
 from bluesky_symdenoise.catalog.row import CompressedRow, Row
 
 Document = dict[str, Any]
+#: An image: stream, data key, number of its event, and how many rows of this number came before.
+Entered = tuple[str, str, int, int]
 
 #: Group of the frames in a derived run's files.
 DATA = "entry/data"
@@ -45,11 +47,11 @@ class Journal:
     def __init__(self, path: Path, *, made_with: Document) -> None:
         self.path = path
         self._file = hold(path)
-        self._entries: dict[tuple[str, str, int, int], Document] = {}
         self._entered = False
         self._readers: dict[str, Any] = {}
         self._own: set[Path] = set()
-        self._read(json.loads(_line(made_with)))
+        self._file.seek(0)
+        self._entries = _entries(self._file.read(), made_with)
         # A new line first: what a power cut left of the last one must not swallow ours.
         self._write(b"\n" + _line({"made_with": made_with, "pid": os.getpid(), "host": socket.gethostname()}))
 
@@ -120,23 +122,6 @@ class Journal:
         self.path.unlink(missing_ok=True)
         self.close()
 
-    def _read(self, made_with: Document) -> None:
-        self._file.seek(0)
-        usable = False
-        for line in self._file.read().splitlines():
-            try:
-                entry = json.loads(line)
-                if "made_with" in entry:
-                    usable = entry["made_with"] == made_with
-                    continue
-                place = {"file": entry["file"], "index": entry["index"]}
-                if usable:
-                    for key, row in entry["keys"].items():
-                        self._entries[entry["stream"], key, entry["seq_num"], entry["turn"]] = place | row
-            except (ValueError, KeyError, TypeError, AttributeError):
-                # A power cut may leave anything.
-                continue
-
     def _reader(self, name: str) -> Any:
         if name not in self._readers:
             self._readers[name] = h5py.File(self.path.with_name(name), "r", libver="latest", swmr=True)
@@ -146,6 +131,30 @@ class Journal:
         written = self._file.write(line)
         if written != len(line):
             raise OSError(f"only {written} of {len(line)} bytes could be written to {self.path}: is the disk full?")
+
+
+def finished(path: Path, *, made_with: Document) -> Collection[Entered]:
+    """Images that a journal has, without taking its lock: whether their frames are whole is not looked at."""
+    return _entries(path.read_bytes(), made_with) if path.exists() else ()
+
+
+def _entries(content: bytes, made_with: Document) -> dict[Entered, Document]:
+    found: dict[Entered, Document] = {}
+    usable, ours = False, json.loads(_line(made_with))
+    for line in content.splitlines():
+        try:
+            entry = json.loads(line)
+            if "made_with" in entry:
+                usable = entry["made_with"] == ours
+                continue
+            place = {"file": entry["file"], "index": entry["index"]}
+            if usable:
+                for key, row in entry["keys"].items():
+                    found[entry["stream"], key, entry["seq_num"], entry["turn"]] = place | row
+        except (ValueError, KeyError, TypeError, AttributeError):
+            # A power cut may leave anything.
+            continue
+    return found
 
 
 def _line(entry: Document) -> bytes:

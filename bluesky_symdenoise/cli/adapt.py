@@ -13,6 +13,9 @@ from bluesky_symdenoise.cli.catalog import opened
 from bluesky_symdenoise.cli.lazy import Catalog, Runs, run_named
 from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
 
+#: Minutes that may not be enough to begin with.
+LITTLE = 2.0
+
 
 @app.command()
 def finetune(
@@ -40,7 +43,7 @@ def finetune(
 ) -> None:
     """Tune a model to raw RUNs, and register it if frames that it was not tuned on say that it got better.
 
-    Exit status 0 whether it got better or not; what was found is printed.
+    Exit status 0 whether it got better or not, and what was found is printed; 1 if there was no time for a single step.
     """
     from bluesky_symdenoise.acquisition.finetune import finetune as tune
     from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -49,6 +52,8 @@ def finetune(
     from bluesky_symdenoise.training.tune import TUNING
 
     config = TUNING if recipe is None else TrainConfig.read(recipe)
+    if minutes < LITTLE:
+        typer.echo(f"--minutes {minutes:g} is little: reading and scoring frames alone may take as long", err=True)
     parent = Denoiser.pretrained(model, threads=threads, device=device)
     with opened(catalog) as client:
         done = tune(
@@ -70,3 +75,5 @@ def finetune(
         typer.echo(json.dumps({"registered": done.accepted, "said": done.said, "figures": done.figures}, indent=2))
     else:
         typer.echo(done.said)
+    if not done.figures["steps"]:
+        raise typer.Exit(1)

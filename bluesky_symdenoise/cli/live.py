@@ -123,7 +123,9 @@ def show(outcomes: Sequence[Outcome]) -> None:
 
     table = Table("raw run", "was", "frames", "failed", "s", "now")
     for each in outcomes:
-        row = (each.uid[:8], each.state, str(each.frames), str(each.failed), f"{each.seconds:.1f}", each.result)
+        # What is no uid is what somebody called a run that there is not.
+        name = each.uid[:8] if len(each.uid) == 36 else each.uid
+        row = (name, each.state, str(each.frames), str(each.failed), f"{each.seconds:.1f}", each.result)
         table.add_row(*row)
     Console().print(table)
 

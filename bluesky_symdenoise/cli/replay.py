@@ -30,6 +30,8 @@ from bluesky_symdenoise.errors import SymDenoiseError
 if TYPE_CHECKING:
     from tiled.client.container import Container
 
+    from bluesky_symdenoise.acquisition.catchup import Outcome
+
 #: What a shell says of a command that Ctrl-C ended.
 INTERRUPTED = 130
 
@@ -76,9 +78,10 @@ def replay(
 ) -> None:
     """Denoise past runs, named or searched for; the API key comes from TILED_API_KEY.
 
-    Runs that are done are left as they are, and interrupted ones go on. Exit status 1: something failed; 130: Ctrl-C.
+    Runs that are done are left as they are, and interrupted ones go on. Exit status 1: something failed; 2: none of
+    the runs could be found, or an argument cannot be meant; 130: Ctrl-C.
     """
-    from bluesky_symdenoise.acquisition.catchup import Outcome, attempt
+    from bluesky_symdenoise.acquisition.catchup import attempt
     from bluesky_symdenoise.acquisition.cluster import connected
     from bluesky_symdenoise.acquisition.replay import planned, progress_bar, state
     from bluesky_symdenoise.acquisition.stored import StoredRun, stored_run
@@ -104,7 +107,15 @@ def replay(
     ):
         denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
         work = planned_work(client[denoised], settings, given, activity="replay", denoiser=denoiser, rows=_rows(rows))
-        found: list[Any] = [_named(client[raw], name) for name in runs or ()]
+        found: list[Any] = []
+        unknown: dict[str, SymDenoiseError] = {}
+        for name in runs or ():
+            try:
+                found.append(_named(client[raw], name))
+            except SymDenoiseError as error:
+                unknown[name] = error
+        if unknown and not found:
+            raise next(iter(unknown.values()))
         if not runs:
             after = None if since is None else since.timestamp()
             found = list(_searched(client[raw], query or [], plan, after, unfinished=older_than is not None))
@@ -115,16 +126,14 @@ def replay(
                     rule=f"no finished run of {len(client[raw])} in {raw!r} fits",
                     remedy="check the names; --older-than HOURS takes runs without a stop document too",
                 )
-        outcomes: list[Outcome] = []
-        failed = 0
+        outcomes = [_failed(name, error) for name, error in unknown.items()]
         seconds = None if older_than is None else older_than * 3600
         for each in found:
             try:
                 stored: StoredRun = stored_run(each, columns=work.beamline.columns)
-                forecast = planned(stored, work, force=force) if dry_run else None
+                forecast = planned(stored, work, older_than=seconds, force=force) if dry_run else None
             except SymDenoiseError as error:
-                typer.echo(str(error))
-                failed += 1
+                outcomes.append(_failed(each if isinstance(each, str) else each.start["uid"], error))
                 continue
             if forecast is not None:
                 typer.echo(str(forecast))
@@ -142,16 +151,28 @@ def replay(
                         scheduler=scheduler,
                     )
             except KeyboardInterrupt:
-                show(outcomes)
+                if outcomes:
+                    show(outcomes)
                 typer.echo(f"interrupted in run {stored.start['uid']}: the same command goes on with it")
                 raise typer.Exit(INTERRUPTED) from None
             outcomes.append(outcome)
-        if outcomes:
+        if dry_run:
+            for failure in outcomes:
+                typer.echo(failure.result)
+        elif outcomes:
             show(outcomes)
-        failed += sum(not each.ok for each in outcomes)
-        typer.echo(f"{len(found) - failed} of {len(found)} runs {'can be ' if dry_run else ''}replayed")
+        failed = sum(not each.ok for each in outcomes)
+        total = len(found) + len(unknown)
+        typer.echo(f"{total - failed} of {total} runs {'can be ' if dry_run else ''}replayed")
         if failed:
             raise typer.Exit(1)
+
+
+def _failed(name: str, error: SymDenoiseError) -> Outcome:
+    """That a run of this name cannot be replayed."""
+    from bluesky_symdenoise.acquisition.catchup import Outcome
+
+    return Outcome(uid=name, state="", result=str(error), ok=False)
 
 
 def _named(raw: Container, name: str) -> Any:
