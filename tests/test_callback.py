@@ -263,7 +263,8 @@ class TestDerivedRun:
         done, raw, derived = counted
         start = derived.start
         assert (start["raw_uid"], start["raw_time"]) == (done.uid, raw.start["time"])
-        assert start["scan_id"] == start["raw_scan_id"] == raw.start["scan_id"]
+        assert start["raw_scan_id"] == raw.start["scan_id"]
+        assert "scan_id" not in start
         assert (start["sample"], start["plan_name"]) == ("collagen", "count")
         assert derived.metadata["stop"]["exit_status"] == "success"
 

@@ -31,8 +31,8 @@ Document = dict[str, Any]
 #: What came of one image: what is stored, or why there is nothing.
 Outcome = Row | CompressedRow | Exception
 
-#: Keys of a raw start document that the derived one does not take over.
-_OWN_KEYS = frozenset({"uid", "time", "versions", "tiled_specs"})
+#: Keys of a raw start document that the derived one does not take over: catalog[scan_id] must find the raw run.
+_OWN_KEYS = frozenset({"uid", "time", "scan_id", "versions", "tiled_specs"})
 #: Rows, or bytes of them, that wait to be written while the next one is denoised, and what a row counts at least: where
 #: frames are small, what Tiled is asked at the beginning of a run takes as long as many of them.
 WAITING, WAITING_BYTES, LEAST_BYTES = 2, 2**24, 2**15
