@@ -297,6 +297,19 @@ def test_losses_of_a_known_rate_are_least_at_it(rng, monkeypatch, kind):
     assert (loss(6.0, 4.0) > truth + 1e-3) == (kind == "rate")  # a wrong sigma
 
 
+def test_the_recipe_says_what_is_minimised(tmp_path, monkeypatch):
+    asked = []
+
+    def loss(*args, **options):
+        asked.append((options["kind"], options["bright_weight"]))
+        return weighted_loss(*args, **options)
+
+    monkeypatch.setattr(fitting, "weighted_loss", loss)
+    for kind in ("counts", "rate", "mse"):
+        fit(replace(TINY, steps=1, loss=kind, bright_weight=0.5), output=tmp_path / kind)
+    assert asked == [("counts", 0.5), ("rate", 0.5), ("mse", 0.5)]
+
+
 def test_a_known_rate_is_that_of_simulations_only(tmp_path, rng):
     clean = simulated_sample(rng, SIZE, Mixture(clean=True))
     rate = clean.target[clean.target_exposure > 0] / clean.target_exposure[clean.target_exposure > 0]

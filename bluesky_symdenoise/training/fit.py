@@ -219,7 +219,13 @@ def fit(
     with (output / "history.jsonl").open("a") as history:
         progress = tqdm(loader, initial=first, total=config.steps, unit="step", mininterval=2)
         for step, batch in enumerate(progress, start=first):
-            loss = weighted_loss(net, batch.to(device), bfloat16=config.bfloat16, bright_weight=config.bright_weight)
+            loss = weighted_loss(
+                net,
+                batch.to(device),
+                bfloat16=config.bfloat16,
+                kind=config.loss,
+                bright_weight=config.bright_weight,
+            )
             norm = descent.step(step, loss, scheduled_rate(config, step))
             history.write(json.dumps({"step": step, "loss": round(loss.item(), 6), "norm": round(norm, 4)}) + "\n")
             if time.monotonic() - saved > CHECKPOINT_EVERY:
