@@ -27,6 +27,7 @@ from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devi
 from tiled.client import from_uri
 from tiled.client.container import Container
 from tiled.queries import Key, SpecsQuery
+from tiled.structures.core import Spec
 from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition import frames as frames_module
@@ -683,5 +684,11 @@ class TestConstructor:
             self.refused("cannot be written", client["denoised"], denoiser=denoiser, directory=folder)
 
     def test_container_that_names_no_folder(self, client: Container, denoiser: Denoiser) -> None:
-        """The raw container is a catalogue of Bluesky runs too, but no place for denoised frames."""
-        self.refused("pass directory=", client["raw"], denoiser=denoiser)
+        """A container of raw runs is a catalogue of Bluesky runs too, but no place for denoised frames."""
+        other = client.create_container("other", specs=[Spec("CatalogOfBlueskyRuns", "3.0")])
+        try:
+            self.refused("pass directory=", other, denoiser=denoiser)
+            other.create_container("run", specs=[Spec("BlueskyRun", "3.0")], metadata={"start": {"uid": "raw run"}})
+            self.refused("it holds raw runs", client["other"], denoiser=denoiser)
+        finally:
+            other.delete(recursive=True)
