@@ -16,6 +16,7 @@ _HOME = {
     "RegisterCallback": "bluesky_symdenoise.acquisition.registering",
     "SymDenoiseError": "bluesky_symdenoise.errors",
     "ThreadedDenoiseCallback": "bluesky_symdenoise.acquisition.threaded",
+    "check_symmetry": "bluesky_symdenoise.acquisition.symmetry",
     "aligned": "bluesky_symdenoise.catalog.align",
     "denoised_for": "bluesky_symdenoise.catalog.query",
     "embedded_catalog": "bluesky_symdenoise.catalog.serve",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.register import register as register
     from bluesky_symdenoise.acquisition.registering import RegisterCallback as RegisterCallback
     from bluesky_symdenoise.acquisition.replay import replay as replay
+    from bluesky_symdenoise.acquisition.symmetry import check_symmetry as check_symmetry
     from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as ThreadedDenoiseCallback
     from bluesky_symdenoise.analysis.integrate import integrate as integrate
     from bluesky_symdenoise.analysis.ring import Ring as Ring

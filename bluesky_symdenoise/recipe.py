@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Fields that stored recipes may lack.
-OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects", "views"})
+OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects", "views", "fold_sha256"})
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Recipe:
         ``keep`` where hot and dead pixels that frames show are not masked; None where they are.
     views
         8 where the network's answer is averaged over so many views of each frame; None for one.
+    fold_sha256
+        Of the map of where mates may be used, given with the recipe; None where the frames alone say.
     """
 
     model_sha256: str
@@ -71,6 +73,7 @@ class Recipe:
     frames: str | None = None
     defects: str | None = None
     views: int | None = None
+    fold_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if self.beam_center is not None:

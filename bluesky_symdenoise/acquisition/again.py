@@ -118,7 +118,7 @@ class Again:
             )
         self.denoiser = denoiser
         self._recorded = Recorded(run, raw_for(run), recipe, stream=stream, key=key)
-        self.mask, self.exposure = self._recorded.mask, self._recorded.exposure
+        self.mask, self.exposure, self.fold = self._recorded.mask, self._recorded.exposure, self._recorded.fold
         events = run[stream]
         named = np.asarray(events[f"{key}_symmetry"].read()).tolist()
         self.groups = [group.decode() if isinstance(group, bytes) else str(group) for group in named]
@@ -139,7 +139,7 @@ class Again:
                 rule="its frame was not denoised",
                 remedy="the run's stop document says why; replay the raw run",
             )
-        symmetry = Symmetry(self.groups[index], self.centers[index])
+        symmetry = Symmetry(self.groups[index], self.centers[index], self.fold)
         mask, background = self._recorded.with_dark(self.denoiser, index, symmetry)
         return denoised_row(
             self.denoiser,

@@ -11,6 +11,7 @@ from bluesky_symdenoise.acquisition.beamline import Beamline
 from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opening import mask_from, open_frames
+from bluesky_symdenoise.physics.check import load_symmetry
 
 _PLAIN = ("symmetry", "beam_center", "streams", "data_keys", "directory", "frames")
 _IMAGES = ("mask", "exposure")
@@ -19,7 +20,8 @@ _IMAGES = ("mask", "exposure")
 def read_arguments(path: Path) -> dict[str, Any]:
     """Arguments for `Work.planned`, named as those of `bluesky_symdenoise.DenoiseCallback`.
 
-    ``mask`` and ``exposure`` name files with one image each, from the folder of the TOML file on; ``[beamline]`` holds
+    ``mask`` and ``exposure`` name files with one image each, from the folder of the TOML file on, and so does a
+    ``symmetry`` that `symdenoise symmetry -o` wrote; ``[beamline]`` holds
     the attributes of `bluesky_symdenoise.Beamline`, and each ``[[analysis]]`` those of a `bluesky_symdenoise.Ring`.
 
     Raises
@@ -40,6 +42,8 @@ def read_arguments(path: Path) -> dict[str, Any]:
         raise SymDenoiseError(f"{path}: analysis", rule="it is tables", remedy="begin each ring with [[analysis]]")
     for ring in rings:
         _check_known(path, ring, tuple(each.name for each in fields(Ring)), "in [[analysis]]")
+    if str(said.get("symmetry")).endswith(".npz"):
+        said["symmetry"] = load_symmetry(path.parent / said["symmetry"])
     if "mask" in said:
         said["mask"] = mask_from(path.parent / said["mask"])
     if "exposure" in said:

@@ -26,6 +26,8 @@ from bluesky_symdenoise.errors import SymDenoiseError
 if TYPE_CHECKING:
     from tiled.client.container import Container
 
+    from bluesky_symdenoise.physics.symmetry import Symmetry
+
 log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
@@ -92,7 +94,7 @@ class DenoiseCallback:
         directory: str | Path | Place | None = None,
         mask: ArrayLike | None = None,
         exposure: ArrayLike | None = None,
-        symmetry: str = "auto",
+        symmetry: str | Symmetry = "auto",
         beam_center: Sequence[float] | None = None,
         streams: Sequence[str] | None = None,
         data_keys: Sequence[str] | None = None,

@@ -86,12 +86,13 @@ class Images:
     def refuse_misfit(self, shape: tuple[int, int]) -> None:
         """Raise SymDenoiseError if what is known before the first event fits no frame of this shape (y, x).
 
-        That is a mask, an exposure or a dark of another shape, or a beam centre off the detector.
+        That is a mask, an exposure, a checked symmetry or a dark of another shape, or a beam centre off the detector.
         """
         if self._settings is None:
             return
         as_mask(self._settings.mask, shape)
         as_exposure(self._work.exposure, shape)
+        Symmetry(fold=self._work.fold).may_fold(0, shape)
         if self._fixed_dark is not None:
             checked_dark(self._fixed_dark, shape)
         said = self._settings.record()
@@ -168,7 +169,7 @@ class Images:
     def takes_over(self, row: Row, data: Mapping[str, Any]) -> bool:
         """Whether a row that an earlier writer made of this image has the symmetry that it would be given now."""
         y, x = row.scalars["center_y"], row.scalars["center_x"]
-        made = Symmetry(row.scalars["symmetry"], None if np.isnan(y) else (y, x))
+        made = Symmetry(row.scalars["symmetry"], None if np.isnan(y) else (y, x), self._work.fold)
         if row.scalars["counts_in"] > 0:
             # As in `symmetry`: the first image with counts decides.
             self._symmetry, self._holds_counts = self._symmetry or made, True
@@ -197,9 +198,10 @@ class Images:
                 self._symmetry = found
         return self._about(found, center)
 
-    @staticmethod
-    def _about(found: Symmetry, center: tuple[float, float] | None) -> Symmetry:
-        return found if found.point_group == "1" or center is None else Symmetry(found.point_group, center)
+    def _about(self, found: Symmetry, center: tuple[float, float] | None) -> Symmetry:
+        if found.point_group == "1":
+            return found
+        return replace(found, beam_center=found.beam_center if center is None else center, fold=self._work.fold)
 
     def _refuse_clipped(self, image: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
         """Look at each frame until one with counts has passed: it is the detector's way, and not one frame's."""

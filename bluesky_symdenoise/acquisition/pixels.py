@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
+#: What a recipe has that servers cannot do when they are read.
+_KEEPS = ("beamline", "frames", "fold_sha256")
+
 
 def evict(run: BlueskyRun, *, directory: str | Path | None = None, denoiser: Denoiser | None = None) -> int:
     """Delete the stored pixels of a derived run and let the server compute them when they are read.
@@ -179,10 +182,11 @@ class _Image:
     @classmethod
     def of(cls, run: BlueskyRun, stream: str, key: str, denoiser: Denoiser, directory: str | Path | None) -> _Image:
         recipe = run.start["provenance"]["recipe"]
-        if "time" not in run[stream] or recipe.get("beamline") or recipe.get("frames"):
+        if "time" not in run[stream] or any(recipe.get(name) for name in _KEEPS):
             raise SymDenoiseError(
                 f"pixels of {stream}/{key}",
-                rule="a run of chosen frames, without events, or with settings from its documents keeps its pixels",
+                rule="a run of chosen frames, without events, with a checked symmetry or settings from its documents "
+                "keeps its pixels",
                 remedy="leave it as it is",
             )
         again = Again(run, stream, key, denoiser)

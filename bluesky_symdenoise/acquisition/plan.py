@@ -23,9 +23,10 @@ from bluesky_symdenoise.catalog.containers import FRAMES_FOLDER
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.check import stated_symmetry
 from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure
-from bluesky_symdenoise.physics.symmetry import checked_point_group
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
 from bluesky_symdenoise.recipe import Recipe, array_sha256, chosen_frames
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Request:
         For all images, from a file.
     raw
         Catalogue in which a run with darks is looked up; None where there is no such catalogue.
+    fold
+        Where mates may be used, as in `Symmetry`, if a checked symmetry was given.
     analysis
         Rings whose quantities become columns.
     named
@@ -64,6 +67,7 @@ class Request:
     recipe: Recipe
     mask: NDArray[np.bool_] | None
     exposure: NDArray[np.float64] | None
+    fold: NDArray[np.uint8] | None
     activity: str
     beamline: Beamline = field(default_factory=Beamline)
     dark: Dark | None = None
@@ -79,7 +83,7 @@ class Request:
         denoiser: Denoiser | DenoiserSettings | None = None,
         mask: ArrayLike | None = None,
         exposure: ArrayLike | None = None,
-        symmetry: str = "auto",
+        symmetry: str | Symmetry = "auto",
         beam_center: Sequence[float] | None = None,
         streams: Sequence[str] | None = None,
         data_keys: Sequence[str] | None = None,
@@ -95,6 +99,11 @@ class Request:
         SymDenoiseError
             For anything that could not work whatever the frames are.
         """
+        fold, stated = None, stated_symmetry(symmetry)
+        if isinstance(stated, Symmetry):
+            _refuse_other_center(stated, beam_center)
+            beam_center, fold = stated.beam_center, stated.fold
+        symmetry = stated.point_group if isinstance(stated, Symmetry) else stated
         if symmetry != "auto":
             checked_point_group(symmetry)
         if beam_center is not None and (len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()):
@@ -139,12 +148,14 @@ class Request:
             frames=chosen_frames(rows),
             defects=None if model.defects == "find" else model.defects,
             views=None if model.views == 1 else model.views,
+            fold_sha256=None if fold is None else array_sha256(fold),
         )
         return Request(
             model=model,
             recipe=recipe,
             mask=bad,
             exposure=n,
+            fold=fold,
             activity=activity,
             beamline=kept,
             dark=dark,
@@ -172,6 +183,12 @@ class Request:
                 + ", ".join(f"stream {name!r} has {rows}, counted from 0" for name, rows in held.items()),
                 remedy="name rows that it has; a slice or a range may go beyond the end, and must hold one of them",
             )
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What was given for all images, to be stored with them under the recipe's checksums."""
+        named = {"mask": self.mask, "exposure": self.exposure, "fold": self.fold}
+        return {name: array for name, array in named.items() if array is not None}
 
     @property
     def denoiser(self) -> Denoiser:
@@ -219,7 +236,7 @@ class Work(Request):
         directory: str | Path | Place | None = None,
         mask: ArrayLike | None = None,
         exposure: ArrayLike | None = None,
-        symmetry: str = "auto",
+        symmetry: str | Symmetry = "auto",
         beam_center: Sequence[float] | None = None,
         streams: Sequence[str] | None = None,
         data_keys: Sequence[str] | None = None,
@@ -293,6 +310,15 @@ class Work(Request):
             "recipe_sha256": self.recipe.sha256,
             "environment": self.environment,
         }
+
+
+def _refuse_other_center(symmetry: Symmetry, beam_center: Sequence[float] | None) -> None:
+    if beam_center is not None and symmetry.beam_center != tuple(float(value) for value in beam_center):
+        raise SymDenoiseError(
+            f"beam centre {beam_center!r} beside a symmetry about {symmetry.beam_center}",
+            rule="it has its own centre",
+            remedy="leave beam_center out, or check the symmetry about that centre",
+        )
 
 
 def image_keys(descriptor: Document, recipe: Recipe) -> list[str]:

@@ -51,6 +51,12 @@ class Recorded:
         return None if sha256 is None else self._array("exposure", sha256)
 
     @cached_property
+    def fold(self) -> NDArray[Any] | None:
+        """(y, x) uint8, where mates may be used, if that was given, or None."""
+        sha256 = self._recipe.fold_sha256
+        return None if sha256 is None else self._array("fold", sha256)
+
+    @cached_property
     def mask(self) -> NDArray[Any] | None:
         """(y, x) mask that was given or found, or None."""
         if self._recipe.mask_sha256 is not None:

@@ -53,7 +53,7 @@ def register(
     directory: str | Path | None = None,
     mask: ArrayLike | None = None,
     exposure: ArrayLike | None = None,
-    symmetry: str = "auto",
+    symmetry: str | Symmetry = "auto",
     beam_center: Sequence[float] | None = None,
     streams: Sequence[str] | None = None,
     data_keys: Sequence[str] | None = None,
@@ -245,6 +245,10 @@ def lazy_key(
             f"a denoiser with dtype {environment['dtype']}",
             rule="servers denoise in float32",
             remedy="leave dtype out, or use replay",
+        )
+    if recipe.fold_sha256 is not None:
+        raise SymDenoiseError(
+            "a checked symmetry", rule="servers ask each frame by itself", remedy="name the group, or use replay"
         )
     if (denoiser.defects, denoiser.views) != ("find", 1):
         raise SymDenoiseError(

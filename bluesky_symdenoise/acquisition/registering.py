@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
     from tiled.client.container import Container
 
+    from bluesky_symdenoise.physics.symmetry import Symmetry
+
 log = logging.getLogger("bluesky_symdenoise")
 
 #: Seconds for which a run's files must have been left alone: detectors close them after the run's stop document.
@@ -56,7 +58,7 @@ class RegisterCallback:
         directory: str | Path | None = None,
         mask: ArrayLike | None = None,
         exposure: ArrayLike | None = None,
-        symmetry: str = "auto",
+        symmetry: str | Symmetry = "auto",
         beam_center: Sequence[float] | None = None,
         streams: Sequence[str] | None = None,
         data_keys: Sequence[str] | None = None,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from bluesky_symdenoise.acquisition.place import Place
     from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.physics.symmetry import Symmetry
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -53,7 +54,7 @@ def replay(
     directory: str | Path | Place | None = None,
     mask: ArrayLike | None = None,
     exposure: ArrayLike | None = None,
-    symmetry: str = "auto",
+    symmetry: str | Symmetry = "auto",
     beam_center: Sequence[float] | None = None,
     streams: Sequence[str] | None = None,
     data_keys: Sequence[str] | None = None,

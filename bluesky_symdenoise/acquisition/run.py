@@ -173,9 +173,7 @@ class RunDenoiser(RunReader):
         }
         if "scan_id" in self._start:
             start["raw_scan_id"] = self._start["scan_id"]
-        arrays = {
-            name: array for name, array in (("mask", work.mask), ("exposure", work.exposure)) if array is not None
-        }
+        arrays = work.arrays
         self._work.place.own(journal.path)
         try:
             emit = self._outlet(work, uid, journal.path)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tiled.client.container import Container
 
     from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.physics.symmetry import Symmetry
 
 Document = dict[str, Any]
 
@@ -48,7 +49,7 @@ class ThreadedDenoiseCallback:
         directory: str | Path | Place | None = None,
         mask: ArrayLike | None = None,
         exposure: ArrayLike | None = None,
-        symmetry: str = "auto",
+        symmetry: str | Symmetry = "auto",
         beam_center: Sequence[float] | None = None,
         streams: Sequence[str] | None = None,
         data_keys: Sequence[str] | None = None,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bluesky_symdenoise.bench import calibration, features
+from bluesky_symdenoise.bench import arcs, calibration, features
 from bluesky_symdenoise.bench.features import Row
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
@@ -26,6 +26,7 @@ def run(denoiser: Denoiser, *, frames: int, seed: int = 0) -> list[Row]:
         (calibration.intervals, frames),
         (calibration.sums, frames),
         (calibration.peaks, frames),
+        (arcs.series, frames),
     )
     steps = chain.from_iterable(
         part(denoiser, np.random.default_rng([seed, index]), frames=each) for index, (part, each) in enumerate(parts)
@@ -78,6 +79,21 @@ def tables(results: Sequence[Row]) -> list[Table]:
                     f"{_percent(row['copied'])} +- {_percent(row['copied_error'])}",
                 )
                 for row in of["asymmetric"]
+            ],
+        ),
+        _table(
+            f"an arc {100 * arcs.EXCESS:g} % brighter than its mate under a half turn, in all frames of a run",
+            ("counts/pixel", "frames", "symmetry 2", "kept", "rms error of a frame", "mates may be used on"),
+            [
+                (
+                    _level(row),
+                    str(row["frames"]),
+                    str(row["symmetry"]),
+                    f"{_percent(row['kept'])} +- {_percent(row['kept_error'])}",
+                    _percent(row["rms"]),
+                    _percent(row["usable"], 0),
+                )
+                for row in of["arc"]
             ],
         ),
         _table(

@@ -27,7 +27,7 @@ from bluesky_symdenoise.training.simulate import View
 
 Image = NDArray[np.float64]
 
-_SHAPE, _CENTER = (256, 272), (121.5, 141.0)
+_SHAPE, CENTER = (256, 272), (121.5, 141.0)
 #: Ring and sector, and their mate, in which a difference of the stated smallest size is put.
 _WHERE, _OPPOSITE = (2, 2), (2, 10)
 _SMALL_ARC, _LARGE_ARC = "arc, 20 pixels by 60 degrees", "arc, 40 pixels by 60 degrees"
@@ -40,7 +40,7 @@ CENTERED = ((0.5, 256), (0.5, 512), (5.0, 256))
 
 def pattern() -> tuple[Image, Image]:
     """A textured pattern of symmetry 2mm with mean 1, and the exposure of a detector with gaps and dead pixels."""
-    rate = textured_rate(View.about(_CENTER, _SHAPE), orientation=0.8)
+    rate = textured_rate(View.about(CENTER, _SHAPE), orientation=0.8)
     exposure = np.ones(_SHAPE)
     exposure[150:163], exposure[:, 80:87], exposure[5::37, 3::29] = 0, 0, 0
     return rate / rate[exposure > 0].mean(), exposure
@@ -49,7 +49,7 @@ def pattern() -> tuple[Image, Image]:
 def arc(rate: Image, *, excess: float, half_width: float, half_angle: float) -> Image:
     """The pattern with an arc at 60 pixels, on one side only, that is brighter by a fraction."""
     y, x = np.indices(rate.shape)
-    dy, dx = y - _CENTER[0], x - _CENTER[1]
+    dy, dx = y - CENTER[0], x - CENTER[1]
     on = (abs(np.hypot(dy, dx) - 60) < half_width) & (abs(np.arctan2(dy, dx) - np.pi / 4) < half_angle)
     return rate * (1 + excess * on)
 
@@ -59,7 +59,7 @@ def tested(
 ) -> list[Asymmetry]:
     """The test of Poisson frames of one rate, pooled, for each operation."""
     drawn = [Frame(rng.poisson(rate * exposure).astype(np.float64), exposure, 1.0) for _ in range(frames)]
-    return [asymmetry(reduce(add, (pair_sums(frame, op, _CENTER) for frame in drawn))) for op in operations]
+    return [asymmetry(reduce(add, (pair_sums(frame, op, CENTER) for frame in drawn))) for op in operations]
 
 
 def smallest_visible(rng: np.random.Generator, rate: Image, exposure: Image, *, frames: int) -> tuple[float, Image]:

@@ -21,7 +21,7 @@ Symmetry = Annotated[
     str,
     typer.Option(
         help="1, 2, m (left onto right), my (top onto bottom), 2mm, 4, 4mm, inf (rings), m@ANGLE, 2mm@ANGLE, "
-        "or auto: what the data support of 2mm, 2, m and my."
+        "or auto: what the data support of 2mm, 2, m and my; or a .npz file that `symdenoise symmetry -o` wrote."
     ),
 ]
 Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help="Beam centre in pixels.")]

@@ -22,7 +22,7 @@ from bluesky_symdenoise.denoiser.stack import pooled, stacked
 from bluesky_symdenoise.denoiser.views import averaged
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_center
+from bluesky_symdenoise.physics.check import chosen_symmetry
 from bluesky_symdenoise.physics.dark import Background, Dark, signal
 from bluesky_symdenoise.physics.defects import (
     DEAD,
@@ -31,9 +31,8 @@ from bluesky_symdenoise.physics.defects import (
     found_defects,
     no_defects,
     without,
-    without_gaps,
 )
-from bluesky_symdenoise.physics.fold import Mates, gated_mates, supported_symmetry
+from bluesky_symdenoise.physics.fold import Mates, gated_mates
 from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
 
@@ -166,21 +165,8 @@ class Denoiser:
             return Symmetry(symmetry, center)
         bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
         frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in stack)
-        summed = without_gaps(pooled((without(frame, self._defects(frame).mask) for frame in frames), shape))
-        if symmetry == "auto":
-            return supported_symmetry(summed, center)
-        first = Symmetry(symmetry).operations[0]
-        found = found_beam_center(summed, first) if first.exact else None
-        if found is None:
-            raise SymDenoiseError(
-                f"symmetry {symmetry!r} without a beam centre",
-                rule="none could be found in the image",
-                remedy="give beam_center=(y, x) in pixels, or use symmetry 1",
-            )
-        if symmetry == "inf":
-            # Half a pixel matters where rings are narrow.
-            found = refined_beam_center(summed, found) or found
-        return Symmetry(symmetry, checked_beam_center(found, shape))
+        total = pooled((without(frame, self._defects(frame).mask) for frame in frames), shape)
+        return chosen_symmetry(total, symmetry, center)
 
     def __call__(
         self,

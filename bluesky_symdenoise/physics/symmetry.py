@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -76,15 +76,37 @@ class Symmetry:
         the detector's columns, from x towards y.
     beam_center
         (y, x) in pixels, the centre of the first pixel is 0; None for ``1``.
+    fold
+        (y, x) uint8: where bit i is set, the mate under operation i may be used; None where all may, as far as a
+        frame's own counts agree. `bluesky_symdenoise.check_symmetry` makes it of many frames.
     """
 
     point_group: str = "1"
     beam_center: tuple[float, float] | None = None
+    fold: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
 
     @property
     def operations(self) -> tuple[Operation, ...]:
         """The operations beside the identity."""
         return _operations(self.point_group)
+
+    def may_fold(self, index: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Where (y, x) the mates under one of the operations may be used.
+
+        Raises
+        ------
+        SymDenoiseError
+            If `fold` is of frames of another shape.
+        """
+        if self.fold is None:
+            return np.ones(shape, bool)
+        if self.fold.shape != shape:
+            raise SymDenoiseError(
+                f"a symmetry that was checked on frames of shape {self.fold.shape}",
+                rule=f"this one has {shape}",
+                remedy="check it on frames of this detector",
+            )
+        return (self.fold >> np.uint8(index) & 1).astype(bool)
 
     @property
     def grid_center(self) -> tuple[float, float] | None:

@@ -1,0 +1,70 @@
+"""The command that asks all frames of runs or files what symmetry they have, and where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bluesky_symdenoise.cli.root import Center, Symmetry, app
+from bluesky_symdenoise.errors import SymDenoiseError
+
+
+@app.command("symmetry")
+def check(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="FILE|RUN...", help="File or glob of frames; with --from, uids.")
+    ],
+    catalog: Annotated[str | None, typer.Option("--from", metavar="CATALOG_URI", help="Where the runs are.")] = None,
+    symmetry: Symmetry = "auto",
+    beam_center: Center = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="File with one image, not 0 = bad; added to that of a file.")
+    ] = None,
+    stream: Annotated[str | None, typer.Option(help="Of the images; by default the first that has some.")] = None,
+    data_key: Annotated[str | None, typer.Option(help="Of the images; by default the first.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write it (.npz), to be given as --symmetry where frames are denoised."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
+) -> None:
+    """Test a symmetry on all frames together: what differs, what could have been seen, where mates may be used."""
+    from bluesky_symdenoise.acquisition.symmetry import check_symmetry
+    from bluesky_symdenoise.cli.catalog import opened
+    from bluesky_symdenoise.cli.lazy import run_named
+    from bluesky_symdenoise.files import mask_from, open_frames
+    from bluesky_symdenoise.physics.check import RULE
+
+    if output is not None and output.suffix != ".npz":
+        raise SymDenoiseError(str(output), rule="a checked symmetry is kept as .npz", remedy="give -o NAME.npz")
+    given = None if mask is None else mask_from(mask)
+    if catalog is not None:
+        with opened(catalog) as client:
+            done = check_symmetry(
+                [run_named(client, "raw", uid) for uid in sources],
+                symmetry=symmetry,
+                beam_center=beam_center,
+                mask=given,
+                stream=stream,
+                data_key=data_key,
+            )
+    elif len(sources) > 1 or stream or data_key:
+        raise SymDenoiseError(
+            "several names, --stream, --data-key",
+            rule="they are for runs",
+            remedy="add --from, or give one file or glob",
+        )
+    else:
+        with open_frames(sources[0]) as stack:
+            bad = stack.mask if given is None else given if stack.mask is None else given | stack.mask
+            done = check_symmetry(stack, symmetry=symmetry, beam_center=beam_center or stack.beam_center, mask=bad)
+    if output is not None:
+        done.save(output)
+    if as_json:
+        typer.echo(json.dumps(done.figures(), indent=2))
+        return
+    typer.echo(str(done))
+    typer.echo(RULE)

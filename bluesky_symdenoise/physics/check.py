@@ -1,0 +1,204 @@
+"""Which symmetry many frames support, and where on the detector: decided from all of their counts together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_center
+from bluesky_symdenoise.physics.defects import without_gaps
+from bluesky_symdenoise.physics.evidence import FALSE_ALARM, Asymmetry, asymmetry, pair_sums
+from bluesky_symdenoise.physics.fold import supported_symmetry
+from bluesky_symdenoise.physics.frame import Frame
+from bluesky_symdenoise.physics.symmetry import Operation, Symmetry, checked_beam_center, checked_point_group
+
+#: What the operations are called in reports; others by their matrix.
+_NAMES: dict[tuple[float, ...], str] = {
+    (-1, 0, 0, -1): "half turn",
+    (1, 0, 0, -1): "left onto right",
+    (-1, 0, 0, 1): "top onto bottom",
+    (0, -1, 1, 0): "quarter turn",
+    (0, 1, -1, 0): "quarter turn back",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SymmetryCheck:
+    """What frames, pooled, say of a symmetry.
+
+    Attributes
+    ----------
+    symmetry
+        Group, centre, and the map of where mates may be used: where no difference was seen, and one that could not
+        have been seen with 95 % probability is below the statistical error of 4 x 4 pixels of one folded frame. To be
+        given as ``symmetry=`` to a denoiser, a callback or a replay.
+    frames
+        How many were pooled.
+    counts_per_pixel
+        Mean of one of them.
+    tests
+        One for each operation of the group.
+    usable
+        Share of the measured pixels where the mates under each operation may be used.
+    """
+
+    symmetry: Symmetry
+    frames: int
+    counts_per_pixel: float
+    tests: tuple[Asymmetry, ...]
+    usable: tuple[float, ...]
+
+    def figures(self) -> dict[str, Any]:
+        """As plain JSON values; differences are relative to the mean of a region and its mate."""
+        operations = []
+        for test, usable in zip(self.tests, self.usable, strict=True):
+            seen = np.isfinite(test.smallest)
+            operations.append(
+                {
+                    "operation": named(test.operation),
+                    "p_value": test.p_value,
+                    "regions": int(np.isfinite(test.score).sum()),
+                    "regions_that_differ": int(test.rejected.sum()),
+                    "smallest_visible_difference": float(np.median(test.smallest[seen])) if seen.any() else None,
+                    "usable": usable,
+                }
+            )
+        center = self.symmetry.beam_center
+        return {
+            "symmetry": self.symmetry.point_group,
+            "beam_center": None if center is None else list(center),
+            "frames": self.frames,
+            "counts_per_pixel": self.counts_per_pixel,
+            "operations": operations,
+        }
+
+    def __str__(self) -> str:
+        """Of each operation a line."""
+        center = self.symmetry.beam_center
+        about = "" if center is None else f" about (y, x) = ({center[0]:.2f}, {center[1]:.2f})"
+        lines = [
+            f"{self.symmetry.point_group}{about}: {self.frames} frames of {self.counts_per_pixel:.3g} counts/pixel"
+        ]
+        for one in self.figures()["operations"]:
+            visible = one["smallest_visible_difference"]
+            least = "none could be seen" if visible is None else f"{100 * visible:.2g} % could be seen (median)"
+            lines.append(
+                f"{one['operation']}: p = {one['p_value']:.2g}; {one['regions_that_differ']} of {one['regions']} "
+                f"regions differ, {least}; mates may be used on {100 * one['usable']:.0f} % of the pixels"
+            )
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write the symmetry with its map as ``.npz``; `load_symmetry` reads it."""
+        center = self.symmetry.beam_center
+        with Path(path).open("wb") as file:
+            np.savez_compressed(
+                file,
+                point_group=np.array(self.symmetry.point_group),
+                beam_center=np.array([] if center is None else center),
+                fold=np.zeros((0, 0), np.uint8) if self.symmetry.fold is None else self.symmetry.fold,
+            )
+
+
+def load_symmetry(path: str | Path) -> Symmetry:
+    """The symmetry in a file that `SymmetryCheck.save` wrote.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            group, center, fold = str(stored["point_group"]), stored["beam_center"], stored["fold"]
+            if fold.ndim != 2 or fold.dtype != np.uint8 or center.size not in (0, 2):
+                raise ValueError("its arrays have other shapes")
+    except (OSError, KeyError, ValueError) as error:
+        raise SymDenoiseError(
+            f"{path}", rule=f"it is no checked symmetry ({error})", remedy="write it with `symdenoise symmetry ... -o`"
+        ) from error
+    checked_point_group(group)
+    return Symmetry(group, (float(center[0]), float(center[1])) if center.size else None, fold if fold.size else None)
+
+
+def stated_symmetry(symmetry: str | Symmetry) -> str | Symmetry:
+    """What was asked for; the name of a ``.npz`` file stands for the checked symmetry in it."""
+    return load_symmetry(symmetry) if isinstance(symmetry, str) and symmetry.endswith(".npz") else symmetry
+
+
+def named(operation: Operation) -> str:
+    """What an operation does, in words."""
+    return _NAMES.get(tuple(operation), "mirror" if np.linalg.det(np.reshape(operation, (2, 2))) < 0 else "turn")
+
+
+def chosen_symmetry(total: Frame, symmetry: str, beam_center: tuple[float, float] | None) -> Symmetry:
+    """The point group and centre for frames that were added up.
+
+    ``auto`` keeps the largest group that the data support and falls back to ``1``. A named group without a centre takes
+    the one found by correlating the frames with themselves.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the group is unknown, or no centre was given and none can be found.
+    """
+    summed = without_gaps(total)
+    if symmetry == "auto":
+        return supported_symmetry(summed, beam_center)
+    if checked_point_group(symmetry) == "1":
+        return Symmetry()
+    if beam_center is not None:
+        return Symmetry(symmetry, beam_center)
+    first = Symmetry(symmetry).operations[0]
+    found = found_beam_center(summed, first) if first.exact else None
+    if found is None:
+        raise SymDenoiseError(
+            f"symmetry {symmetry!r} without a beam centre",
+            rule="none could be found in the image",
+            remedy="give beam_center=(y, x) in pixels, or use symmetry 1",
+        )
+    if symmetry == "inf":
+        # Half a pixel matters where rings are narrow.
+        found = refined_beam_center(summed, found) or found
+    return Symmetry(symmetry, checked_beam_center(found, total.counts.shape))
+
+
+def checked_symmetry(total: Frame, symmetry: Symmetry, *, frames: int) -> SymmetryCheck:
+    """Test each operation of a symmetry on the sum of so many frames, and map where its mates may be used.
+
+    Counts of one scene add up to Poisson counts of it, so that the sum says all that the frames can: an asymmetry that
+    no single frame shows is seen, and where nothing could be seen yet the mates stay out.
+    """
+    measured = total.exposure > 0
+    center = symmetry.grid_center
+    tests: list[Asymmetry] = []
+    for operation in symmetry.operations:
+        assert center is not None
+        tests.append(asymmetry(replace(pair_sums(total, operation, center), frames=frames)))
+    shape = measured.shape
+    maps = [test.on_pixels(test.foldable, (shape[0], shape[1])) & measured for test in tests]
+    fold = _bits(maps if symmetry.point_group != "inf" else [np.logical_and.reduce(maps)], shape) if maps else None
+    return SymmetryCheck(
+        symmetry=replace(symmetry, fold=fold),
+        frames=frames,
+        counts_per_pixel=float(total.counts.sum() / max(1, measured.sum()) / max(1, frames)),
+        tests=tuple(tests),
+        usable=tuple(float(where.sum() / max(1, measured.sum())) for where in maps),
+    )
+
+
+def _bits(maps: Iterable[NDArray[np.bool_]], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    out = np.zeros(shape, np.uint8)
+    for index, where in enumerate(maps):
+        out |= where.astype(np.uint8) << np.uint8(index)
+    return out
+
+
+#: Said beside the figures: what "differ" means.
+RULE = f"differs: one false alarm in {1 / FALSE_ALARM:.0f} checks of a symmetric pattern, over all regions"
