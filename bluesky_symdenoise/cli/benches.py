@@ -54,6 +54,20 @@ def quality(
 
 
 @bench.command()
+def origins(
+    data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role, origin).")],
+    initial: Annotated[Path, typer.Option(help="Weights (.safetensors) that have seen simulations only.")],
+    recipe: Annotated[Path, typer.Option(help="Training recipe to go on with.")],
+    output: Annotated[Path, typer.Option(help="Folder for the trained weights; those that are there are kept.")],
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+) -> None:
+    """Cross-validation: train without the frames of each origin in turn, and score on these."""
+    from bluesky_symdenoise.bench.origins import main
+
+    main(data, initial=initial, recipe=recipe, output=output, json_path=json_path)
+
+
+@bench.command()
 def floors(
     data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")],
 ) -> None:

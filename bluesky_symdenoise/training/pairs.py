@@ -87,11 +87,12 @@ class Mixture:
 
 @dataclass(frozen=True)
 class RealFrames:
-    """Counts of real frames with their mask, (frame, y, x) and (y, x)."""
+    """Counts of real frames with their mask, (frame, y, x) and (y, x), and where they come from, if that is known."""
 
     name: str
     counts: NDArray[Any]
     mask: NDArray[np.bool_]
+    origin: str = ""
 
 
 def real_frames(folder: Path) -> list[RealFrames]:
@@ -109,7 +110,9 @@ def real_frames(folder: Path) -> list[RealFrames]:
         with h5py.File(path) as file:
             if "counts" not in file or file.attrs.get("role") != "train" or file.attrs.get("noise") != "counting":
                 continue
-            out.append(RealFrames(path.stem, file["counts"][()], file["mask"][()].astype(bool)))
+            # Of several versions of one source, "NAME@VERSION", all are of one origin.
+            origin = str(file.attrs.get("origin", "")).partition("@")[0]
+            out.append(RealFrames(path.stem, file["counts"][()], file["mask"][()].astype(bool), origin))
     if not out:
         raise SymDenoiseError(
             f"{folder}",
