@@ -23,6 +23,7 @@ from bluesky_symdenoise.denoiser.network import (
     PIXEL_FEATURES,
     Architecture,
     PriorNet,
+    features,
     pyramid_means,
 )
 from bluesky_symdenoise.denoiser.registry import available
@@ -389,6 +390,21 @@ def test_the_network_is_a_plain_unet(denoiser):
         ratio, log_kappa = net(per_pixel, per_block)
     torch.testing.assert_close(ratio, 12 * torch.tanh(plain / 12), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(log_kappa, (kappa + 1).clamp(-8, 14), rtol=1e-4, atol=1e-4)
+
+
+def test_a_frame_without_mates_is_one_whose_mates_were_not_measured(denoiser):
+    """Inputs that are zero are left out of the first layer, which gives the same."""
+    counts, exposure = torch.randint(0, 5, (1, 1, 128, 128)).float(), torch.ones(1, 1, 128, 128)
+    nothing = torch.zeros_like(counts)
+    net = denoiser.model.net
+    with torch.inference_mode():
+        per_pixel, per_block, _ = features(counts, exposure, nothing, nothing)
+        assert (per_pixel.shape[1], per_block.shape[1]) == (4, BLOCK_FEATURES // 2)
+        stabilised, log_mean, relative_exposure, log_rate = per_pixel.split(1, dim=1)
+        whole = [stabilised, nothing, log_mean, relative_exposure, nothing, nothing, log_rate, nothing]
+        expected = net(torch.cat(whole, dim=1), per_block.repeat(1, 2, 1, 1))
+        for ours, theirs in zip(net(per_pixel, per_block), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_thread_counts_change_no_more_than_rounding(denoiser, counts):

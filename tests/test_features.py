@@ -108,7 +108,7 @@ def test_all_tables_can_be_made(tmp_path, monkeypatch):
         monkeypatch.setattr(calibration, name, (1.0,))
     monkeypatch.setattr(features, "WIDTHS", (2.0,))
     results = main(json_path=tmp_path / "found.json", frames=2)
-    assert len(tables(results)) == 6
+    assert len(tables(results)) == 7
     assert (tmp_path / "found.json").stat().st_size > 1000
     spots = {row["significance"]: row for row in results if row["what"] == "spot"}
     assert spots[20.0]["kept"] > spots[1.0]["kept"]

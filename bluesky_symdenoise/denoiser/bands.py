@@ -47,6 +47,6 @@ def flux_kept(total: Tensor, n: Tensor, shape: Tensor, own_n: Tensor, kappa: Ten
     damped where a frame has not many more than a thousand counts.
     """
     for _ in range(FLUX_ITERATIONS):
-        expected = (n * shape / (own_n + kappa / prior_mean)).double().sum()
+        expected = (n * shape / (own_n + kappa / prior_mean)).sum(dtype=torch.float64)
         prior_mean = prior_mean * ((total + FLUX_DAMPING) / (expected + FLUX_DAMPING)).float()
     return prior_mean

@@ -324,7 +324,7 @@ class Denoiser:
         kappa = torch.exp(log_kappa)
         own_y, own_n = net.own(y, n)
         shape = own_y + kappa
-        rate = own_n + kappa / flux_kept(y.double().sum(), n, shape, own_n, kappa, mean * torch.exp(ratio))
+        rate = own_n + kappa / flux_kept(y.sum(dtype=torch.float64), n, shape, own_n, kappa, mean * torch.exp(ratio))
         # A pixel that only its mates saw is given at the median exposure, which is 1.
         exposure = torch.where(n > 0, n, 1.0)
         result = torch.cat([shape / rate, torch.sqrt(shape) / rate], dim=1) * exposure

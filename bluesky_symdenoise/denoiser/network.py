@@ -22,6 +22,8 @@ MULTIPLE = 2**COARSEST
 OUTPUTS, LOG_RATES = 3, 2
 #: Which of the inputs per pixel is a quarter of the logarithm of the local mean rate.
 LOG_MEAN = 2
+#: Which of them a frame without mates has; the others are zero. Its block means are those of itself twice: given once.
+ALONE = (0, LOG_MEAN, 3)
 _LOG_KAPPA = (-8.0, 14.0)
 _LOG_RATIO = 12.0
 #: Which of the three taps of a kernel meet the same pixel of an image doubled by repetition, by transposed tap.
@@ -105,7 +107,7 @@ def features(
     tuple of Tensor
         (batch, 8, y, x) inputs per pixel, the last two being the logarithms of what the pixel and its mates say of the
         rate over the local mean, which only the output meets; (batch, 8, y/2, x/2) inputs per block; (batch, 1, y, x)
-        mean rate.
+        mean rate. Without any mate: four of either, see `ALONE`.
     """
     own = pyramid_means(counts, exposure)
     mated = bool(mate_exposure.any())
@@ -120,26 +122,18 @@ def features(
     def log_rate(y: Tensor, n: Tensor) -> Tensor:
         return torch.log((y + 0.375) / (n * mean + 0.375))
 
-    per_pixel = torch.cat(
-        [
-            stabilised(counts, exposure),
-            stabilised(mate_counts, mate_exposure) if mated else torch.zeros_like(counts),
-            log_mean / 4,
-            exposure.clamp(max=4),
-            torch.log1p(mate_exposure) / 2,
-            _at(FINEST, torch.log(both[0])) - log_mean if mated else torch.zeros_like(counts),
-            log_rate(counts, exposure),
-            log_rate(mate_counts, mate_exposure) if mated else torch.zeros_like(counts),
-        ],
-        dim=1,
-    )
+    inputs = [stabilised(counts, exposure), log_mean / 4, exposure.clamp(max=4), log_rate(counts, exposure)]
+    if mated:
+        inputs.insert(1, stabilised(mate_counts, mate_exposure))
+        inputs[4:4] = [torch.log1p(mate_exposure) / 2, _at(FINEST, torch.log(both[0])) - log_mean]
+        inputs.append(log_rate(mate_counts, mate_exposure))
     coarser = [
         _at(level - 1, torch.log(means[level - FINEST]))
-        for means in (own, both)
+        for means in ((own, both) if mated else (own,))
         for level in range(FINEST + 1, COARSEST)
     ]
     per_block = torch.cat(coarser, dim=1) - F.avg_pool2d(log_mean, 2)
-    return per_pixel, per_block, mean
+    return torch.cat(inputs, dim=1), per_block, mean
 
 
 def _compressed(x: Tensor) -> Tensor:
@@ -193,10 +187,18 @@ class PriorNet(nn.Module):
 
     def forward(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor]:
         """Log of the prior's mean over the local mean, and log of its shape kappa; (batch, 1, y, x) each."""
-        x = _unshuffled(per_pixel[:, :PIXEL_FEATURES], per_block, self.dtype)
+        alone = per_pixel.shape[1] == len(ALONE) + 1
+        into = len(ALONE) if alone else PIXEL_FEATURES
+        x = _unshuffled(per_pixel[:, :into], per_block, self.dtype)
         skips = []
         for level, block in enumerate(self.down):
-            x = block(x if level == 0 else F.avg_pool2d(x, 2))
+            first, *others = block.children()
+            if level == 0 and alone:
+                x = _without_mates(cast(nn.Conv2d, first), x)
+            else:
+                x = first(x if level == 0 else F.avg_pool2d(x, 2))
+            for layer in others:
+                x = layer(x)
             skips.append(x)
         skips.pop()
         for block in self.up:
@@ -205,17 +207,27 @@ class PriorNet(nn.Module):
             for layer in others:
                 x = layer(x)
         with torch.autocast(x.device.type, enabled=False):
-            out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)).contiguous(), 2)
+            out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)), 2)
         relative, log_kappa, in_sigma = (out[:, i : i + 1] for i in range(OUTPUTS))
         # Two ways to say the same: as a fraction of the mean, and, as the inputs are, as a difference of square roots.
-        difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(4 * per_pixel[:, LOG_MEAN : LOG_MEAN + 1]))
+        at = ALONE.index(LOG_MEAN) if alone else LOG_MEAN
+        difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(4 * per_pixel[:, at : at + 1]))
         ratio = relative + 2 * torch.copysign(torch.log1p(difference.abs()), difference)
         if self.architecture.outputs > OUTPUTS:
             # Where the rate is steep a pixel and its mates know it better than layers can tell: they pass them on.
-            ratio = ratio + (out[:, OUTPUTS:] * per_pixel[:, PIXEL_FEATURES:]).sum(dim=1, keepdim=True)
+            log_rates = per_pixel[:, into:]
+            shares = out[:, OUTPUTS : OUTPUTS + log_rates.shape[1]]
+            ratio = ratio + (shares * log_rates).sum(dim=1, keepdim=True)
         ratio = _LOG_RATIO * torch.tanh(ratio / _LOG_RATIO)
         log_kappa = (log_kappa + 1.0).clamp(*_LOG_KAPPA)
         return ratio, log_kappa
+
+
+def _without_mates(first: nn.Conv2d, x: Tensor) -> Tensor:
+    """The first convolution of the inputs that a frame without mates has: what is zero is left out."""
+    kept = [4 * channel + part for channel in ALONE for part in range(4)]
+    own, both = first.weight[:, 4 * PIXEL_FEATURES :].chunk(2, dim=1)
+    return F.conv2d(x, torch.cat([first.weight[:, kept], own + both], dim=1), first.bias, padding=1)
 
 
 def _unshuffled(per_pixel: Tensor, per_block: Tensor, dtype: torch.dtype) -> Tensor:
