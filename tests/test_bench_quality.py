@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -15,10 +16,12 @@ from bluesky_symdenoise.bench import filters, folded, metrics, quality, stabilis
 from bluesky_symdenoise.bench.cases import Given, cases
 from bluesky_symdenoise.bench.comparison import EVERY, compared
 from bluesky_symdenoise.bench.floors import tuned_floors
+from bluesky_symdenoise.bench.origins import main as origins
 from bluesky_symdenoise.bench.peers import PEERS, SLOW, Peer
 from bluesky_symdenoise.cli import app
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.training.fit import TrainConfig, fit
 
 SIDE = 96
 CENTER = (47.5, 40.0)
@@ -346,3 +349,32 @@ def test_speed_prints_and_stores_what_a_small_frame_takes(tmp_path):
     values = {row["figure"]: row["value"] for rows in stored.values() for row in rows}
     assert {"float32, 1 thread(s)", "bfloat16, 1 thread(s)"} <= set(values)
     assert all(value > 0 for name, value in values.items() if "memory" not in name)
+
+
+# Cross-validation
+
+
+def test_each_origin_is_left_out_in_turn(tmp_path, rng, rings, mask):
+    """Each set is scored by weights that have seen no real frame, all but those of its origin, and all."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, origin in (("one", "a/b@1"), ("two", "a/b@2"), ("three", "c/d@1")):
+        write_set(data / f"{name}.h5", rng.poisson([5 * rings, 5 * rings]), mask, role="train", origin=origin)
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        'name = "tiny"\nversion = "0"\nchannels = [8, 8]\nsteps = 2\nbatch = 2\ncrop = 128\nreal_share = 1.0\n'
+    )
+    initial = fit(replace(TrainConfig.read(recipe), real_share=0.0, name="start"), output=tmp_path / "start")
+    given = {"initial": initial, "recipe": recipe, "output": tmp_path / "out", "levels": (1.0,)}
+    rows = origins(data, json_path=tmp_path / "found.json", **given)
+    assert {row["set"]: row["origin"] for row in rows} == {"one": "a/b", "two": "a/b", "three": "c/d"}
+    assert all(row["left_out_nll"] != row["all_nll"] != row["simulated_nll"] for row in rows)
+    records = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/tiny.json")}
+    seen = {name: record["training"]["real_sets"] for name, record in records.items()}
+    assert seen == {"all": ["one", "three", "two"], "without-0": ["three"], "without-1": ["one", "two"]}
+    assert json.loads((tmp_path / "found.json").read_text())["results"] == rows
+    # What is there is not trained again.
+    assert origins(data, **given) == rows
+    (data / "three.h5").unlink()
+    with pytest.raises(SymDenoiseError, match="one origin"):
+        origins(data, **given)
