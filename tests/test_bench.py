@@ -214,6 +214,21 @@ def test_intervals_cover_what_they_promise(rng, rate, mask, k, relative):
         assert too_sure[1] < 0.8
 
 
+def test_deciles_show_where_intervals_are_too_narrow(rng):
+    """Right everywhere, then too narrow where there is little: the mean over all hides it, the deciles do not."""
+    mean = np.sort(rng.uniform(0.5, 8, (200, 300)), axis=None).reshape(200, 300)
+    sigma = 0.3 * mean
+    target = rng.poisson(100 * rng.gamma(1 / 0.09, 0.09 * mean))
+    good = np.zeros(mean.shape, bool)
+    assert metrics.decile_coverage(mean, sigma, target, 100, mask=good) == pytest.approx(
+        (0.68, 0.68, 0.95, 0.95), abs=0.02
+    )
+    narrow = np.where(mean < 1.25, sigma / 3, sigma)
+    least, most, _, _ = metrics.decile_coverage(mean, narrow, target, 100, mask=good)
+    assert least < 0.4
+    assert most == pytest.approx(0.68, abs=0.02)
+
+
 def test_an_impossible_count_is_not_covered():
     one = np.ones((1, 1))
     for sigma in (0 * one, 0.1 * one):

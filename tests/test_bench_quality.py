@@ -18,6 +18,7 @@ from bluesky_symdenoise.bench.comparison import EVERY, compared
 from bluesky_symdenoise.bench.floors import tuned_floors
 from bluesky_symdenoise.bench.origins import main as origins
 from bluesky_symdenoise.bench.peers import PEERS, SLOW, Peer
+from bluesky_symdenoise.bench.report import DECILE_SCORES
 from bluesky_symdenoise.cli import app
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -195,6 +196,7 @@ def test_a_part_near_the_edge_stays_on_the_detector(tmp_path, rng):
 
 def row(name, nll, *, psnr=30.0, level=1.0, kind="thinning", method="symdenoise", **other):
     scores = {"flux_error": 0.001, "flux_standard_error": 0.001, "k": 100.0, "coverage_68": 0.68, "coverage_95": 0.95}
+    scores |= dict(zip(DECILE_SCORES, (0.66, 0.7, 0.94, 0.96), strict=True))
     names = {"set": name, "role": "test", "kind": kind, "level": level, "frame": 0, "method": method, "note": ""}
     return names | scores | {"nll": nll, "psnr": psnr} | other
 
@@ -221,6 +223,14 @@ def test_wins_are_counted_by_peer_and_level_for_ours_with_its_symmetry():
     assert won["bm3d"] == {"1": (1, 1), "100": (0, 0), "repeats": (0, 0)}
     assert won[EVERY] == {"1": (1, 2), "100": (0, 0), "repeats": (0, 1)}
     assert figure(rows, "held-out likelihood")["met"] is False
+
+
+def test_intervals_are_judged_over_all_pixels_and_in_every_decile():
+    rows = [row("a", 1.0), row("b", 1.0, level=10.0, decile_68_least=0.6), row("c", 1.0, k=10.0, coverage_68=0.1)]
+    assert figure(rows, "coverage of the rate's")["met"] is True
+    deciles = figure(rows, "the same in each decile")
+    assert (deciles["met"], deciles["cases"]) == (False, 2)
+    assert deciles["value"] == "1: off by up to 2.0, 10: off by up to 8.0"
 
 
 def test_gain_over_bm3d_is_over_the_better_one_and_undefined_cases_are_counted_apart():

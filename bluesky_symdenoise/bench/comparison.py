@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from bluesky_symdenoise.bench.report import (
+    DECILE_SCORES,
     NOT_APPLICABLE,
     NOT_TESTABLE,
     OURS,
@@ -70,7 +71,7 @@ def compared(results: Iterable[Result]) -> dict[str, Any]:
     }
     figures = [_likelihood(won[EVERY]), _over_bm3d(by_case)]
     figures += [_over(by_case, name) for name in ("smae", "smae_mended")]
-    figures += [*_folding(by_case), _flux(by_case), _coverage(by_case)]
+    figures += [*_folding(by_case), _flux(by_case), _coverage(by_case), _deciles(by_case)]
     return {"likelihood": won, "figures": [asdict(figure) for figure in figures]}
 
 
@@ -215,18 +216,28 @@ def _flux(by_case: Iterable[Rows]) -> Figure:
 
 
 def _coverage(by_case: Iterable[Rows]) -> Figure:
+    return _interval_figure(
+        by_case, "coverage of the rate's 68 % and 95 % intervals", 3, {"coverage_68", "coverage_95"}
+    )
+
+
+def _deciles(by_case: Iterable[Rows]) -> Figure:
+    return _interval_figure(by_case, "the same in each decile of intensity", 5, set(DECILE_SCORES))
+
+
+def _interval_figure(by_case: Iterable[Rows], name: str, points: int, scores: set[str]) -> Figure:
     off: dict[str, list[float]] = {}
     for case in by_case:
         row = _ours(case)
         if number(row["k"]) >= _RATE_EXPOSURE:
             off.setdefault(_level(row), []).append(
-                max(abs(number(row["coverage_68"]) - 0.68), abs(number(row["coverage_95"]) - 0.95))
+                max(abs(number(row[score]) - (0.68 if "_68" in score else 0.95)) for score in scores)
             )
     return Figure(
-        f"coverage of the rate's 68 % and 95 % intervals, held-out exposure at least {_RATE_EXPOSURE:g} times",
-        "within 3 points at every level",
+        f"{name}, held-out exposure at least {_RATE_EXPOSURE:g} times",
+        f"within {points} points at every level",
         ", ".join(f"{level}: off by up to {100 * max(values):.1f}" for level, values in off.items()),
         sum(map(len, off.values())),
         0,
-        max(max(values) for values in off.values()) <= 0.03 if off else None,
+        max(max(values) for values in off.values()) <= points / 100 if off else None,
     )

@@ -20,6 +20,7 @@ from bluesky_symdenoise.bench.extremes import draw
 from bluesky_symdenoise.bench.metrics import FloatArray, Mask
 from bluesky_symdenoise.bench.peers import PEERS, QUICK, Peer
 from bluesky_symdenoise.bench.report import (
+    DECILE_SCORES,
     NOT_APPLICABLE,
     NOT_TESTABLE,
     OURS,
@@ -199,10 +200,9 @@ def _rival(model: str) -> Peer:
     denoise = pretrained(model)
 
     def estimate(given: Given) -> FloatArray:
-        symmetry = given.symmetry
-        return denoise(given.counts, mask=given.mask, symmetry=symmetry.point_group, beam_center=symmetry.beam_center)[
-            0
-        ]
+        group, center = given.symmetry.point_group, given.symmetry.beam_center
+        intensity, _ = denoise(given.counts, mask=given.mask, symmetry=group, beam_center=center)
+        return intensity
 
     return Peer(estimate, _TINY)
 
@@ -217,9 +217,11 @@ def _row(
     peak: float,
 ) -> Result:
     target, k, mask = case.target, case.k, case.mask
-    covered: tuple[float, ...] = (float("nan"), float("nan"))
+    covered: tuple[float, ...] = (float("nan"),) * 2
+    deciles: tuple[float, ...] = (float("nan"),) * len(DECILE_SCORES)
     if sigma is not None:
         covered = metrics.coverage(estimate, sigma, target, k, mask=mask)
+        deciles = metrics.decile_coverage(estimate, sigma, target, k, mask=mask)
     psnr = metrics.unbiased_psnr(estimate, target, k, mask=mask, peak=peak)
     flux = metrics.flux_error(estimate, target, k, mask=mask)
     scores = {
@@ -234,6 +236,7 @@ def _row(
         "flux_standard_error": flux.standard_error,
         "coverage_68": covered[0],
         "coverage_95": covered[1],
+        **dict(zip(DECILE_SCORES, deciles, strict=True)),
         **dict(zip(STRATA_SCORES, metrics.stratified_errors(estimate, target, k, mask=mask), strict=True)),
         "seconds": seconds,
     }

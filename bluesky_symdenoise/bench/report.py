@@ -27,6 +27,9 @@ STRATA_NAMES = (
 #: Scores that are errors by stratum, as `bluesky_symdenoise.bench.metrics.stratified_errors` gives them.
 STRATA_SCORES = tuple(f"error {name}" for name in STRATA_NAMES)
 
+#: As `bluesky_symdenoise.bench.metrics.decile_coverage` gives them.
+DECILE_SCORES = ("decile_68_least", "decile_68_most", "decile_95_least", "decile_95_most")
+
 SCORES = (
     "symmetry",
     "invalid_pixels",
@@ -42,6 +45,7 @@ SCORES = (
     "flux_standard_error",
     "coverage_68",
     "coverage_95",
+    *DECILE_SCORES,
     *STRATA_SCORES,
     "seconds",
 )
