@@ -62,7 +62,8 @@ class DenoiseCallback:
     exposure
         (y, x) relative exposure for all images, 0 = masked.
     symmetry
-        As `bluesky_symdenoise.Denoiser` takes them; ``auto`` is decided with the first frame of each run.
+        As `bluesky_symdenoise.Denoiser` takes them; ``auto`` is decided with the first frame of each run. Or what
+        `bluesky_symdenoise.check_symmetry` found, or the name of the ``.npz`` file that it was saved to.
     beam_center
         (y, x) in pixels.
     streams, data_keys
