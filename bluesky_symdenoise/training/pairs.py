@@ -165,9 +165,11 @@ def _mate_exposure(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
 def simulated_sample(rng: np.random.Generator, size: int, mixture: Mixture) -> Sample:
     """A random pattern: Poisson counts of about 0.02 to 10^4 per pixel, mates that may be wrong, and a target."""
     shape = (size, size)
-    level = np.exp(rng.uniform(np.log(0.02), np.log(300 if rng.uniform() < 0.85 else 1e4)))
     peakless = mixture.peakless and rng.uniform() < mixture.peakless
     stopped = not peakless and mixture.stopped and rng.uniform() < mixture.stopped
+    # Around a beam stop most pixels have far less than the mean.
+    least, most = (0.1, 1000) if stopped else (0.02, 300 if rng.uniform() < 0.85 else 1e4)
+    level = np.exp(rng.uniform(np.log(least), np.log(most)))
     rate = (peakless_rate if peakless else stopped_rate if stopped else random_rate)(rng, shape) * level
     if not stopped and mixture.blurred and rng.uniform() < mixture.blurred:
         rate = ndimage.gaussian_filter(rate, np.exp(rng.uniform(np.log(0.7), np.log(8))), mode="nearest")
