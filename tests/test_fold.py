@@ -20,7 +20,8 @@ from bluesky_symdenoise.physics.fold import (
     symmetry_score,
 )
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import INVERSION, MIRROR_X, MIRROR_Y, POINT_GROUPS, Symmetry, mate
+from bluesky_symdenoise.physics.mates import INVERSION, MIRROR_X, MIRROR_Y, mate
+from bluesky_symdenoise.physics.symmetry import POINT_GROUPS, Symmetry
 from bluesky_symdenoise.training.series import textured_rate, textured_series
 from bluesky_symdenoise.training.simulate import View
 

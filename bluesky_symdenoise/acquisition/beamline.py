@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opening import mask_from, open_frames
 from bluesky_symdenoise.physics.dark import Dark, summed_dark
-from bluesky_symdenoise.physics.symmetry import checked_point_group
+from bluesky_symdenoise.physics.symmetry import checked_symmetry
 from bluesky_symdenoise.recipe import array_sha256
 
 Document = dict[str, Any]
@@ -171,7 +171,7 @@ class Settings:
     def symmetry(self, data: Mapping[str, Any]) -> str:
         """A point group or ``auto``, for an event with these columns."""
         found = self._first("symmetry", data)
-        return "auto" if found is None else _point_group(found)
+        return "auto" if found is None else checked_symmetry(str(found.value))
 
     def beam_center(self, data: Mapping[str, Any]) -> tuple[float, float] | None:
         """(y, x) in pixels, for an event with these columns; None where nothing says so."""
@@ -327,11 +327,6 @@ def _within(held: Any, name: str) -> Any:
 
 def _for_key(name: str, key: str) -> str:
     return name.replace("{key}", key)
-
-
-def _point_group(found: Found) -> str:
-    symbol = str(found.value)
-    return symbol if symbol == "auto" else checked_point_group(symbol)
 
 
 def _number(found: Found) -> float:

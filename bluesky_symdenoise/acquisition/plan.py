@@ -25,7 +25,7 @@ from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure
-from bluesky_symdenoise.physics.symmetry import checked_point_group
+from bluesky_symdenoise.physics.symmetry import checked_symmetry
 from bluesky_symdenoise.recipe import Recipe, array_sha256, chosen_frames
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ class Request:
         SymDenoiseError
             For anything that could not work whatever the frames are.
         """
-        if symmetry != "auto":
-            checked_point_group(symmetry)
+        checked_symmetry(symmetry)
         if beam_center is not None and (len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()):
             raise SymDenoiseError(
                 f"beam centre {beam_center!r}",
