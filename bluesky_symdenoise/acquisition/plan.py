@@ -14,8 +14,9 @@ from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlues
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise import __version__
-from bluesky_symdenoise.acquisition.beamline import Beamline, dark_from, poni_beam_center
+from bluesky_symdenoise.acquisition.beamline import Beamline, dark_from
 from bluesky_symdenoise.acquisition.place import UNSORTED, Place
+from bluesky_symdenoise.acquisition.poni import poni_beam_center
 from bluesky_symdenoise.acquisition.rings import checked_rings
 from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.catalog.columns import with_numbers

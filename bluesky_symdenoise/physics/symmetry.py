@@ -23,7 +23,7 @@ from bluesky_symdenoise.physics.mates import (
     Operation,
     twice,
 )
-from bluesky_symdenoise.physics.tilt import Tilt, met_at, on_tilt, split_tilt, tilt_of
+from bluesky_symdenoise.physics.tilt import Tilt, met_at, on_tilt, split_tilt, tilt_of, unusable
 
 if TYPE_CHECKING:
     from pyFAI.integrator.azimuthal import AzimuthalIntegrator
@@ -51,6 +51,8 @@ _REFUSED = dict.fromkeys(
 
 #: Mates that a tilt moves by at most so many pixels stay where they are without it.
 NEGLIGIBLE = 0.25
+#: Square pixels differ in height and width by at most this fraction.
+SQUARE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,8 @@ def noticeable_tilt(
     Raises
     ------
     SymDenoiseError
-        If such a tilt cannot be used; see `bluesky_symdenoise.physics.tilt.tilt_of`.
+        If such a tilt cannot be used: pixels are not square, the detector is not flat, or it leans by more than 60
+        degrees.
     """
     tilt = tilt_of(geometry)
     if tilt is None:
@@ -213,6 +216,8 @@ def noticeable_tilt(
         there, flat = operation._replace(tilt=tilt).moved(dy, dx), operation.moved(dy, dx)
         # A pixel that has no mate any more is far from where it had one.
         if not (np.hypot(there[0] - flat[0], there[1] - flat[1]) <= NEGLIGIBLE).all():
+            if abs(geometry.detector.pixel1 / geometry.detector.pixel2 - 1) > SQUARE:
+                raise unusable(tilt.degrees, "its pixels are not square")
             return tilt
     return None
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 STEEPEST = 60.0
 #: Directions of at least this tangent of the scattering angle (89.4 degrees) have no place in the plane.
 FURTHEST = 100.0
-#: Pixels differ in height and width by at most this fraction.
-SQUARE = 1e-4
 
 _WRITTEN = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,3})?):(-?[0-9]{1,3}(?:\.[0-9]{1,3})?):([0-9]{1,8}(?:\.[0-9]{1,2})?)")
 
@@ -150,34 +148,36 @@ def met_at(geometry: AzimuthalIntegrator) -> tuple[float, float]:
 def tilt_of(geometry: AzimuthalIntegrator) -> Tilt | None:
     """The tilt of a detector as pyFAI describes it, to the digits that a symbol has; None below half a thousandth.
 
+    Pixels that are no squares are taken for such of the same area.
+
     Raises
     ------
     SymDenoiseError
-        If pixels are not square, the detector is not flat, it leans by more than 60 degrees, or the beam misses it.
+        If the detector is not flat, it leans by more than 60 degrees, or the beam does not meet it.
     """
     detector = geometry.detector
+    degrees = float(np.degrees(np.arccos(np.cos(geometry.rot1) * np.cos(geometry.rot2))))
+    if degrees < 5e-4:
+        return None
+    if not (detector.IS_FLAT and detector.uniform_pixel):
+        raise unusable(degrees, "its pixels are not on one plane, or not at equal distances")
     # Three pixels say where all are; pyFAI knows of the detector's orientation.
     corners = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
     along, first, second = (np.asarray(each, np.float64) for each in geometry.calc_pos_zyx(None, *corners))
     at = np.stack([first, second, along], axis=1)
     rows, columns = at[1] - at[0], at[2] - at[0]
-    height, width = (float(np.linalg.norm(side)) for side in (rows, columns))
-    slope = rows[2] / height, columns[2] / width
-    degrees = float(np.degrees(np.arcsin(min(1.0, np.hypot(*slope)))))
-    if degrees < 5e-4:
-        return None
-    if not (detector.IS_FLAT and detector.uniform_pixel) or abs(height / width - 1) > SQUARE:
-        raise _no_tilt(degrees, "its pixels are no squares on one plane")
     # The third component of the place that the beam meets is its distance.
     y, x = np.linalg.solve(np.stack([rows[:2], columns[:2]], axis=1), -at[0, :2])
-    distance = float(at[0, 2] + y * rows[2] + x * columns[2]) / height
+    height, width = (float(np.linalg.norm(side)) for side in (rows, columns))
+    distance = float(at[0, 2] + y * rows[2] + x * columns[2]) / np.sqrt(height * width)
     if degrees > STEEPEST or not 0 < distance < 1e8:
-        raise _no_tilt(degrees, "mates are found up to 60 degrees, where the beam meets the detector")
-    axis = float(np.degrees(np.arctan2(-slope[1], slope[0]))) % 360
+        raise unusable(degrees, "mates are found up to 60 degrees, where the beam meets the detector")
+    axis = float(np.degrees(np.arctan2(-columns[2] / width, rows[2] / height))) % 360
     return split_tilt(f"~{Tilt(degrees, axis, distance)}")[1]
 
 
-def _no_tilt(degrees: float, rule: str) -> SymDenoiseError:
+def unusable(degrees: float, rule: str) -> SymDenoiseError:
+    """Why a tilt cannot be used."""
     return SymDenoiseError(
         f"detector tilted by {degrees:.3f} degrees", rule=rule, remedy="use symmetry 1 for this detector"
     )
