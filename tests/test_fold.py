@@ -237,7 +237,7 @@ def test_no_photon_counts_twice():
     assert (np.delete(np.delete(exposure, 4, axis=0), 5, axis=1) == 3).all()
 
 
-ORBIT_GROUPS = ["2", "m", "my", "2mm", "4", "4mm", "2mm@30", "m@-20", "inf"]
+ORBIT_GROUPS = ["2", "m", "my", "2mm", "4", "4mm", "2mm@30", "m@-20", "inf", "4mm~20:35:80", "inf~20:35:80"]
 
 
 @pytest.fixture
