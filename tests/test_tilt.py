@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import frozen, step_scan, written
-from pyFAI.detectors import Detector
 from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 from tiled.client.container import Container
 
 from bluesky_symdenoise import Beamline, Denoiser, SymDenoiseError, denoised_for, find, recompute, register, replay
 from bluesky_symdenoise.acquisition.beamline import Settings
 from bluesky_symdenoise.acquisition.poni import poni_beam_center
+from bluesky_symdenoise.bench.tilt import PIXEL, expected_counts, main, tilted_detector
 from bluesky_symdenoise.physics.evidence import asymmetry, pair_sums
 from bluesky_symdenoise.physics.exposure import exposure_from_geometry
 from bluesky_symdenoise.physics.fold import gated_mates, mated, pair_terms, supported_symmetry, symmetry_gate
@@ -24,49 +25,6 @@ from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group, c
 from bluesky_symdenoise.physics.tilt import Tilt, split_tilt
 
 SHAPE = (192, 208)
-PIXEL = 1e-4
-
-
-def detector(
-    degrees: float,
-    *,
-    azimuth: float = 35.0,
-    rot3: float = 0.4,
-    orientation: int = 3,
-    dist: float = 0.025,
-    shape: tuple[int, int] = SHAPE,
-    pixel: tuple[float, float] = (PIXEL, PIXEL),
-) -> AzimuthalIntegrator:
-    """A detector of that tilt, whose beam falls near its middle."""
-    rot1 = np.radians(degrees) * np.cos(np.radians(azimuth))
-    rot2 = np.arccos(np.cos(np.radians(degrees)) / np.cos(rot1))
-    # The beam meets the plane at the same place in the detector's own axes, whichever pixel is the first.
-    poni1 = (shape[0] / 2 + 0.3) * pixel[0] - dist * np.tan(rot2) / np.cos(rot1)
-    poni2 = (shape[1] / 2 - 0.4) * pixel[1] + dist * np.tan(rot1)
-    return AzimuthalIntegrator(
-        dist=dist,
-        poni1=poni1,
-        poni2=poni2,
-        rot1=rot1,
-        rot2=rot2,
-        rot3=rot3,
-        detector=Detector(*pixel, max_shape=shape, orientation=orientation),
-        wavelength=1e-10,
-    )
-
-
-def expected(geometry: AzimuthalIntegrator, group: str, *, counts: float = 3.0) -> np.ndarray:
-    """Mean counts of rings in pyFAI's 2theta, textured in its chi for `2`, times its solid angles."""
-    shape = geometry.detector.shape
-    angle = geometry.center_array(shape, unit="2th_rad")
-    chi = geometry.center_array(shape, unit="chi_rad")
-    rings = zip((0.12, 0.22, 0.33, 0.45), (1.0, 0.8, 0.6, 0.4), strict=True)
-    rate = 0.15 + sum(height * np.exp(-0.5 * ((angle - at) / 0.013) ** 2) for at, height in rings)
-    if group == "2":
-        # Arcs that turn from ring to ring: no mirror.
-        rate = rate * (1 + 0.8 * np.cos(2 * chi + 6 * angle))
-    rate = rate * geometry.solidAngleArray(shape)
-    return frozen(counts * rate / rate.mean())
 
 
 def frame_of(counts: np.ndarray, symmetry: Symmetry) -> Frame:
@@ -88,7 +46,7 @@ def rng() -> np.random.Generator:
 @pytest.mark.parametrize(("degrees", "azimuth"), [(0.5, 10), (10, 0), (25, 90), (40, 215)])
 def test_directions_and_solid_angles_are_those_of_pyfai(degrees: float, azimuth: float, orientation: int) -> None:
     """So are, with them, the beam centre and the tilt of all four orientations."""
-    geometry = detector(degrees, azimuth=azimuth, orientation=orientation, rot3=1.1)
+    geometry = tilted_detector(degrees, azimuth=azimuth, orientation=orientation, rot3=1.1)
     symmetry = Symmetry.on(geometry, "2")
     tilt, center = symmetry.tilt, symmetry.beam_center
     assert tilt is not None
@@ -129,7 +87,7 @@ def test_what_scatters_sideways_or_back_has_no_mate(rng: np.random.Generator) ->
 @pytest.mark.parametrize("degrees", [10, 25])
 def test_each_count_is_moved_to_one_pixel_at_most(degrees: float) -> None:
     """Pixels and their mates are one to one, each less than a pixel from its place; a mate's mate is the pixel."""
-    symmetry = Symmetry.on(detector(degrees), "4mm")
+    symmetry = Symmetry.on(tilted_detector(degrees), "4mm")
     center = symmetry.beam_center
     assert center is not None
     assert symmetry.grid_center == center
@@ -155,9 +113,9 @@ def test_each_count_is_moved_to_one_pixel_at_most(degrees: float) -> None:
 def test_mates_agree_where_the_tilt_is_known_and_not_without(
     rng: np.random.Generator, degrees: float, group: str
 ) -> None:
-    geometry = detector(degrees)
+    geometry = tilted_detector(degrees)
     symmetry = Symmetry.on(geometry, group)
-    counts = rng.poisson(expected(geometry, group))
+    counts = rng.poisson(expected_counts(geometry, group, level=3.0))
     let_in, chi, p = {}, {}, {}
     for known in (symmetry, untilted(symmetry)):
         frame = frame_of(counts, known)
@@ -179,11 +137,11 @@ def test_mates_agree_where_the_tilt_is_known_and_not_without(
 
 
 def test_auto_finds_the_group_of_directions(rng: np.random.Generator) -> None:
-    geometry = detector(15)
+    geometry = tilted_detector(15)
     asked = Symmetry.on(geometry)
     assert asked.group == "auto"
     for group, found in (("2", "2"), ("inf", "2mm")):
-        counts = rng.poisson(expected(geometry, group, counts=5.0))
+        counts = rng.poisson(expected_counts(geometry, group, level=5.0))
         with_tilt = supported_symmetry(frame_of(counts, asked), asked.beam_center, asked.tilt)
         assert (with_tilt.group, with_tilt.tilt) == (found, asked.tilt)
         assert supported_symmetry(frame_of(counts, untilted(asked)), asked.beam_center) == Symmetry()
@@ -192,8 +150,8 @@ def test_auto_finds_the_group_of_directions(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("group", ["2", "inf"])
 def test_a_known_tilt_denoises_better(rng: np.random.Generator, denoiser: Denoiser, group: str) -> None:
     """Below the error of both the same without the tilt, and no symmetry at all."""
-    geometry = detector(15)
-    truth = expected(geometry, group, counts=0.5)
+    geometry = tilted_detector(15)
+    truth = expected_counts(geometry, group, level=0.5)
     counts = rng.poisson(truth)
     symmetry = Symmetry.on(geometry, group)
     error = {}
@@ -205,21 +163,32 @@ def test_a_known_tilt_denoises_better(rng: np.random.Generator, denoiser: Denois
     assert error[symmetry] < 0.85 * error[Symmetry()]
 
 
+def test_the_benchmark_says_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bluesky_symdenoise.bench.tilt.TILTS", (15.0,))
+    monkeypatch.setattr("bluesky_symdenoise.bench.tilt.LEVELS", (1.0,))
+    report = main(json_path=tmp_path / "tilt.json", frames=1)
+    assert json.loads((tmp_path / "tilt.json").read_text()) == report
+    for row in report["denoised"]:
+        assert row["error"]["known"] < min(row["error"]["flat"], row["error"]["none"])
+        assert row["gain"]["known"] > max(row["gain"]["flat"], 0)
+    assert all(0.5 < row["share"] < 1 for row in report["mates"])
+
+
 def test_a_tilt_that_moves_no_mate_is_left_out() -> None:
     """0.01 degrees on a detector of 200 pixels; nor is the shape forgotten: on 4000 pixels it counts."""
-    assert Symmetry.on(detector(0.0), "2mm").point_group == "2mm"
-    assert Symmetry.on(detector(0.01, dist=0.1), "2mm").point_group == "2mm"
-    assert Symmetry.on(detector(0.1, dist=0.1, shape=(4000, 4000)), "2mm").tilt is not None
-    assert Symmetry.on(detector(25), "1") == Symmetry()
+    assert Symmetry.on(tilted_detector(0.0), "2mm").point_group == "2mm"
+    assert Symmetry.on(tilted_detector(0.01, dist=0.1), "2mm").point_group == "2mm"
+    assert Symmetry.on(tilted_detector(0.1, dist=0.1, shape=(4000, 4000)), "2mm").tilt is not None
+    assert Symmetry.on(tilted_detector(25), "1") == Symmetry()
 
 
 def test_a_tilt_that_cannot_be_used_is_refused() -> None:
     with pytest.raises(SymDenoiseError, match="its pixels are not square"):
-        Symmetry.on(detector(10, pixel=(PIXEL, 2 * PIXEL)), "2")
+        Symmetry.on(tilted_detector(10, pixel=(PIXEL, 2 * PIXEL)), "2")
     with pytest.raises(SymDenoiseError, match="up to 60 degrees"):
-        Symmetry.on(detector(65, azimuth=0), "2")
+        Symmetry.on(tilted_detector(65, azimuth=0), "2")
     # Control: without a tilt such pixels have the mates that they had.
-    assert Symmetry.on(detector(0, pixel=(PIXEL, 2 * PIXEL)), "2").tilt is None
+    assert Symmetry.on(tilted_detector(0, pixel=(PIXEL, 2 * PIXEL)), "2").tilt is None
 
 
 @pytest.mark.parametrize(
@@ -258,7 +227,7 @@ class TestBeamline:
     SHAPE = (160, 168)
 
     def geometry(self, degrees: float = 25.0, **options: Any) -> AzimuthalIntegrator:
-        return detector(degrees, shape=self.SHAPE, dist=0.02, **options)
+        return tilted_detector(degrees, shape=self.SHAPE, dist=0.02, **options)
 
     def settings(self, beamline: Beamline, *, start: Any = None, **given: Any) -> Settings:
         descriptor = {"data_keys": {"det": {"shape": [1, *self.SHAPE]}}, "configuration": {}}
@@ -314,7 +283,7 @@ class TestBeamline:
         """The derived run says so, can be computed again and found, and reads the same if the server computes it."""
         geometry = self.geometry()
         rng = np.random.default_rng(5)
-        counts = rng.poisson(expected(geometry, "2", counts=8.0), (2, *self.SHAPE)).astype(np.uint16)
+        counts = rng.poisson(expected_counts(geometry, "2", level=8.0), (2, *self.SHAPE)).astype(np.uint16)
         known = Symmetry.on(geometry, "2")
         raw = written(client, step_scan(home / "frames", counts))
         beamline = Beamline(poni_file=self.saved(tmp_path, geometry))
