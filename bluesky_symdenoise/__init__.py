@@ -15,6 +15,7 @@ _HOME = {
     "Ring": "bluesky_symdenoise.analysis.ring",
     "RegisterCallback": "bluesky_symdenoise.acquisition.registering",
     "SymDenoiseError": "bluesky_symdenoise.errors",
+    "Symmetry": "bluesky_symdenoise.physics.symmetry",
     "ThreadedDenoiseCallback": "bluesky_symdenoise.acquisition.threaded",
     "aligned": "bluesky_symdenoise.catalog.align",
     "denoised_for": "bluesky_symdenoise.catalog.query",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.denoiser.infer import Denoiser as Denoiser
     from bluesky_symdenoise.denoiser.settings import DenoiserSettings as DenoiserSettings
     from bluesky_symdenoise.errors import SymDenoiseError as SymDenoiseError
+    from bluesky_symdenoise.physics.symmetry import Symmetry as Symmetry
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from conftest import frozen, step_scan, written
 from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 from tiled.client.container import Container
 
-from bluesky_symdenoise import Beamline, Denoiser, SymDenoiseError, denoised_for, find, recompute, register, replay
+from bluesky_symdenoise import Beamline, Denoiser, SymDenoiseError, Symmetry, find, recompute, register, replay
 from bluesky_symdenoise.acquisition.beamline import Settings
 from bluesky_symdenoise.acquisition.poni import poni_beam_center
 from bluesky_symdenoise.bench.tilt import PIXEL, expected_counts, main, tilted_detector
@@ -21,7 +21,7 @@ from bluesky_symdenoise.physics.exposure import exposure_from_geometry
 from bluesky_symdenoise.physics.fold import gated_mates, mated, pair_terms, supported_symmetry, symmetry_gate
 from bluesky_symdenoise.physics.frame import Frame, frame_from_counts
 from bluesky_symdenoise.physics.mates import first_of_pair, mate
-from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group, checked_symmetry
+from bluesky_symdenoise.physics.symmetry import checked_point_group, checked_symmetry
 from bluesky_symdenoise.physics.tilt import Tilt, split_tilt
 
 SHAPE = (192, 208)
@@ -275,6 +275,8 @@ class TestBeamline:
         assert settings.symmetry({}) == "2mm"
         assert "its pixels are not square" in settings.record()["det_tilt_source"]
         assert settings.record()["det_beam_center"] is not None
+        # Nobody misses it who has no mates.
+        assert self.settings(Beamline(poni_file=path), symmetry="1").unused_tilt is None
 
     @pytest.mark.parametrize("asked", ["auto", "2"])
     def test_a_run_is_denoised_on_the_detector_as_it_leans(
@@ -310,4 +312,3 @@ class TestBeamline:
             beam_center=known.beam_center,
         )
         np.testing.assert_array_equal(np.asarray(lazy["primary"]["det"]), stored[""])
-        assert denoised_for(client, raw) is not None

@@ -227,7 +227,7 @@ class Settings:
     @property
     def unused_tilt(self) -> str | None:
         """Why mates are looked for as if the detector were not tilted, though it is; None where they are not."""
-        return None if self._stand is None else self._stand[0].unused
+        return None if self._stand is None or self._given.get("symmetry") == "1" else self._stand[0].unused
 
     def missing(self) -> list[tuple[str, str]]:
         """Names that are found nowhere and whose quantity was not given, each after its quantity."""
@@ -283,7 +283,7 @@ class Settings:
         if stated is None:
             return None
         shape = self._descriptor["data_keys"].get(self._key, {}).get("shape", ())[-2:]
-        frames = (int(shape[0]), int(shape[1])) if len(shape) == 2 else None
+        frames = (int(shape[0]), int(shape[1])) if len(shape) == 2 and None not in shape else None
         if named is not None and isinstance(stated, Mapping):
             return stand_of(stated, key=self._key, shape=frames), named.source
         return stand_of(str(stated), key=self._key, shape=frames), f"poni file {Path(str(stated)).name}"

@@ -94,14 +94,13 @@ class Symmetry:
         SymDenoiseError
             If the group is unknown, the detector's shape is, the beam misses it, or its tilt cannot be used.
         """
-        checked_symmetry(point_group)
+        if checked_symmetry(point_group) == "1":
+            return cls()
         frames = geometry.detector.shape if shape is None else shape
         if frames is None:
             raise SymDenoiseError("a detector of unknown shape", rule="it is needed", remedy="give shape=(y, x)")
         height, width = frames
         center = checked_beam_center(met_at(geometry), (height, width))
-        if point_group == "1":
-            return cls()
         return cls(on_tilt(point_group, noticeable_tilt(geometry, (height, width), center)), center)
 
     @property
@@ -139,7 +138,7 @@ class Symmetry:
 
         At most a quarter of a pixel from the given one, along each axis. Quarter turns need twice the centre to be
         even along both axes or odd along both: they take the nearest such, at most half a pixel away. Groups with an
-        oblique mirror, which moves to the nearest pixels, keep the centre as it is.
+        oblique mirror or on a tilted detector, which move to the nearest pixels, keep the centre as it is.
         """
         if self.beam_center is None or not all(operation.exact for operation in self.operations):
             return self.beam_center
