@@ -15,6 +15,7 @@ _HOME = {
     "Ring": "bluesky_symdenoise.analysis.ring",
     "RegisterCallback": "bluesky_symdenoise.acquisition.registering",
     "SymDenoiseError": "bluesky_symdenoise.errors",
+    "Symmetry": "bluesky_symdenoise.physics.symmetry",
     "ThreadedDenoiseCallback": "bluesky_symdenoise.acquisition.threaded",
     "check_symmetry": "bluesky_symdenoise.acquisition.symmetry",
     "aligned": "bluesky_symdenoise.catalog.align",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.denoiser.infer import Denoiser as Denoiser
     from bluesky_symdenoise.denoiser.settings import DenoiserSettings as DenoiserSettings
     from bluesky_symdenoise.errors import SymDenoiseError as SymDenoiseError
+    from bluesky_symdenoise.physics.symmetry import Symmetry as Symmetry
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,8 @@ from scipy import stats
 
 from bluesky_symdenoise.physics.agreement import disagreement, pair_tests
 from bluesky_symdenoise.physics.frame import Frame, frame_from_counts
-from bluesky_symdenoise.physics.symmetry import INVERSION, MIRROR_X, MIRROR_Y, Symmetry
+from bluesky_symdenoise.physics.mates import INVERSION, MIRROR_X, MIRROR_Y
+from bluesky_symdenoise.physics.symmetry import Symmetry
 
 CENTER = (63.5, 62.0)
 SHAPE = (128, 128)

@@ -14,7 +14,7 @@ from bluesky_symdenoise.denoiser.weights import load_model, save_weights
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, frame_from_counts, sentinel_mask
 
-SYMBOLS = ("auto", "1", "2", "m", "my", "2mm", "4", "4mm", "inf", "m@30", "2mm@-12.5")
+SYMBOLS = ("auto", "1", "2", "m", "my", "2mm", "4", "4mm", "inf", "m@30", "2mm@-12.5", "4mm~20:35:30", "inf~20:35:30")
 DTYPES = [
     order + kind for kind in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8") for order in ("<", ">")
 ]

@@ -14,7 +14,8 @@ from tiled.client.container import Container
 
 from bluesky_symdenoise import denoised_for
 from bluesky_symdenoise.acquisition.again import Again, recompute
-from bluesky_symdenoise.acquisition.beamline import Beamline, Settings, poni_beam_center
+from bluesky_symdenoise.acquisition.beamline import Beamline, Settings
+from bluesky_symdenoise.acquisition.poni import poni_beam_center
 from bluesky_symdenoise.acquisition.replay import replay
 from bluesky_symdenoise.acquisition.status import Status
 from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback

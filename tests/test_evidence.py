@@ -11,7 +11,8 @@ import pytest
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.evidence import PairSums, asymmetry, pair_sums
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import INVERSION, MIRROR_X, POINT_GROUPS, first_of_pair
+from bluesky_symdenoise.physics.mates import INVERSION, MIRROR_X, first_of_pair
+from bluesky_symdenoise.physics.symmetry import POINT_GROUPS
 from bluesky_symdenoise.training.series import textured_rate
 from bluesky_symdenoise.training.simulate import View
 

@@ -10,7 +10,8 @@ from scipy.stats import gamma
 from bluesky_symdenoise.bench import calibration, features
 from bluesky_symdenoise.bench.features import SIDE, amplitude, outside, spot
 from bluesky_symdenoise.bench.honesty import main, tables
-from bluesky_symdenoise.physics.symmetry import Symmetry, mate
+from bluesky_symdenoise.physics.mates import mate
+from bluesky_symdenoise.physics.symmetry import Symmetry
 
 
 class Method:

@@ -20,7 +20,8 @@ from bluesky_symdenoise.physics.fold import (
     symmetry_score,
 )
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import INVERSION, MIRROR_X, MIRROR_Y, POINT_GROUPS, Symmetry, mate
+from bluesky_symdenoise.physics.mates import INVERSION, MIRROR_X, MIRROR_Y, mate
+from bluesky_symdenoise.physics.symmetry import POINT_GROUPS, Symmetry
 from bluesky_symdenoise.training.series import textured_rate, textured_series
 from bluesky_symdenoise.training.simulate import View
 
@@ -236,7 +237,7 @@ def test_no_photon_counts_twice():
     assert (np.delete(np.delete(exposure, 4, axis=0), 5, axis=1) == 3).all()
 
 
-ORBIT_GROUPS = ["2", "m", "my", "2mm", "4", "4mm", "2mm@30", "m@-20", "inf"]
+ORBIT_GROUPS = ["2", "m", "my", "2mm", "4", "4mm", "2mm@30", "m@-20", "inf", "4mm~20:35:80", "inf~20:35:80"]
 
 
 @pytest.fixture

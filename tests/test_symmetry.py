@@ -11,17 +11,8 @@ from conftest import frozen
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import mated
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import (
-    IDENTITY,
-    MIRROR_X,
-    MIRROR_Y,
-    POINT_GROUPS,
-    Symmetry,
-    checked_beam_center,
-    checked_point_group,
-    first_of_pair,
-    mate,
-)
+from bluesky_symdenoise.physics.mates import IDENTITY, MIRROR_X, MIRROR_Y, first_of_pair, mate
+from bluesky_symdenoise.physics.symmetry import POINT_GROUPS, Symmetry, checked_beam_center, checked_point_group
 
 SHAPE = (13, 18)
 OPERATIONS = POINT_GROUPS["2mm"]

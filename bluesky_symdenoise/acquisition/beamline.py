@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.acquisition.poni import Stand, stand_of
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opening import mask_from, open_frames
 from bluesky_symdenoise.physics.dark import Dark, summed_dark
-from bluesky_symdenoise.physics.symmetry import checked_point_group
+from bluesky_symdenoise.physics.symmetry import checked_symmetry
+from bluesky_symdenoise.physics.tilt import on_tilt
 from bluesky_symdenoise.recipe import array_sha256
 
 Document = dict[str, Any]
@@ -44,7 +46,8 @@ class Beamline:
     A name is looked up in the columns of the image's own stream, then in the configuration in its descriptor, then in
     the start document; in both of these dots go into nested values, and into lists by index (``beam_center.0``).
     ``{key}`` in a name stands for the image's data key. A name that is found nowhere is logged.
-    Arguments such as ``symmetry="2mm"`` go before all of them, a .poni file comes last.
+    Arguments such as ``symmetry="2mm"`` go before all of them, a .poni file comes last; a tilt that a symmetry says
+    itself goes before that of the file.
 
     Attributes
     ----------
@@ -55,7 +58,9 @@ class Beamline:
     mask
         Path of a file with one image, not 0 = bad. Not looked up in columns.
     poni
-        Path of a .poni file. Not looked up in columns.
+        Path of a .poni file, or a dict of its words (``dist``, ``poni1``, ``rot1``, ``pixel1``, ...). Not looked up in
+        columns. It gives the beam centre, and the tilt of the detector where that moves any mate by more than a quarter
+        of a pixel: ``2mm`` is then ``2mm~TILT:AXIS:DISTANCE``.
     exposure_time
         Seconds. Scales darks; changes nothing else.
     i0, transmission
@@ -161,7 +166,7 @@ class Settings:
     ) -> None:
         self._beamline, self._key, self._start, self._descriptor = beamline, key, start, descriptor
         self._given = dict(given)
-        self._poni = self._poni_center()
+        self._stand = self._stood()
         found = None if "mask" in given else self._looked_up("mask", {})
         self.mask: NDArray[np.bool_] | None = given.get("mask")
         self._mask_source = "argument" if "mask" in given else None
@@ -169,9 +174,10 @@ class Settings:
             self.mask, self._mask_source = mask_from(str(found.value)), found.source
 
     def symmetry(self, data: Mapping[str, Any]) -> str:
-        """A point group or ``auto``, for an event with these columns."""
+        """A point group or ``auto``, on the detector as it leans, for an event with these columns."""
         found = self._first("symmetry", data)
-        return "auto" if found is None else _point_group(found)
+        symbol = "auto" if found is None else checked_symmetry(str(found.value))
+        return on_tilt(symbol, None if self._stand is None else self._stand[0].tilt)
 
     def beam_center(self, data: Mapping[str, Any]) -> tuple[float, float] | None:
         """(y, x) in pixels, for an event with these columns; None where nothing says so."""
@@ -181,7 +187,7 @@ class Settings:
         found = [self._looked_up(f"beam_center_{axis}", data) for axis in "yx"]
         if found[0] is not None and found[1] is not None:
             return _number(found[0]), _number(found[1])
-        return None if self._poni is None else self._poni.value
+        return None if self._stand is None else self._stand[0].beam_center
 
     def exposure_time(self, data: Mapping[str, Any]) -> float | None:
         """Seconds, for an event with these columns; None where nothing says so."""
@@ -206,13 +212,22 @@ class Settings:
             center = Found(list(self._given["beam_center"]), "argument")
         elif center is not None and not isinstance(center.value, Found):
             center = Found(list(self.beam_center({}) or ()), center.source)
-        elif center is None and self._poni is not None:
-            center = Found(list(self._poni.value), self._poni.source)
+        elif center is None and self._stand is not None:
+            center = Found(list(self._stand[0].beam_center), self._stand[1])
         if center is not None or self._beamline.beam_center_y is not None:
             self._say(out, "beam_center", center or Found(None, "not found"), columns)
+        if self._stand is not None and (tilt := self._stand[0].tilt) is not None:
+            self._say(out, "tilt", Found([tilt.degrees, tilt.axis, tilt.distance], self._stand[1]), columns)
+        elif self.unused_tilt is not None:
+            self._say(out, "tilt", Found(None, f"not used: {self.unused_tilt}"), columns)
         if self.mask is not None:
             self._say(out, "mask_sha256", Found(array_sha256(self.mask), self._mask_source or ""), columns)
         return out
+
+    @property
+    def unused_tilt(self) -> str | None:
+        """Why mates are looked for as if the detector were not tilted, though it is; None where they are not."""
+        return None if self._stand is None or self._given.get("symmetry") == "1" else self._stand[0].unused
 
     def missing(self) -> list[tuple[str, str]]:
         """Names that are found nowhere and whose quantity was not given, each after its quantity."""
@@ -261,49 +276,17 @@ class Settings:
         value = _within(self._start, name)
         return None if value is _NOTHING else Found(value, f"start metadata {name}")
 
-    def _poni_center(self) -> Found | None:
+    def _stood(self) -> tuple[Stand, str] | None:
+        """How the detector stands, and what says so."""
         named = self._looked_up("poni", {})
-        path = str(named.value) if named is not None else self._beamline.poni_file
-        return None if path is None else Found(poni_beam_center(path), f"poni file {Path(path).name}")
-
-
-def poni_beam_center(path: str | Path) -> tuple[float, float]:
-    """Where the beam meets the detector that a .poni file describes: (y, x) in pixels, the first pixel's centre is 0.
-
-    Parameters
-    ----------
-    path
-        As pyFAI writes it; the detector's orientation counts.
-
-    Raises
-    ------
-    SymDenoiseError
-        If it cannot be read, or the beam does not meet the detector's plane.
-    """
-    from pyFAI.integrator.azimuthal import AzimuthalIntegrator
-
-    try:
-        geometry = AzimuthalIntegrator()
-        geometry.load(str(path))
-        fit2d = geometry.getFit2D()
-        y, x = float(fit2d["centerY"]) - 0.5, float(fit2d["centerX"]) - 0.5
-        # pyFAI's Fit2D centre is for orientation 3 (bottom right), whatever the detector's is.
-        orientation = int(geometry.detector.orientation)
-        if orientation in (1, 2):
-            y = geometry.detector.shape[0] - 1 - y
-        if orientation in (1, 4):
-            x = geometry.detector.shape[1] - 1 - x
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise SymDenoiseError(
-            f"{path}",
-            rule=f"it cannot be read as a .poni file ({error})",
-            remedy="write it with pyFAI-calib2, or name a beam centre",
-        ) from error
-    if not (np.isfinite(y) and np.isfinite(x)):
-        raise SymDenoiseError(
-            f"{path}", rule="the beam does not meet the detector's plane", remedy="use symmetry 1 for this detector"
-        )
-    return y, x
+        stated = self._beamline.poni_file if named is None else named.value
+        if stated is None:
+            return None
+        shape = self._descriptor["data_keys"].get(self._key, {}).get("shape", ())[-2:]
+        frames = (int(shape[0]), int(shape[1])) if len(shape) == 2 and None not in shape else None
+        if named is not None and isinstance(stated, Mapping):
+            return stand_of(stated, key=self._key, shape=frames), named.source
+        return stand_of(str(stated), key=self._key, shape=frames), f"poni file {Path(str(stated)).name}"
 
 
 def dark_from(path: str | Path, *, seconds: float | None) -> Dark:
@@ -327,11 +310,6 @@ def _within(held: Any, name: str) -> Any:
 
 def _for_key(name: str, key: str) -> str:
     return name.replace("{key}", key)
-
-
-def _point_group(found: Found) -> str:
-    symbol = str(found.value)
-    return symbol if symbol == "auto" else checked_point_group(symbol)
 
 
 def _number(found: Found) -> float:

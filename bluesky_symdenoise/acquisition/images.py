@@ -83,6 +83,11 @@ class Images:
         """Names of the beamline that the run does not know, each after what it names."""
         return [] if self._settings is None else self._settings.missing()
 
+    @property
+    def unused_tilt(self) -> str | None:
+        """Why a tilt that is known is not used; None where there is none such."""
+        return None if self._settings is None else self._settings.unused_tilt
+
     def refuse_misfit(self, shape: tuple[int, int]) -> None:
         """Raise SymDenoiseError if what is known before the first event fits no frame of this shape (y, x).
 

@@ -14,8 +14,9 @@ from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlues
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise import __version__
-from bluesky_symdenoise.acquisition.beamline import Beamline, dark_from, poni_beam_center
+from bluesky_symdenoise.acquisition.beamline import Beamline, dark_from
 from bluesky_symdenoise.acquisition.place import UNSORTED, Place
+from bluesky_symdenoise.acquisition.poni import poni_beam_center
 from bluesky_symdenoise.acquisition.rings import checked_rings
 from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.catalog.columns import with_numbers
@@ -26,7 +27,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.check import stated_symmetry
 from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure
-from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_symmetry
 from bluesky_symdenoise.recipe import Recipe, array_sha256, chosen_frames
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ class Request:
             _refuse_other_center(stated, beam_center)
             beam_center, fold = stated.beam_center, stated.fold
         symmetry = stated.point_group if isinstance(stated, Symmetry) else stated
-        if symmetry != "auto":
-            checked_point_group(symmetry)
+        checked_symmetry(symmetry)
         if beam_center is not None and (len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()):
             raise SymDenoiseError(
                 f"beam centre {beam_center!r}",

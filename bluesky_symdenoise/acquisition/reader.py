@@ -223,8 +223,11 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         return set[str]().union(*(images.columns for images in stream.images.values()))
 
     def _complain(self, stream: str, images: Mapping[str, Images]) -> None:
-        """Log each name of the beamline that nothing of a stream's images has, once a run."""
+        """Log what of a stream's images is found nowhere, or found and not used, once a run."""
         for key, each in images.items():
+            if each.unused_tilt is not None and each.unused_tilt not in self._complained:
+                self._complained.add(each.unused_tilt)
+                log.warning("run %s, %s/%s: tilt not used: %s", self._start["uid"][:8], stream, key, each.unused_tilt)
             for quantity, name in each.missing_names():
                 if name not in self._complained:
                     log.warning(

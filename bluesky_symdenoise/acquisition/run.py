@@ -23,6 +23,7 @@ from bluesky_symdenoise.catalog.query import SPEC
 from bluesky_symdenoise.catalog.row import CompressedRow, Row, empty_row
 from bluesky_symdenoise.catalog.writer import DerivedRun, DerivedStream, Emit
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.tilt import split_tilt
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -142,10 +143,10 @@ class RunDenoiser(RunReader):
                 "complete": self._ended,
                 "frames": self._frames,
                 "failures": failures,
-                # No dots in a key that is searched for.
+                # No dots in a key that is searched for; a group on a tilted detector is found by itself, too.
                 "symmetry": {
-                    used.replace(".", "_"): [key for key, group in groups.items() if group == used]
-                    for used in groups.values()
+                    name.replace(".", "_"): [key for key, used in groups.items() if name in _names(used)]
+                    for name in dict.fromkeys(name for used in groups.values() for name in _names(used))
                 },
                 "seconds": round(clock.perf_counter() - self._begun, 3),
                 "bytes": sum(stream.bytes_written for stream in self._opened.values()),
@@ -281,3 +282,8 @@ class RunDenoiser(RunReader):
         reason = self._reasons.setdefault((stream.name, key, kind), f"{stream.name}/{key}: {error}")
         self._failures[reason] += 1
         return reason
+
+
+def _names(symbol: str) -> tuple[str, str]:
+    """A symbol, and its group without the tilt."""
+    return symbol, split_tilt(symbol)[0]

@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike
 
 from bluesky_symdenoise.acquisition.stacks import stacks_of
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.check import SymmetryCheck, checked_symmetry, chosen_symmetry
+from bluesky_symdenoise.physics.check import SymmetryCheck, chosen_symmetry, tested_symmetry
 from bluesky_symdenoise.physics.defects import found_defects, without
-from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
-from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
+from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_symmetry
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
@@ -58,8 +58,8 @@ def check_symmetry(
             remedy="check each run by itself",
         )
     (shape,) = shapes
-    bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
     center = None if beam_center is None else checked_beam_center(beam_center, shape)
+    bad, n = as_mask(mask, shape), Symmetry(checked_symmetry(symmetry), center).exposure(exposure, shape)
     counts, measured, number = np.zeros(shape), np.zeros(shape), 0
     for stack in stacks:
         for index in range(stack.shape[0]):
@@ -73,4 +73,4 @@ def check_symmetry(
         )
     total = Frame(counts, measured, 1.0)
     chosen = Symmetry() if symmetry == "1" else chosen_symmetry(total, symmetry, center)
-    return checked_symmetry(total, chosen, frames=number)
+    return tested_symmetry(total, chosen, frames=number)

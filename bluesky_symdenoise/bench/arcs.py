@@ -9,9 +9,10 @@ import numpy as np
 from bluesky_symdenoise.bench.features import Row
 from bluesky_symdenoise.bench.symmetry import CENTER, arc, pattern
 from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.physics.check import checked_symmetry
+from bluesky_symdenoise.physics.check import tested_symmetry
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import INVERSION, Symmetry, mate
+from bluesky_symdenoise.physics.mates import INVERSION, mate
+from bluesky_symdenoise.physics.symmetry import Symmetry
 
 #: By how much the arc is brighter than its mate, and its half width in pixels and in radians.
 EXCESS, HALF_WIDTH, HALF_ANGLE = 0.1, 20.0, np.pi / 6
@@ -36,7 +37,7 @@ def series(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iter
         rate = level * broken
         drawn = [rng.poisson(rate * exposure) for _ in range(number)]
         total = Frame(np.sum(drawn, axis=0).astype(np.float64), number * exposure, 1.0)
-        checked = checked_symmetry(total, Symmetry("2", CENTER), frames=number)
+        checked = tested_symmetry(total, Symmetry("2", CENTER), frames=number)
         for used, symmetry in (("no", Symmetry()), ("as named", Symmetry("2", CENTER)), ("checked", checked.symmetry)):
             excess, squared = [], []
             for counts in drawn:

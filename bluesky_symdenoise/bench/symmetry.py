@@ -21,7 +21,7 @@ from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_ce
 from bluesky_symdenoise.physics.defects import found_defects, without, without_gaps
 from bluesky_symdenoise.physics.evidence import FALSE_ALARM, Asymmetry, asymmetry, pair_sums
 from bluesky_symdenoise.physics.frame import Frame, frame_from_counts
-from bluesky_symdenoise.physics.symmetry import INVERSION, MIRROR_X, Operation
+from bluesky_symdenoise.physics.mates import INVERSION, MIRROR_X, Operation
 from bluesky_symdenoise.training.series import textured_rate
 from bluesky_symdenoise.training.simulate import View
 

@@ -16,7 +16,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import HDF5, MAX_PIXELS, TIFF, ZARR, Stamp
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
-from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group, checked_symmetry
 from bluesky_symdenoise.recipe import OPTIONAL, Recipe
 
 #: Mimetype of data sources whose pixels are computed when they are read.
@@ -95,7 +95,7 @@ class LazyImage:
         ):
             if stored[name] not in good:
                 raise _refused(f"{name} must be one of {', '.join(good)}")
-        _point_group(stored["point_group"])
+        checked_point_group(_named(stored["point_group"]))
         model, dataset = stored["model"], stored["dataset"]
         if not (isinstance(model, str) and _NAME.fullmatch(model)):
             raise _refused("model must be a name")
@@ -179,10 +179,10 @@ def _dtype(value: Any) -> str:
     return str(value)
 
 
-def _point_group(symbol: Any) -> str:
+def _named(symbol: Any) -> str:
     if not isinstance(symbol, str):
         raise _refused("a point group must be a name")
-    return checked_point_group(symbol)
+    return symbol
 
 
 def _recipe(stored: Any) -> Recipe:
@@ -196,8 +196,7 @@ def _recipe(stored: Any) -> Recipe:
     shas = [stored["model_sha256"], *(stored[name] for name in ("mask_sha256", "exposure_sha256") if stored[name])]
     if not all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in shas):
         raise _refused("recipe has something else than a sha256")
-    if stored["symmetry"] != "auto":
-        _point_group(stored["symmetry"])
+    checked_symmetry(_named(stored["symmetry"]))
     rounding = stored["rounding"]
     if not (isinstance(rounding, float) and 2**-20 <= rounding <= 1) or not _whole(stored["sigma_bits"], 1, 23):
         raise _refused("recipe has an unknown rounding")

@@ -13,7 +13,7 @@ import numpy as np
 
 from bluesky_symdenoise.catalog.columns import computed_when_read
 from bluesky_symdenoise.physics.agreement import PairTest
-from bluesky_symdenoise.physics.symmetry import (
+from bluesky_symdenoise.physics.mates import (
     ANTIDIAGONAL,
     DIAGONAL,
     INVERSION,
@@ -169,8 +169,9 @@ def _tests(tests: Sequence[PairTest]) -> str:
     if not tests:
         return ""
     rows = "".join(
-        f"<tr><td>{escape(_NAMES.get(test.operation, 'oblique mirror'))}</td><td class=n>{_p(test.p_regions)}</td>"
-        f"<td class=n>{_p(test.p_pixels)}</td><td class=n>{_share(test.agreeing)} of {test.regions}</td>"
+        f"<tr><td>{escape(_NAMES.get(test.operation._replace(tilt=None), 'oblique mirror'))}</td>"
+        f"<td class=n>{_p(test.p_regions)}</td><td class=n>{_p(test.p_pixels)}</td>"
+        f"<td class=n>{_share(test.agreeing)} of {test.regions}</td>"
         f"<td class=n>{'within noise' if test.p_regions > 0.05 else _share(test.difference)}</td></tr>"
         for test in tests
     )

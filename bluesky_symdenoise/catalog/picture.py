@@ -128,7 +128,7 @@ def panels(
     z = residual(shown, intensity, block=block)
     drawn.append(Panel("residual z\n(raw - denoised) / sqrt(denoised)", z, (-4, 4), "RdBu_r"))
     if symmetry.operations:
-        n = np.ones(measured.shape) if exposure is None else exposure
+        n = symmetry.exposure(exposure, (measured.shape[0], measured.shape[1]))
         score = disagreement(frame_from_counts(counts, mask=~measured, exposure=n), symmetry)
         label = f"mates' disagreement under {symmetry.point_group}\n(standard deviations)"
         drawn.append(Panel(label, shrunk(score, block), (0, 6), "coolwarm"))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
 #: Bins at most; narrower ones hold too few pixels.
 MOST_BINS = 300
@@ -26,6 +29,16 @@ class Geometry:
     rot1: float = 0.0
     rot2: float = 0.0
     rot3: float = 0.0
+    orientation: int = 3
+
+    def integrator(self, shape: tuple[int, int] | None) -> AzimuthalIntegrator:
+        """As pyFAI has it, for images of this shape (y, x)."""
+        from pyFAI.detectors import Detector
+        from pyFAI.integrator.azimuthal import AzimuthalIntegrator
+
+        detector = Detector(self.pixel1, self.pixel2, max_shape=shape, orientation=self.orientation)
+        stands = (self.dist, self.poni1, self.poni2, self.rot1, self.rot2, self.rot3)
+        return AzimuthalIntegrator(*stands, detector=detector, wavelength=self.wavelength)
 
 
 @dataclass(frozen=True)
@@ -57,8 +70,8 @@ def stated_geometry(start: Mapping[str, Any], configuration: Mapping[str, Any], 
     Looked for in this order:
 
     - ``start["poni"]``: a dict in pyFAI's words and SI units, ``dist`` (or ``distance``), ``poni1``, ``poni2``,
-      ``rot1``, ``rot2``, ``rot3``, ``wavelength``, ``pixel1``, ``pixel2`` (or both in ``detector_config``); or a dict
-      of such by data key. Names of detectors and files in it are never followed.
+      ``rot1``, ``rot2``, ``rot3``, ``wavelength``, ``pixel1``, ``pixel2``, ``orientation`` (or these in
+      ``detector_config``); or a dict of such by data key. Names of detectors and files in it are never followed.
     - NeXus words of NXdetector and NXbeam, ``distance``, ``x_pixel_size``, ``y_pixel_size`` (m), ``beam_center_x``,
       ``beam_center_y`` (pixels, first pixel 0) and ``incident_wavelength`` (angstrom): in ``start["geometry"]``, or in
       the configuration of the raw stream as ``<key>_distance`` and so on.
@@ -92,7 +105,11 @@ def _from_poni(stated: Mapping[str, Any]) -> Geometry | None:
     dist = _positive(given.get("dist") or given.get("distance"))
     pixel1, pixel2 = _positive(given.get("pixel1")), _positive(given.get("pixel2"))
     poni1, poni2 = given.get("poni1"), given.get("poni2")
+    # pyFAI's number of the corner that the first pixel is in; 3 is bottom right.
+    orientation = given.get("orientation", 3.0)
     if dist is None or poni1 is None or poni2 is None or pixel1 is None or pixel2 is None:
+        return None
+    if orientation not in (1, 2, 3, 4):
         return None
     return Geometry(
         dist=dist,
@@ -104,6 +121,7 @@ def _from_poni(stated: Mapping[str, Any]) -> Geometry | None:
         rot1=given.get("rot1") or 0.0,
         rot2=given.get("rot2") or 0.0,
         rot3=given.get("rot3") or 0.0,
+        orientation=int(orientation),
     )
 
 
@@ -150,9 +168,6 @@ def profile(
     geometry, beam_center
         The geometry, with a wavelength, gives q; else the beam centre (y, x) gives the radius in pixels.
     """
-    from pyFAI.detectors import Detector
-    from pyFAI.integrator.azimuthal import AzimuthalIntegrator
-
     use = measured & np.isfinite(intensity)
     if not use.any():
         return None
@@ -164,16 +179,7 @@ def profile(
         stands, unit, label = Geometry(1.0, y, x, 1e-3, 1e-3, 1e-10), "r_mm", "radius (pixels)"
     else:
         return None
-    integrator = AzimuthalIntegrator(
-        stands.dist,
-        stands.poni1,
-        stands.poni2,
-        stands.rot1,
-        stands.rot2,
-        stands.rot3,
-        detector=Detector(stands.pixel1, stands.pixel2, max_shape=intensity.shape),
-        wavelength=stands.wavelength,
-    )
+    integrator = stands.integrator((intensity.shape[0], intensity.shape[1]))
     bins = min(MOST_BINS, max(10, max(intensity.shape) // 4))
 
     def integrated(image: NDArray[Any]) -> Any:

@@ -26,7 +26,7 @@ from bluesky_symdenoise.catalog.served import (
 )
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.agreement import PairTest, pair_tests
-from bluesky_symdenoise.physics.frame import as_exposure, frame_from_counts, sentinel_mask
+from bluesky_symdenoise.physics.frame import frame_from_counts, sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
 from bluesky_symdenoise.recipe import rows_of
 
@@ -232,7 +232,7 @@ def _drawn(number: int, raw_row: int | None, frame: _Frame, geometry: Any, scala
         measured &= ~sentinel_mask(frame.counts)
     if frame.mask is not None:
         measured &= ~frame.mask
-    exposure = as_exposure(frame.exposure, shape)
+    exposure = frame.symmetry.exposure(frame.exposure, shape)
     measured &= exposure > 0
     counts, note = frame.counts, ""
     tests: tuple[PairTest, ...] = ()

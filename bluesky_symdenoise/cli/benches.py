@@ -235,6 +235,19 @@ def symmetry(
 
 
 @bench.command()
+def tilt(
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    model: ModelName = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    frames: Annotated[int, typer.Option(min=1, help="Simulated frames of each pattern.")] = 4,
+) -> None:
+    """What it is worth to know the tilt of a detector, on simulated rings and arcs, and what finding mates costs."""
+    from bluesky_symdenoise.bench.tilt import main as measure
+
+    measure(json_path=json_path, model=model, threads=threads, frames=frames)
+
+
+@bench.command()
 def dask(
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     size: Annotated[int, typer.Option(min=8, help="Pixels along each side.")] = 512,

@@ -21,7 +21,8 @@ Symmetry = Annotated[
     str,
     typer.Option(
         help="1, 2, m (left onto right), my (top onto bottom), 2mm, 4, 4mm, inf (rings), m@ANGLE, 2mm@ANGLE, "
-        "or auto: what the data support of 2mm, 2, m and my; or a .npz file that `symdenoise symmetry -o` wrote."
+        "or auto: what the data support of 2mm, 2, m and my; or a .npz file that `symdenoise symmetry -o` wrote. "
+        "On a tilted detector each but 1 is followed by ~TILT:AXIS:DISTANCE, in degrees and pixels."
     ),
 ]
 Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help="Beam centre in pixels.")]

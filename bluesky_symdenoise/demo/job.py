@@ -33,7 +33,7 @@ from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files import open_frames
 from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
-from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_symmetry
 from bluesky_symdenoise.training.series import textured_series
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def run(
     """
     if frames is not None and frames < 1:
         raise SymDenoiseError(f"--frames {frames}", rule="at least one frame is played", remedy="give 1 or more")
-    if symmetry != "auto":
-        checked_point_group(symmetry)
+    checked_symmetry(symmetry)
     played = _simulated(frames or DEFAULT_FRAMES) if images is None else _opened(images, beam_center)
     if beam_center is not None:
         checked_beam_center(beam_center, (played.frames.shape[1], played.frames.shape[2]))

@@ -33,8 +33,9 @@ from bluesky_symdenoise.physics.defects import (
     without,
 )
 from bluesky_symdenoise.physics.fold import Mates, gated_mates
-from bluesky_symdenoise.physics.frame import Frame, as_exposure, as_mask, frame_from_counts
-from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group
+from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_symmetry
+from bluesky_symdenoise.physics.tilt import split_tilt
 
 #: Frames of more rows times columns than this are run in bands of rows.
 BAND_PIXELS = 2**22
@@ -155,15 +156,17 @@ class Denoiser:
         stack = stacked(counts)
         shape = (stack.shape[1], stack.shape[2])
         if isinstance(symmetry, Symmetry):
-            if checked_point_group(symmetry.point_group) != "1":
+            if checked_symmetry(symmetry.point_group) != "1":
                 checked_beam_center(symmetry.beam_center, shape)
-            return symmetry
+            if symmetry.group != "auto":
+                return symmetry
+            beam_center, symmetry = symmetry.beam_center, symmetry.point_group
         if symmetry == "1":
             return Symmetry()
         center = None if beam_center is None else checked_beam_center(beam_center, shape)
-        if symmetry != "auto" and checked_point_group(symmetry) and center is not None:
+        if split_tilt(checked_symmetry(symmetry))[0] != "auto" and center is not None:
             return Symmetry(symmetry, center)
-        bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
+        bad, n = as_mask(mask, shape), Symmetry(symmetry, center).exposure(exposure, shape)
         frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in stack)
         total = pooled((without(frame, self._defects(frame).mask) for frame in frames), shape)
         return chosen_symmetry(total, symmetry, center)
@@ -190,10 +193,14 @@ class Denoiser:
             (y, x), True = bad.
         exposure
             (y, x) or a number: relative exposure of each pixel (flat field times solid angle times time), 0 = masked.
+            None is 1; on a tilted detector, the solid angle.
         symmetry
             ``1``, ``2``, ``m`` (left onto right), ``my`` (top onto bottom), ``2mm``, ``4``, ``4mm``, ``inf`` (rings),
             ``m@30`` or ``2mm@30`` (turned by so many degrees from x towards y), or ``auto``, which looks for ``2mm``,
-            ``2``, ``m`` and ``my`` and is decided once from all frames given; or a resolved `Symmetry`.
+            ``2``, ``m`` and ``my`` and is decided once from all frames given; or a `Symmetry`, such as
+            ``Symmetry.on(pyFAI.load("detector.poni"), "2mm")``. On a tilted flat detector a group acts on scattering
+            directions: that writes ``2mm~15:90:1200``, for a tilt of 15 degrees about an axis at 90 degrees from x
+            towards y, 1200 pixels away along the beam (`bluesky_symdenoise.physics.tilt.Tilt`).
         beam_center
             (y, x) in pixels, the centre of the first pixel is 0.
         background
@@ -216,8 +223,9 @@ class Denoiser:
         """
         stack = stacked(counts)
         shape = (stack.shape[1], stack.shape[2])
-        bad, n = as_mask(mask, shape), as_exposure(exposure, shape)
-        resolved = self.resolve(stack, mask=bad, exposure=n, symmetry=symmetry, beam_center=beam_center)
+        bad = as_mask(mask, shape)
+        resolved = self.resolve(stack, mask=bad, exposure=exposure, symmetry=symmetry, beam_center=beam_center)
+        n = resolved.exposure(exposure, shape)
         intensity = np.empty(stack.shape, np.float32)
         sigma = np.empty(stack.shape, np.float32)
         defect = np.zeros(stack.shape, np.uint8)
@@ -288,7 +296,8 @@ class Denoiser:
             If the dark has another shape than the mask, or all its pixels are masked.
         """
         bad = as_mask(mask, (dark.counts.shape[0], dark.counts.shape[1])) | dark.mask
-        result = self(dark.counts, mask=bad, symmetry=symmetry or Symmetry())
+        # It comes from the detector, whatever its tilt.
+        result = self(dark.counts, mask=bad, exposure=1.0, symmetry=symmetry or Symmetry())
         scale = np.float32(1 / exposures)
         return Background(expected=result["intensity"].values * scale, sigma=result["sigma"].values * scale)
 

@@ -10,7 +10,8 @@ from scipy import stats
 
 from bluesky_symdenoise.physics.fold import REGION, mated, pair_statistics, symmetry_score
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import Operation, Symmetry, first_of_pair
+from bluesky_symdenoise.physics.mates import Operation, first_of_pair
+from bluesky_symdenoise.physics.symmetry import Symmetry
 
 #: Counts that a region's pairs need before it is tested: below, D/sqrt(V) is not normal enough.
 TESTABLE = 25

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import INVERSION, Operation
+from bluesky_symdenoise.physics.mates import INVERSION, Operation
 
 #: How far from a known centre a better one may be, in pixels.
 REACH = 6.0

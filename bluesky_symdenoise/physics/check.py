@@ -16,7 +16,9 @@ from bluesky_symdenoise.physics.defects import without_gaps
 from bluesky_symdenoise.physics.evidence import FALSE_ALARM, Asymmetry, asymmetry, pair_sums
 from bluesky_symdenoise.physics.fold import supported_symmetry
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import Operation, Symmetry, checked_beam_center, checked_point_group
+from bluesky_symdenoise.physics.mates import Operation
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group, checked_symmetry
+from bluesky_symdenoise.physics.tilt import split_tilt
 
 #: What the operations are called in reports; others by their matrix.
 _NAMES: dict[tuple[float, ...], str] = {
@@ -134,7 +136,8 @@ def stated_symmetry(symmetry: str | Symmetry) -> str | Symmetry:
 
 def named(operation: Operation) -> str:
     """What an operation does, in words."""
-    return _NAMES.get(tuple(operation), "mirror" if np.linalg.det(np.reshape(operation, (2, 2))) < 0 else "turn")
+    matrix = operation[:4]
+    return _NAMES.get(matrix, "mirror" if np.linalg.det(np.reshape(matrix, (2, 2))) < 0 else "turn")
 
 
 def chosen_symmetry(total: Frame, symmetry: str, beam_center: tuple[float, float] | None) -> Symmetry:
@@ -148,13 +151,20 @@ def chosen_symmetry(total: Frame, symmetry: str, beam_center: tuple[float, float
     SymDenoiseError
         If the group is unknown, or no centre was given and none can be found.
     """
-    summed = without_gaps(total)
-    if symmetry == "auto":
-        return supported_symmetry(summed, beam_center)
-    if checked_point_group(symmetry) == "1":
+    group, tilt = split_tilt(checked_symmetry(symmetry))
+    if group == "1":
         return Symmetry()
-    if beam_center is not None:
+    if group != "auto" and beam_center is not None:
         return Symmetry(symmetry, beam_center)
+    if tilt is not None and beam_center is None:
+        raise SymDenoiseError(
+            f"symmetry {symmetry!r} without a beam centre",
+            rule="on a tilted detector the image does not show it",
+            remedy="give beam_center=(y, x) in pixels, or Symmetry.on(geometry)",
+        )
+    summed = without_gaps(total)
+    if group == "auto":
+        return supported_symmetry(summed, beam_center, tilt)
     first = Symmetry(symmetry).operations[0]
     found = found_beam_center(summed, first) if first.exact else None
     if found is None:
@@ -169,7 +179,7 @@ def chosen_symmetry(total: Frame, symmetry: str, beam_center: tuple[float, float
     return Symmetry(symmetry, checked_beam_center(found, total.counts.shape))
 
 
-def checked_symmetry(total: Frame, symmetry: Symmetry, *, frames: int) -> SymmetryCheck:
+def tested_symmetry(total: Frame, symmetry: Symmetry, *, frames: int) -> SymmetryCheck:
     """Test each operation of a symmetry on the sum of so many frames, and map where its mates may be used.
 
     Counts of one scene add up to Poisson counts of it, so that the sum says all that the frames can: an asymmetry that
@@ -183,7 +193,7 @@ def checked_symmetry(total: Frame, symmetry: Symmetry, *, frames: int) -> Symmet
         tests.append(asymmetry(replace(pair_sums(total, operation, center), frames=frames)))
     shape = measured.shape
     maps = [test.on_pixels(test.foldable, (shape[0], shape[1])) & measured for test in tests]
-    fold = _bits(maps if symmetry.point_group != "inf" else [np.logical_and.reduce(maps)], shape) if maps else None
+    fold = _bits(maps if symmetry.group != "inf" else [np.logical_and.reduce(maps)], shape) if maps else None
     return SymmetryCheck(
         symmetry=replace(symmetry, fold=fold),
         frames=frames,

@@ -12,7 +12,7 @@ from scipy import special
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import block_sum, mated, pair_terms
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import Operation, first_of_pair
+from bluesky_symdenoise.physics.mates import Operation, first_of_pair
 
 Floats = NDArray[np.float64]
 
@@ -202,10 +202,12 @@ def _cells(sums: PairSums) -> tuple[Floats, Floats, Floats]:
     y, x = (TILE * np.arange(size) + (TILE - 1) / 2 for size in sums.difference.shape)
     dy, dx = np.meshgrid(y - sums.beam_center[0], x - sums.beam_center[1], indexing="ij")
     here = _polar(dy, dx, CELL, AZIMUTHS)
-    g = sums.operation
-    there = _polar(g.yy * dy + g.yx * dx, g.xy * dy + g.xx * dx, CELL, AZIMUTHS)
     reach = [max(center + 0.5, size - center) for center, size in zip(sums.beam_center, sums.shape, strict=True)]
     size = (int(np.hypot(reach[0], reach[1]) // RING) + 1) * REGION[0] * AZIMUTHS
+    to_y, to_x = sums.operation.moved(dy, dx)
+    # On a tilted detector a mate may be anywhere, or nowhere.
+    somewhere = np.hypot(to_y, to_x) < size * CELL
+    there = _polar(np.where(somewhere, to_y, size * CELL), np.where(somewhere, to_x, 0.0), CELL, AZIMUTHS)
 
     def summed(at: NDArray[np.int64], values: Floats) -> Floats:
         # Tiles that reach over the frame's edge may lie further out; their pairs, if any, are left out.

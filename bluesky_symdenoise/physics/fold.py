@@ -10,7 +10,9 @@ from scipy import ndimage
 
 from bluesky_symdenoise.physics.center import found_beam_center
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.symmetry import IDENTITY, Operation, Symmetry, mate, same_mate
+from bluesky_symdenoise.physics.mates import IDENTITY, Operation, mate, same_mate
+from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.physics.tilt import Tilt, on_tilt
 
 #: Side, in pixels, of the blocks that the test is averaged over before it is smoothed.
 BLOCK = 4
@@ -145,9 +147,8 @@ def mated(frame: Frame, operation: Operation, beam_center: tuple[float, float]) 
 def gated_mates(frame: Frame, symmetry: Symmetry) -> Mates:
     """Counts and exposures of all mates where the test lets them in: a broken region keeps its own photons only."""
     center = symmetry.grid_center
-    if symmetry.point_group == "inf" and center is not None:
-        assert symmetry.beam_center is not None
-        mates = _ring_mates(frame, symmetry.beam_center)
+    if symmetry.group == "inf" and center is not None:
+        mates = _ring_mates(frame, rings(frame.counts.shape, symmetry))
         use = symmetry.may_fold(0, frame.counts.shape)
         return Mates(counts=np.where(use, mates.counts, 0.0), exposure=np.where(use, mates.exposure, 0.0))
     counts, exposure = np.zeros_like(frame.counts), np.zeros_like(frame.exposure)
@@ -163,16 +164,28 @@ def gated_mates(frame: Frame, symmetry: Symmetry) -> Mates:
     return Mates(counts=counts, exposure=exposure)
 
 
-def ring_mean(frame: Frame, beam_center: tuple[float, float], use: NDArray[np.bool_]) -> Frame:
+def rings(shape: tuple[int, ...], symmetry: Symmetry) -> NDArray[np.int64]:
+    """Which ring about the centre itself each pixel (y, x) is in, counted from 1; 0 where it scatters sideways or back.
+
+    Rings are half a pixel wide where the beam meets a detector, or, if it is tilted, where it would without the tilt.
+    """
+    assert symmetry.beam_center is not None
+    dy, dx = (np.arange(size) - c for size, c in zip(shape, symmetry.beam_center, strict=True))
+    dy, dx = dy[:, None], dx[None, :]
+    if symmetry.tilt is None:
+        return 1 + np.rint(np.hypot(dy, dx) / RING_WIDTH).astype(np.int64)
+    ring = 1 + np.rint(np.hypot(*symmetry.tilt.flattened(dy, dx)) / RING_WIDTH)
+    return np.nan_to_num(ring, nan=0.0).astype(np.int64)
+
+
+def ring_mean(frame: Frame, ring: NDArray[np.int64], use: NDArray[np.bool_]) -> Frame:
     """What the rest of each pixel's ring counted, itself left out: (y, x) sums over pixels with `use`.
 
-    Rings are half a pixel wide about the centre itself, and no count is shared between two.
+    No count is shared between two rings.
     """
-    dy, dx = (np.arange(size) - c for size, c in zip(frame.counts.shape, beam_center, strict=True))
-    ring = np.rint(np.hypot(dy[:, None], dx[None, :]) / RING_WIDTH).astype(np.int64)
 
     def others(image: NDArray[np.float64]) -> NDArray[np.float64]:
-        own = np.where(use, image, 0.0)
+        own = np.where(use & (ring > 0), image, 0.0)
         return np.asarray(np.bincount(ring.ravel(), own.ravel())[ring] - own, dtype=np.float64)
 
     alone = others((frame.exposure > 0).astype(np.float64)) == 0
@@ -180,16 +193,16 @@ def ring_mean(frame: Frame, beam_center: tuple[float, float], use: NDArray[np.bo
     return Frame(counts=counts, exposure=exposure, reference=frame.reference)
 
 
-def _ring_mates(frame: Frame, beam_center: tuple[float, float]) -> Mates:
+def _ring_mates(frame: Frame, ring: NDArray[np.int64]) -> Mates:
     """Mates of the full rotation group: the mean over what of a pixel's ring agrees with it, worth `RING_MATES`."""
     speaks = np.ones(frame.counts.shape, bool)
     for _ in range(RING_TRIMS):
         # A bright spot raises the mean that it is compared with, and all of its ring disagrees: the worst goes first.
-        score = symmetry_score(frame, ring_mean(frame, beam_center, speaks))
+        score = symmetry_score(frame, ring_mean(frame, ring, speaks))
         if score.max() <= GATE_Z:
             break
         speaks &= score <= max(GATE_Z, score[speaks].max(initial=0) / 4)
-    other = ring_mean(frame, beam_center, speaks)
+    other = ring_mean(frame, ring, speaks)
     weight = symmetry_gate(frame, other) * RING_MATES / np.maximum(other.exposure, RING_MATES)
     return Mates(counts=other.counts * weight, exposure=other.exposure * weight)
 
@@ -238,7 +251,7 @@ def _misfit(frame: Frame, operation: Operation, beam_center: tuple[float, float]
     return float(excess.sum() / np.sqrt(2 * max(testable.sum(), 1)))
 
 
-def supported_symmetry(frame: Frame, beam_center: tuple[float, float] | None) -> Symmetry:
+def supported_symmetry(frame: Frame, beam_center: tuple[float, float] | None, tilt: Tilt | None = None) -> Symmetry:
     """The largest point group that the frame supports about the centre, or about the one found; else ``1``.
 
     Without a centre only groups with inversion are looked for: a smooth pattern is nearly its own mirror image about
@@ -248,6 +261,7 @@ def supported_symmetry(frame: Frame, beam_center: tuple[float, float] | None) ->
     if center is None:
         return Symmetry()
     for symbol in ("2mm", "2") if beam_center is None else ("2mm", "2", "m", "my"):
-        if all(supported(frame, operation, center) for operation in Symmetry(symbol).operations):
-            return Symmetry(symbol, center)
+        found = Symmetry(on_tilt(symbol, tilt), center)
+        if all(supported(frame, operation, center) for operation in found.operations):
+            return found
     return Symmetry()

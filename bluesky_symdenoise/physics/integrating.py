@@ -13,7 +13,8 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.fold import block_sum
 from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
-from bluesky_symdenoise.physics.symmetry import Symmetry, first_of_pair, mate
+from bluesky_symdenoise.physics.mates import first_of_pair, mate
+from bluesky_symdenoise.physics.symmetry import Symmetry
 
 #: Side of the blocks that signal and noise are compared in, in pixels, and fewest pairs in one.
 BLOCK, FEWEST_PAIRS = 8, 16

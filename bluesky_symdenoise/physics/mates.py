@@ -1,0 +1,179 @@
+"""Which pixel is whose mate under a turn or mirror: counts are moved to it, and never interpolated."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.physics.tilt import Tilt
+
+#: Rows whose mates are looked for at a time: what they need beside their result stays small.
+ROWS = 256
+
+
+class Operation(NamedTuple):
+    """A turn or mirror of the plane without its centre: the matrix that it applies to (y, x).
+
+    With a tilt, the plane is the one at a right angle to the beam, and the detector is not.
+    """
+
+    yy: float
+    yx: float
+    xy: float
+    xx: float
+    tilt: Tilt | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether it maps pixels onto pixels."""
+        return self.tilt is None and all(value in (-1, 0, 1) for value in self[:4])
+
+    def __matmul__(self, other: Operation) -> Operation:
+        """This operation after the other, on one detector."""
+        a, b = np.reshape(self[:4], (2, 2)), np.reshape(other[:4], (2, 2))
+        yy, yx, xy, xx = (a @ b).ravel().tolist()
+        return Operation(yy, yx, xy, xx, self.tilt)
+
+    def inverse(self) -> Operation:
+        """The operation that undoes it."""
+        return Operation(self.yy, self.xy, self.yx, self.xx, self.tilt)
+
+    def moved(self, dy: NDArray[Any], dx: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where it sends places (dy, dx) from the centre on the detector; NaN for nowhere."""
+        if self.tilt is not None:
+            dy, dx = self.tilt.flattened(dy, dx)
+        dy, dx = self.yy * dy + self.yx * dx, self.xy * dy + self.xx * dx
+        return (dy, dx) if self.tilt is None else self.tilt.leaning(dy, dx)
+
+
+IDENTITY = Operation(1, 0, 0, 1)
+INVERSION = Operation(-1, 0, 0, -1)
+MIRROR_X = Operation(1, 0, 0, -1)
+MIRROR_Y = Operation(-1, 0, 0, 1)
+QUARTER = Operation(0, -1, 1, 0)
+QUARTER_BACK = Operation(0, 1, -1, 0)
+DIAGONAL = Operation(0, 1, 1, 0)
+ANTIDIAGONAL = Operation(0, -1, -1, 0)
+
+
+def mate(image: NDArray[Any], operation: Operation, beam_center: tuple[float, float]) -> NDArray[Any]:
+    """The image at each pixel's mate: out(u) = image(c + g (u - c)), 0 where the mate is off the detector.
+
+    Twice the centre is rounded to integers, so that counts are moved and never interpolated; for turns by 180 degrees
+    and mirrors along the axes, the mate is at most half a pixel from its true place. A mirror along another line takes
+    the nearest pixel, and only where that is mutual (five in six or more): of the others, two would have one mate. On
+    a tilted detector, where mates are those of scattering directions, so do all operations.
+
+    Parameters
+    ----------
+    image
+        (y, x) array.
+    operation
+        What turns or mirrors.
+    beam_center
+        (y, x) in pixels.
+    """
+    if not operation.exact:
+        # The last element is that of pixels without a mate.
+        return np.append(image.ravel(), np.zeros(1, image.dtype))[_mates(image.shape, operation, beam_center)]
+    out = np.zeros_like(image)
+    doubled = twice(beam_center, operation)
+    # Along each axis of what is moved, the source is sign * position + offset.
+    turned = operation.yx != 0
+    moved = image.T if turned else image
+    signs = (operation.xy, operation.yx) if turned else (operation.yy, operation.xx)
+    target: list[slice] = []
+    source: list[slice] = []
+    for axis, sign in enumerate(signs):
+        offset = (doubled[1 - axis if turned else axis] - int(sign) * doubled[axis]) // 2
+        there = moved.shape[axis]
+        low, high = (-offset, there - 1 - offset) if sign > 0 else (offset - there + 1, offset)
+        first, last = max(0, low), min(image.shape[axis] - 1, high)
+        # Off the detector, last < first: an empty slice, and never one that counts from the other edge.
+        stop = max(first, last + 1)
+        target.append(slice(first, stop))
+        ends = (first + offset, stop + offset) if sign > 0 else (offset - stop + 1, offset - first + 1)
+        source.append(slice(*ends) if stop > first else slice(0, 0))
+    part = moved[tuple(source)]
+    out[tuple(target)] = part[tuple(slice(None, None, int(sign)) for sign in signs)]
+    return out
+
+
+def first_of_pair(shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.bool_]:
+    """True for one pixel of each pair (u, g u), where both are on the detector: no photon is in two pairs."""
+    there = _mates(shape, operation, beam_center)
+    if operation.inverse() == operation:
+        return np.arange(shape[0] * shape[1]).reshape(shape) < there
+    # Of four pixels that a quarter turn makes of one, the first and the third are followed by their mates.
+    center = beam_center if operation.tilt else tuple(value / 2 for value in twice(beam_center, operation))
+    y, x = (np.arange(size) - at for size, at in zip(shape, center, strict=True))
+    dy, dx = y[:, None], x[None, :]
+    if operation.tilt is not None:
+        dy, dx = operation.tilt.flattened(dy, dx)
+    leads = ((dy > 0) & (dx >= 0)) | ((dy < 0) & (dx <= 0))
+    if operation.tilt is None:
+        return (there >= 0) & leads
+    # The nearest pixel may lie across the border of its quarter.
+    return (there >= 0) & leads & ~leads.ravel()[there]
+
+
+def same_mate(
+    shape: tuple[int, ...], one: Operation, other: Operation, beam_center: tuple[float, float]
+) -> NDArray[np.bool_]:
+    """True for pixels (y, x) that two operations send to one place."""
+    if one.exact and other.exact:
+        difference = other.inverse() @ one
+        center = twice(beam_center, difference)
+        dy, dx = (2 * np.arange(size) - c for size, c in zip(shape, center, strict=True))
+        dy, dx = dy[:, None], dx[None, :]
+        a, b, c, d = (int(value) for value in difference[:4])
+        return ((a - 1) * dy + b * dx == 0) & (c * dy + (d - 1) * dx == 0)
+    return np.equal(_mates(shape, one, beam_center), _mates(shape, other, beam_center))
+
+
+def twice(beam_center: tuple[float, float], operation: Operation) -> tuple[int, int]:
+    """Twice the centre as integers; for a quarter turn both even or both odd."""
+    y, x = (round(2 * value) for value in beam_center)
+    if operation.yx and (y - x) % 2:
+        away = 2 * beam_center[0] - y, 2 * beam_center[1] - x
+        if abs(away[0]) > abs(away[1]):
+            y += 1 if away[0] > 0 else -1
+        else:
+            x += 1 if away[1] > 0 else -1
+    return y, x
+
+
+def _mates(shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.signedinteger]:
+    """The flat index of each pixel's mate, -1 where it has none."""
+    if operation.exact:
+        return mate(np.arange(1, 1 + shape[0] * shape[1]).reshape(shape), operation, beam_center) - 1
+    return _mutual_nearest((shape[0], shape[1]), operation, beam_center)
+
+
+@lru_cache(8)
+def _mutual_nearest(
+    shape: tuple[int, int], operation: Operation, beam_center: tuple[float, float]
+) -> NDArray[np.signedinteger]:
+    """The flat index of each pixel's nearest mate where each is the other's; -1 elsewhere."""
+    height, width = shape
+    x = np.arange(width)[None, :] - beam_center[1]
+
+    def nearest(g: Operation) -> NDArray[np.int32]:
+        index = np.empty(shape, np.int32)
+        for first in range(0, height, ROWS):
+            y = np.arange(first, min(first + ROWS, height))[:, None] - beam_center[0]
+            dy, dx = g.moved(y, x)
+            to_y, to_x = np.rint(dy + beam_center[0]), np.rint(dx + beam_center[1])
+            on = (to_y >= 0) & (to_y < height) & (to_x >= 0) & (to_x < width)
+            index[first : first + ROWS] = np.where(on, to_y * width + to_x, -1)
+        return index
+
+    there = nearest(operation)
+    back = there if operation.inverse() == operation else nearest(operation.inverse())
+    mutual = (there >= 0) & (back.ravel()[there] == np.arange(height * width).reshape(shape))
+    index = np.where(mutual, there, np.int32(-1))
+    index.flags.writeable = False
+    return index
