@@ -58,6 +58,8 @@ def main(
             f"{data}", rule="its sets are of one origin", remedy="give sets whose attribute origin differs"
         )
     console = Console()
+    if not console.is_terminal:
+        console.width = 150
 
     def trained(name: str, left_out: str | None) -> Path:
         real = [frames for frames in sets if frames.origin != left_out]
