@@ -76,6 +76,21 @@ class TestPooling:
         assert few < 0.1
         assert many > 0.8
 
+    def test_show_a_spot_and_a_gap_of_a_few_pixels(self) -> None:
+        y, x = np.indices(SHAPE)
+        spot = np.exp(-((y - 30) ** 2 + (x - 40) ** 2) / 18)
+        level = rate(arc=0, level=1.0)
+        frames = np.random.default_rng(4).poisson(level + 0.6 * spot, (64, *SHAPE))
+        frames[:, 90:94, 100:104] = 0
+        found = checked(frames)
+        use = found.symmetry.may_fold(0, SHAPE)
+        mates_place = round(2 * CENTER[0]) - 30, round(2 * CENTER[1]) - 40
+        assert not use[28:33, 38:43].any()
+        assert not use[mates_place[0] - 2 : mates_place[0] + 3, mates_place[1] - 2 : mates_place[1] + 3].any()
+        assert not use[90:94, 100:104].any()
+        assert found.usable[0] > 0.8
+        assert 0 < found.spotted[0] < 0.2
+
     def test_are_the_sum_of_all_runs(self) -> None:
         halves = drawn(20)
         assert checked(halves[:10]).frames == 10
@@ -120,6 +135,16 @@ class TestDenoising:
         assert excess["checked"] > excess["named"]
         assert abs(excess["checked"] - excess["none"]) < abs(excess["named"] - excess["none"])
 
+    def test_takes_the_check_itself_and_no_other_centre(self, denoiser: Denoiser) -> None:
+        frames = drawn(4)
+        found = checked(frames)
+        whole, symmetry = (denoiser(frames[0], symmetry=each) for each in (found, found.symmetry))
+        np.testing.assert_array_equal(whole["intensity"], symmetry["intensity"])
+        again = check_symmetry(frames, symmetry=found.symmetry)
+        np.testing.assert_array_equal(again.symmetry.fold, found.symmetry.fold)
+        with pytest.raises(SymDenoiseError, match="its own centre"):
+            denoiser(frames[0], symmetry=found, beam_center=(3, 4))
+
     def test_of_another_detector_is_refused(self, denoiser: Denoiser) -> None:
         with pytest.raises(SymDenoiseError, match="frames of this detector"):
             denoiser(np.ones((140, 150), np.uint16), symmetry=checked(drawn(4)).symmetry)
@@ -149,6 +174,10 @@ class TestRuns:
         assert callback.close(timeout=60).ok
         shown = np.asarray(denoised_for(client, live)["primary"]["det"][1]).squeeze()
         np.testing.assert_array_equal(shown, stored)
+
+    def test_of_one_run_count_once(self, raw: Any) -> None:
+        with pytest.raises(SymDenoiseError, match="more than once"):
+            check_symmetry([raw, raw], symmetry="2", beam_center=CENTER)
 
     def test_servers_do_not_do_it_when_they_are_read(self, client: Container, denoiser: Denoiser, raw: Any) -> None:
         with pytest.raises(SymDenoiseError, match="checked symmetry"):
@@ -198,7 +227,11 @@ class TestFiles:
         np.save(tmp_path / "frames.npy", drawn(2))
         with pytest.raises(SystemExit):
             main(["symmetry", str(tmp_path / "frames.npy"), "-o", "checked.txt"])
-        (tmp_path / "no.npz").write_text("nothing")
         with pytest.raises(SystemExit):
-            main(["denoise", str(tmp_path / "frames.npy"), "-o", "o.h5", "--symmetry", str(tmp_path / "no.npz")])
-        assert "no checked symmetry" in capsys.readouterr().err
+            main(["symmetry", str(tmp_path / "frames.npy"), "-o", str(tmp_path / "nowhere" / "checked.npz")])
+        assert capsys.readouterr().err.count("NAME.npz in a folder that exists") == 2
+        for content in (b"nothing", b"", b"PK\x03\x04 cut"):
+            (tmp_path / "no.npz").write_bytes(content)
+            with pytest.raises(SystemExit):
+                main(["denoise", str(tmp_path / "frames.npy"), "-o", "o.h5", "--symmetry", str(tmp_path / "no.npz")])
+            assert "no checked symmetry" in capsys.readouterr().err

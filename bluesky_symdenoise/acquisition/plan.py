@@ -27,7 +27,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.check import stated_symmetry
 from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure
-from bluesky_symdenoise.physics.symmetry import Symmetry, checked_symmetry
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_symmetry, refuse_other_center
 from bluesky_symdenoise.recipe import Recipe, array_sha256, chosen_frames
 
 if TYPE_CHECKING:
@@ -102,10 +102,9 @@ class Request:
         """
         fold, stated = None, stated_symmetry(symmetry)
         if isinstance(stated, Symmetry):
-            _refuse_other_center(stated, beam_center)
+            refuse_other_center(stated, beam_center)
             beam_center, fold = stated.beam_center, stated.fold
-        symmetry = stated.point_group if isinstance(stated, Symmetry) else stated
-        checked_symmetry(symmetry)
+        symmetry = checked_symmetry(stated.point_group if isinstance(stated, Symmetry) else stated)
         if beam_center is not None and (len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()):
             raise SymDenoiseError(
                 f"beam centre {beam_center!r}",
@@ -310,15 +309,6 @@ class Work(Request):
             "recipe_sha256": self.recipe.sha256,
             "environment": self.environment,
         }
-
-
-def _refuse_other_center(symmetry: Symmetry, beam_center: Sequence[float] | None) -> None:
-    if beam_center is not None and symmetry.beam_center != tuple(float(value) for value in beam_center):
-        raise SymDenoiseError(
-            f"beam centre {beam_center!r} beside a symmetry about {symmetry.beam_center}",
-            rule="it has its own centre",
-            remedy="leave beam_center out, or check the symmetry about that centre",
-        )
 
 
 def image_keys(descriptor: Document, recipe: Recipe) -> list[str]:

@@ -82,8 +82,8 @@ def stacks_of(frames: Any, *, stream: str | None, data_key: str | None) -> list[
     if len(array.shape) != 3 or 0 in array.shape:
         raise SymDenoiseError(
             f"frames of shape {tuple(array.shape)}",
-            rule="they must be (frame, y, x), or runs of a catalogue",
-            remedy="give one array of all frames",
+            rule="they must be (frame, y, x) with at least one frame, or runs of a catalogue",
+            remedy="give one array of all frames; of a single one, frame[None]",
         )
     return [Stack("an array", tuple(array.shape), lambda index: np.asarray(array[index]), is_run=False)]
 

@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike
 
 from bluesky_symdenoise.acquisition.stacks import stacks_of
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.check import SymmetryCheck, chosen_symmetry, tested_symmetry
+from bluesky_symdenoise.physics.check import SymmetryCheck, chosen_symmetry, stated_symmetry, tested_symmetry
 from bluesky_symdenoise.physics.defects import found_defects, without
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
-from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_symmetry
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_symmetry, refuse_other_center
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def check_symmetry(
     frames: BlueskyRun | Sequence[BlueskyRun] | ArrayLike,
     *,
-    symmetry: str = "auto",
+    symmetry: str | Symmetry = "auto",
     beam_center: Sequence[float] | None = None,
     mask: ArrayLike | None = None,
     exposure: ArrayLike | None = None,
@@ -40,7 +40,8 @@ def check_symmetry(
     frames
         A raw run, several, or counts (frame, y, x); read one by one.
     symmetry, beam_center, mask, exposure
-        As in `bluesky_symdenoise.Denoiser`; ``auto`` finds group and centre from all frames together.
+        As in `bluesky_symdenoise.Denoiser`; ``auto`` finds group and centre from all frames together. Frames are added
+        up, so they must be of one scene.
     stream, data_key
         Of the image in the runs; by default the first.
 
@@ -49,7 +50,17 @@ def check_symmetry(
     SymDenoiseError
         If there are no counts, or frames of several shapes, or the arguments do not fit them.
     """
+    stated = stated_symmetry(symmetry)
+    if isinstance(stated, Symmetry):
+        refuse_other_center(stated, beam_center)
+        beam_center = stated.beam_center
+    symbol = checked_symmetry(stated.point_group if isinstance(stated, Symmetry) else stated)
     stacks = stacks_of(frames, stream=stream, data_key=data_key)
+    twice = sorted({one.name for one in stacks if one.is_run and [other.name for other in stacks].count(one.name) > 1})
+    if twice:
+        raise SymDenoiseError(
+            f"run {twice[0]} more than once", rule="its counts would count twice", remedy="give each run once"
+        )
     shapes = {one.shape[1:] for one in stacks}
     if len(shapes) > 1:
         raise SymDenoiseError(
@@ -59,7 +70,7 @@ def check_symmetry(
         )
     (shape,) = shapes
     center = None if beam_center is None else checked_beam_center(beam_center, shape)
-    bad, n = as_mask(mask, shape), Symmetry(checked_symmetry(symmetry), center).exposure(exposure, shape)
+    bad, n = as_mask(mask, shape), Symmetry(symbol, center).exposure(exposure, shape)
     counts, measured, number = np.zeros(shape), np.zeros(shape), 0
     for stack in stacks:
         for index in range(stack.shape[0]):
@@ -72,5 +83,4 @@ def check_symmetry(
             "frames without a count", rule="nothing can be said of them", remedy="give frames with photons"
         )
     total = Frame(counts, measured, 1.0)
-    chosen = Symmetry() if symmetry == "1" else chosen_symmetry(total, symmetry, center)
-    return tested_symmetry(total, chosen, frames=number)
+    return tested_symmetry(total, chosen_symmetry(total, symbol, center), frames=number)

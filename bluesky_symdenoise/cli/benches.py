@@ -56,8 +56,13 @@ def quality(
 @bench.command()
 def origins(
     data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role, origin).")],
-    initial: Annotated[Path, typer.Option(help="Weights (.safetensors) that have seen simulations only.")],
-    recipe: Annotated[Path, typer.Option(help="Training recipe to go on with.")],
+    initial: Annotated[
+        Path,
+        typer.Option(
+            help="Weights (.safetensors) that have seen simulations only, such as small.toml gives without --data."
+        ),
+    ],
+    recipe: Annotated[Path, typer.Option(help="Training recipe to go on with: small-origin.toml in training/recipes.")],
     output: Annotated[Path, typer.Option(help="Folder for the trained weights; those that are there are kept.")],
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
 ) -> None:

@@ -15,7 +15,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 @app.command("symmetry")
 def check(
     sources: Annotated[
-        list[str], typer.Argument(metavar="FILE|RUN...", help="File or glob of frames; with --from, uids.")
+        list[str], typer.Argument(metavar="FILE|RUN...", help="A file or glob of frames; with --from, uids of runs.")
     ],
     catalog: Annotated[str | None, typer.Option("--from", metavar="CATALOG_URI", help="Where the runs are.")] = None,
     symmetry: Symmetry = "auto",
@@ -36,10 +36,10 @@ def check(
     from bluesky_symdenoise.cli.catalog import opened
     from bluesky_symdenoise.cli.lazy import run_named
     from bluesky_symdenoise.files import mask_from, open_frames
-    from bluesky_symdenoise.physics.check import RULE
+    from bluesky_symdenoise.physics.check import RULE, refuse_bad_name
 
-    if output is not None and output.suffix != ".npz":
-        raise SymDenoiseError(str(output), rule="a checked symmetry is kept as .npz", remedy="give -o NAME.npz")
+    if output is not None:
+        refuse_bad_name(output)
     given = None if mask is None else mask_from(mask)
     if catalog is not None:
         with opened(catalog) as client:
@@ -67,4 +67,5 @@ def check(
         typer.echo(json.dumps(done.figures(), indent=2))
         return
     typer.echo(str(done))
-    typer.echo(RULE)
+    if done.tests:
+        typer.echo(RULE)

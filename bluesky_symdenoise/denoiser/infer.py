@@ -22,7 +22,7 @@ from bluesky_symdenoise.denoiser.stack import pooled, stacked
 from bluesky_symdenoise.denoiser.views import averaged
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.check import chosen_symmetry
+from bluesky_symdenoise.physics.check import SymmetryCheck, chosen_symmetry, stated_symmetry
 from bluesky_symdenoise.physics.dark import Background, Dark, signal
 from bluesky_symdenoise.physics.defects import (
     DEAD,
@@ -34,7 +34,7 @@ from bluesky_symdenoise.physics.defects import (
 )
 from bluesky_symdenoise.physics.fold import Mates, gated_mates
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
-from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_symmetry
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_symmetry, refuse_other_center
 from bluesky_symdenoise.physics.tilt import split_tilt
 
 #: Frames of more rows times columns than this are run in bands of rows.
@@ -140,7 +140,7 @@ class Denoiser:
         *,
         mask: ArrayLike | None = None,
         exposure: ArrayLike | None = None,
-        symmetry: str | Symmetry = "auto",
+        symmetry: str | Symmetry | SymmetryCheck = "auto",
         beam_center: ArrayLike | None = None,
     ) -> Symmetry:
         """The point group and beam centre that `__call__` would use for these frames, pooled.
@@ -155,16 +155,20 @@ class Denoiser:
         """
         stack = stacked(counts)
         shape = (stack.shape[1], stack.shape[2])
+        symmetry = stated_symmetry(symmetry)
         if isinstance(symmetry, Symmetry):
             if checked_symmetry(symmetry.point_group) != "1":
                 checked_beam_center(symmetry.beam_center, shape)
+            refuse_other_center(symmetry, beam_center)
+            symmetry.may_fold(0, shape)
             if symmetry.group != "auto":
                 return symmetry
             beam_center, symmetry = symmetry.beam_center, symmetry.point_group
         if symmetry == "1":
             return Symmetry()
         center = None if beam_center is None else checked_beam_center(beam_center, shape)
-        if split_tilt(checked_symmetry(symmetry))[0] != "auto" and center is not None:
+        symmetry = checked_symmetry(symmetry)
+        if split_tilt(symmetry)[0] != "auto" and center is not None:
             return Symmetry(symmetry, center)
         bad, n = as_mask(mask, shape), Symmetry(symmetry, center).exposure(exposure, shape)
         frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in stack)
@@ -177,7 +181,7 @@ class Denoiser:
         *,
         mask: ArrayLike | None = None,
         exposure: ArrayLike | None = None,
-        symmetry: str | Symmetry = "auto",
+        symmetry: str | Symmetry | SymmetryCheck = "auto",
         beam_center: ArrayLike | None = None,
         background: Background | None = None,
     ) -> xr.Dataset:
@@ -221,6 +225,12 @@ class Denoiser:
         SymDenoiseError
             For input that cannot be used.
         """
+        if background is not None and not isinstance(background, Background):
+            raise SymDenoiseError(
+                f"background of type {type(background).__name__}",
+                rule="it comes with its error",
+                remedy="give what Denoiser.background or pseudo_counts made",
+            )
         stack = stacked(counts)
         shape = (stack.shape[1], stack.shape[2])
         bad = as_mask(mask, shape)

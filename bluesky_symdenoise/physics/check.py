@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,15 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_center
 from bluesky_symdenoise.physics.defects import without_gaps
-from bluesky_symdenoise.physics.evidence import FALSE_ALARM, Asymmetry, asymmetry, pair_sums
+from bluesky_symdenoise.physics.evidence import FALSE_ALARM, Asymmetry, asymmetry, differing_blocks, pair_sums
 from bluesky_symdenoise.physics.fold import supported_symmetry
 from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.mates import Operation
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group, checked_symmetry
 from bluesky_symdenoise.physics.tilt import split_tilt
 
+#: Smallest p-value that the combined test tells from 0.
+LEAST_P = 1e-290
 #: What the operations are called in reports; others by their matrix.
 _NAMES: dict[tuple[float, ...], str] = {
     (-1, 0, 0, -1): "half turn",
@@ -37,9 +40,10 @@ class SymmetryCheck:
     Attributes
     ----------
     symmetry
-        Group, centre, and the map of where mates may be used: where no difference was seen, and one that could not
-        have been seen with 95 % probability is below the statistical error of 4 x 4 pixels of one folded frame. To be
-        given as ``symmetry=`` to a denoiser, a callback or a replay.
+        Group, centre, and the map of where mates may be used: where no difference of a region (32 pixels by 22.5
+        degrees) or of a block (4 to 16 pixels) was seen, and one of a region that could not have been seen with 95 %
+        probability is below the statistical error of 4 x 4 pixels of one folded frame. To be given as ``symmetry=`` to
+        a denoiser, a callback or a replay.
     frames
         How many were pooled.
     counts_per_pixel
@@ -48,6 +52,8 @@ class SymmetryCheck:
         One for each operation of the group.
     usable
         Share of the measured pixels where the mates under each operation may be used.
+    spotted
+        Share of the measured pixels that are in, or beside, blocks of 4 to 16 pixels that differ from their mates.
     """
 
     symmetry: Symmetry
@@ -55,19 +61,23 @@ class SymmetryCheck:
     counts_per_pixel: float
     tests: tuple[Asymmetry, ...]
     usable: tuple[float, ...]
+    spotted: tuple[float, ...]
 
     def figures(self) -> dict[str, Any]:
         """As plain JSON values; differences are relative to the mean of a region and its mate."""
         operations = []
-        for test, usable in zip(self.tests, self.usable, strict=True):
-            seen = np.isfinite(test.smallest)
+        for test, usable, spotted in zip(self.tests, self.usable, self.spotted, strict=True):
+            # Rates that are not negative differ by at most twice their mean.
+            seen = test.smallest <= 2
             operations.append(
                 {
                     "operation": named(test.operation),
                     "p_value": test.p_value,
                     "regions": int(np.isfinite(test.score).sum()),
                     "regions_that_differ": int(test.rejected.sum()),
+                    "largest_difference": float(np.abs(test.difference[test.rejected]).max(initial=0.0)),
                     "smallest_visible_difference": float(np.median(test.smallest[seen])) if seen.any() else None,
+                    "in_differing_blocks": spotted,
                     "usable": usable,
                 }
             )
@@ -82,22 +92,35 @@ class SymmetryCheck:
 
     def __str__(self) -> str:
         """Of each operation a line."""
-        center = self.symmetry.beam_center
+        center, paired = self.symmetry.beam_center, self.symmetry.grid_center
         about = "" if center is None else f" about (y, x) = ({center[0]:.2f}, {center[1]:.2f})"
-        lines = [
-            f"{self.symmetry.point_group}{about}: {self.frames} frames of {self.counts_per_pixel:.3g} counts/pixel"
-        ]
+        if center is not None and paired is not None and paired != center:
+            about += f", pixels paired about ({paired[0]:.2f}, {paired[1]:.2f})"
+        number = f"{self.frames} frame{'s' * (self.frames != 1)}"
+        lines = [f"{self.symmetry.point_group}{about}: {number} of {self.counts_per_pixel:.3g} counts/pixel"]
+        if not self.tests:
+            lines.append("no mates: the frames support no group that was looked for; name one to have it tested")
         for one in self.figures()["operations"]:
             visible = one["smallest_visible_difference"]
             least = "none could be seen" if visible is None else f"{100 * visible:.2g} % could be seen (median)"
+            most = f" by up to {100 * one['largest_difference']:.2g} %" if one["regions_that_differ"] else ""
+            p_value = f"= {one['p_value']:.2g}" if one["p_value"] > LEAST_P else f"< {LEAST_P:g}"
             lines.append(
-                f"{one['operation']}: p = {one['p_value']:.2g}; {one['regions_that_differ']} of {one['regions']} "
-                f"regions differ, {least}; mates may be used on {100 * one['usable']:.0f} % of the pixels"
+                f"{one['operation']}: p {p_value}; {one['regions_that_differ']} of {one['regions']} regions "
+                f"differ{most}, {least}; spots or gaps that differ on {100 * one['in_differing_blocks']:.1f} % of the "
+                f"pixels; mates may be used on {100 * one['usable']:.0f} %"
             )
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
-        """Write the symmetry with its map as ``.npz``; `load_symmetry` reads it."""
+        """Write the symmetry with its map as ``.npz``; `load_symmetry` reads it.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the name ends otherwise, or its folder is not there.
+        """
+        refuse_bad_name(Path(path))
         center = self.symmetry.beam_center
         with Path(path).open("wb") as file:
             np.savez_compressed(
@@ -106,6 +129,14 @@ class SymmetryCheck:
                 beam_center=np.array([] if center is None else center),
                 fold=np.zeros((0, 0), np.uint8) if self.symmetry.fold is None else self.symmetry.fold,
             )
+
+
+def refuse_bad_name(path: Path) -> None:
+    """Raise SymDenoiseError if a checked symmetry cannot be written under a name."""
+    if path.suffix != ".npz" or not path.parent.is_dir():
+        raise SymDenoiseError(
+            str(path), rule="a checked symmetry is kept as NAME.npz in a folder that exists", remedy="give such a name"
+        )
 
 
 def load_symmetry(path: str | Path) -> Symmetry:
@@ -117,27 +148,34 @@ def load_symmetry(path: str | Path) -> Symmetry:
         If it is none.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             group, center, fold = str(stored["point_group"]), stored["beam_center"], stored["fold"]
             if fold.ndim != 2 or fold.dtype != np.uint8 or center.size not in (0, 2):
                 raise ValueError("its arrays have other shapes")
-    except (OSError, KeyError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise SymDenoiseError(f"{path}", rule="there is no such file", remedy="write it with -o") from error
+    except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
         raise SymDenoiseError(
-            f"{path}", rule=f"it is no checked symmetry ({error})", remedy="write it with `symdenoise symmetry ... -o`"
+            f"{path}", rule="it is no checked symmetry", remedy="write it with `symdenoise symmetry ... -o`"
         ) from error
     checked_point_group(group)
     return Symmetry(group, (float(center[0]), float(center[1])) if center.size else None, fold if fold.size else None)
 
 
-def stated_symmetry(symmetry: str | Symmetry) -> str | Symmetry:
-    """What was asked for; the name of a ``.npz`` file stands for the checked symmetry in it."""
+def stated_symmetry(symmetry: str | Symmetry | SymmetryCheck) -> str | Symmetry:
+    """What was asked for; a check, or the name of a ``.npz`` file, stands for the checked symmetry in it."""
+    if isinstance(symmetry, SymmetryCheck):
+        return symmetry.symmetry
     return load_symmetry(symmetry) if isinstance(symmetry, str) and symmetry.endswith(".npz") else symmetry
 
 
 def named(operation: Operation) -> str:
     """What an operation does, in words."""
     matrix = operation[:4]
-    return _NAMES.get(matrix, "mirror" if np.linalg.det(np.reshape(matrix, (2, 2))) < 0 else "turn")
+    if matrix in _NAMES:
+        return _NAMES[matrix]
+    # A mirror's line at an angle a from the columns: yy = cos 2a, yx = -sin 2a.
+    return f"mirror at {np.degrees(np.arctan2(-operation.yx, operation.yy)) / 2:g} degrees from the columns"
 
 
 def chosen_symmetry(total: Frame, symmetry: str, beam_center: tuple[float, float] | None) -> Symmetry:
@@ -151,7 +189,8 @@ def chosen_symmetry(total: Frame, symmetry: str, beam_center: tuple[float, float
     SymDenoiseError
         If the group is unknown, or no centre was given and none can be found.
     """
-    group, tilt = split_tilt(checked_symmetry(symmetry))
+    symmetry = checked_symmetry(symmetry)
+    group, tilt = split_tilt(symmetry)
     if group == "1":
         return Symmetry()
     if group != "auto" and beam_center is not None:
@@ -192,7 +231,11 @@ def tested_symmetry(total: Frame, symmetry: Symmetry, *, frames: int) -> Symmetr
         assert center is not None
         tests.append(asymmetry(replace(pair_sums(total, operation, center), frames=frames)))
     shape = measured.shape
-    maps = [test.on_pixels(test.foldable, (shape[0], shape[1])) & measured for test in tests]
+    spots = [differing_blocks(total, operation, center) & measured for operation in symmetry.operations if center]
+    maps = [
+        test.on_pixels(test.foldable, (shape[0], shape[1])) & measured & ~spot
+        for test, spot in zip(tests, spots, strict=True)
+    ]
     fold = _bits(maps if symmetry.group != "inf" else [np.logical_and.reduce(maps)], shape) if maps else None
     return SymmetryCheck(
         symmetry=replace(symmetry, fold=fold),
@@ -200,6 +243,7 @@ def tested_symmetry(total: Frame, symmetry: Symmetry, *, frames: int) -> Symmetr
         counts_per_pixel=float(total.counts.sum() / max(1, measured.sum()) / max(1, frames)),
         tests=tuple(tests),
         usable=tuple(float(where.sum() / max(1, measured.sum())) for where in maps),
+        spotted=tuple(float(where.sum() / max(1, measured.sum())) for where in spots),
     )
 
 
@@ -211,4 +255,7 @@ def _bits(maps: Iterable[NDArray[np.bool_]], shape: tuple[int, ...]) -> NDArray[
 
 
 #: Said beside the figures: what "differ" means.
-RULE = f"differs: one false alarm in {1 / FALSE_ALARM:.0f} checks of a symmetric pattern, over all regions"
+RULE = (
+    f"regions are 32 pixels by 22.5 degrees; they differ, and so do blocks of 4 to 16 pixels, by false alarm once in "
+    f"{1 / FALSE_ALARM:.0f} checks of a symmetric pattern"
+)

@@ -119,7 +119,7 @@ def frame_from_counts(counts: NDArray[Any], *, mask: NDArray[np.bool_], exposure
             raise SymDenoiseError(
                 f"counts with the value {negative.min():.6g}",
                 rule="counts are not negative; this frame looks background-subtracted",
-                remedy="give the counts as measured",
+                remedy="give the counts as measured, and what was subtracted as a background",
             )
     bad = mask | sentinel_mask(counts)
     n = np.where(bad, 0.0, exposure)

@@ -98,6 +98,12 @@ class Symmetry:
         SymDenoiseError
             If the group is unknown, the detector's shape is, the beam misses it, or its tilt cannot be used.
         """
+        if not hasattr(geometry, "detector"):
+            raise SymDenoiseError(
+                f"geometry of type {type(geometry).__name__}",
+                rule="it is pyFAI's",
+                remedy='give pyFAI.load("file.poni")',
+            )
         if checked_symmetry(point_group) == "1":
             return cls()
         frames = geometry.detector.shape if shape is None else shape
@@ -186,7 +192,7 @@ def _operations(symbol: str) -> tuple[Operation, ...]:
 
 
 def checked_point_group(symbol: str) -> str:
-    """The symbol, if it is one that can be used.
+    """The symbol, if it is one that can be used; a tilt with all its digits.
 
     Raises
     ------
@@ -203,7 +209,7 @@ def checked_point_group(symbol: str) -> str:
         )
     if group == "1" and tilt is not None:
         raise SymDenoiseError(f"symmetry {symbol!r}", rule="without mates no tilt matters", remedy="give 1")
-    return symbol
+    return on_tilt(group, tilt)
 
 
 def checked_symmetry(symbol: str) -> str:
@@ -214,7 +220,8 @@ def checked_symmetry(symbol: str) -> str:
     SymDenoiseError
         If it is neither.
     """
-    return symbol if split_tilt(str(symbol))[0] == "auto" else checked_point_group(symbol)
+    group, tilt = split_tilt(str(symbol))
+    return on_tilt(group, tilt) if group == "auto" else checked_point_group(symbol)
 
 
 def noticeable_tilt(
@@ -241,6 +248,18 @@ def noticeable_tilt(
                 raise unusable(tilt.degrees, "its pixels are not square")
             return tilt
     return None
+
+
+def refuse_other_center(symmetry: Symmetry, beam_center: Any) -> None:
+    """Raise SymDenoiseError if another centre is named beside a resolved symmetry."""
+    if beam_center is None or symmetry.point_group == "1":
+        return
+    if symmetry.beam_center != tuple(np.asarray(beam_center, np.float64).ravel().tolist()):
+        raise SymDenoiseError(
+            f"beam centre {beam_center!r} beside a symmetry about {symmetry.beam_center}",
+            rule="it has its own centre",
+            remedy="leave beam_center out, or check the symmetry about that centre",
+        )
 
 
 def checked_beam_center(center: Any, shape: tuple[int, int]) -> tuple[float, float]:
