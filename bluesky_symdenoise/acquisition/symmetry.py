@@ -56,10 +56,11 @@ def check_symmetry(
         beam_center = stated.beam_center
     symbol = checked_symmetry(stated.point_group if isinstance(stated, Symmetry) else stated)
     stacks = stacks_of(frames, stream=stream, data_key=data_key)
-    twice = sorted({one.name for one in stacks if one.is_run and [other.name for other in stacks].count(one.name) > 1})
-    if twice:
+    names = [one.name for one in stacks]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
         raise SymDenoiseError(
-            f"run {twice[0]} more than once", rule="its counts would count twice", remedy="give each run once"
+            f"run {twice} more than once", rule="its counts would count twice", remedy="give each run once"
         )
     shapes = {one.shape[1:] for one in stacks}
     if len(shapes) > 1:

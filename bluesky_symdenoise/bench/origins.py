@@ -57,9 +57,6 @@ def main(
         raise SymDenoiseError(
             f"{data}", rule="its sets are of one origin", remedy="give sets whose attribute origin differs"
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = 150
 
     def trained(name: str, left_out: str | None) -> Path:
         real = [frames for frames in sets if frames.origin != left_out]
@@ -77,7 +74,7 @@ def main(
             for kind, path in models.items()
         }
         rows += _rows(origin, scored)
-    _show(console, rows)
+    _show(rows)
     if json_path is not None:
         content = {"recipe": config.to_dict(), "initial": initial.name, "levels": list(levels), "results": rows}
         json_path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -98,7 +95,10 @@ def _rows(origin: str, scored: dict[str, list[Result]]) -> list[dict[str, Any]]:
     return list(out.values())
 
 
-def _show(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+def _show(rows: Sequence[dict[str, Any]]) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = 150
     table = Table(
         title="held-out likelihood, millinat per pixel over the model of simulations only", title_justify="left"
     )

@@ -13,30 +13,13 @@ import numpy as np
 
 from bluesky_symdenoise.catalog.columns import computed_when_read
 from bluesky_symdenoise.physics.agreement import PairTest
-from bluesky_symdenoise.physics.mates import (
-    ANTIDIAGONAL,
-    DIAGONAL,
-    INVERSION,
-    MIRROR_X,
-    MIRROR_Y,
-    QUARTER,
-    QUARTER_BACK,
-)
+from bluesky_symdenoise.physics.mates import named
 
 if TYPE_CHECKING:
     from bluesky_symdenoise.catalog.report import FrameFigures
 
 #: Characters of metadata that the page shows at most.
 _MOST_TEXT = 20_000
-_NAMES = {
-    INVERSION: "inversion (2)",
-    MIRROR_X: "mirror, left onto right (m)",
-    MIRROR_Y: "mirror, top onto bottom (my)",
-    QUARTER: "quarter turn",
-    QUARTER_BACK: "quarter turn, the other way",
-    DIAGONAL: "mirror, y onto x",
-    ANTIDIAGONAL: "mirror, y onto -x",
-}
 _STYLE = """
 :root { --line: #d8dde3; --back: #f6f8fa; }
 * { box-sizing: border-box; }
@@ -169,7 +152,7 @@ def _tests(tests: Sequence[PairTest]) -> str:
     if not tests:
         return ""
     rows = "".join(
-        f"<tr><td>{escape(_NAMES.get(test.operation._replace(tilt=None), 'oblique mirror'))}</td>"
+        f"<tr><td>{escape(named(test.operation))}</td>"
         f"<td class=n>{_p(test.p_regions)}</td><td class=n>{_p(test.p_pixels)}</td>"
         f"<td class=n>{_share(test.agreeing)} of {test.regions}</td>"
         f"<td class=n>{'within noise' if test.p_regions > 0.05 else _share(test.difference)}</td></tr>"

@@ -91,7 +91,6 @@ def denoise(
     from bluesky_symdenoise.denoiser.infer import Denoiser
     from bluesky_symdenoise.denoiser.stack import empty_result
     from bluesky_symdenoise.files import NexusWriter, mask_from, open_frames
-    from bluesky_symdenoise.physics.check import stated_symmetry
     from bluesky_symdenoise.physics.frame import as_mask
 
     denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
@@ -101,7 +100,7 @@ def denoise(
             given = as_mask(mask_from(mask), (stack.shape[1], stack.shape[2]))
             bad = given if bad is None else bad | given
         center = beam_center or stack.beam_center
-        found = denoiser.resolve(stack[:POOLED], mask=bad, symmetry=stated_symmetry(symmetry), beam_center=center)
+        found = denoiser.resolve(stack[:POOLED], mask=bad, symmetry=symmetry, beam_center=center)
         failed = bad_pixels = 0
         date = datetime.now(UTC).isoformat(timespec="seconds")
         with NexusWriter(

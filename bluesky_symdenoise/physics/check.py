@@ -17,20 +17,12 @@ from bluesky_symdenoise.physics.defects import without_gaps
 from bluesky_symdenoise.physics.evidence import FALSE_ALARM, Asymmetry, asymmetry, differing_blocks, pair_sums
 from bluesky_symdenoise.physics.fold import supported_symmetry
 from bluesky_symdenoise.physics.frame import Frame
-from bluesky_symdenoise.physics.mates import Operation
+from bluesky_symdenoise.physics.mates import named
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group, checked_symmetry
 from bluesky_symdenoise.physics.tilt import split_tilt
 
 #: Smallest p-value that the combined test tells from 0.
 LEAST_P = 1e-290
-#: What the operations are called in reports; others by their matrix.
-_NAMES: dict[tuple[float, ...], str] = {
-    (-1, 0, 0, -1): "half turn",
-    (1, 0, 0, -1): "left onto right",
-    (-1, 0, 0, 1): "top onto bottom",
-    (0, -1, 1, 0): "quarter turn",
-    (0, 1, -1, 0): "quarter turn back",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,15 +161,6 @@ def stated_symmetry(symmetry: str | Symmetry | SymmetryCheck) -> str | Symmetry:
     return load_symmetry(symmetry) if isinstance(symmetry, str) and symmetry.endswith(".npz") else symmetry
 
 
-def named(operation: Operation) -> str:
-    """What an operation does, in words."""
-    matrix = operation[:4]
-    if matrix in _NAMES:
-        return _NAMES[matrix]
-    # A mirror's line at an angle a from the columns: yy = cos 2a, yx = -sin 2a.
-    return f"mirror at {np.degrees(np.arctan2(-operation.yx, operation.yy)) / 2:g} degrees from the columns"
-
-
 def chosen_symmetry(total: Frame, symmetry: str, beam_center: tuple[float, float] | None) -> Symmetry:
     """The point group and centre for frames that were added up.
 
@@ -225,17 +208,16 @@ def tested_symmetry(total: Frame, symmetry: Symmetry, *, frames: int) -> Symmetr
     no single frame shows is seen, and where nothing could be seen yet the mates stay out.
     """
     measured = total.exposure > 0
+    shape = (measured.shape[0], measured.shape[1])
     center = symmetry.grid_center
-    tests: list[Asymmetry] = []
+    tests, spots, maps = [], [], []
     for operation in symmetry.operations:
         assert center is not None
-        tests.append(asymmetry(replace(pair_sums(total, operation, center), frames=frames)))
-    shape = measured.shape
-    spots = [differing_blocks(total, operation, center) & measured for operation in symmetry.operations if center]
-    maps = [
-        test.on_pixels(test.foldable, (shape[0], shape[1])) & measured & ~spot
-        for test, spot in zip(tests, spots, strict=True)
-    ]
+        test = asymmetry(replace(pair_sums(total, operation, center), frames=frames))
+        spot = differing_blocks(total, operation, center) & measured
+        tests.append(test)
+        spots.append(spot)
+        maps.append(test.on_pixels(test.foldable, shape) & measured & ~spot)
     fold = _bits(maps if symmetry.group != "inf" else [np.logical_and.reduce(maps)], shape) if maps else None
     return SymmetryCheck(
         symmetry=replace(symmetry, fold=fold),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.fold import block_sum, mated, pair_statistics, pair_terms
+from bluesky_symdenoise.physics.fold import block_sum, mated, pair_terms
 from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.mates import Operation, first_of_pair
 
@@ -176,7 +176,7 @@ def asymmetry(sums: PairSums) -> Asymmetry:
         smallest = np.where(2 * root > needed, needed / root, np.inf)
         # V is a quarter of the pairs' counts; 4 x 4 pixels of one folded frame count 16 pairs.
         noise = np.where(tested, 0.5 / np.sqrt(variance / pairs * RESOLUTION**2 / sums.frames), np.inf)
-    rejected = tested & (two_sided(difference, variance) < -np.expm1(np.log1p(-FALSE_ALARM) / number))
+    rejected = tested & (_two_sided(difference, variance) < -np.expm1(np.log1p(-FALSE_ALARM) / number))
     return Asymmetry(
         operation=sums.operation,
         beam_center=sums.beam_center,
@@ -238,23 +238,23 @@ def differing_blocks(frame: Frame, operation: Operation, beam_center: tuple[floa
 
     One false alarm in 100 tests of a whole frame, shared by the sizes of blocks.
     """
-    other = mated(frame, operation, beam_center)
     height, width = frame.counts.shape
     out = np.zeros((height, width), bool)
+    pixel_difference, pixel_variance, *_ = pair_terms(frame, mated(frame, operation, beam_center))
     for block in SPOT_BLOCKS:
-        difference, variance, _, _ = pair_statistics(frame, other, block=block)
+        difference, variance = block_sum(pixel_difference, block), block_sum(pixel_variance, block)
         many = 4 * variance >= FEWEST
         # Each pair is in two blocks.
         limit = -np.expm1(2 * np.log1p(-FALSE_ALARM / len(SPOT_BLOCKS)) / max(2, many.sum()))
         # The binomial tail is slow: asked of blocks that might be beyond the limit only.
         beyond = many & (difference**2 > 9 * variance)
-        beyond[beyond] = two_sided(difference[beyond], variance[beyond]) < limit
+        beyond[beyond] = _two_sided(difference[beyond], variance[beyond]) < limit
         out |= beyond.repeat(block, axis=0).repeat(block, axis=1)[:height, :width]
     around: NDArray[np.bool_] = ndimage.maximum_filter(out, size=1 + 2 * TILE, mode="constant")
     return around
 
 
-def two_sided(difference: Floats, variance: Floats) -> Floats:
+def _two_sided(difference: Floats, variance: Floats) -> Floats:
     """Two-sided mid-p of D: that of a fair binomial of 4 V counts, which is exact for equal exposures."""
     n = 4 * variance
     more = n / 2 + np.minimum(np.abs(difference), n / 2)
@@ -275,14 +275,14 @@ def _tail(value: float, variance: float, third: float) -> float:
 
 
 def _most_different(difference: Floats, variance: Floats, places: float) -> list[float]:
-    """P of the smallest `two_sided` among so many places; none where all have too few counts."""
+    """P of the smallest `_two_sided` among so many places; none where all have too few counts."""
     many = 4 * variance >= FEWEST
     if not many.any():
         return []
     d, v = difference[many], variance[many]
     # The binomial tail is slow: asked of the blocks with the largest standard scores only.
     most = np.argsort(d**2 / v)[-32:]
-    worst = min(float(two_sided(d[most], v[most]).min()), 1 - 1e-12)
+    worst = min(float(_two_sided(d[most], v[most]).min()), 1 - 1e-12)
     return [float(-np.expm1(places * many.sum() * np.log1p(-worst)))]
 
 

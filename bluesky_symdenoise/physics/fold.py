@@ -149,13 +149,17 @@ def gated_mates(frame: Frame, symmetry: Symmetry) -> Mates:
     center = symmetry.grid_center
     if symmetry.group == "inf" and center is not None:
         mates = _ring_mates(frame, rings(frame.counts.shape, symmetry))
+        if symmetry.fold is None:
+            return mates
         use = symmetry.may_fold(0, frame.counts.shape)
         return Mates(counts=np.where(use, mates.counts, 0.0), exposure=np.where(use, mates.exposure, 0.0))
     counts, exposure = np.zeros_like(frame.counts), np.zeros_like(frame.exposure)
     for index, operation in enumerate(symmetry.operations):
         assert center is not None
         other = mated(frame, operation, center)
-        use = symmetry_gate(frame, other) & symmetry.may_fold(index, frame.counts.shape)
+        use = symmetry_gate(frame, other)
+        if symmetry.fold is not None:
+            use &= symmetry.may_fold(index, frame.counts.shape)
         # On a symmetry element an operation gives the pixel itself, or the mate of an earlier operation: nothing new.
         for earlier in (IDENTITY, *symmetry.operations[:index]):
             use &= ~same_mate(frame.counts.shape, operation, earlier, center)

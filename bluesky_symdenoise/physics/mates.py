@@ -58,6 +58,26 @@ QUARTER_BACK = Operation(0, 1, -1, 0)
 DIAGONAL = Operation(0, 1, 1, 0)
 ANTIDIAGONAL = Operation(0, -1, -1, 0)
 
+_NAMES = {
+    INVERSION: "inversion (2)",
+    MIRROR_X: "mirror, left onto right (m)",
+    MIRROR_Y: "mirror, top onto bottom (my)",
+    QUARTER: "quarter turn",
+    QUARTER_BACK: "quarter turn, the other way",
+    DIAGONAL: "mirror, y onto x",
+    ANTIDIAGONAL: "mirror, y onto -x",
+}
+
+
+def named(operation: Operation) -> str:
+    """What an operation does, in words; a tilt of the detector changes none."""
+    flat = operation._replace(tilt=None)
+    if flat in _NAMES:
+        return _NAMES[flat]
+    # A mirror's line at an angle a from the columns: yy = cos 2a, yx = -sin 2a.
+    degrees = np.degrees(np.arctan2(-operation.yx, operation.yy)) / 2
+    return f"oblique mirror, {degrees:g} degrees from the columns"
+
 
 def mate(image: NDArray[Any], operation: Operation, beam_center: tuple[float, float]) -> NDArray[Any]:
     """The image at each pixel's mate: out(u) = image(c + g (u - c)), 0 where the mate is off the detector.
