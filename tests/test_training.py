@@ -283,7 +283,7 @@ def test_bright_pixels_weigh_more_where_that_is_wanted(rng):
 @pytest.mark.parametrize("kind", ["rate", "mse"])
 def test_losses_of_a_known_rate_are_least_at_it(rng, monkeypatch, kind):
     rate = rng.gamma(3.0, 0.5, (SIZE, SIZE))
-    batch = batch_of(target=7 * rate, target_exposure=np.full((SIZE, SIZE), 7.0))
+    batch = batch_of(target=rate, target_exposure=np.full((SIZE, SIZE), np.inf))
 
     def loss(a, b):
         full = torch.ones(1, 1, SIZE, SIZE)
@@ -295,6 +295,24 @@ def test_losses_of_a_known_rate_are_least_at_it(rng, monkeypatch, kind):
         assert loss(factor * 3.0, 2.0) > truth + 1e-3
         assert loss(3.0, factor * 2.0) > truth + 1e-3
     assert (loss(6.0, 4.0) > truth + 1e-3) == (kind == "rate")  # a wrong sigma
+
+
+def test_real_counts_beside_known_rates_are_foretold_as_counts(rng, monkeypatch):
+    """In one batch: the truth where it is known, photons where it is not; a very long exposure says the same."""
+    rate = rng.gamma(3.0, 0.5, (SIZE, SIZE))
+    known = batch_of(target=rate, target_exposure=np.full((SIZE, SIZE), np.inf))
+    counts = batch_of(target=rng.poisson(5 * rate), target_exposure=np.full((SIZE, SIZE), 5.0))
+    long = batch_of(target=rng.poisson(1e5 * rate), target_exposure=np.full((SIZE, SIZE), 1e5))
+
+    def loss(batch, kind, shape=3.0):
+        full = torch.ones(len(batch), 1, SIZE, SIZE)
+        monkeypatch.setattr(minimised, "posterior", lambda *_: (shape * full, 2 * full))
+        return losses(PriorNet(Architecture((8, 8))), batch, bfloat16=False, kind=kind)[0]
+
+    both = loss(torch.cat([known, counts]), "rate")
+    assert torch.equal(both, torch.cat([loss(known, "rate"), loss(counts, "counts")]))
+    difference = loss(known, "rate", 3.3) - loss(known, "rate")
+    assert difference.item() == pytest.approx((loss(long, "rate", 3.3) - loss(long, "rate")).item(), abs=2e-3)
 
 
 def test_the_recipe_says_what_is_minimised(tmp_path, monkeypatch):
@@ -312,8 +330,12 @@ def test_the_recipe_says_what_is_minimised(tmp_path, monkeypatch):
 
 def test_a_known_rate_is_that_of_simulations_only(tmp_path, rng):
     clean = simulated_sample(rng, SIZE, Mixture(clean=True))
-    rate = clean.target[clean.target_exposure > 0] / clean.target_exposure[clean.target_exposure > 0]
-    assert (rate != np.rint(rate)).mean() > 0.9
+    known = np.isinf(clean.target_exposure)
+    assert (clean.target[known] != np.rint(clean.target[known])).mean() > 0.9
+    assert not clean.target[~known].any()
+    assert not clean.target_exposure[~known].any()
+    counted = simulated_sample(rng, SIZE, Mixture())
+    assert np.isfinite(counted.target_exposure).all()
     with pytest.raises(SymDenoiseError, match="loss = 'mse' on real frames: their true rate is not known"):
         fit(replace(TINY, loss="mse"), output=tmp_path, real=[flat_frames(rng)])
     recipe = tmp_path / "recipe.toml"

@@ -166,7 +166,7 @@ def fit(
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SymDenoiseError(f"device {device!r}", rule="torch sees no GPU", remedy="use --device cpu")
-    if real and config.mixture.clean:
+    if real and config.loss == "mse":
         raise SymDenoiseError(
             f"loss = {config.loss!r} on real frames", rule="their true rate is not known", remedy="leave the data out"
         )

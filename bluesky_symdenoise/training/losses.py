@@ -25,21 +25,20 @@ def _of_counts(a: Tensor, b: Tensor, target: Tensor, exposure: Tensor) -> Tensor
     )
 
 
-def _of_rate(a: Tensor, b: Tensor, target: Tensor, exposure: Tensor) -> Tensor:
+def _of_rate(a: Tensor, b: Tensor, rate: Tensor) -> Tensor:
     """-log Gamma density of the logarithm of the true rate."""
-    scaled = b * (target / exposure).clamp(min=LEAST_RATE)
+    scaled = b * rate.clamp(min=LEAST_RATE)
     return torch.lgamma(a) - a * torch.log(scaled) + scaled
 
 
-def _squared(a: Tensor, b: Tensor, target: Tensor, exposure: Tensor) -> Tensor:
+def _squared(a: Tensor, b: Tensor, rate: Tensor) -> Tensor:
     """Squared error of the mean, in units of the variance of the sample's mean count."""
-    rate = target / exposure
     return (a / b - rate) ** 2 / rate.mean(dim=(1, 2, 3), keepdim=True).clamp(min=LEAST_RATE)
 
 
-#: By name: of each pixel, from the posterior's shape and rate, a target and its exposure; the last two need clean ones.
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    "counts": _of_counts,
+#: By name: of each pixel whose true rate is known, from the posterior's shape and rate. ``counts``: none is.
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor] | None] = {
+    "counts": None,
     "rate": _of_rate,
     "mse": _squared,
 }
@@ -55,7 +54,8 @@ def losses(
     batch
         (sample, 6, y, x) as stacked by `bluesky_symdenoise.training.pairs.Sample`.
     kind
-        Of `LOSSES`. ``counts``: negative-binomial log-likelihood of the target, given the posterior Gamma of the rate.
+        Of `LOSSES`, for targets of infinite exposure. Of others it is the negative-binomial log-likelihood of their
+        counts, given the posterior Gamma of the rate.
     bright_weight
         Exponent by which pixels weigh more in their sample's mean whose surroundings have more counts than the
         sample: the best answer stays what it is, as the weight depends on what the network sees and not on the target.
@@ -63,9 +63,13 @@ def losses(
     counts, exposure, mate_counts, mate_exposure, target, target_exposure = batch.split(1, dim=1)  # type: ignore[no-untyped-call]
     with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         shape, rate = posterior(net, counts, exposure, mate_counts, mate_exposure)
-    seen = target_exposure > 0
-    safe = torch.where(seen, target_exposure, 1.0)
-    of_pixel = LOSSES[kind](shape.double(), rate.double(), target.double(), safe.double())
+    seen, known = target_exposure > 0, torch.isinf(target_exposure)
+    a, b, target = shape.double(), rate.double(), target.double()
+    counted = seen & ~known
+    of_pixel = _of_counts(a, b, torch.where(counted, target, 0.0), torch.where(counted, target_exposure, 1.0).double())
+    of_known = LOSSES[kind]
+    if of_known is not None:
+        of_pixel = torch.where(known, of_known(a, b, torch.where(known, target, 0.0)), of_pixel)
     pixels = seen * _brightness(counts, exposure) ** bright_weight if bright_weight else seen.double()
     per_sample = (of_pixel * pixels).sum(dim=(1, 2, 3)) / pixels.sum(dim=(1, 2, 3)).clamp(min=1)
     # Bright samples carry gradients of the square root of their counts: weighted so that they don't drown the others.

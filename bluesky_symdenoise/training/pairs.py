@@ -33,7 +33,10 @@ BRIGHTEST_OF = 8
 
 @dataclass(frozen=True)
 class Sample:
-    """One training case; all (y, x) float32. ``target`` was counted at ``target_exposure``, independently."""
+    """One training case; all (y, x) float32. ``target`` was counted at ``target_exposure``, independently.
+
+    Where that exposure is infinite, the target is the rate itself.
+    """
 
     counts: NDArray[np.float32]
     exposure: NDArray[np.float32]
@@ -74,7 +77,7 @@ class Mixture:
     blurred
         Of the other simulated: smeared by 0.7 to 8 pixels, as a wide or divergent beam does.
     clean
-        Whether targets are the rate itself, without noise; only simulated samples can have those.
+        Whether simulated targets are the rate itself, of infinite exposure.
     """
 
     real: float = 0.4
@@ -195,8 +198,8 @@ def simulated_sample(rng: np.random.Generator, size: int, mixture: Mixture) -> S
         exposure=exposure,
         mate_counts=_poisson(rng, mate_exposure * mate_rate),
         mate_exposure=mate_exposure,
-        target=target_exposure * rate if mixture.clean else _poisson(rng, target_exposure * rate),
-        target_exposure=target_exposure,
+        target=rate if mixture.clean else _poisson(rng, target_exposure * rate),
+        target_exposure=np.full(shape, np.inf) if mixture.clean else target_exposure,
     )
 
 
@@ -285,8 +288,8 @@ def _gated(
         exposure.astype(np.float32),
         mate_counts.astype(np.float32),
         mate_exposure.astype(np.float32),
-        (target * knowable).astype(np.float32),
-        (target_exposure * knowable).astype(np.float32),
+        np.where(knowable, target, 0.0).astype(np.float32),
+        np.where(knowable, target_exposure, 0.0).astype(np.float32),
     )
 
 
