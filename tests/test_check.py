@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import step_scan, written
+from PIL import Image
 from tiled.client.container import Container
 from typer.testing import CliRunner
 
@@ -220,6 +221,27 @@ class TestFiles:
         assert Request.asked(activity="replay", symmetry=str(kept)).recipe.fold_sha256
         said = invoked("denoise", given[0], "-o", str(tmp_path / "out.h5"), "--symmetry", str(kept))
         assert "symmetry 2 about" in said
+
+    @pytest.mark.parametrize("group", ["2mm", "inf"])
+    def test_is_drawn_and_replaces_no_file_unasked(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], group: str
+    ) -> None:
+        np.save(tmp_path / "frames.npy", drawn(4, arc=0.5, level=2.0))
+        picture, kept = tmp_path / "map.png", tmp_path / "checked.npz"
+        given = ["symmetry", str(tmp_path / "frames.npy"), "--symmetry", group, "--beam-center", "60.5", "71"]
+        invoked(*given, "--picture", str(picture), "-o", str(kept))
+        with Image.open(picture) as drawn_map:
+            assert drawn_map.height > (3 if group == "2mm" else 1) * drawn_map.width / 4
+        before = kept.read_bytes()
+        for each in (["--picture", str(picture)], ["-o", str(kept)]):
+            with pytest.raises(SystemExit):
+                main([*given, *each])
+            assert "the file exists" in capsys.readouterr().err
+        invoked(*given[:3], "2", *given[4:], "-o", str(kept), "--overwrite")
+        assert kept.read_bytes() != before
+        with pytest.raises(SystemExit):
+            main([*given[:3], "1", "--picture", str(tmp_path / "none.png")])
+        assert "no mates to draw a map of" in capsys.readouterr().err
 
     def test_without_a_suffix_or_a_file_one_line_says_so(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -100,7 +100,7 @@ class TestRegistry:
             "print('torch' in sys.modules)"
         )
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert said.stdout.split()[0] == "fast"
+        assert said.stdout.splitlines()[1].split()[0] == "fast"
         assert said.stdout.split()[-1] == "False"
 
     @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.agreement import disagreement
+from bluesky_symdenoise.physics.check import SymmetryCheck
 from bluesky_symdenoise.physics.frame import frame_from_counts
+from bluesky_symdenoise.physics.mates import named
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 if TYPE_CHECKING:
@@ -167,6 +170,45 @@ def panel_figure(drawn: Sequence[Panel], *, title: str = "") -> Figure:
     draw_panels(list(np.ravel(figure.subplots(rows, columns))), drawn)
     if title:
         figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def check_figure(check: SymmetryCheck) -> Figure:
+    """What frames, pooled, say of a symmetry: of each operation a row of three maps of the detector.
+
+    Standard score of the difference between a region and its mate, the smallest difference that would be seen there,
+    and where the mates may be used (yellow).
+
+    Raises
+    ------
+    SymDenoiseError
+        If no operation was tested.
+    """
+    from matplotlib.figure import Figure
+
+    fold = check.symmetry.fold
+    if fold is None:
+        raise SymDenoiseError("symmetry 1", rule="there are no mates to draw a map of", remedy="name a symmetry")
+    block = -(-max(fold.shape) // 1024)
+    figure = Figure(figsize=(12.75, 4.6 * len(check.tests)), layout="constrained")
+    rows = np.reshape(figure.subplots(len(check.tests), 3), (-1, 3))
+    for index, (test, axes) in enumerate(zip(check.tests, rows, strict=True)):
+        where = named(test.operation)
+        score, smallest = (
+            test.on_pixels(each, (fold.shape[0], fold.shape[1]))[::block, ::block]
+            for each in (test.score, np.where(np.isfinite(test.smallest), test.smallest, np.nan))
+        )
+        bit = 0 if check.symmetry.group == "inf" else index
+        used = (fold[::block, ::block] >> np.uint8(bit) & 1).astype(float)
+        maps = [
+            Panel(f"{where}: regions against their mates\n(standard deviations)", score, (-6, 6), "RdBu_r"),
+            Panel(
+                f"{where}: smallest visible difference\n(of the rate)", smallest, (0.01, 2), "magma", logarithmic=True
+            ),
+            Panel(f"{where}: mates may be used", used, (0, 1), "viridis"),
+        ]
+        draw_panels(list(axes), maps)
+    figure.suptitle(str(check).partition("\n")[0], fontsize=11)
     return figure
 
 

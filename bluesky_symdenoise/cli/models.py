@@ -37,6 +37,7 @@ def list_models(
     if as_json:
         typer.echo(json.dumps(records, indent=2))
         return
+    typer.echo(f"{'name':<24}{'version':<10}{'sha256':<14}from")
     for record in records:
         parent = record.get("lineage", {}).get("parent")
         origin = "package" if record["shipped"] else f"tuned from {parent['name']}" if parent else "imported"

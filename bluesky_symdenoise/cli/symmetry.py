@@ -29,10 +29,15 @@ def check(
         Path | None,
         typer.Option("--output", "-o", help="Write it (.npz), to be given as --symmetry where frames are denoised."),
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw what differs, what could be seen, where mates may be used.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace these files if they exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
 ) -> None:
     """Test a symmetry on all frames together: what differs, what could have been seen, where mates may be used."""
     from bluesky_symdenoise.acquisition.symmetry import check_symmetry
+    from bluesky_symdenoise.catalog.picture import check_figure, png
     from bluesky_symdenoise.cli.catalog import opened
     from bluesky_symdenoise.cli.lazy import run_named
     from bluesky_symdenoise.files import mask_from, open_frames
@@ -40,6 +45,9 @@ def check(
 
     if output is not None:
         refuse_bad_name(output)
+    for each in (output, picture):
+        if each is not None and each.exists() and not overwrite:
+            raise SymDenoiseError(str(each), rule="the file exists", remedy="give another name or --overwrite")
     given = None if mask is None else mask_from(mask)
     if catalog is not None:
         with opened(catalog) as client:
@@ -63,6 +71,8 @@ def check(
             done = check_symmetry(stack, symmetry=symmetry, beam_center=beam_center or stack.beam_center, mask=bad)
     if output is not None:
         done.save(output)
+    if picture is not None:
+        picture.write_bytes(png(check_figure(done)))
     if as_json:
         typer.echo(json.dumps(done.figures(), indent=2))
         return
