@@ -18,12 +18,18 @@ PYRAMID_COUNTS = 4.0
 PIXEL_FEATURES, BLOCK_FEATURES = 6, 2 * (COARSEST - FINEST - 1)
 #: Rows and columns are padded to a multiple of this.
 MULTIPLE = 2**COARSEST
-#: Outputs per pixel without and with one for each of the logarithms of a pixel's own and its mates' rate.
+#: Steps (row, column) from a pixel to one of each pair of opposite neighbours.
+TO_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
+#: Outputs per pixel: three, one for each of the logarithms of a pixel's own and its mates' rate, one for each pair of
+#: its neighbours. Older weights have the first three, or five.
 OUTPUTS, LOG_RATES = 3, 2
+KNOWN_OUTPUTS = (OUTPUTS, OUTPUTS + LOG_RATES, OUTPUTS + LOG_RATES + len(TO_NEIGHBOURS))
 #: Which of the inputs per pixel is a quarter of the logarithm of the local mean rate.
 LOG_MEAN = 2
 #: Which of them a frame without mates has; the others are zero. Its block means are those of itself twice: given once.
 ALONE = (0, LOG_MEAN, 3)
+#: Rows of blocks of 2 x 2 pixels that the last layer takes at a time.
+CACHED_ROWS = 32
 _LOG_KAPPA = (-8.0, 14.0)
 _LOG_RATIO = 12.0
 #: Which of the three taps of a kernel meet the same pixel of an image doubled by repetition, by transposed tap.
@@ -42,12 +48,12 @@ class Architecture:
         Whether a pixel's own counts make the network's answer a posterior. Without, that answer is the result: only to
         be compared with.
     outputs
-        Per pixel; 3 in weights that know no shares of the logarithms of the pixel's own and its mates' rate.
+        Per pixel, of `KNOWN_OUTPUTS`.
     """
 
     channels: tuple[int, ...] = (32, 48, 64, 96, 96)
     conjugate: bool = True
-    outputs: int = OUTPUTS + LOG_RATES
+    outputs: int = KNOWN_OUTPUTS[-1]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -188,7 +194,7 @@ class PriorNet(nn.Module):
     def forward(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor]:
         """Log of the prior's mean over the local mean, and log of its shape kappa; (batch, 1, y, x) each."""
         alone = per_pixel.shape[1] == len(ALONE) + 1
-        into = len(ALONE) if alone else PIXEL_FEATURES
+        into, at = (len(ALONE), ALONE.index(LOG_MEAN)) if alone else (PIXEL_FEATURES, LOG_MEAN)
         x = _unshuffled(per_pixel[:, :into], per_block, self.dtype)
         skips = []
         for level, block in enumerate(self.down):
@@ -206,21 +212,42 @@ class PriorNet(nn.Module):
             x = _joined(cast(nn.Conv2d, first), x, skips.pop())
             for layer in others:
                 x = layer(x)
+        log_mean = 4 * per_pixel[:, at : at + 1]
+        log_rates = per_pixel[:, into:]
+        seen = F.pad(log_mean + log_rates[:, :1], (1, 1, 1, 1), mode="replicate")
+        # A few rows at a time stay in a processor's cache.
+        rows = CACHED_ROWS if x.device.type == "cpu" else x.shape[2]
         with torch.autocast(x.device.type, enabled=False):
-            out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)), 2)
+            parts = [
+                self._answer(
+                    x[:, :, first : first + rows],
+                    log_mean[:, :, 2 * first : 2 * (first + rows)],
+                    log_rates[:, :, 2 * first : 2 * (first + rows)],
+                    seen[:, :, 2 * first : 2 * (first + rows) + 2],
+                )
+                for first in range(0, x.shape[2], rows)
+            ]
+        ratio, log_kappa = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
+        return ratio, log_kappa
+
+    def _answer(self, x: Tensor, log_mean: Tensor, log_rates: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Of some rows, from what the last layer makes of them; ``seen``: log rates and a pixel around."""
+        out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)), 2)
         relative, log_kappa, in_sigma = (out[:, i : i + 1] for i in range(OUTPUTS))
         # Two ways to say the same: as a fraction of the mean, and, as the inputs are, as a difference of square roots.
-        at = ALONE.index(LOG_MEAN) if alone else LOG_MEAN
-        difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(4 * per_pixel[:, at : at + 1]))
+        difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(log_mean))
         ratio = relative + 2 * torch.copysign(torch.log1p(difference.abs()), difference)
         if self.architecture.outputs > OUTPUTS:
             # Where the rate is steep a pixel and its mates know it better than layers can tell: they pass them on.
-            log_rates = per_pixel[:, into:]
             shares = out[:, OUTPUTS : OUTPUTS + log_rates.shape[1]]
             ratio = ratio + (shares * log_rates).sum(dim=1, keepdim=True)
-        ratio = _LOG_RATIO * torch.tanh(ratio / _LOG_RATIO)
-        log_kappa = (log_kappa + 1.0).clamp(*_LOG_KAPPA)
-        return ratio, log_kappa
+        height, width = log_mean.shape[2:]
+        for index in range(KNOWN_OUTPUTS[1], self.architecture.outputs):
+            # So do its neighbours, in opposite pairs: their mean is a pixel's rate on any slope.
+            down, right = TO_NEIGHBOURS[index - KNOWN_OUTPUTS[1]]
+            one, other = (seen[:, :, 1 + sign * down :, 1 + sign * right :][:, :, :height, :width] for sign in (1, -1))
+            ratio = ratio + out[:, index : index + 1] * (one + other - 2 * log_mean)
+        return _LOG_RATIO * torch.tanh(ratio / _LOG_RATIO), (log_kappa + 1.0).clamp(*_LOG_KAPPA)
 
 
 def _without_mates(first: nn.Conv2d, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 
 from bluesky_symdenoise.denoiser import registry
 from bluesky_symdenoise.denoiser.identity import REMEDY, ModelFile, model_file, registered_file, sha256_of
-from bluesky_symdenoise.denoiser.network import COARSEST, LOG_RATES, OUTPUTS, Architecture, PriorNet
+from bluesky_symdenoise.denoiser.network import COARSEST, KNOWN_OUTPUTS, Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Bytes of a file that is taken for a model: many times the size of ours.
@@ -54,7 +54,7 @@ def decode(content: bytes) -> PriorNet:
         architecture = Architecture.from_dict(json.loads(_header(content)["architecture"]))
         if len(architecture.channels) >= COARSEST:
             raise ValueError(f"frames are padded for fewer than {COARSEST} levels")
-        if architecture.outputs not in (OUTPUTS, OUTPUTS + LOG_RATES):
+        if architecture.outputs not in KNOWN_OUTPUTS:
             raise ValueError(f"{architecture.outputs} outputs per pixel")
         # Shapes first, without memory: a header may claim a network of any size.
         with torch.device("meta"):

@@ -62,7 +62,7 @@ class TrainConfig:
             peakless=self.peakless_share,
             blurred=self.blurred_share,
             stopped=self.stopped_share,
-            clean=self.loss != "counts",
+            known_from=LOSSES[self.loss][0],
         )
 
     def to_dict(self) -> dict[str, Any]:

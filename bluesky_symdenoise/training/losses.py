@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,8 +16,13 @@ LEAST_RATE = 1e-3
 
 
 def _of_counts(a: Tensor, b: Tensor, target: Tensor, exposure: Tensor) -> Tensor:
-    """-log negative binomial: log G(a) - log G(t + a) + log G(t + 1) - a log(b / (b + e)) - t log(e / (b + e))."""
-    return (
+    """-log negative binomial: log G(a) - log G(t + a) + log G(t + 1) - a log(b / (b + e)) - t log(e / (b + e)).
+
+    Of an expected number t its mean over Poisson counts, to second order in their spread, but for a term without a and
+    b: the curvature of log G(t + a) is nearly 1 / (t + a).
+    """
+    spread = torch.where(target == target.round(), 0.0, -target / (target + a) / 2)
+    return spread + (
         torch.lgamma(a)
         - torch.lgamma(target + a)
         + torch.lgamma(target + 1)
@@ -36,11 +42,13 @@ def _squared(a: Tensor, b: Tensor, rate: Tensor) -> Tensor:
     return (a / b - rate) ** 2 / rate.mean(dim=(1, 2, 3), keepdim=True).clamp(min=LEAST_RATE)
 
 
-#: By name: of each pixel whose true rate is known, from the posterior's shape and rate. ``counts``: none is.
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor] | None] = {
-    "counts": None,
-    "rate": _of_rate,
-    "mse": _squared,
+#: By name, of pixels whose expected counts are known: from which number of them on they are the target, and the loss,
+#: from the posterior's shape and rate and the true rate; None is that of counts.
+LOSSES: dict[str, tuple[float, Callable[[Tensor, Tensor, Tensor], Tensor] | None]] = {
+    "counts": (math.inf, None),
+    "expected": (10.0, None),
+    "rate": (0.0, _of_rate),
+    "mse": (0.0, _squared),
 }
 
 
@@ -54,8 +62,8 @@ def losses(
     batch
         (sample, 6, y, x) as stacked by `bluesky_symdenoise.training.pairs.Sample`.
     kind
-        Of `LOSSES`, for targets of infinite exposure. Of others it is the negative-binomial log-likelihood of their
-        counts, given the posterior Gamma of the rate.
+        Of `LOSSES`, for targets that are no whole numbers. Of others, which were counted, it is the negative-binomial
+        log-likelihood, given the posterior Gamma of the rate.
     bright_weight
         Exponent by which pixels weigh more in their sample's mean whose surroundings have more counts than the
         sample: the best answer stays what it is, as the weight depends on what the network sees and not on the target.
@@ -63,13 +71,14 @@ def losses(
     counts, exposure, mate_counts, mate_exposure, target, target_exposure = batch.split(1, dim=1)  # type: ignore[no-untyped-call]
     with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         shape, rate = posterior(net, counts, exposure, mate_counts, mate_exposure)
-    seen, known = target_exposure > 0, torch.isinf(target_exposure)
-    a, b, target = shape.double(), rate.double(), target.double()
-    counted = seen & ~known
-    of_pixel = _of_counts(a, b, torch.where(counted, target, 0.0), torch.where(counted, target_exposure, 1.0).double())
-    of_known = LOSSES[kind]
+    seen = target_exposure > 0
+    a, b, t, e = (
+        each.double() for each in (shape, rate, torch.where(seen, target, 0.0), torch.where(seen, target_exposure, 1.0))
+    )
+    _, of_known = LOSSES[kind]
+    of_pixel = _of_counts(a, b, t, e)
     if of_known is not None:
-        of_pixel = torch.where(known, of_known(a, b, torch.where(known, target, 0.0)), of_pixel)
+        of_pixel = torch.where(t == t.round(), of_pixel, of_known(a, b, t / e))
     pixels = seen * _brightness(counts, exposure) ** bright_weight if bright_weight else seen.double()
     per_sample = (of_pixel * pixels).sum(dim=(1, 2, 3)) / pixels.sum(dim=(1, 2, 3)).clamp(min=1)
     # Bright samples carry gradients of the square root of their counts: weighted so that they don't drown the others.

@@ -35,7 +35,7 @@ BRIGHTEST_OF = 8
 class Sample:
     """One training case; all (y, x) float32. ``target`` was counted at ``target_exposure``, independently.
 
-    Where that exposure is infinite, the target is the rate itself.
+    Counts are whole numbers: a target that is none is the number to be expected.
     """
 
     counts: NDArray[np.float32]
@@ -76,8 +76,8 @@ class Mixture:
         mostly is there.
     blurred
         Of the other simulated: smeared by 0.7 to 8 pixels, as a wide or divergent beam does.
-    clean
-        Whether simulated targets are the rate itself, of infinite exposure.
+    known_from
+        Expected counts from which on they are a simulated pixel's target themselves, instead of Poisson counts.
     """
 
     real: float = 0.4
@@ -85,7 +85,7 @@ class Mixture:
     peakless: float = 0.0
     blurred: float = 0.0
     stopped: float = 0.0
-    clean: bool = False
+    known_from: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -193,13 +193,14 @@ def simulated_sample(rng: np.random.Generator, size: int, mixture: Mixture) -> S
     exposure = (~random_mask(rng, shape)).astype(np.float64)
     mate_exposure = np.zeros(shape) if kind == "absent" else _mate_exposure(rng, shape)
     target_exposure = np.full(shape, np.exp(rng.uniform(0, np.log(1000))))
+    expected = target_exposure * rate
     return _gated(
         counts=_poisson(rng, exposure * rate),
         exposure=exposure,
         mate_counts=_poisson(rng, mate_exposure * mate_rate),
         mate_exposure=mate_exposure,
-        target=rate if mixture.clean else _poisson(rng, target_exposure * rate),
-        target_exposure=np.full(shape, np.inf) if mixture.clean else target_exposure,
+        target=np.where(expected >= mixture.known_from, expected, _poisson(rng, expected)),
+        target_exposure=target_exposure,
     )
 
 
@@ -288,8 +289,8 @@ def _gated(
         exposure.astype(np.float32),
         mate_counts.astype(np.float32),
         mate_exposure.astype(np.float32),
-        np.where(knowable, target, 0.0).astype(np.float32),
-        np.where(knowable, target_exposure, 0.0).astype(np.float32),
+        (target * knowable).astype(np.float32),
+        (target_exposure * knowable).astype(np.float32),
     )
 
 
