@@ -369,10 +369,11 @@ def test_an_unknown_dtype_is_refused():
         Denoiser.pretrained(dtype="float16")
 
 
-def test_the_network_is_a_plain_unet(denoiser):
+def test_the_network_is_a_plain_unet():
     """Levels are doubled by repetition and joined to the finer ones; the quick way there gives the same."""
-    net = denoiser.model.net
     torch.manual_seed(1)
+    net = PriorNet(Architecture())
+    torch.nn.init.normal_(net.head.weight, std=0.1)
     per_pixel, per_block = torch.randn(2, PIXEL_FEATURES + 2, 128, 256), torch.randn(2, BLOCK_FEATURES, 64, 128)
     with torch.inference_mode():
         x = torch.cat([functional.pixel_unshuffle(per_pixel[:, :PIXEL_FEATURES], 2), per_block], dim=1)
@@ -382,11 +383,16 @@ def test_the_network_is_a_plain_unet(denoiser):
             levels.append(x)
         for block, finer in zip(net.up, levels[-2::-1], strict=True):
             x = block(torch.cat([functional.interpolate(x, scale_factor=2, mode="nearest"), finer], dim=1))
-        relative, kappa, in_sigma, own, mates = functional.pixel_shuffle(net.head(x), 2).split(1, dim=1)
+        out = functional.pixel_shuffle(net.head(x), 2)
+        relative, kappa, in_sigma, own, mates = out[:, :5].split(1, dim=1)
         log_mean = 4 * per_pixel[:, LOG_MEAN : LOG_MEAN + 1]
         root = in_sigma / torch.sqrt(1 + torch.exp(log_mean)) / 2
-        passed_on = own * per_pixel[:, -2:-1] + mates * per_pixel[:, -1:]
-        plain = relative + 2 * root.sign() * torch.log(1 + root.abs()) + passed_on
+        plain = relative + 2 * root.sign() * torch.log(1 + root.abs())
+        plain += own * per_pixel[:, -2:-1] + mates * per_pixel[:, -1:]
+        around = functional.pad(log_mean + per_pixel[:, -2:-1], (1, 1, 1, 1), mode="replicate")
+        for index, (down, right) in enumerate(((0, 1), (1, 0), (1, 1), (1, -1))):
+            pair = sum(torch.roll(around, (s * down, s * right), (2, 3))[:, :, 1:-1, 1:-1] for s in (-1, 1))
+            plain += out[:, 5 + index : 6 + index] * (pair - 2 * log_mean)
         ratio, log_kappa = net(per_pixel, per_block)
     torch.testing.assert_close(ratio, 12 * torch.tanh(plain / 12), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(log_kappa, (kappa + 1).clamp(-8, 14), rtol=1e-4, atol=1e-4)

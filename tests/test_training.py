@@ -283,7 +283,7 @@ def test_bright_pixels_weigh_more_where_that_is_wanted(rng):
 @pytest.mark.parametrize("kind", ["rate", "mse"])
 def test_losses_of_a_known_rate_are_least_at_it(rng, monkeypatch, kind):
     rate = rng.gamma(3.0, 0.5, (SIZE, SIZE))
-    batch = batch_of(target=rate, target_exposure=np.full((SIZE, SIZE), np.inf))
+    batch = batch_of(target=7 * rate, target_exposure=np.full((SIZE, SIZE), 7.0))
 
     def loss(a, b):
         full = torch.ones(1, 1, SIZE, SIZE)
@@ -297,22 +297,27 @@ def test_losses_of_a_known_rate_are_least_at_it(rng, monkeypatch, kind):
     assert (loss(6.0, 4.0) > truth + 1e-3) == (kind == "rate")  # a wrong sigma
 
 
-def test_real_counts_beside_known_rates_are_foretold_as_counts(rng, monkeypatch):
-    """In one batch: the truth where it is known, photons where it is not; a very long exposure says the same."""
-    rate = rng.gamma(3.0, 0.5, (SIZE, SIZE))
-    known = batch_of(target=rate, target_exposure=np.full((SIZE, SIZE), np.inf))
-    counts = batch_of(target=rng.poisson(5 * rate), target_exposure=np.full((SIZE, SIZE), 5.0))
-    long = batch_of(target=rng.poisson(1e5 * rate), target_exposure=np.full((SIZE, SIZE), 1e5))
+@pytest.mark.parametrize("kind", ["expected", "rate"])
+def test_counts_beside_what_is_expected_are_foretold_as_counts(rng, monkeypatch, kind):
+    """In one batch: the truth where it is known, photons where they were counted; many photons say the same."""
+    rate = 0.4 + rng.gamma(3.0, 0.5, (SIZE, SIZE))
+    exposure = {"expected": 30.0, "rate": 1e5}[kind]
+    full = np.full((SIZE, SIZE), exposure)
+    known = batch_of(target=exposure * rate, target_exposure=full)
+    few = batch_of(target=rng.poisson(5 * rate), target_exposure=np.full((SIZE, SIZE), 5.0))
+    counted = torch.cat([batch_of(target=rng.poisson(exposure * rate), target_exposure=full) for _ in range(40)])
 
-    def loss(batch, kind, shape=3.0):
-        full = torch.ones(len(batch), 1, SIZE, SIZE)
-        monkeypatch.setattr(minimised, "posterior", lambda *_: (shape * full, 2 * full))
+    def loss(batch, kind, shape=3.0, scale=2.0):
+        ones = torch.ones(len(batch), 1, SIZE, SIZE)
+        monkeypatch.setattr(minimised, "posterior", lambda *_: (shape * ones, scale * ones))
         return losses(PriorNet(Architecture((8, 8))), batch, bfloat16=False, kind=kind)[0]
 
-    both = loss(torch.cat([known, counts]), "rate")
-    assert torch.equal(both, torch.cat([loss(known, "rate"), loss(counts, "counts")]))
-    difference = loss(known, "rate", 3.3) - loss(known, "rate")
-    assert difference.item() == pytest.approx((loss(long, "rate", 3.3) - loss(long, "rate")).item(), abs=2e-3)
+    both = loss(torch.cat([known, few]), kind)
+    assert torch.equal(both, torch.cat([loss(known, kind), loss(few, "counts")]))
+    for other in ({"shape": 3.3}, {"scale": 1.7}, {"shape": 6.0, "scale": 4.0}):
+        difference = loss(known, kind, **other) - loss(known, kind)
+        of_photons = loss(counted, "counts", **other) - loss(counted, "counts")
+        assert difference.item() == pytest.approx(of_photons.mean().item(), abs=2e-3)
 
 
 def test_the_recipe_says_what_is_minimised(tmp_path, monkeypatch):
@@ -323,24 +328,27 @@ def test_the_recipe_says_what_is_minimised(tmp_path, monkeypatch):
         return weighted_loss(*args, **options)
 
     monkeypatch.setattr(fitting, "weighted_loss", loss)
-    for kind in ("counts", "rate", "mse"):
+    kinds = ("counts", "expected", "rate", "mse")
+    for kind in kinds:
         fit(replace(TINY, steps=1, loss=kind, bright_weight=0.5), output=tmp_path / kind)
-    assert asked == [("counts", 0.5), ("rate", 0.5), ("mse", 0.5)]
+    assert asked == [(kind, 0.5) for kind in kinds]
 
 
 def test_a_known_rate_is_that_of_simulations_only(tmp_path, rng):
-    clean = simulated_sample(rng, SIZE, Mixture(clean=True))
-    known = np.isinf(clean.target_exposure)
-    assert (clean.target[known] != np.rint(clean.target[known])).mean() > 0.9
-    assert not clean.target[~known].any()
-    assert not clean.target_exposure[~known].any()
+    clean = simulated_sample(rng, SIZE, Mixture(known_from=0.0))
+    seen = clean.target_exposure > 0
+    assert (clean.target[seen] != np.rint(clean.target[seen])).mean() > 0.9
+    some = simulated_sample(rng, SIZE, Mixture(known_from=10.0))
+    whole = some.target == np.rint(some.target)
+    assert whole[some.target < 10].all()
+    assert whole[some.target > 40].mean() < 0.05  # by rounding
     counted = simulated_sample(rng, SIZE, Mixture())
-    assert np.isfinite(counted.target_exposure).all()
+    assert (counted.target == np.rint(counted.target)).all()
     with pytest.raises(SymDenoiseError, match="loss = 'mse' on real frames: their true rate is not known"):
         fit(replace(TINY, loss="mse"), output=tmp_path, real=[flat_frames(rng)])
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('name = "a"\nversion = "1"\nloss = "l1"\n')
-    with pytest.raises(SymDenoiseError, match="loss = 'l1': it must be one of counts, rate, mse"):
+    with pytest.raises(SymDenoiseError, match="loss = 'l1': it must be one of counts, expected, rate, mse"):
         TrainConfig.read(recipe)
 
 
@@ -356,18 +364,19 @@ def test_without_the_conjugate_head_the_networks_answer_is_the_result(tmp_path, 
     assert result["intensity"].values.sum() == pytest.approx(counts.sum(), rel=1e-3)
 
 
-def test_weights_without_the_shares_of_log_rates_go_on_and_start_a_training(tmp_path, rng):
-    """They give what they gave, and a network with the two outputs more that starts from them gives the same."""
-    old = PriorNet(Architecture(TINY.channels, outputs=3))
+@pytest.mark.parametrize("outputs", [3, 5])
+def test_weights_without_the_shares_of_log_rates_go_on_and_start_a_training(tmp_path, rng, outputs):
+    """They give what they gave, and a network with more outputs that starts from them gives the same."""
+    old = PriorNet(Architecture(TINY.channels, outputs=outputs))
     torch.nn.init.normal_(old.head.weight, std=0.1)
     path = save_weights(old, tmp_path, name="old", version="1", training={})
     stored = Architecture(TINY.channels, outputs=3).to_dict()
-    assert Architecture.from_dict({"channels": stored["channels"]}) == old.architecture
+    assert Architecture.from_dict({"channels": stored["channels"]}) == Architecture(TINY.channels, outputs=3)
     counts = rng.poisson(5.0, (SIZE, SIZE))
     before = Denoiser(load_model(path), device="cpu", threads=1)(counts, symmetry="1")
     still = replace(TINY, steps=1, learning_rate=0.0)
     new = load_model(fit(still, output=tmp_path / "new", initial=path))
-    assert new.net.architecture.outputs == 5
+    assert new.net.architecture.outputs == 9
     after = Denoiser(new, device="cpu", threads=1)(counts, symmetry="1")
     np.testing.assert_allclose(after["intensity"], before["intensity"], rtol=1e-5)
     assert before["intensity"].std() > 0.1
@@ -384,6 +393,23 @@ def test_the_output_may_be_the_pixels_own_rate():
         kappa = shape - counts
         mean = kappa / (rate - 1)
     np.testing.assert_allclose(mean, counts, rtol=0.03)
+
+
+def test_the_output_may_be_the_mean_of_opposite_neighbours():
+    """On a slope that is what the pixel's rate is, whatever it counted itself."""
+    net = PriorNet(Architecture((8, 8)))
+    net.head.get_parameter("bias").data[28:32] = 0.5  # the share of the pair down right and up left
+    slope = torch.exp(torch.arange(SIZE) / 20)[:, None] * torch.exp(-torch.arange(SIZE) / 40)
+    counts = (1e4 * slope).reshape(1, 1, SIZE, SIZE)
+    ones, none = torch.ones_like(counts), torch.zeros_like(counts)
+    holes = counts * (torch.rand(counts.shape) > 0.2)
+    with torch.inference_mode():
+        for seen in (counts, holes):
+            shape, rate = posterior(net, seen, ones, none, none)
+            kappa = shape - seen
+            mean = (kappa / (rate - 1)).squeeze().numpy()
+            pair = np.sqrt((seen[0, 0, :-2, :-2] + 0.375) * (seen[0, 0, 2:, 2:] + 0.375)).numpy()
+            np.testing.assert_allclose(mean[1:-1, 1:-1][pair > 99], pair[pair > 99], rtol=0.01)
 
 
 def test_bright_parts_are_drawn_more_often(rng):
