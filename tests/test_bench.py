@@ -214,6 +214,15 @@ def test_intervals_cover_what_they_promise(rng, rate, mask, k, relative):
         assert too_sure[1] < 0.8
 
 
+def test_a_predictive_likelihood_is_best_with_the_right_sigma_and_that_of_poisson_without(rng):
+    mean = np.full((300, 300), 2.0)
+    good = np.zeros(mean.shape, bool)
+    target = rng.poisson(50 * rng.gamma(1 / 0.09, 0.09 * mean))
+    found = [metrics.predictive_nll(mean, s * mean, target, 50, mask=good) for s in (0.25, 0.3, 0.36, 0.0)]
+    assert min(found) == found[1]
+    assert found[3] == pytest.approx(metrics.poisson_nll(mean, target, 50, mask=good), rel=1e-4)
+
+
 def test_deciles_show_where_intervals_are_too_narrow(rng):
     """Right everywhere, then too narrow where there is little: the mean over all hides it, the deciles do not."""
     mean = np.sort(rng.uniform(0.5, 8, (200, 300)), axis=None).reshape(200, 300)

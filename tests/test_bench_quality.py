@@ -225,6 +225,20 @@ def test_wins_are_counted_by_peer_and_level_for_ours_with_its_symmetry():
     assert figure(rows, "held-out likelihood")["met"] is False
 
 
+def test_a_predictive_distribution_may_win_where_the_mean_does_not():
+    rows = [
+        row("a", 1.5, predictive_nll=1.1),
+        row("a", 1.2, method="bm3d"),
+        row("b", 2.0, method="symdenoise+symmetry", predictive_nll=2.2),
+        row("b", 1.9, predictive_nll=1.8),
+        row("b", 2.1, method="bm3d"),
+    ]
+    assert figure(rows, "held-out likelihood")["value"] == "1: 1 of 2"
+    assert figure(rows, "the same of its own predictive")["value"] == "1: 1 of 2"
+    rows[2]["predictive_nll"] = 2.05
+    assert figure(rows, "the same of its own predictive")["value"] == "1: 2 of 2"
+
+
 def test_intervals_are_judged_over_all_pixels_and_in_every_decile():
     rows = [row("a", 1.0), row("b", 1.0, level=10.0, decile_68_least=0.6), row("c", 1.0, k=10.0, coverage_68=0.1)]
     assert figure(rows, "coverage of the rate's")["met"] is True

@@ -69,7 +69,12 @@ def compared(results: Iterable[Result]) -> dict[str, Any]:
         name: {level: _won([case for case in by_case if _level(_ours(case)) == level], name) for level in levels}
         for name in (EVERY, *peers)
     }
-    figures = [_likelihood(won[EVERY]), _over_bm3d(by_case)]
+    foretold = {level: _foretold([case for case in by_case if _level(_ours(case)) == level]) for level in levels}
+    figures = [
+        _likelihood("held-out likelihood better than every peer's", won[EVERY]),
+        _likelihood("the same of its own predictive distribution, peers' Poisson", foretold),
+        _over_bm3d(by_case),
+    ]
     figures += [_over(by_case, name) for name in ("smae", "smae_mended")]
     figures += [*_folding(by_case), _flux(by_case), _coverage(by_case), _deciles(by_case)]
     return {"likelihood": won, "figures": [asdict(figure) for figure in figures]}
@@ -118,10 +123,20 @@ def _won(cases: list[Rows], peer: str) -> tuple[int, int]:
     return sum(number(_ours(case)["nll"]) < number(case[peer]["nll"]) for case in tried), len(tried)
 
 
-def _likelihood(won: Mapping[str, tuple[int, int]]) -> Figure:
+def _foretold(cases: list[Rows]) -> tuple[int, int]:
+    """Cases won with sigma counting: peers have none, their estimates are Poisson means."""
+    as_nll: list[Rows] = []
+    for case in cases:
+        ours = _ours(case)
+        if ours.get("predictive_nll") is not None:
+            as_nll.append({**case, str(ours["method"]): ours | {"nll": ours["predictive_nll"]}})
+    return _won(as_nll, EVERY)
+
+
+def _likelihood(name: str, won: Mapping[str, tuple[int, int]]) -> Figure:
     shares = {level: (wins, cases) for level, (wins, cases) in won.items() if cases}
     return Figure(
-        "held-out likelihood better than every peer's",
+        name,
         "95 % of the cases at every level",
         ", ".join(f"{level}: {wins} of {cases}" for level, (wins, cases) in shares.items()),
         sum(cases for _, cases in shares.values()),

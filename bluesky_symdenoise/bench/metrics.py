@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage, special
+from scipy import ndimage, special, stats
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
@@ -241,6 +241,17 @@ def decile_coverage(
         means = np.bincount(decile, share)[number > 0] / number[number > 0]
         found += [float(means.min()), float(means.max())]
     return tuple(found)
+
+
+def predictive_nll(estimate: FloatArray, sigma: FloatArray, target: FloatArray, k: float, *, mask: Mask) -> float:
+    """Give the negative log-likelihood of held-out counts under the predictive distribution of `coverage`, per pixel.
+
+    Parameters as in `coverage`; in nat.
+    """
+    e, s, t = _valid(mask, estimate, sigma, target)
+    # A sigma of less than 1e-4 of the mean is that: beyond it logarithms of Gamma functions cancel.
+    shape = np.minimum(e / np.maximum(s, 1e-300), 1e4) ** 2
+    return float(-stats.nbinom.logpmf(t, shape, shape / (shape + k * e)).mean())
 
 
 def _covered(

@@ -219,8 +219,10 @@ def _row(
     target, k, mask = case.target, case.k, case.mask
     covered: tuple[float, ...] = (float("nan"),) * 2
     deciles: tuple[float, ...] = (float("nan"),) * len(DECILE_SCORES)
+    predictive = float("nan")
     if sigma is not None:
         covered = metrics.coverage(estimate, sigma, target, k, mask=mask)
+        predictive = metrics.predictive_nll(estimate, sigma, target, k, mask=mask)
         deciles = metrics.decile_coverage(estimate, sigma, target, k, mask=mask)
     psnr = metrics.unbiased_psnr(estimate, target, k, mask=mask, peak=peak)
     flux = metrics.flux_error(estimate, target, k, mask=mask)
@@ -228,6 +230,7 @@ def _row(
         "k": k,
         "fraction": case.fraction,
         "nll": metrics.poisson_nll(estimate, target, k, mask=mask, floor=floor),
+        "predictive_nll": predictive,
         "floor": floor,
         "psnr": psnr.value,
         "psnr_error": psnr.standard_error,

@@ -37,6 +37,7 @@ SCORES = (
     "fraction",
     "nll",
     "nll_excess",
+    "predictive_nll",
     "floor",
     "psnr",
     "psnr_error",
