@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import frozen
+from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import nbinom
 
@@ -20,6 +21,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.training import fit as fitting
 from bluesky_symdenoise.training import losses as minimised
 from bluesky_symdenoise.training import pairs
+from bluesky_symdenoise.training.curve import draw_history, history
 from bluesky_symdenoise.training.fit import TrainConfig, fit
 from bluesky_symdenoise.training.losses import losses, weighted_loss
 from bluesky_symdenoise.training.pairs import (
@@ -122,6 +124,26 @@ def test_history_has_a_line_per_step(finished):
     lines = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert all(np.isfinite([line["loss"], line["norm"]]).all() for line in lines)
+
+
+def test_a_run_leaves_its_curve_and_its_card(finished):
+    with Image.open(finished / "tiny.png") as picture:
+        assert picture.format == "PNG"
+    card = (finished / "tiny.md").read_text()
+    record = json.loads((finished / "tiny.json").read_text())
+    for said in ("# Model card: tiny, version 0", record["sha256"], "random weights", "simulations only", "4 steps"):
+        assert said in card
+
+
+def test_steps_that_were_repeated_after_a_stop_count_once(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text(
+        "".join(f'{{"step": {step}, "loss": {loss}, "norm": 1}}\n' for step, loss in ((0, 5), (1, 4), (1, 3)))
+    )
+    assert history(path)["loss"].tolist() == [5, 3]
+    draw_history(path, tmp_path / "one.png")
+    path.write_text("")
+    draw_history(path, tmp_path / "none.png")
 
 
 @pytest.mark.parametrize("after", [1, 2])
@@ -399,8 +421,8 @@ def test_the_output_may_be_the_mean_of_opposite_neighbours():
     """On a slope that is what the pixel's rate is, whatever it counted itself."""
     net = PriorNet(Architecture((8, 8)))
     net.head.get_parameter("bias").data[28:32] = 0.5  # the share of the pair down right and up left
-    slope = torch.exp(torch.arange(SIZE) / 20)[:, None] * torch.exp(-torch.arange(SIZE) / 40)
-    counts = (1e4 * slope).reshape(1, 1, SIZE, SIZE)
+    slope = torch.exp(torch.arange(SIZE) / 60)[:, None] * torch.exp(-torch.arange(SIZE) / 120)
+    counts = (200 * slope).reshape(1, 1, SIZE, SIZE)
     ones, none = torch.ones_like(counts), torch.zeros_like(counts)
     holes = counts * (torch.rand(counts.shape) > 0.2)
     with torch.inference_mode():
@@ -408,7 +430,7 @@ def test_the_output_may_be_the_mean_of_opposite_neighbours():
             shape, rate = posterior(net, seen, ones, none, none)
             kappa = shape - seen
             mean = (kappa / (rate - 1)).squeeze().numpy()
-            pair = np.sqrt((seen[0, 0, :-2, :-2] + 0.375) * (seen[0, 0, 2:, 2:] + 0.375)).numpy()
+            pair = torch.sqrt((seen[0, 0, :-2, :-2] + 0.375) * (seen[0, 0, 2:, 2:] + 0.375)).numpy()
             np.testing.assert_allclose(mean[1:-1, 1:-1][pair > 99], pair[pair > 99], rtol=0.01)
 
 

@@ -1,4 +1,4 @@
-"""The card of a tuned model: what its record says, for people."""
+"""The cards of tuned and of trained models: what their records say, for people."""
 
 from __future__ import annotations
 
@@ -44,6 +44,41 @@ def model_card(name: str, record: Mapping[str, Any]) -> str:
         "## Limits",
         "",
         "Made for frames like those it was tuned on: same detector, similar exposure and patterns.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def trained_card(record: Mapping[str, Any], *, parameters: int) -> str:
+    """Markdown, of weights that a recipe was trained to; ``parameters`` is their number."""
+    training, name = record["training"], record["name"]
+    config, parent = training["config"], training["initial"]
+    begun = (
+        "random weights"
+        if parent is None
+        else f"`{parent['name']}` version {parent['version']}, sha256 `{parent['sha256']}`"
+    )
+    sets = training["real_sets"]
+    real = (
+        f"in {100 * config['real_share']:.0f} % of the samples: {', '.join(sets)}" if sets else "none, simulations only"
+    )
+    widths, crop = "-".join(map(str, config["channels"])), f"{config['crop']} x {config['crop']} pixels"
+    lines = [
+        f"# Model card: {name}, version {record['version']}",
+        "",
+        f"A U-Net (channels {widths}, {parameters:,} parameters), sha256 `{record['sha256']}`.",
+        "",
+        f"- Begun from {begun}.",
+        f"- Loss: `{config['loss']}`; {config['steps']} steps of {config['batch']} crops of {crop},"
+        f" learning rate {config['learning_rate']:g}, seed {config['seed']}.",
+        f"- Real frames: {real}.",
+        f"- Took {training['seconds'] / 60:.0f} minutes on {training['device']}, {config['threads']} threads,"
+        f" torch {training['torch']}{', bfloat16' if config['bfloat16'] else ''}.",
+        f"- Loss and gradient by step: `{name}.png`; the recipe is in `{name}.json`.",
+        "",
+        "## Limits",
+        "",
+        "Not scored yet: `symdenoise bench quality --data DIR --model FILE` does, on frames that it has not seen.",
         "",
     ]
     return "\n".join(lines)

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from bluesky_symdenoise.denoiser.network import MULTIPLE, Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.training.card import trained_card
+from bluesky_symdenoise.training.curve import draw_history
 from bluesky_symdenoise.training.losses import LOSSES, weighted_loss
 from bluesky_symdenoise.training.pairs import Mixture, RealFrames, sample
 
@@ -151,7 +153,8 @@ def fit(
     Parameters
     ----------
     output
-        Folder for the checkpoint, ``history.jsonl`` and the finished weights.
+        Folder for the checkpoint, ``history.jsonl``, the finished weights, and beside them their record (.json), a
+        model card (.md) and the loss by step (.png, from the first checkpoint on).
     real
         Real frames to mix in; none for simulations only.
     initial
@@ -213,6 +216,7 @@ def fit(
         }
         torch.save(state, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
+        draw_history(output / "history.jsonl", output / f"{config.name}.png")
 
     loader = DataLoader(_Samples(config, real, first), batch_size=None, num_workers=1, prefetch_factor=4)
     begun = saved = time.monotonic()
@@ -242,7 +246,11 @@ def fit(
         "real_sets": [frames.name for frames in real],
         "torch": torch.__version__,
     }
-    return save_weights(descent.average, output, name=config.name, version=config.version, training=training)
+    weights = save_weights(descent.average, output, name=config.name, version=config.version, training=training)
+    record = json.loads(weights.with_suffix(".json").read_text())
+    parameters = sum(each.numel() for each in descent.average.parameters())
+    weights.with_suffix(".md").write_text(trained_card(record, parameters=parameters))
+    return weights
 
 
 def scheduled_rate(config: TrainConfig, step: float) -> float:
