@@ -240,6 +240,9 @@ class TestFiles:
         invoked(*given[:3], "2", *given[4:], "-o", str(kept), "--overwrite")
         assert kept.read_bytes() != before
         with pytest.raises(SystemExit):
+            main([*given, "--picture", str(tmp_path / "map.pdf")])
+        assert "a picture is NAME.png" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
             main([*given[:3], "1", "--picture", str(tmp_path / "none.png")])
         assert "no mates to draw a map of" in capsys.readouterr().err
 

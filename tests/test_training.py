@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import h5py
@@ -21,7 +23,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.training import fit as fitting
 from bluesky_symdenoise.training import losses as minimised
 from bluesky_symdenoise.training import pairs
-from bluesky_symdenoise.training.curve import draw_history, history
+from bluesky_symdenoise.training.curve import draw_history
 from bluesky_symdenoise.training.fit import TrainConfig, fit
 from bluesky_symdenoise.training.losses import losses, weighted_loss
 from bluesky_symdenoise.training.pairs import (
@@ -135,15 +137,73 @@ def test_a_run_leaves_its_curve_and_its_card(finished):
         assert said in card
 
 
-def test_steps_that_were_repeated_after_a_stop_count_once(tmp_path):
+def test_a_short_history_is_drawn(tmp_path):
     path = tmp_path / "history.jsonl"
-    path.write_text(
-        "".join(f'{{"step": {step}, "loss": {loss}, "norm": 1}}\n' for step, loss in ((0, 5), (1, 4), (1, 3)))
-    )
-    assert history(path)["loss"].tolist() == [5, 3]
-    draw_history(path, tmp_path / "one.png")
-    path.write_text("")
-    draw_history(path, tmp_path / "none.png")
+    for lines in (['{"step": 0, "loss": 5, "norm": 1}'], []):
+        path.write_text("\n".join(lines))
+        draw_history(path, tmp_path / "short.png")
+        assert (tmp_path / "short.png").stat().st_size > 0
+
+
+def test_ctrl_c_ends_the_step_and_leaves_a_checkpoint(finished, tmp_path, monkeypatch):
+    steps = 0
+
+    def loss(*args, **options):
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return weighted_loss(*args, **options)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "weighted_loss", loss)
+        with pytest.raises(KeyboardInterrupt):
+            fit(TINY, output=tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert same_weights(fit(TINY, output=tmp_path), finished / "tiny.safetensors")
+    assert [json.loads(line)["step"] for line in (tmp_path / "history.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_a_training_goes_on_with_what_it_began_with_only(finished, tmp_path, rng):
+    """Its card would say what is not so."""
+    for name in ("checkpoint.pt", "history.jsonl"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    with pytest.raises(SymDenoiseError, match="it began with other real frames"):
+        fit(TINY, output=tmp_path, real=[flat_frames(rng)])
+    with pytest.raises(SymDenoiseError, match="it began with other weights to start from"):
+        fit(TINY, output=tmp_path, initial=finished / "tiny.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('steps = "many"', "steps = 'many' cannot be used"),
+        ("steps = 0", "steps = 0 cannot be used"),
+        ("batch = 0", "batch = 0 cannot be used"),
+        ("channels = []", "channels = .. cannot be used"),
+        ("channels = [8, -8]", "cannot be used"),
+        ('bfloat16 = "yes"', "bfloat16 = 'yes' cannot be used"),
+        ("real_share = 1.5", "real_share = 1.5 cannot be used"),
+        ("wramup = 5", "it has no key 'wramup'; it may have name, version, seed"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_says_which_line(tmp_path, line, said):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'name = "a"\nversion = "1"\n{line}\n')
+    with pytest.raises(SymDenoiseError, match=said):
+        TrainConfig.read(recipe)
+
+
+def test_a_recipe_needs_a_plain_name(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('name = "../evil"\nversion = "1"\n')
+    with pytest.raises(SymDenoiseError, match=r"name = '\.\./evil' cannot be used"):
+        TrainConfig.read(recipe)
+    recipe.write_text('name = "good"\n')
+    with pytest.raises(SymDenoiseError, match="it lacks version"):
+        TrainConfig.read(recipe)
 
 
 @pytest.mark.parametrize("after", [1, 2])
@@ -160,7 +220,6 @@ def test_a_finished_run_is_not_run_again(finished, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())
     path = fit(TINY, output=tmp_path)
     assert same_weights(path, finished / "tiny.safetensors")
-    assert (tmp_path / "history.jsonl").read_text() == ""
 
 
 def test_another_seed_gives_other_weights(finished, tmp_path):
@@ -229,9 +288,13 @@ def test_recipes_are_read_from_toml(tmp_path):
 def test_what_is_no_recipe_is_refused(tmp_path, content):
     path = tmp_path / "r.toml"
     path.write_text(content)
-    with pytest.raises(SymDenoiseError, match=r"training recipe .*could not be read"):
+    with pytest.raises(
+        SymDenoiseError, match=r"training recipe .*(could not be read|it lacks version|has no key .step.|channels = 8)"
+    ):
         TrainConfig.read(path)
-    with pytest.raises(SymDenoiseError, match=r"training recipe .*could not be read"):
+    with pytest.raises(
+        SymDenoiseError, match=r"training recipe .*(could not be read|it lacks version|has no key .step.|channels = 8)"
+    ):
         TrainConfig.read(tmp_path / "none.toml")
 
 

@@ -201,11 +201,9 @@ def check_figure(check: SymmetryCheck) -> Figure:
         bit = 0 if check.symmetry.group == "inf" else index
         used = (fold[::block, ::block] >> np.uint8(bit) & 1).astype(float)
         maps = [
-            Panel(f"{where}: regions against their mates\n(standard deviations)", score, (-6, 6), "RdBu_r"),
-            Panel(
-                f"{where}: smallest visible difference\n(of the rate)", smallest, (0.01, 2), "magma", logarithmic=True
-            ),
-            Panel(f"{where}: mates may be used", used, (0, 1), "viridis"),
+            Panel(f"{where}:\nregions against their mates (sigma)", score, (-6, 6), "RdBu_r"),
+            Panel(f"{where}:\nsmallest visible difference", smallest, (0.01, 2), "magma", logarithmic=True),
+            Panel(f"{where}:\nmates may be used (1)", used, (0, 1), "viridis"),
         ]
         draw_panels(list(axes), maps)
     figure.suptitle(str(check).partition("\n")[0], fontsize=11)

@@ -36,18 +36,22 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
 ) -> None:
     """Test a symmetry on all frames together: what differs, what could have been seen, where mates may be used."""
+    from bluesky_symdenoise.physics.check import RULE, refuse_bad_name
+
+    # Before what takes its time.
+    if output is not None:
+        refuse_bad_name(output)
+    if picture is not None and (picture.suffix != ".png" or not picture.parent.is_dir()):
+        raise SymDenoiseError(str(picture), rule="a picture is NAME.png in a folder that exists", remedy="call it so")
+    for each in (output, picture):
+        if each is not None and each.exists() and not overwrite:
+            raise SymDenoiseError(str(each), rule="the file exists", remedy="give another name or --overwrite")
     from bluesky_symdenoise.acquisition.symmetry import check_symmetry
     from bluesky_symdenoise.catalog.picture import check_figure, png
     from bluesky_symdenoise.cli.catalog import opened
     from bluesky_symdenoise.cli.lazy import run_named
     from bluesky_symdenoise.files import mask_from, open_frames
-    from bluesky_symdenoise.physics.check import RULE, refuse_bad_name
 
-    if output is not None:
-        refuse_bad_name(output)
-    for each in (output, picture):
-        if each is not None and each.exists() and not overwrite:
-            raise SymDenoiseError(str(each), rule="the file exists", remedy="give another name or --overwrite")
     given = None if mask is None else mask_from(mask)
     if catalog is not None:
         with opened(catalog) as client:

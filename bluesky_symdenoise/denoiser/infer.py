@@ -36,6 +36,7 @@ from bluesky_symdenoise.physics.fold import Mates, gated_mates
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_symmetry, refuse_other_center
 from bluesky_symdenoise.physics.tilt import split_tilt
+from bluesky_symdenoise.recipe import array_sha256
 
 #: Frames of more rows times columns than this are run in bands of rows.
 BAND_PIXELS = 2**22
@@ -157,10 +158,10 @@ class Denoiser:
         shape = (stack.shape[1], stack.shape[2])
         symmetry = stated_symmetry(symmetry)
         if isinstance(symmetry, Symmetry):
+            symmetry.may_fold(0, shape)
             if checked_symmetry(symmetry.point_group) != "1":
                 checked_beam_center(symmetry.beam_center, shape)
             refuse_other_center(symmetry, beam_center)
-            symmetry.may_fold(0, shape)
             if symmetry.group != "auto":
                 return symmetry
             beam_center, symmetry = symmetry.beam_center, symmetry.point_group
@@ -218,7 +219,8 @@ class Denoiser:
             one pixel: neighbouring errors are correlated, so sums have larger errors than the quadratic sum of
             sigma. Both are NaN where neither the pixel nor a mate was measured; where only a mate was, they are the
             counts that the frame's median exposure would give. ``defect``, uint8: 1 for a hot and 2 for a dead
-            pixel that was found and masked. Attributes: model, symmetry, beam centre, device.
+            pixel that was found and masked. Attributes: model, symmetry, beam centre, device, and the checksum of the
+            map of a checked symmetry.
 
         Raises
         ------
@@ -282,6 +284,7 @@ class Denoiser:
                 "algorithm": ALGORITHM,
                 "symmetry": resolved.point_group,
                 "beam_center": list(resolved.beam_center) if resolved.beam_center else None,
+                **({} if resolved.fold is None else {"fold_sha256": array_sha256(resolved.fold)}),
                 "environment": self.environment(),
             },
         )

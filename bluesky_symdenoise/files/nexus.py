@@ -71,7 +71,7 @@ class NexusWriter:
                 raise SymDenoiseError(f"{self.path}", rule="a source is never overwritten", remedy="give another name")
             if not overwrite:
                 raise SymDenoiseError(
-                    f"{self.path}", rule="the file exists", remedy="give another name or ask to overwrite it"
+                    f"{self.path}", rule="the file exists", remedy="give another name, overwrite=True or --overwrite"
                 )
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         self._file = h5py.File(self._temporary, "w")

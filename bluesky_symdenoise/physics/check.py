@@ -100,7 +100,7 @@ class SymmetryCheck:
             lines.append(
                 f"{one['operation']}: p {p_value}; {one['regions_that_differ']} of {one['regions']} regions "
                 f"differ{most}, {least}; spots or gaps that differ on {100 * one['in_differing_blocks']:.1f} % of the "
-                f"pixels; mates may be used on {100 * one['usable']:.0f} %"
+                f"pixels; mates may be used on {100 * one['usable']:.0f} % of them"
             )
         return "\n".join(lines)
 
@@ -139,17 +139,16 @@ def load_symmetry(path: str | Path) -> Symmetry:
     SymDenoiseError
         If it is none.
     """
+    remedy = "write it with `symdenoise symmetry ... -o`"
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             group, center, fold = str(stored["point_group"]), stored["beam_center"], stored["fold"]
             if fold.ndim != 2 or fold.dtype != np.uint8 or center.size not in (0, 2):
                 raise ValueError("its arrays have other shapes")
     except FileNotFoundError as error:
-        raise SymDenoiseError(f"{path}", rule="there is no such file", remedy="write it with -o") from error
+        raise SymDenoiseError(f"{path}", rule="there is no such file", remedy=remedy) from error
     except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
-        raise SymDenoiseError(
-            f"{path}", rule="it is no checked symmetry", remedy="write it with `symdenoise symmetry ... -o`"
-        ) from error
+        raise SymDenoiseError(f"{path}", rule="it is no checked symmetry", remedy=remedy) from error
     checked_point_group(group)
     return Symmetry(group, (float(center[0]), float(center[1])) if center.size else None, fold if fold.size else None)
 
@@ -217,14 +216,14 @@ def tested_symmetry(total: Frame, symmetry: Symmetry, *, frames: int) -> Symmetr
         spot = differing_blocks(total, operation, center) & measured
         tests.append(test)
         spots.append(spot)
-        maps.append(test.on_pixels(test.foldable, shape) & measured & ~spot)
+        maps.append(test.on_pixels(test.foldable, shape) & ~spot)
     fold = _bits(maps if symmetry.group != "inf" else [np.logical_and.reduce(maps)], shape) if maps else None
     return SymmetryCheck(
         symmetry=replace(symmetry, fold=fold),
         frames=frames,
         counts_per_pixel=float(total.counts.sum() / max(1, measured.sum()) / max(1, frames)),
         tests=tuple(tests),
-        usable=tuple(float(where.sum() / max(1, measured.sum())) for where in maps),
+        usable=tuple(float((where & measured).sum() / max(1, measured.sum())) for where in maps),
         spotted=tuple(float(where.sum() / max(1, measured.sum())) for where in spots),
     )
 

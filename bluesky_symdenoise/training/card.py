@@ -72,9 +72,9 @@ def trained_card(record: Mapping[str, Any], *, parameters: int) -> str:
         f"- Loss: `{config['loss']}`; {config['steps']} steps of {config['batch']} crops of {crop},"
         f" learning rate {config['learning_rate']:g}, seed {config['seed']}.",
         f"- Real frames: {real}.",
-        f"- Took {training['seconds'] / 60:.0f} minutes on {training['device']}, {config['threads']} threads,"
+        f"- Took {training['seconds'] / 60:.1f} minutes on {training['device']}, threads: {config['threads']},"
         f" torch {training['torch']}{', bfloat16' if config['bfloat16'] else ''}.",
-        f"- Loss and gradient by step: `{name}.png`; the recipe is in `{name}.json`.",
+        f"- The recipe is in `{name}.json`; loss and gradient by step in `{name}.png`, where it was trained.",
         "",
         "## Limits",
         "",

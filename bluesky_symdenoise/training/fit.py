@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import threading
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from bluesky_symdenoise.denoiser.network import MULTIPLE, Architecture, PriorNet
+from bluesky_symdenoise.denoiser.network import COARSEST, MULTIPLE, Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.training.card import trained_card
 from bluesky_symdenoise.training.curve import draw_history
@@ -80,15 +84,24 @@ class TrainConfig:
         SymDenoiseError
             If the file is missing or no recipe.
         """
+
+        def refused(rule: str) -> SymDenoiseError:
+            remedy = "give a TOML file with the keys of bluesky_symdenoise/training/recipes/fast.toml"
+            return SymDenoiseError(f"training recipe {path}", rule=rule, remedy=remedy)
+
         try:
             stored = tomllib.loads(path.read_text())
-            config = cls(**stored | {"channels": tuple(stored.get("channels", cls.channels))})
-        except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
-            raise SymDenoiseError(
-                f"training recipe {path}",
-                rule=f"it could not be read ({error})",
-                remedy="give a TOML file with the keys of bluesky_symdenoise/training/recipes/fast.toml",
-            ) from error
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise refused(f"it could not be read ({error})") from error
+        kinds = {each.name: each for each in fields(cls)}
+        for key, value in stored.items():
+            if key not in kinds:
+                raise refused(f"it has no key {key!r}; it may have {', '.join(kinds)}")
+            if not _fits(key, value, str(kinds[key].type)):
+                raise refused(f"{key} = {value!r} cannot be used")
+        if missing := [key for key in ("name", "version") if key not in stored]:
+            raise refused(f"it lacks {' and '.join(missing)}")
+        config = cls(**stored | {"channels": tuple(stored.get("channels", cls.channels))})
         if config.crop % MULTIPLE or config.crop < MULTIPLE:
             raise SymDenoiseError(
                 f"crop = {config.crop}", rule=f"it must be a multiple of {MULTIPLE}", remedy=f"use {MULTIPLE}"
@@ -98,6 +111,25 @@ class TrainConfig:
                 f"loss = {config.loss!r}", rule=f"it must be one of {', '.join(LOSSES)}", remedy="choose among these"
             )
         return config
+
+
+def _fits(key: str, value: Any, kind: str) -> bool:
+    """Whether a value is of its key's type, and within what that key can mean."""
+    if key == "channels":
+        return (
+            isinstance(value, list)
+            and 0 < len(value) < COARSEST
+            and all(type(each) is int and each > 0 for each in value)
+        )
+    if key == "name":
+        return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value) is not None
+    allowed = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}[kind]
+    if type(value) not in allowed:
+        return False
+    if key.endswith("_share"):
+        return 0 <= value <= 1
+    least = {"steps": 1, "batch": 1, "threads": 1}.get(key, 0)
+    return isinstance(value, str) or value >= least
 
 
 class _Samples(IterableDataset[Tensor]):
@@ -150,6 +182,8 @@ def fit(
 ) -> Path:
     """Train the network that a recipe describes; continues from ``output/checkpoint.pt`` if it is there.
 
+    There is a checkpoint every minute, and when Ctrl-C stops it.
+
     Parameters
     ----------
     output
@@ -190,20 +224,32 @@ def fit(
             # Outputs that the weights do not have are zero, as in a network without them.
             net.get_parameter(name)[: len(tensor)].data.copy_(tensor)
     descent = Descent(net, learning_rate=config.learning_rate)
-    checkpoint = output / "checkpoint.pt"
+    checkpoint, lines = output / "checkpoint.pt", output / "history.jsonl"
+    begun_with = {
+        "initial": None if parent is None else parent.identity(),
+        "real_sets": [frames.name for frames in real],
+    }
     first, seconds = 0, 0.0
     if checkpoint.exists():
         stored = torch.load(checkpoint, weights_only=True, map_location=device)
-        if stored["config"] != config.to_dict():
-            raise SymDenoiseError(
-                f"checkpoint {checkpoint}",
-                rule="it belongs to another recipe",
-                remedy="choose another --output folder",
-            )
+        for what, mine in {
+            "recipe": ("config", config.to_dict()),
+            "weights to start from": ("initial", begun_with["initial"]),
+            "real frames": ("real_sets", begun_with["real_sets"]),
+        }.items():
+            if stored.get(mine[0], mine[1]) != mine[1]:
+                raise SymDenoiseError(
+                    f"checkpoint {checkpoint}",
+                    rule=f"it belongs to another {what}" if what == "recipe" else f"it began with other {what}",
+                    remedy="choose another --output folder",
+                )
         net.load_state_dict(stored["net"])
         descent.average.load_state_dict(stored["average"])
         descent.optimiser.load_state_dict(stored["optimiser"])
         first, seconds = stored["step"], stored["seconds"]
+    # What came after the checkpoint is done again.
+    kept = lines.read_text().splitlines()[:first] if lines.exists() else []
+    lines.write_text("".join(f"{line}\n" for line in kept))
 
     def save(step: int, spent: float) -> None:
         state = {
@@ -213,14 +259,15 @@ def fit(
             "optimiser": descent.optimiser.state_dict(),
             "step": step,
             "seconds": spent,
+            **begun_with,
         }
         torch.save(state, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
-        draw_history(output / "history.jsonl", output / f"{config.name}.png")
+        draw_history(lines, output / f"{config.name}.png")
 
     loader = DataLoader(_Samples(config, real, first), batch_size=None, num_workers=1, prefetch_factor=4)
     begun = saved = time.monotonic()
-    with (output / "history.jsonl").open("a") as history:
+    with lines.open("a") as history, _interruptible() as interrupted:
         progress = tqdm(loader, initial=first, total=config.steps, unit="step", mininterval=2)
         for step, batch in enumerate(progress, start=first):
             loss = weighted_loss(
@@ -232,18 +279,19 @@ def fit(
             )
             norm = descent.step(step, loss, scheduled_rate(config, step))
             history.write(json.dumps({"step": step, "loss": round(loss.item(), 6), "norm": round(norm, 4)}) + "\n")
-            if time.monotonic() - saved > CHECKPOINT_EVERY:
+            if interrupted() or time.monotonic() - saved > CHECKPOINT_EVERY:
                 saved = time.monotonic()
                 history.flush()
                 save(step + 1, seconds + saved - begun)
+            if interrupted():
+                raise KeyboardInterrupt
     spent = seconds + time.monotonic() - begun
     save(config.steps, spent)
     training = {
         "config": config.to_dict(),
-        "initial": None if parent is None else parent.identity(),
+        **begun_with,
         "seconds": round(spent),
         "device": device,
-        "real_sets": [frames.name for frames in real],
         "torch": torch.__version__,
     }
     weights = save_weights(descent.average, output, name=config.name, version=config.version, training=training)
@@ -251,6 +299,26 @@ def fit(
     parameters = sum(each.numel() for each in descent.average.parameters())
     weights.with_suffix(".md").write_text(trained_card(record, parameters=parameters))
     return weights
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C waits for the step to end, so that a checkpoint can be written; the second one does not wait."""
+    asked = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    main = threading.current_thread() is threading.main_thread()
+    if main:
+        signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
 def scheduled_rate(config: TrainConfig, step: float) -> float:
