@@ -183,7 +183,7 @@ def test_a_spot_in_one_pixel_can_be_kept(home: Path, client: Container, denoiser
     assert found.start["uid"] != kept.start["uid"]
     assert np.isnan(np.asarray(found["primary"]["det"].read())[:, 0, 5, 7]).all()
     spot = np.asarray(kept["primary"]["det"].read())[:, 0, 5, 7]
-    np.testing.assert_allclose(spot, 6000, rtol=0.06)
+    np.testing.assert_allclose(spot, 6000, rtol=0.01)
     assert set(found["primary"]["det_hot_pixels"].read()) == {1.0}
     assert set(kept["primary"]["det_hot_pixels"].read()) == {0.0}
     # The provenance knows it.

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from scipy.stats import nbinom
 
 from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.denoiser.network import Architecture, PriorNet, posterior
+from bluesky_symdenoise.denoiser.network import Architecture, PriorNet, posterior, unrefuted
 from bluesky_symdenoise.denoiser.weights import load_model, save_weights
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.training import fit as fitting
@@ -495,6 +495,18 @@ def test_the_output_may_be_the_mean_of_opposite_neighbours():
             mean = (kappa / (rate - 1)).squeeze().numpy()
             pair = torch.sqrt((seen[0, 0, :-2, :-2] + 0.375) * (seen[0, 0, 2:, 2:] + 0.375)).numpy()
             np.testing.assert_allclose(mean[1:-1, 1:-1][pair > 99], pair[pair > 99], rtol=0.01)
+
+
+def test_counts_that_refute_the_prior_by_more_than_five_sigma_are_believed():
+    kappa, mean = torch.tensor([10.0, 10.0, 10.0, 10.0, 1e4]), torch.tensor([38.0, 38.0, 30.0, 38.0, 100.0])
+    counts, exposure = torch.tensor([1000.0, 60.0, 0.0, 0.0, 20.0]), torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
+    found = unrefuted(kappa, mean, counts, exposure)
+    assert found[1:4].tolist() == [10.0, 10.0, 10.0]  # 1.5 and 4.8 sigma, not measured
+    away = 2 * (torch.sqrt(counts + 0.375) - torch.sqrt(mean + 0.375)).abs()
+    for refuted in (0, 4):
+        sigmas = away[refuted] / torch.sqrt(1 + mean[refuted] / found[refuted])
+        assert sigmas.item() == pytest.approx(5, rel=1e-4)
+    assert ((counts + found) / (exposure + found / mean))[0].item() == pytest.approx(1000, rel=0.03)
 
 
 def test_bright_parts_are_drawn_more_often(rng):

@@ -14,7 +14,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 #: The model used where none is named.
 DEFAULT_MODEL = "fast"
 #: Changes when the same weights would give other pixels; part of every recipe.
-ALGORITHM = "5"
+ALGORITHM = "6"
 #: What to do about a model file that cannot be used.
 REMEDY = "install the package again, import the model again, or write the file again with `symdenoise train`"
 

@@ -28,6 +28,8 @@ KNOWN_OUTPUTS = (OUTPUTS, OUTPUTS + LOG_RATES, OUTPUTS + LOG_RATES + len(TO_NEIG
 LOG_MEAN = 2
 #: Which of them a frame without mates has; the others are zero. Its block means are those of itself twice: given once.
 ALONE = (0, LOG_MEAN, 3)
+#: Sigmas by which a pixel's own counts may refute its prior.
+CONFLICT = 5.0
 #: Rows of blocks of 2 x 2 pixels that the last layer takes at a time.
 CACHED_ROWS = 32
 _LOG_KAPPA = (-8.0, 14.0)
@@ -280,6 +282,17 @@ def _joined(first: nn.Conv2d, deep: Tensor, shallow: Tensor) -> Tensor:
     return same_size.add_(F.conv_transpose2d(deep, kernel, stride=2, padding=1))
 
 
+def unrefuted(kappa: Tensor, mean: Tensor, counts: Tensor, exposure: Tensor) -> Tensor:
+    """The prior's shape, less where a pixel's own counts refute the prior by more than `CONFLICT` of its sigma.
+
+    There it is what makes it just so many: a lone bright pixel is unlike what the network was trained on, and its
+    counts say more than its surroundings. Twice the root of the counts has the variance 1 + n m / kappa.
+    """
+    expected = exposure * mean
+    away = 2 * (torch.sqrt(counts + 0.375) - torch.sqrt(expected + 0.375)).abs() / CONFLICT
+    return torch.where(away > 1, torch.minimum(kappa, expected / (away.square() - 1).clamp(min=1e-12)), kappa)
+
+
 def posterior(
     net: PriorNet, counts: Tensor, exposure: Tensor, mate_counts: Tensor, mate_exposure: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -292,6 +305,7 @@ def posterior(
     """
     per_pixel, per_block, mean = features(counts, exposure, mate_counts, mate_exposure)
     ratio, log_kappa = net(per_pixel, per_block)
-    kappa = torch.exp(log_kappa)
     own_counts, own_exposure = net.own(counts, exposure)
-    return own_counts + kappa, own_exposure + kappa / (mean * torch.exp(ratio))
+    mean = mean * torch.exp(ratio)
+    kappa = unrefuted(torch.exp(log_kappa), mean, own_counts, own_exposure)
+    return own_counts + kappa, own_exposure + kappa / mean
