@@ -59,7 +59,7 @@ def origins(
     initial: Annotated[
         Path,
         typer.Option(
-            help="Weights (.safetensors) that have seen simulations only, such as small-photons.toml gives without --data."
+            help="Weights (.safetensors) of simulations only, such as small-photons.toml gives without --data."
         ),
     ],
     recipe: Annotated[Path, typer.Option(help="Training recipe to go on with: small-origin.toml in training/recipes.")],
