@@ -28,6 +28,10 @@ _REACH = np.arange(-4, 5)
 """Pixels that a Gaussian window of one pixel reaches."""
 
 
+LEAST = 1e-6
+"""Smallest mean, counts per pixel of the input, of a predictive distribution."""
+
+
 class BestFloor(NamedTuple):
     """The smallest likelihood loss over a grid of floors and the floor (counts per pixel) that gave it."""
 
@@ -248,7 +252,7 @@ def predictive_nll(estimate: FloatArray, sigma: FloatArray, target: FloatArray, 
 
     Parameters as in `coverage`; in nat.
     """
-    e, s, t = _valid(mask, estimate, sigma, target)
+    e, s, t = _valid(mask, np.maximum(estimate, LEAST), sigma, target)
     # A sigma of less than 1e-4 of the mean is that: beyond it logarithms of Gamma functions cancel.
     shape = np.minimum(e / np.maximum(s, 1e-300), 1e4) ** 2
     return float(-stats.nbinom.logpmf(t, shape, shape / (shape + k * e)).mean())
