@@ -364,6 +364,18 @@ def test_eight_views_make_no_difference_between_up_and_down(denoiser, rng):
         assert np.abs(back(plain_turned.intensity.values) / plain.intensity.values - 1).max() > 0.01
 
 
+@pytest.mark.parametrize(("height", "kept"), [(100, 0.85), (1000, 0.97), (20_000, 0.99)])
+def test_a_lone_bright_pixel_stays(denoiser, rng, height, kept):
+    """Though nothing around it says that it should be: its own counts refute the prior by far."""
+    counts = rng.poisson(1.0, (128, 128))
+    counts[40, 50] = counts[90, 71] = height
+    result = Denoiser(denoiser.model, threads=1, defects="keep")(counts, symmetry="1")
+    for at in ((40, 50), (90, 71)):
+        off = height - result.intensity.values[at]
+        assert kept * height < result.intensity.values[at] < 1.01 * height
+        assert off < 1.5 * result.sigma.values[at]
+
+
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(SymDenoiseError, match="float32 or bfloat16"):
         Denoiser.pretrained(dtype="float16")
