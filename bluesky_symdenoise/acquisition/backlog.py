@@ -1,113 +1,308 @@
-"""Documents of runs that are not finished: in memory up to a bound, beyond it in a file."""
+"""Documents of unfinished runs on disk, a file for each run: whoever takes them, and however it ends, finds them there.
+
+A file holds records: a line of text, ``number size size ...``, and the pieces of these sizes. It is locked for as long as
+a process writes or works it off, and removed when its run is finished. Nothing in it is ever executed.
+"""
 
 from __future__ import annotations
 
+import heapq
+import json
 import logging
-import tempfile
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from bluesky_symdenoise.acquisition.documents import unpacked
+from bluesky_symdenoise.acquisition.spool import spool_folder
+from bluesky_symdenoise.catalog.lock import HeldError, hold, is_held
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.acquisition.plan import Work
 
 log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+Pieces = list[bytes]
+
+SUFFIX = ".documents"
+#: A line of sizes is no longer than this.
+_LINE = 4096
+#: The number of the first record, which says whose documents follow.
+_HEAD = -1
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the documents of one run are for.
+
+    Attributes
+    ----------
+    raw_uid, derived_uid
+        The runs.
+    recipe_sha256
+        Of the request under which they came.
+    container
+        Address of the catalogue of derived runs.
+    """
+
+    raw_uid: str
+    derived_uid: str
+    recipe_sha256: str
+    container: str
+
+    def path(self, folder: Path) -> Path:
+        """Return the path of the file in a folder."""
+        return folder / f"{self.derived_uid}{SUFFIX}"
+
+
+class RunFile:
+    """The documents of one run, locked by this process until `close` or `remove`.
+
+    Raises
+    ------
+    HeldError
+        If a living process writes them, or works them off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO = hold(path)
+
+    @classmethod
+    def begin(cls, folder: Path, head: Head) -> RunFile:
+        """Return the file of a run, without what an earlier process left in it."""
+        made = cls(head.path(folder))
+        os.ftruncate(made._file.fileno(), 0)
+        made.append(_HEAD, [json.dumps(vars(head)).encode()])
+        return made
+
+    def append(self, number: int, pieces: Sequence[Any]) -> int:
+        """Add a record, and return where it begins.
+
+        Raises
+        ------
+        OSError
+            If the disk is full; the file is then as before.
+        """
+        views = [memoryview(piece).cast("B") for piece in pieces]
+        begin = self._file.seek(0, os.SEEK_END)
+        line = " ".join(str(each) for each in (number, *(view.nbytes for view in views))).encode() + b"\n"
+        try:
+            for view in (memoryview(line), *views):
+                while view.nbytes:
+                    view = view[self._file.write(view) :]
+        except OSError:
+            os.ftruncate(self._file.fileno(), begin)
+            raise
+        return begin
+
+    def read(self, offset: int) -> Pieces:
+        """Return the pieces of the record that begins there."""
+        self._file.seek(offset)
+        found = _record(self._file)
+        if found is None:
+            raise OSError(f"{self.path}: the record at {offset} is gone")
+        return found[1]
+
+    def close(self) -> None:
+        """Let go of the file: whoever comes next finds it."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """Remove the file: its run is finished."""
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+
+def head_of(path: Path) -> Head | None:
+    """Return what a file of documents is for; None if it says nothing, as after a crash at its beginning."""
+    try:
+        with path.open("rb") as file:
+            found = _record(file)
+        said = json.loads(found[1][0]) if found is not None and found[0] == _HEAD else {}
+        return Head(**{name: str(said[name]) for name in Head.__annotations__})
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
+
+
+def documents_in(path: Path, *, after: int = _HEAD) -> Iterator[tuple[int, str, Document]]:
+    """Yield number, name and content of the documents with a greater number, up to the first that was cut off."""
+    with path.open("rb") as file:
+        while (found := _record(file)) is not None:
+            number, pieces = found
+            if number > after:
+                try:
+                    name, doc = unpacked(pieces[0], pieces[1:])
+                except (ValueError, KeyError, IndexError, TypeError) as error:
+                    log.error("%s: document %d cannot be read (%s)", path, number, error)
+                    return
+                yield number, name, doc
+
+
+def merged_documents(paths: Sequence[Path], *, after: int) -> Iterator[tuple[int, str, Document]]:
+    """Yield the documents of several runs in the order in which they came."""
+    return heapq.merge(*(documents_in(path, after=after) for path in paths), key=lambda each: each[0])
+
+
+def left_files(work: Work) -> Iterator[tuple[RunFile, Head]]:
+    """Yield the files of documents of this request that no living process has, locked now, with what they are for."""
+    for path in sorted(spool_folder(work.folder).glob(f"*{SUFFIX}")):
+        head = head_of(path)
+        if head is not None and not _is_for(head, work):
+            continue
+        try:
+            file = RunFile(path)
+        except HeldError:
+            continue
+        if head is None:
+            # A crash at the beginning: nothing came after it.
+            file.remove()
+        else:
+            yield file, head
+
+
+def left_with_other_settings(work: Work) -> Iterator[str]:
+    """Yield a line for each file of documents that came under another request, and that no living process has."""
+    for path in sorted(spool_folder(work.folder).glob(f"*{SUFFIX}")):
+        head = head_of(path)
+        if head is not None and not _is_for(head, work) and not is_held(path):
+            yield (
+                f"documents of run {head.raw_uid[:8]}, taken with other settings by a process that has ended, wait in "
+                f"{path}: finish them with `symdenoise catch-up` and those settings"
+            )
+
+
+def _is_for(head: Head, work: Work) -> bool:
+    return (head.recipe_sha256, head.container) == (work.recipe.sha256, str(work.container.uri))
+
+
+def _record(file: BinaryIO) -> tuple[int, Pieces] | None:
+    line = file.readline(_LINE)
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        number, *sizes = (int(each) for each in line.split())
+    except ValueError:
+        return None
+    pieces = [_exactly(file, size) for size in sizes]
+    return None if any(len(piece) != size for piece, size in zip(pieces, sizes, strict=True)) else (number, pieces)
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    """So many bytes; fewer at the end of the file."""
+    parts, left = [], size
+    while left > 0 and (part := file.read(left)):
+        parts.append(part)
+        left -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 @dataclass(slots=True)
 class _Entry:
     uid: str | None
-    payload: bytes | None
     offset: int
     size: int
+    #: Where there is no file for them.
+    pieces: Pieces | None
     time: float
 
 
 class Backlog:
-    """Numbered payloads, each of a run or of none, until they are forgotten.
+    """Numbered documents, each of a run or of none, until they are forgotten.
 
     Parameters
     ----------
     folder
-        Where the file is made when it is needed; it has no name and vanishes with the process.
-    memory_bytes
-        Payloads beyond this go to the file.
+        Where the files are.
     """
 
-    def __init__(self, folder: Path, *, memory_bytes: int = 2**26) -> None:
-        self._folder, self._memory_bytes = folder, memory_bytes
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, RunFile] = {}
         self._entries: dict[int, _Entry] = {}
-        self._in_memory = 0
-        self._file: IO[bytes] | None = None
-        self._spilled = 0
         self._next = 0
+        self._complained = False
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[int]:
-        """Numbers, in order."""
+        """Yield the numbers, in order."""
         return iter(sorted(self._entries))
 
     @property
-    def spilled_bytes(self) -> int:
-        """How much lies in the file."""
-        return self._spilled
+    def runs(self) -> set[str]:
+        """Uids of the raw runs that have begun and are not finished."""
+        return set(self._files)
 
-    def add(self, uid: str | None, payload: bytes, time: float) -> int:
-        """Keep a payload of a run; its number."""
+    def begin(self, head: Head) -> None:
+        """Make the file of a run.
+
+        Raises
+        ------
+        HeldError
+            If a living process has it.
+        OSError
+            If it cannot be made; the run's documents then stay in memory.
+        """
+        self._files[head.raw_uid] = RunFile.begin(self._folder, head)
+
+    def path(self, uid: str) -> Path | None:
+        """Return the path of a run's file."""
+        return self._files[uid].path if uid in self._files else None
+
+    def add(self, uid: str | None, pieces: Sequence[Any], time: float) -> int:
+        """Keep a document of a run, and return its number."""
         number, self._next = self._next, self._next + 1
-        entry = _Entry(uid, payload, -1, len(payload), time)
+        entry = _Entry(uid, -1, sum(memoryview(piece).nbytes for piece in pieces), None, time)
+        if uid in self._files:
+            try:
+                entry.offset = self._files[uid].append(number, pieces)
+            except OSError as error:
+                if not self._complained:
+                    log.error("documents stay in memory: %s cannot hold them (%s); make room", self._folder, error)
+                self._complained = True
+        if entry.offset < 0:
+            entry.pieces = [bytes(memoryview(piece).cast("B")) for piece in pieces]
         self._entries[number] = entry
-        if self._in_memory + entry.size > self._memory_bytes:
-            self._spill(entry, payload)
-        if entry.payload is not None:
-            self._in_memory += entry.size
         return number
 
-    def payload(self, number: int) -> bytes:
-        """What was kept."""
+    def pieces(self, number: int) -> Pieces:
+        """Return what was kept."""
         entry = self._entries[number]
-        if entry.payload is not None:
-            return entry.payload
-        assert self._file is not None
-        self._file.seek(entry.offset)
-        return self._file.read(entry.size)
+        if entry.pieces is not None:
+            return entry.pieces
+        assert entry.uid is not None
+        return self._files[entry.uid].read(entry.offset)
+
+    def size(self, number: int) -> int:
+        """Return its size in bytes."""
+        return self._entries[number].size
 
     def time(self, number: int) -> float:
-        """When it came."""
+        """Return when it came."""
         return self._entries[number].time
 
     def uid(self, number: int) -> str | None:
-        """Of which run it is."""
+        """Return of which run it is."""
         entry = self._entries.get(number)
         return None if entry is None else entry.uid
 
     def forget(self, number: int) -> None:
         """Keep one no longer."""
-        entry = self._entries.pop(number, None)
-        if entry is None:
-            return
-        if entry.payload is not None:
-            self._in_memory -= entry.size
-        else:
-            self._spilled -= entry.size
-            if self._spilled == 0 and self._file is not None:
-                self._file.close()
-                self._file = None
+        self._entries.pop(number, None)
 
     def forget_run(self, uid: str) -> None:
         """Keep a run's no longer."""
         for number in [number for number, entry in self._entries.items() if entry.uid == uid]:
-            self.forget(number)
+            del self._entries[number]
+        if uid in self._files:
+            self._files.pop(uid).remove()
 
-    def _spill(self, entry: _Entry, payload: bytes) -> None:
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
-            entry.offset = self._file.seek(0, 2)
-            self._file.write(payload)
-            self._file.flush()
-        except OSError as error:
-            log.error("documents stay in memory: %s cannot hold them (%s); make room there", self._folder, error)
-            return
-        entry.payload = None
-        self._spilled += entry.size
+    def close(self) -> None:
+        """Let go of the files; those of unfinished runs stay."""
+        for file in self._files.values():
+            file.close()

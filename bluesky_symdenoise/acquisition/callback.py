@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import logging
-import threading
 import time
+import weakref
 from collections.abc import Sequence
+from multiprocessing import parent_process
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -142,7 +144,9 @@ class DenoiseCallback:
             )
         )
         self._feeder.wait_until_ready()
-        atexit.register(self.close)
+        atexit.register(self._close_at_exit)
+        # A process that multiprocessing has forked, such as the worker of a queue server, ends without atexit.
+        Finalize(None, _at_end_of_child, args=(weakref.ref(self),), exitpriority=10)
 
     def __call__(self, name: str, doc: Document) -> None:
         """Take a document; called by the RunEngine."""
@@ -191,7 +195,42 @@ class DenoiseCallback:
         """
         self._closing = True
         if self._feeder.close(timeout):
-            atexit.unregister(self.close)
-        elif threading.current_thread() is threading.main_thread() and timeout is not None:
-            log.warning("%d documents are not worked off after %g s; that goes on", self._feeder.waiting, timeout)
+            atexit.unregister(self._close_at_exit)
+        elif timeout is not None:
+            log.warning("%s after %g s; that goes on", self._feeder.unfinished, timeout)
         return self.status()
+
+    def _close_at_exit(self) -> None:
+        if self._feeder.alive and self._feeder.waiting:
+            log.warning("this process ends when its frames are denoised: %s", self._feeder.unfinished)
+        self.close()
+
+    def hand_over(self, timeout: float = 10.0) -> None:
+        """Take no more documents, and leave those that came to the worker process, which ends when they are worked off.
+
+        For a process that must end now. It is what happens by itself where it is killed; here it is said, and no
+        document is lost that was not on disk yet.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait until all documents are on disk.
+        """
+        self._closing = True
+        if not self._feeder.alive:
+            return
+        waiting = self._feeder.waiting
+        written = self._feeder.flush(timeout)
+        if waiting:
+            log.warning(
+                "this process ends: %d documents are left to process %d, which finishes their runs%s",
+                waiting,
+                self._feeder.pid,
+                "" if written else "; some are not on disk yet: run `symdenoise catch-up` when the run is in Tiled",
+            )
+
+
+def _at_end_of_child(reference: weakref.ref[DenoiseCallback]) -> None:
+    callback = reference()
+    if callback is not None and parent_process() is not None:
+        callback.hand_over()

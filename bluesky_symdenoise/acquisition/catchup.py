@@ -13,11 +13,12 @@ import httpx
 from tiled.queries import Key
 from tiled.utils import path_from_uri
 
+from bluesky_symdenoise.acquisition.backlog import documents_in, left_files
 from bluesky_symdenoise.acquisition.claim import Claim
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.replay import replay_with
 from bluesky_symdenoise.acquisition.spool import Spool
-from bluesky_symdenoise.acquisition.stored import NothingToDenoiseError, StoredRun, stored_run
+from bluesky_symdenoise.acquisition.stored import GivenRun, NothingToDenoiseError, StoredRun, stored_run
 from bluesky_symdenoise.catalog.containers import run_in
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lock import HeldError
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from tiled.client.container import Container
 
 log = logging.getLogger("bluesky_symdenoise")
+
+
+#: What became of a run that somebody else is at.
+_HELD = "left alone: a living process writes it"
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,22 @@ def finish(
     return attempt(stored, work, was=item.state, older_than=older_than, finished_frame=finished_frame)
 
 
+def finish_left(work: Work, *, older_than: float | None = None) -> Iterator[Outcome]:
+    """Finish the runs whose documents a callback left on disk when its process ended; each as `attempt`.
+
+    What can only be finished later stays there: a run without its stop document until that is in the catalogue, or
+    until `older_than`.
+    """
+    for file, _ in left_files(work):
+        run = GivenRun((name, doc) for _, name, doc in documents_in(file.path))
+        outcome = attempt(run, work, was="left by a process that ended", older_than=older_than)
+        if outcome.ok and outcome.result != _HELD:
+            file.remove()
+        else:
+            file.close()
+        yield outcome
+
+
 def attempt(
     run: StoredRun,
     work: Work,
@@ -162,7 +183,7 @@ def attempt(
     try:
         replay_with(work, run, older_than=older_than, force=force, finished_frame=count, scheduler=scheduler)
     except HeldError:
-        result = "left alone: a living process writes it"
+        result = _HELD
     except NothingToDenoiseError as error:
         result = error.rule
     except (SymDenoiseError, httpx.HTTPStatusError, OSError, RuntimeError, KeyError, ValueError) as error:
@@ -188,6 +209,12 @@ def tidy(work: Work) -> None:
         if run is not None and Claim().stands(run):
             spool.remove()
         spool.release()
+    for file, head in left_files(work):
+        made = run_in(work.container, head.derived_uid)
+        if made is not None and Claim().stands(made):
+            file.remove()
+        else:
+            file.close()
     for path in work.folder.rglob("*.journal"):
         run = run_in(work.container, path.stem)
         if run is None or not Claim().stands(run):

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import logging
-import pickle
+import math
+import os
 import queue
 import signal
 import threading
 import time
+import weakref
 from collections import deque
 from typing import Any
 
-from bluesky_symdenoise.acquisition.backlog import Backlog
+import numpy as np
+
+from bluesky_symdenoise.acquisition.backlog import Backlog, Head
+from bluesky_symdenoise.acquisition.documents import packed, plain
+from bluesky_symdenoise.acquisition.pool import Pool
 from bluesky_symdenoise.acquisition.process import WorkerProcess
+from bluesky_symdenoise.acquisition.routing import Owners
 from bluesky_symdenoise.acquisition.spool import spool_folder
 from bluesky_symdenoise.acquisition.status import Status, Tally
 from bluesky_symdenoise.acquisition.worker import Setup
+from bluesky_symdenoise.catalog.lock import HeldError
 from bluesky_symdenoise.errors import SymDenoiseError
 
 log = logging.getLogger("bluesky_symdenoise")
@@ -43,11 +51,14 @@ class Feeder:
         self._setup = setup
         self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._lock, self._tally = threading.Lock(), Tally()
-        self._backlog = Backlog(spool_folder(setup.work.folder))
-        self._owners = _Owners()
+        self._backlog, self._pool = Backlog(spool_folder(setup.work.folder)), Pool()
+        self._owners = Owners()
         self._unsent: deque[int] = deque()
         self._in_flight: dict[int, int] = {}
+        self._begun: set[str] = set()
         self._given_up: set[str] = set()
+        #: Runs whose documents are worked off, and which Tiled may not have yet.
+        self._finished: set[str] = set()
         self._crashes = self._failed_starts = self._put = self._taken_in = 0
         self._close_asked = self._close_sent = self._closed = self._again = False
         self._ready = threading.Event()
@@ -56,11 +67,15 @@ class Feeder:
         self._process = WorkerProcess(setup, nice=0, said=self._inbox.put)
         self._thread = threading.Thread(target=self._run, name="symdenoise", daemon=True)
         self._thread.start()
+        _ALIVE.add(self)
 
     def put(self, name: str, doc: Document) -> None:
-        """Take a document: all that happens on the RunEngine's thread."""
+        """Take a document: all that happens on the RunEngine's thread.
+
+        It is copied, for devices fill their buffers anew, and callers change their dicts.
+        """
         self._put += 1
-        self._inbox.put(("document", name, doc, time.monotonic()))
+        self._inbox.put(("document", name, plain(doc, self._pool.copy), time.monotonic()))
 
     @property
     def pid(self) -> int:
@@ -102,6 +117,27 @@ class Feeder:
             self._thread.join()
             raise self._refused
 
+    @property
+    def unfinished(self) -> str:
+        """What is not done yet, in words."""
+        if self.waiting:
+            runs = ", ".join(sorted(uid[:8] for uid in self._backlog.runs)) or "no run"
+            return f"{self.waiting} documents of {runs} are not worked off"
+        with self._lock:
+            sending = ", ".join(sorted(uid[:8] for uid in self._finished - set(self._tally.runs)))
+        return f"rows of runs {sending} are being sent to Tiled" if sending else "the worker process has not ended"
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all documents that came are on disk; whether they are."""
+        written = threading.Event()
+        self._inbox.put(("flush", written))
+        return written.wait(timeout)
+
+    def forget_in_fork(self) -> None:
+        """Let go, in a process that was forked from this one, of what keeps the worker waiting or a file locked."""
+        self._process.forget_in_fork()
+        self._backlog.close()
+
     def close(self, timeout: float | None) -> bool:
         """Have all that came worked off; whether that is done."""
         self._inbox.put(("close",))
@@ -124,16 +160,13 @@ class Feeder:
         match message:
             case ("document", name, doc, came):
                 self._taken_in += 1
-                uid = self._owners.of(name, doc)
-                if uid not in self._given_up:
-                    self._unsent.append(self._backlog.add(uid, pickle.dumps((name, doc), protocol=5), came))
+                self._take(name, doc, came)
             case ("taken", number):
                 self._in_flight.pop(number, None)
                 if self._backlog.uid(number) is None:
                     self._backlog.forget(number)
             case ("finished", raw_uid):
-                self._backlog.forget_run(raw_uid)
-                self._owners.forget(raw_uid)
+                self._finish(raw_uid)
                 self._crashes = 0
             case ("log", level, text):
                 log.log(level, "%s", text)
@@ -142,15 +175,66 @@ class Feeder:
                 self._ready.set()
             case ("refused", value, rule, remedy):
                 self._refused = SymDenoiseError(value, rule=rule, remedy=remedy)
+            case ("flush", written):
+                written.set()
             case ("close",):
                 self._close_asked = True
             case ("closed",):
                 self._closed = True
                 self._process.wait()
+                self._backlog.close()
             case ("gone",):
                 self._ended()
             case _:
                 self._count(message)
+
+    def _take(self, name: str, doc: Document, came: float) -> None:
+        """Keep a document of a run that is denoised here, and have it sent to the worker."""
+        uid = self._owners.of(name, doc)
+        if name == "start" and uid is not None and uid not in self._begun | self._given_up:
+            self._begin(uid)
+        if name == "descriptor":
+            for nbytes in _array_sizes(doc):
+                self._pool.prepare(nbytes)
+        head, arrays = packed(name, doc)
+        if uid not in self._given_up:
+            # A run that began before the callback was attached is not denoised, and not kept.
+            owner = uid if uid in self._begun else None
+            self._unsent.append(self._backlog.add(owner, [head, *arrays], came))
+        for array in arrays:
+            self._pool.give_back(array)
+
+    def _begin(self, uid: str) -> None:
+        self._begun.add(uid)
+        work = self._setup.work
+        head = Head(
+            raw_uid=uid,
+            derived_uid=work.recipe.derived_uid(uid),
+            recipe_sha256=work.recipe.sha256,
+            container=str(work.container.uri),
+        )
+        try:
+            self._backlog.begin(head)
+        except HeldError:
+            self._begun.discard(uid)
+            self._given_up.add(uid)
+            line = (
+                "not denoised here: another callback with the same settings, of this or another process, denoises it; "
+                "give one of them other settings, or unsubscribe it"
+            )
+            with self._lock:
+                self._tally.ended(uid, line)
+                self._tally.error(f"run {uid[:8]}: {line}")
+            log.warning("run %s: %s", uid[:8], line)
+        except (OSError, SymDenoiseError) as error:
+            log.error("run %s: its documents stay in memory, and are lost if this process ends: %s", uid[:8], error)
+
+    def _finish(self, uid: str) -> None:
+        self._backlog.forget_run(uid)
+        self._owners.forget(uid)
+        self._begun.discard(uid)
+        with self._lock:
+            self._finished.add(uid)
 
     def _count(self, message: tuple[Any, ...]) -> None:
         with self._lock:
@@ -171,10 +255,12 @@ class Feeder:
         """Hand over what the worker has room for."""
         while self._unsent and len(self._in_flight) < WINDOW and sum(self._in_flight.values()) < WINDOW_BYTES:
             number = self._unsent.popleft()
-            payload = self._backlog.payload(number)
-            self._in_flight[number] = len(payload)
+            uid = self._backlog.uid(number)
+            self._in_flight[number] = self._backlog.size(number)
             came = time.monotonic() if self._again else self._backlog.time(number)
-            self._process.send(("document", number, payload, came, self._again))
+            path = None if uid is None else self._backlog.path(uid)
+            message = ("document", number, uid, None if path is None else str(path), came, self._again)
+            self._process.send_document(message, self._backlog.pieces(number))
         if not self._unsent:
             self._again = False
             if self._close_asked and not self._close_sent:
@@ -236,28 +322,31 @@ class Feeder:
                 self._tally.error(f"run {uid[:8]}: {line}")
         log.error("runs %s: %s", ", ".join(uid[:8] for uid in sorted(runs)), line)
         self._given_up |= runs
+        self._begun -= runs
+        for uid in runs:
+            self._backlog.forget_run(uid)
         for number in list(self._backlog):
             self._backlog.forget(number)
         self._crashes = 0
 
 
-class _Owners:
-    """Which run a document belongs to."""
+def _array_sizes(descriptor: Document) -> list[int]:
+    """Bytes of the arrays that events of a stream will hold, as far as its data keys say."""
+    sizes = []
+    for key in descriptor.get("data_keys", {}).values():
+        shape, dtype = key.get("shape") or [], key.get("dtype_numpy")
+        if "external" not in key and isinstance(dtype, str) and all(isinstance(each, int) for each in shape):
+            sizes.append(math.prod(shape) * np.dtype(dtype).itemsize)
+    return sizes
 
-    def __init__(self) -> None:
-        self._run: dict[str, str] = {}
 
-    def of(self, name: str, doc: Document) -> str | None:
-        """Uid of the run; None if it is of none that is known."""
-        if name == "start":
-            return str(doc.get("uid"))
-        owner = doc.get("run_start")
-        for key in ("descriptor", "resource", "stream_resource"):
-            owner = owner or self._run.get(doc.get(key, ""))
-        if owner is not None and name in ("descriptor", "resource", "stream_resource"):
-            self._run[doc["uid"]] = owner
-        return owner
+#: Those of this process, for its forks.
+_ALIVE: weakref.WeakSet[Feeder] = weakref.WeakSet()
 
-    def forget(self, uid: str) -> None:
-        """A run is over."""
-        self._run = {key: owner for key, owner in self._run.items() if owner != uid}
+
+def _forget_in_fork() -> None:
+    for feeder in list(_ALIVE):
+        feeder.forget_in_fork()
+
+
+os.register_at_fork(after_in_child=_forget_in_fork)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,19 @@ class WorkerProcess:
             self._pipe.send(message)
         except OSError:
             return
+
+    def send_document(self, message: Any, pieces: Sequence[bytes]) -> None:
+        """Hand over a message that ends with the number of pieces, and the pieces."""
+        try:
+            self._pipe.send((*message, len(pieces)))
+            for piece in pieces:
+                self._pipe.send_bytes(piece)
+        except OSError:
+            return
+
+    def forget_in_fork(self) -> None:
+        """Close the pipe in a process that was forked: while that held it, the worker would think this one alive."""
+        self._pipe.close()
 
     def wait(self) -> int:
         """Wait until it has ended; its exit status, negative for a signal."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.databroker import Columns, columns_of, descriptors_of, tiled_run
+from bluesky_symdenoise.acquisition.documents import plain, refuse_unreadable
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource, StoredFrames
 from bluesky_symdenoise.acquisition.plan import image_keys
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -292,13 +293,15 @@ class GivenRun:
                 rule="a run begins with its start document",
                 remedy="give all its (name, document) pairs",
             )
-        self.start: Document = first[1]
+        self.start: Document = plain(first[1])
+        refuse_unreadable("start", self.start)
         self.stop: Document | None = None
         self.last_seen: float | None = None
 
     def documents(self) -> Iterator[Named]:
         """As they were given; the stop document is kept in `stop`."""
-        for name, doc in self._documents:
+        for name, given in self._documents:
+            doc = plain(given)
             if name == "start":
                 raise SymDenoiseError(
                     f"run {doc['uid']}", rule="it is a second one", remedy="give the documents of one run at a time"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import ArrayLike
 
 from bluesky_symdenoise.acquisition.beamline import Beamline
+from bluesky_symdenoise.acquisition.documents import plain
 from bluesky_symdenoise.acquisition.engine import Engine
 from bluesky_symdenoise.acquisition.place import Place
 from bluesky_symdenoise.acquisition.plan import Work
@@ -81,7 +82,7 @@ class ThreadedDenoiseCallback:
     def __call__(self, name: str, doc: Document) -> None:
         """Take a document; called by the RunEngine."""
         if not self._closing:
-            self._queue.put((name, doc))
+            self._queue.put((name, plain(doc)))
 
     def __enter__(self) -> ThreadedDenoiseCallback:
         return self

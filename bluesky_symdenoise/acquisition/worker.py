@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import queue
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from bluesky_symdenoise.acquisition.backlog import RunFile
     from bluesky_symdenoise.acquisition.delivery import Delivered
     from bluesky_symdenoise.acquisition.plan import Work
     from bluesky_symdenoise.catalog.writer import Emit
 
 Document = dict[str, Any]
+
+#: Why a derived run ends where the raw run's documents end before their time.
+ENDED_EARLY = "the process that took the run ended before the run's stop document came"
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,22 @@ class _Worker:
         from bluesky_symdenoise.acquisition.sender import Sender
 
         self._pipe, self._setup, self._lock = pipe, setup, threading.Lock()
-        self._came = 0.0
+        self._came, self._taken = 0.0, -1
         self._again: set[str] = set()
         self._kept: dict[str, str] = {}
+        #: Files of the documents of open runs: those that the RunEngine's process has, and those that this one has.
+        self._paths: dict[str, Path] = {}
+        self._held: dict[str, RunFile] = {}
+        #: Whether the RunEngine's process has ended.
+        self._alone = False
         self._sender = Sender(setup.work, told=self)
         self._engine = Engine(setup.work, self, outlet=self._outlet, too_late=self._too_late)
 
     def say(self, *message: Any) -> None:
-        """Tell the RunEngine's process; if that has ended, nobody wants to know."""
+        """Tell the RunEngine's process; if that has ended, whoever reads this process's stderr."""
+        if self._alone:
+            _print(message)
+            return
         with self._lock:
             try:
                 self._pipe.send(message)
@@ -82,16 +94,16 @@ class _Worker:
                 self._sender.add(spool)
             else:
                 spool.release()
+        left = self._left()
         while True:
-            match inbox.get():
-                case ("document", number, payload, came, again):
-                    self._came = came
-                    name, doc = pickle.loads(payload)
-                    if again and name == "start":
-                        self._again.add(self._setup.work.recipe.derived_uid(doc["uid"]))
-                    self._engine.take(name, doc)
-                    if self._setup.settled:
-                        self._engine.settle()
+            match _next(inbox, left):
+                case None:
+                    continue
+                case ("document", number, uid, path, came, again, pieces):
+                    self._came, self._taken = came, number
+                    if path is not None:
+                        self._paths[uid] = Path(path)
+                    self._document(uid, pieces, again=again)
                     self.say("taken", number)
                 case ("close",):
                     self._engine.close("the callback was closed before the run's stop document came")
@@ -99,18 +111,77 @@ class _Worker:
                     self.say("closed")
                     return
                 case _:
-                    # The RunEngine's process is gone: runs without their end are left to `catch-up`.
+                    self._finish_alone()
                     self._sender.close()
                     return
 
-    def frame(self, raw_uid: str, reason: str | None) -> None:
-        self.say("frame", raw_uid, reason)
+    def _document(self, uid: str | None, pieces: Sequence[bytes], *, again: bool) -> None:
+        from bluesky_symdenoise.acquisition.documents import unpacked
+
+        try:
+            name, doc = unpacked(pieces[0], pieces[1:])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            self._engine.refuse(uid, f"a document came in a form that cannot be read ({error})")
+            return
+        if again and name == "start":
+            self._again.add(self._setup.work.recipe.derived_uid(doc["uid"]))
+        self._engine.take(name, doc)
+        if self._setup.settled:
+            self._engine.settle()
+
+    def _left(self) -> Iterator[None]:
+        """Work off the documents that processes left when they ended, one at each step."""
+        from bluesky_symdenoise.acquisition.backlog import documents_in, left_files, left_with_other_settings
+
+        for line in left_with_other_settings(self._setup.work):
+            self.say("log", logging.WARNING, line)
+        for file, head in left_files(self._setup.work):
+            uid = head.raw_uid
+            self.say("log", logging.WARNING, f"run {uid[:8]}: the process that took it has ended; it is finished now")
+            self._held[uid] = file
+            self._again.add(head.derived_uid)
+            for _, name, doc in documents_in(file.path):
+                self._came = time.monotonic()
+                self._engine.take(name, doc)
+                yield
+            self._engine.end(uid, ENDED_EARLY)
+
+    def _finish_alone(self) -> None:
+        """Finish what the RunEngine's process took before it ended: its documents are on disk."""
+        from bluesky_symdenoise.acquisition.backlog import RunFile, merged_documents
+        from bluesky_symdenoise.catalog.lock import HeldError
+
+        self._alone = True
+        taken_over = []
+        for uid, path in self._paths.items():
+            try:
+                self._held[uid] = RunFile(path)
+            except HeldError:
+                # Another callback was faster, and finishes it.
+                self._engine.leave(uid)
+            else:
+                taken_over.append(uid)
+        if taken_over:
+            runs = ", ".join(uid[:8] for uid in taken_over)
+            line = f"the RunEngine's process has ended; process {os.getpid()} finishes runs {runs}"
+            self.say("log", logging.WARNING, line)
+        for _, name, doc in merged_documents([self._held[uid].path for uid in taken_over], after=self._taken):
+            self._came = time.monotonic()
+            self._engine.take(name, doc)
+        for uid in taken_over:
+            self._engine.end(uid, ENDED_EARLY)
 
     def ended(self, raw_uid: str, outcome: str, derived_uid: str | None) -> None:
+        self._paths.pop(raw_uid, None)
+        if raw_uid in self._held:
+            self._held.pop(raw_uid).remove()
         self.say("finished", raw_uid)
         self._sender.wake()
         if derived_uid is None:
             self.say("ended", raw_uid, outcome, None, None)
+
+    def frame(self, raw_uid: str, reason: str | None) -> None:
+        self.say("frame", raw_uid, reason)
 
     def error(self, line: str) -> None:
         self.say("error", line)
@@ -181,8 +252,9 @@ def main() -> None:
     """Entry point: ``fd nice`` on the command line, everything else through the pipe."""
     nice = int(sys.argv[2])
     os.nice(nice)
-    # Ctrl-C in the terminal means the RunEngine.
+    # Ctrl-C in the terminal means the RunEngine, and a terminal that is closed too: its documents are finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     pipe = Connection(int(sys.argv[1]))
     setup = pipe.recv()
     inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
@@ -227,10 +299,37 @@ class _Forward(logging.Handler):
         self._worker.say("log", record.levelno, record.getMessage())
 
 
+def _print(message: tuple[Any, ...]) -> None:
+    """Print what concerns people; nobody may be left to read it."""
+    match message:
+        case ("log", _, line) | ("error", line):
+            pass
+        case ("ended", raw_uid, outcome, _, _):
+            line = f"run {raw_uid[:8]}: {outcome}"
+        case _:
+            return
+    with suppress(OSError, ValueError):
+        print(f"symdenoise: {line}", file=sys.stderr, flush=True)
+
+
+def _next(inbox: queue.SimpleQueue[tuple[Any, ...]], left: Iterator[None]) -> tuple[Any, ...] | None:
+    """The next message; None after a step of what is done while no message waits."""
+    try:
+        return inbox.get_nowait()
+    except queue.Empty:
+        for _ in left:
+            return None
+    return inbox.get()
+
+
 def _listen(pipe: Connection, inbox: queue.SimpleQueue[tuple[Any, ...]]) -> None:
     while True:
         try:
-            inbox.put(pipe.recv())
+            message = pipe.recv()
+            if message[0] == "document":
+                *message, pieces = message
+                message = (*message, [pipe.recv_bytes() for _ in range(pieces)])
+            inbox.put(message)
         except (EOFError, OSError):
             inbox.put(("gone",))
             return

@@ -76,7 +76,8 @@ def catch_up(
     from rich.console import Console
     from rich.progress import track
 
-    from bluesky_symdenoise.acquisition.catchup import finish, tidy, unfinished
+    from bluesky_symdenoise.acquisition.backlog import left_files, left_with_other_settings
+    from bluesky_symdenoise.acquisition.catchup import finish, finish_left, tidy, unfinished
     from bluesky_symdenoise.acquisition.delivery import send_spooled
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
@@ -85,9 +86,13 @@ def catch_up(
         denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
         work = planned_work(client[denoised], settings, given, activity="catch-up", denoiser=denoiser)
         seconds = None if older_than is None else older_than * 3600
+        done: dict[str, Outcome] = {}
+        for line in left_with_other_settings(work):
+            typer.echo(line, err=True)
         if not dry_run:
             for run in send_spooled(work):
                 typer.echo(f"{run.raw_uid}  had waited on disk, sent: {run.outcome}")
+            done = {each.uid: each for each in finish_left(work, older_than=seconds)}
         found = list(
             unfinished(client[raw], work, since=None if since is None else since.timestamp(), older_than=seconds)
         )
@@ -96,17 +101,20 @@ def catch_up(
             remedy = "--older-than HOURS takes those that were cut off"
             typer.echo(f"{endless} raw runs have no stop document; {remedy}", err=True)
         if dry_run:
+            for file, head in left_files(work):
+                file.close()
+                typer.echo(f"{head.raw_uid}  left by a callback whose process ended")
             for item in found:
                 typer.echo(f"{item.uid}  {item.state}")
             typer.echo(f"{len(found)} raw runs without a complete derived run")
             return
         found = [item for item in found if item.ready]
-        outcomes = [
-            finish(item, work, older_than=seconds)
-            for item in track(
-                found, description="catching up", disable=not sys.stderr.isatty(), console=Console(stderr=True)
-            )
-        ]
+        # What the catalogue has of a run says more than what was left of its documents.
+        for item in track(
+            found, description="catching up", disable=not sys.stderr.isatty(), console=Console(stderr=True)
+        ):
+            done[item.uid] = finish(item, work, older_than=seconds)
+        outcomes = list(done.values())
         tidy(work)
         if outcomes:
             show(outcomes)
