@@ -446,13 +446,32 @@ class TestFiles:
         for name, stack in (("a", frames[:3]), ("b", frames[3:])):
             path = home / "frames" / f"roll-{name}-{late}-{second.start}.h5"
             with h5py.File(path, "w") as file:
-                file["counts"] = np.concatenate([stack, counted(4, 99)])
+                # With more rows than that, nothing would tell how the second file counts.
+                file["counts"] = np.concatenate([stack, counted(4 if second.start == 0 else 2, 99)])
             files.append((f"file://localhost{path}", "application/x-hdf5", {"dataset": "counts"}))
         data = [(0, range(0, 1), range(1, 2)), (0, range(1, 3), range(2, 4)), (1, second, range(4, 6))]
         done = seen()
         status = done.feed(announced(files, data, shape=[1, SIZE, SIZE], events=5, late=late))
         assert status.ok, status
         assert list(column(done.derived(), "det_counts_in")) == sums(frames)
+
+    def test_second_hdf5_file_that_may_count_either_way_is_left_out_with_the_reason(
+        self, seen: Callable[..., Seen], home: Path
+    ) -> None:
+        """Its first index is the number of rows before it, and it has that row: both ways would give a frame."""
+        frames, files = counted(9), []
+        for name, stack in (("a", frames[:3]), ("b", frames[3:])):
+            path = home / "frames" / f"either-{name}.h5"
+            with h5py.File(path, "w") as file:
+                file["counts"] = stack
+            files.append((f"file://localhost{path}", "application/x-hdf5", {"dataset": "counts"}))
+        data = [(0, range(0, 3), range(1, 4)), (1, range(3, 5), range(4, 6))]
+        done = seen()
+        status = done.feed(announced(files, data, shape=[1, SIZE, SIZE], events=5))
+        assert (status.frames, status.failed) == (3, 2)
+        (line,) = status.errors
+        assert "nothing tells which" in line
+        np.testing.assert_array_equal(column(done.derived(), "det_counts_in"), [*sums(frames[:3]), np.nan, np.nan])
 
     def test_tiff_sequence_with_a_file_that_comes_late(self, seen: Callable[..., Seen], home: Path) -> None:
         folder = home / "tiffs"

@@ -9,10 +9,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.recorded import Recorded
+from bluesky_symdenoise.acquisition.stored import TiledRun
 from bluesky_symdenoise.catalog.query import raw_for
 from bluesky_symdenoise.catalog.row import Row, denoised_row
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import row_shape
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe
 
@@ -69,8 +71,9 @@ def recompute(
     if not 0 <= index < rows:
         raise SymDenoiseError(f"row {index}", rule=f"stream {stream!r} has {rows} rows", remedy=f"give 0 to {rows - 1}")
     again = Again(run, stream, key, denoiser or recorded_denoiser(run))
-    raw_row = again.recipe.rows[index]
-    row = again.row(index, np.asarray(raw_for(run)[stream][key][raw_row : raw_row + 1])[0])
+    raw_row, raw = again.recipe.rows[index], raw_for(run)
+    TiledRun(raw).refuse_other_rows(stream, key, raw[stream][key])
+    row = again.row(index, np.asarray(raw[stream][key][raw_row : raw_row + 1])[0])
     dims = (*(f"dim_{i}" for i in range(row.intensity.ndim - 2)), "y", "x")
     return xr.Dataset({"intensity": (dims, row.intensity), "sigma": (dims, row.sigma)})
 
@@ -120,6 +123,7 @@ class Again:
         self._recorded = Recorded(run, raw_for(run), recipe, stream=stream, key=key)
         self.mask, self.exposure, self.fold = self._recorded.mask, self._recorded.exposure, self._recorded.fold
         events = run[stream]
+        self._shape = tuple(events[key].shape[1:])
         named = np.asarray(events[f"{key}_symmetry"].read()).tolist()
         self.groups = [group.decode() if isinstance(group, bytes) else str(group) for group in named]
         centers = (np.asarray(events[f"{key}_center_{axis}"].read(), float) for axis in "yx")
@@ -139,12 +143,19 @@ class Again:
                 rule="its frame was not denoised",
                 remedy="the run's stop document says why; replay the raw run",
             )
+        shape = row_shape(image.shape, self._shape)
+        if shape != self._shape:
+            raise SymDenoiseError(
+                f"a raw image of shape {image.shape}",
+                rule=f"the denoised one has {self._shape}: it was made from the file itself, in the file's own shape",
+                remedy="replay the run from its documents",
+            )
         symmetry = Symmetry(self.groups[index], self.centers[index], self.fold)
         mask, background = self._recorded.with_dark(self.denoiser, index, symmetry)
         return denoised_row(
             self.denoiser,
             self.recipe,
-            image,
+            image.reshape(shape),
             mask=mask,
             exposure=self.exposure,
             symmetry=symmetry,

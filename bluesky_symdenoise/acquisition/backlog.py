@@ -1,7 +1,7 @@
-"""Documents of unfinished runs on disk, a file for each run: whoever takes them, and however it ends, finds them there.
+"""Documents of unfinished runs on disk, a file for each run: they are there however the process ends that took them.
 
-A file holds records: a line of text, ``number size size ...``, and the pieces of these sizes. It is locked for as long as
-a process writes or works it off, and removed when its run is finished. Nothing in it is ever executed.
+A file holds records: a line of text, ``number size size ...``, and the pieces of these sizes. It is locked while a
+process writes it or works it off, and removed when its run is finished. Nothing in it is ever executed.
 """
 
 from __future__ import annotations

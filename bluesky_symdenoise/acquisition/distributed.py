@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -22,7 +23,7 @@ from bluesky_symdenoise.acquisition.plan import Request, Work
 from bluesky_symdenoise.acquisition.rawfiles import raw_files
 from bluesky_symdenoise.acquisition.reader import Event, Stream
 from bluesky_symdenoise.acquisition.run import RunDenoiser
-from bluesky_symdenoise.acquisition.stored import StoredRun, TiledRun
+from bluesky_symdenoise.acquisition.stored import StoredRun, StoredStream, TiledRun
 from bluesky_symdenoise.catalog.parts import Part
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -134,15 +135,20 @@ class ClusterDenoiser(RunDenoiser):
 
     def _rows_together(self, stream: Stream) -> int:
         """Rows of a partition: chunks of the raw file are not divided, unless they are very large."""
-        shapes = [stream.descriptor["data_keys"][key]["shape"] for key in stream.keys]
-        few = max(1, min(ROWS, PIXELS // sum(int(np.prod(shape)) for shape in shapes)))
-        stored = self._run.streams[stream.descriptor["uid"]]
+        stored = self._stored(stream)
+        pixels = sum(math.prod(stored.row_shape(key)) for key in stream.keys)
+        few = max(1, min(ROWS, PIXELS // pixels))
         chunk = max(stored.chunk_rows(key) for key in stream.keys)
         return few if chunk > ROWS else -(-few // chunk) * chunk
+
+    def _stored(self, stream: Stream) -> StoredStream:
+        return self._run.streams[stream.descriptor["uid"]]
 
     def _setup(self, stream: Stream) -> tuple[Document, Future]:
         """What the images before decided, and the setup that says so to the workers."""
         images = stream.images
+        for key in stream.keys:
+            stream.shapes.setdefault(key, self._stored(stream).row_shape(key))
         said = {key: {**each.record()[0], **each.decided} for key, each in images.items()}
         if stream.name not in self._setups or self._setups[stream.name][0] != said:
             if stream.name not in self._raw:
@@ -153,7 +159,7 @@ class ClusterDenoiser(RunDenoiser):
                 model=self._model,
                 machine=self._machine,
                 images={key: each.elsewhere(asked) for key, each in images.items()},
-                shapes={key: tuple(stream.descriptor["data_keys"][key]["shape"]) for key in stream.keys},
+                shapes={key: self._stored(stream).row_shape(key) for key in stream.keys},
                 raw=self._raw[stream.name],
                 place=self._work.place,
             ).packed()
@@ -162,7 +168,13 @@ class ClusterDenoiser(RunDenoiser):
 
     def _raw_rows(self, stream: Stream) -> RawRows:
         files, last = {}, {}
+        refused: dict[str, SymDenoiseError] = {}
         for key in stream.keys:
+            try:
+                self._run.refuse_other_rows(stream.name, key, self._run.run[stream.name][key])
+            except SymDenoiseError as error:
+                refused[key] = error
+                continue
             try:
                 files[key] = raw_files(self._run.run, stream.descriptor, key)
                 last[key] = checksum(np.asarray(self._run.run[stream.name][key][-1]))
@@ -170,8 +182,8 @@ class ClusterDenoiser(RunDenoiser):
                 # A run in MongoDB has none.
                 log.info("image %s is read through Tiled, its files are not: %s", key, error)
         there = TiledStream(self._run.run, stream.name)
-        numbers = self._run.streams[stream.descriptor["uid"]].numbers
-        return RawRows(files, StoredFrames(there, stream.descriptor, numbers), last)
+        numbers = self._stored(stream).numbers
+        return RawRows(files, StoredFrames(there, numbers), last, refused)
 
     def _send(self, stream: Stream) -> None:
         """Submit the partition that takes rows, and write what has come back; wait if enough is on its way."""

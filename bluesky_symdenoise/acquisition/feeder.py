@@ -155,6 +155,7 @@ class Feeder:
                 log.exception("a document was not handed to the denoiser")
                 with self._lock:
                     self._tally.error(f"{message[0]}: {type(error).__name__}: {error}; replay the run")
+        self._backlog.close()
 
     def _handle(self, message: tuple[Any, ...]) -> None:
         match message:
@@ -182,7 +183,6 @@ class Feeder:
             case ("closed",):
                 self._closed = True
                 self._process.wait()
-                self._backlog.close()
             case ("gone",):
                 self._ended()
             case _:

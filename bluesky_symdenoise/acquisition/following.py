@@ -21,6 +21,7 @@ from tiled.client.stream import LiveTableData
 
 from bluesky_symdenoise.acquisition.frames import PATIENCE_S, FrameSource, StoredFrames
 from bluesky_symdenoise.acquisition.sources import IDLE_S
+from bluesky_symdenoise.acquisition.stored import TiledRun
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class TiledSource:
         for run in self._runs.values():
             for stream in run.streams.values():
                 if stream.descriptor["uid"] == descriptor["uid"]:
-                    return _Growing(self._raw, run.uid, stream)
+                    return _Growing(self._raw, run, stream)
         raise KeyError(descriptor["uid"])
 
     @property
@@ -329,10 +330,12 @@ class _Images:
 class _Growing:
     """Frames of one stream that grows, through Tiled."""
 
-    def __init__(self, raw: Container, uid: str, stream: _Stream) -> None:
-        self._raw, self._uid, self._stream = raw, uid, stream
+    def __init__(self, raw: Container, run: _Run, stream: _Stream) -> None:
+        self._raw, self._run, self._stream = raw, run, stream
         self._stored: StoredFrames | None = None
         self._known = 0
+        #: By data key, how many images the run had when its rows were looked at, and what is wrong with them.
+        self._checked: dict[str, tuple[int, SymDenoiseError | None]] = {}
 
     def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
         """Whether the catalogue has this row."""
@@ -353,7 +356,9 @@ class _Growing:
         while True:
             try:
                 return self._read_now(key, seq_num, turn)
-            except SymDenoiseError:
+            except SymDenoiseError as error:
+                if error is self._checked.get(key, (0, None))[1]:
+                    raise
                 # Tiled answers 422 where the file has grown beyond what was announced a moment ago.
                 self._stored = None
                 if clock.monotonic() > deadline:
@@ -366,9 +371,23 @@ class _Growing:
             # Clients keep the shape that an array had when they were made.
             numbers = self.announced()
             self._known = min(len(numbers), *self._stream.rows.values())
-            images = _Images(self._raw, self._uid, self._stream.descriptor["name"])
-            self._stored = StoredFrames(images, self._stream.descriptor, numbers)
+            images = _Images(self._raw, self._run.uid, self._stream.descriptor["name"])
+            self._stored = StoredFrames(images, numbers, check=self._check)
         return np.asarray(self._stored.read(key, seq_num, turn))
+
+    def _check(self, key: str, array: Any) -> None:
+        """Refuse rows that belong to other images; looked at again when the run has images of another key or stream."""
+        images = sum(len(stream.rows) for stream in self._run.streams.values())
+        if self._checked.get(key, (0, None))[0] != images:
+            try:
+                TiledRun(self._raw[self._run.uid]).refuse_other_rows(self._stream.descriptor["name"], key, array)
+            except SymDenoiseError as error:
+                self._checked[key] = images, error
+            else:
+                self._checked[key] = images, None
+        refused = self._checked[key][1]
+        if refused is not None:
+            raise refused
 
     def announced(self) -> Sequence[int]:
         """All seq_nums by row; rows without events are numbered after those that have one."""

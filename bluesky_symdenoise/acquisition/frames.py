@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import math
+import time as clock
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 import numpy as np
+import tifffile
 from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
 from numpy.typing import NDArray
 from tiled.ndslice import NDSlice
 from tiled.utils import path_from_uri
 
+from bluesky_symdenoise.acquisition.counting import Count
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import frames_stated, stated_shape
+from bluesky_symdenoise.files.paths import local_path
 from bluesky_symdenoise.files.rows import Hdf5Rows, Patience
+from bluesky_symdenoise.files.source import HDF5, TIFF
 
 Document = dict[str, Any]
 
 #: How long a frame that was announced may take to appear in its file.
 PATIENCE_S = 10.0
+#: How long rows may take to appear where it depends on their number from which on a file counts.
+SETTLE_S = 3.0
 #: Rows of a stored run in succession that a server fails to read before the others are not asked for.
 REFUSALS = 2
 #: Bytes of successive rows that are asked for at once.
@@ -40,7 +50,7 @@ class FrameSource(Protocol):
         ...
 
     def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
-        """The image, in the shape of the data key."""
+        """The image, in the shape that its file has."""
         ...
 
     def announced(self) -> Sequence[int]:
@@ -66,11 +76,10 @@ class AnnouncedFrames:
     def __init__(self, descriptor: Document) -> None:
         self._descriptor = descriptor
         self._files: dict[str, _File] = {}
-        self._rows: Counter[str] = Counter()
         self._where: dict[tuple[str, int], list[tuple[_File, int]]] = {}
 
-    def take(self, resource: Document, datum: Document) -> None:
-        """Take a stream_datum and the stream_resource that it belongs to: one row or many.
+    def take(self, resource: Document, datum: Document, count: Count) -> None:
+        """Take a stream_datum, the stream_resource that it belongs to, and how its rows are counted.
 
         A file is opened when it is first read.
         """
@@ -84,12 +93,8 @@ class AnnouncedFrames:
                 remedy="mend the device that announces them, or replay the run from Tiled",
             )
         if uid not in self._files:
-            # A key's next file may count its rows from 0, or go on where the file before it ended.
-            goes_on = self._rows[key] > 0 and indices.start == self._rows[key]
-            self._files[uid] = _file(resource, self._descriptor, first=indices.start if goes_on else 0)
+            self._files[uid] = _file(resource, self._descriptor, count)
         file = self._files[uid]
-        self._rows[key] += len(indices)
-        file.announce(indices, datum)
         for seq_num, index in zip(seq_nums, indices, strict=True):
             self._where.setdefault((key, seq_num), []).append((file, index))
 
@@ -102,7 +107,7 @@ class AnnouncedFrames:
         return sorted({seq_num for _, seq_num in self._where})
 
     def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
-        """The image, in the shape of the data key.
+        """The image, in the shape that its file has.
 
         Raises
         ------
@@ -119,64 +124,112 @@ class AnnouncedFrames:
 
 
 class _File(Protocol):
-    def announce(self, indices: range, datum: Document) -> None: ...
-
     def read(self, index: int) -> NDArray[Any]: ...
 
     def close(self) -> None: ...
 
 
-def _file(resource: Document, descriptor: Document, *, first: int) -> _File:
-    is_hdf5 = resource["mimetype"] == "application/x-hdf5"
-    if is_hdf5 and not resource["parameters"].get("template"):
-        return _Hdf5File(resource, descriptor, first=first)
-    return _OtherFile(resource, descriptor, first=first)
+def _file(resource: Document, descriptor: Document, count: Count) -> _File:
+    parameters = resource["parameters"]
+    try:
+        local_path(resource["uri"])
+    except SymDenoiseError as error:
+        return _OutOfReach(error)
+    if resource["mimetype"] == HDF5 and not any(parameters.get(name) for name in ("template", "slice", "squeeze")):
+        return _Hdf5File(resource, descriptor, count)
+    return _OtherFile(resource, descriptor, count)
+
+
+def _settled_rows(count: Count, rows: Callable[[], int]) -> Callable[[], int]:
+    """How many rows there are, after a moment in which those that were announced may appear."""
+
+    def look() -> int:
+        deadline = clock.monotonic() + SETTLE_S
+        while (there := rows()) < count.stop and clock.monotonic() < deadline:
+            clock.sleep(SETTLE_S / 10)
+        return there
+
+    return look
+
+
+@dataclass(frozen=True)
+class _OutOfReach:
+    """A file that is nowhere on this computer."""
+
+    reason: SymDenoiseError
+
+    def read(self, index: int) -> NDArray[Any]:
+        raise self.reason
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class _Hdf5File:
-    """Rows of one HDF5 dataset, announced by their index in it, or by that index plus ``first``."""
+    """Rows of one HDF5 dataset."""
 
-    def __init__(self, resource: Document, descriptor: Document, *, first: int) -> None:
-        shape = tuple(descriptor["data_keys"][resource["data_key"]]["shape"])
-        path = Path(path_from_uri(resource["uri"]))
-        self._rows = Hdf5Rows(path, resource["parameters"]["dataset"], shape, patience=PATIENCE_S)
-        self._first = first
-
-    def announce(self, indices: range, datum: Document) -> None:
-        """The file knows its rows."""
+    def __init__(self, resource: Document, descriptor: Document, count: Count) -> None:
+        stated = stated_shape(descriptor["data_keys"][resource["data_key"]]["shape"])
+        frames = resource["parameters"].get("multiplier") or frames_stated(stated)
+        path = local_path(resource["uri"])
+        self._rows = Hdf5Rows(path, resource["parameters"]["dataset"], frames=frames, patience=PATIENCE_S)
+        self._count = count
 
     def read(self, index: int) -> NDArray[Any]:
-        return self._rows.read(index - self._first)
+        return self._rows.read(self._count.row(index, rows=_settled_rows(self._count, self._rows.count)))
 
     def close(self) -> None:
         self._rows.close()
 
 
 class _OtherFile:
-    """Rows of any other kind of file, through the adapter that Tiled itself would use."""
+    """Rows of numbered files, or of any other kind that Tiled has an adapter for.
 
-    def __init__(self, resource: Document, descriptor: Document, *, first: int) -> None:
-        # A consolidator writes into the document that it is given.
-        self._consolidator = consolidator_factory(deepcopy(resource), descriptor)
-        self._shape = tuple(descriptor["data_keys"][resource["data_key"]]["shape"])
-        self._uri, self._first = resource["uri"], first
-        self._places: dict[int, int] = {}
-        self._patience = Patience(PATIENCE_S)
+    A consolidator, as Tiled's writer has it, says which files they are. It is made anew for each row and told of no
+    other rows than it needs: then a row is what its number says, whatever came before.
+    """
 
-    def announce(self, indices: range, datum: Document) -> None:
-        start, stop = indices.start - self._first, indices.stop - self._first
-        self._consolidator.consume_stream_datum(dict(datum, indices={"start": start, "stop": stop}))
-        for index in indices:
-            self._places[index] = len(self._places)
+    def __init__(self, resource: Document, descriptor: Document, count: Count) -> None:
+        key = resource["data_key"]
+        known = [size or 1 for size in stated_shape(descriptor["data_keys"][key]["shape"])]
+        described = descriptor["data_keys"] | {key: descriptor["data_keys"][key] | {"shape": known}}
+        self._resource, self._descriptor = resource, {**descriptor, "data_keys": described}
+        self._count, self._patience = count, Patience(PATIENCE_S)
 
     def read(self, index: int) -> NDArray[Any]:
-        return self._patience.read(
-            lambda: self._read_now(self._places[index]), value=f"frame {index} of {self._uri}", again=lambda: None
-        )
+        row = self._count.row(index, rows=_settled_rows(self._count, self._rows_there))
+        value = f"frame {index} of {self._resource['uri']}"
+        return self._patience.read(lambda: self._read_now(row), value=value, again=lambda: None)
 
-    def _read_now(self, place: int) -> NDArray[Any]:
-        rows = self._consolidator.init_adapter().read(NDSlice(slice(place, place + 1)))
-        return np.asarray(rows).reshape(self._shape)
+    def _rows_there(self) -> int:
+        """How many rows there are if they are numbered from 0: all that were announced, or less."""
+        last = self._count.stop - 1
+        numbered, consolidator = self._consolidator(last)
+        if not numbered:
+            return self._count.stop
+        paths = (Path(path_from_uri(asset.data_uri)) for asset in consolidator.assets)
+        return self._count.stop if all(path.exists() for path in paths) else last
+
+    def _consolidator(self, row: int) -> tuple[bool, Any]:
+        """Whether rows are in files of their own, and what says in which."""
+        # A consolidator writes into the document that it is given.
+        consolidator = consolidator_factory(deepcopy(self._resource), self._descriptor)
+        numbered = hasattr(consolidator, "get_datum_uri")
+        first = row if numbered else 0
+        consolidator.consume_stream_datum(
+            {"indices": {"start": first, "stop": row + 1}, "seq_nums": {"start": first + 1, "stop": row + 2}}
+        )
+        return numbered, consolidator
+
+    def _read_now(self, row: int) -> NDArray[Any]:
+        numbered, consolidator = self._consolidator(row)
+        if self._resource["mimetype"] == TIFF:
+            parts = [tifffile.imread(path_from_uri(asset.data_uri)) for asset in consolidator.assets]
+            if len(parts) == 1:
+                return np.asarray(parts[0])
+            return np.concatenate([part.reshape(-1, *part.shape[-2:]) for part in parts])
+        place = 0 if numbered else row
+        return np.asarray(consolidator.init_adapter().read(NDSlice(slice(place, place + 1))))[0]
 
     def close(self) -> None:
         """Its files are opened for each read."""
@@ -187,13 +240,19 @@ class StoredFrames:
 
     Parameters
     ----------
+    stream
+        Clients of its arrays by data key.
     seq_nums
         Of the rows, in order.
+    check
+        Called once with a data key and its client before a row of it is read; if it raises, it is called again with the
+        next row.
     """
 
-    def __init__(self, stream: Any, descriptor: Document, seq_nums: Sequence[int]) -> None:
-        self._stream = stream
-        self._shapes = {key: tuple(value["shape"]) for key, value in descriptor["data_keys"].items()}
+    def __init__(
+        self, stream: Any, seq_nums: Sequence[int], *, check: Callable[[str, Any], None] = lambda _, __: None
+    ) -> None:
+        self._stream, self._check = stream, check
         self._rows: dict[int, list[int]] = {}
         for row, seq_num in enumerate(seq_nums):
             self._rows.setdefault(seq_num, []).append(row)
@@ -217,7 +276,7 @@ class StoredFrames:
         return self._rows[seq_num][turn]
 
     def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
-        """The image, in the shape of the data key.
+        """The image, in the shape that the server gives it.
 
         Raises
         ------
@@ -233,7 +292,9 @@ class StoredFrames:
         if self._refused[key] >= REFUSALS:
             raise unreadable
         if key not in self._clients:
-            self._clients[key] = self._stream[key]
+            client = self._stream[key]
+            self._check(key, client)
+            self._clients[key] = client
         row = self.row(seq_num, turn)
         held = self._held.setdefault(key, {})
         if row not in held:
@@ -244,12 +305,12 @@ class StoredFrames:
                 raise unreadable from error
             self._refused[key] = 0
         self._last[key] = row
-        return held[row].reshape(self._shapes[key])
+        return held[row]
 
     def _fetch(self, key: str, row: int) -> None:
         """Get a row, and with it those around it, if one close by was read before: threads need not keep the order."""
         client, held = self._clients[key], self._held[key]
-        together = max(1, TOGETHER // (int(np.prod(self._shapes[key])) * np.dtype(client.dtype).itemsize))
+        together = max(1, TOGETHER // (math.prod(client.shape[1:]) * np.dtype(client.dtype).itemsize))
         for old in list(held)[: len(held) - 3 * together]:
             del held[old]
         if together > 1 and key not in self._singly and abs(row - self._last.get(key, row + 9)) <= 2:

@@ -18,6 +18,7 @@ from bluesky_symdenoise.acquisition.stored import StoredRun, drive
 from bluesky_symdenoise.catalog.align import merged
 from bluesky_symdenoise.catalog.row import Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import row_shape, stated_shape
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -103,7 +104,21 @@ class LazyImages:
         except Exception as error:
             # As in a derived run: one bad frame must not cost the others.
             log.warning("row %d of %s/%s is NaN: %s", row, self._stream.name, self._key, error)
-            return empty_row(self._stream.descriptor["data_keys"][self._key]["shape"], self._columns)
+            return empty_row(self.shape, self._columns)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., y, x) of each image, as the first that can be read has it."""
+        for row in range(len(self._events)):
+            if self._key in self._stream.shapes:
+                break
+            try:
+                with self._lock:
+                    self._read(row)
+            except Exception as error:
+                log.debug("row %d of %s says no shape: %s", row, self._key, error)
+        described = self._stream.described["data_keys"][self._key]
+        return tuple(described["shape"])
 
     def _read(self, row: int) -> NDArray[Any]:
         return self._gathered.image(self._stream, self._key, self._events[row])
@@ -173,10 +188,14 @@ def denoised_when_read(run: StoredRun, asked: Request) -> xr.Dataset:
     denoised: dict[str, Any] = {}
     for key, images in found.images(name).items():
         layout = run.layout(stream.descriptor, key)
-        counts = _stacked(rows, images.counts, layout.shape, layout.dtype)
-        columns[key] = (layout.dims, counts)
+        if layout.known:
+            stated = stated_shape(stream.descriptor["data_keys"][key]["shape"])
+            stream.shapes.setdefault(key, row_shape(layout.shape, stated))
+        shape = images.shape
+        same = len(layout.dims) == len(shape) + 1
+        raw_dims = layout.dims if same else ("time", *(f"{key}_raw_dim{i + 1}" for i in range(len(shape))))
+        columns[key] = (raw_dims, _stacked(rows, images.counts, shape, layout.dtype))
         made = _per_row(rows, images.denoised)
-        shape = tuple(stream.descriptor["data_keys"][key]["shape"])
         dims = ("time", *(f"{key}_dim{i + 1}" for i in range(len(shape))))
         for quantity, attribute in ((key, "intensity"), (f"{key}_sigma", "sigma")):
             denoised[quantity] = (dims, _part(made, attribute, shape))

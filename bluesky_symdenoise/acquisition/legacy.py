@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition import frames
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import frames_stated
+from bluesky_symdenoise.files.paths import refuse_windows
 from bluesky_symdenoise.files.rows import Patience
 
 Document = dict[str, Any]
@@ -46,8 +49,13 @@ class LegacyFrames:
         """Whether this datum has been announced."""
         return datum_id in self._data
 
-    def read(self, datum_id: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """The image of one datum, in the shape of its data key.
+    def read(self, datum_id: str, stated: Sequence[int | None]) -> NDArray[Any]:
+        """The image of one datum, in the shape that its handler gives it.
+
+        Parameters
+        ----------
+        stated
+            Shape by its data key: a file that still lacks some of the frames is waited for.
 
         Raises
         ------
@@ -64,17 +72,27 @@ class LegacyFrames:
         path = Path(resource.get("root", "")) / resource["resource_path"].lstrip("/")
         factory = self._handler(resource["spec"])
 
+        refuse_windows(str(path))
+        short: list[NDArray[Any]] = []
+
         def attempt() -> NDArray[Any]:
             if uid not in self._open:
                 self._open[uid] = factory(str(path), **resource["resource_kwargs"])
             image = np.asarray(self._open[uid](**datum["datum_kwargs"]))
-            if image.size != np.prod(shape):
-                raise IndexError(f"it has shape {image.shape} and not {shape} so far")
-            return image.reshape(shape)
+            short[:] = [image] if _lacks_frames(image.shape, stated) else []
+            if short:
+                raise IndexError(f"it has shape {image.shape} and not {tuple(stated)} so far")
+            return image
 
         patience = self._patience.setdefault(uid, Patience(frames.PATIENCE_S))
         value = f"{resource['spec']} frame {datum['datum_kwargs']} of {path}"
-        return patience.read(attempt, value=value, again=lambda: self._let_go(uid))
+        try:
+            return patience.read(attempt, value=value, again=lambda: self._let_go(uid))
+        except SymDenoiseError:
+            if short:
+                # It gets no more: the detector has summed the frames, or took fewer.
+                return short[0]
+            raise
 
     def close(self) -> None:
         """Let go of the files."""
@@ -107,3 +125,11 @@ class LegacyFrames:
             remedy="install the extra bluesky-symdenoise[legacy], or name one in Beamline(handlers=...); "
             "then replay the run",
         )
+
+
+def _lacks_frames(own: Sequence[int], stated: Sequence[int | None]) -> bool:
+    """Whether images have the stated y and x, and there are fewer than stated."""
+    frames = frames_stated(stated)
+    if len(own) < 2 or frames is None or tuple(own[-2:]) != tuple(stated[-2:]):
+        return len(own) < 2 or 0 in own
+    return math.prod(own[:-2]) < frames

@@ -28,6 +28,7 @@ from bluesky_symdenoise.catalog.parts import Part, PartWriter
 from bluesky_symdenoise.catalog.row import Row
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import row_shape
 from bluesky_symdenoise.files.source import Source
 
 if TYPE_CHECKING:
@@ -89,10 +90,18 @@ class RawRows:
     last
         Checksum of the last image of each key, as the server has it: another computer may have another file of this
         name.
+    refused
+        Why the images of a key are not read at all.
     """
 
-    def __init__(self, files: Mapping[str, RawFiles], stored: StoredFrames, last: Mapping[str, int]) -> None:
-        self._files, self._stored, self._last = files, stored, last
+    def __init__(
+        self,
+        files: Mapping[str, RawFiles],
+        stored: StoredFrames,
+        last: Mapping[str, int],
+        refused: Mapping[str, SymDenoiseError],
+    ) -> None:
+        self._files, self._stored, self._last, self._refused = files, stored, last, refused
         self._sources: dict[str, Source | None] = {}
 
     def read(self, key: str, event: Event) -> NDArray[Any]:
@@ -103,6 +112,8 @@ class RawRows:
         SymDenoiseError
             If neither shows it.
         """
+        if key in self._refused:
+            raise self._refused[key]
         source = self._source(key)
         if source is not None:
             try:
@@ -202,7 +213,7 @@ def denoise_partition(packed: Packed, partition: Partition) -> None:
             # What the first rows of a run decide is decided anew by a worker that repeats them.
             images = {key: each if each.settled else copy(each) for key, each in setup.images.items()}
             for event in partition.events:
-                writer.append({key: _outcome(setup.raw, key, each, event) for key, each in images.items()})
+                writer.append({key: _outcome(setup, key, each, event) for key, each in images.items()})
         if not partition.journal.exists():
             # This task was cancelled while it ran, and the run is complete without it.
             partition.path.unlink(missing_ok=True)
@@ -223,9 +234,10 @@ def _is_done(path: Path) -> bool:
         return False
 
 
-def _outcome(raw: RawRows, key: str, images: Images, event: Event) -> Row | Exception:
+def _outcome(setup: Setup, key: str, images: Images, event: Event) -> Row | Exception:
     try:
-        return images.row(raw.read(key, event), event.columns, event.time)
+        image = setup.raw.read(key, event)
+        return images.row(image.reshape(row_shape(image.shape, setup.shapes[key])), event.columns, event.time)
     except Exception as error:
         # As in `RunDenoiser`: one bad frame must not cost the others.
         return error

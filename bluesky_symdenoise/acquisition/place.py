@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiled.utils import path_from_uri
-
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.paths import local_path
 
 #: Folder below the root for runs whose start document lacks what the template asks for.
 UNSORTED = "unsorted"
@@ -119,7 +118,11 @@ def check_apart(folder: Path, resource_uri: str) -> None:
     SymDenoiseError
         If the raw file's folder is `folder` or contains it.
     """
-    path = Path(path_from_uri(resource_uri))
+    try:
+        path = local_path(resource_uri)
+    except SymDenoiseError:
+        # It is nowhere on this computer: its frames say so.
+        return
     raw = (path if resource_uri.endswith("/") else path.parent).resolve()
     if folder.resolve().is_relative_to(raw):
         raise SymDenoiseError(

@@ -24,6 +24,7 @@ from bluesky_symdenoise.catalog.containers import FRAMES_FOLDER
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import is_colour, may_be_image, stated_shape
 from bluesky_symdenoise.physics.check import stated_symmetry
 from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure
@@ -323,13 +324,28 @@ def all_image_keys(descriptor: Document) -> list[str]:
     return [key for key, value in descriptor["data_keys"].items() if _is_image(value)]
 
 
+def no_images(descriptor: Document) -> dict[str, str]:
+    """Data keys of a stream that look like images and are none that could be denoised, each with the reason."""
+    return {key: reason for key, value in descriptor["data_keys"].items() if (reason := _why_no_image(value))}
+
+
 def _is_image(data_key: Document) -> bool:
     """Whether a data key holds 2D images, perhaps several an event: (..., y, x) with y and x above 1."""
-    shape = data_key.get("shape") or []
+    return _is_numeric(data_key) and may_be_image(stated_shape(data_key.get("shape")))
+
+
+def _is_numeric(data_key: Document) -> bool:
     dtype = data_key.get("dtype_numpy", "<f8")
-    numeric = isinstance(dtype, str) and np.dtype(dtype).kind in "iuf"
-    known = None not in shape and 2 <= len(shape) <= 3
-    return data_key["dtype"] == "array" and known and numeric and min(shape[-2:]) > 1
+    return data_key["dtype"] == "array" and isinstance(dtype, str) and np.dtype(dtype).kind in "iuf"
+
+
+def _why_no_image(data_key: Document) -> str | None:
+    shape = stated_shape(data_key.get("shape"))
+    if not _is_numeric(data_key) or len(shape) < 2 or may_be_image(shape):
+        return None
+    if is_colour(shape):
+        return f"has shape {tuple(data_key['shape'])}: colour images hold no counts"
+    return f"has shape {tuple(data_key['shape'])}, which is not (y, x) or (frame, y, x)" if len(shape) > 3 else None
 
 
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Memory for copies of frames, used again and again: a copy into memory that was never touched takes eight times longer."""
+"""Memory for copies of frames, used again and again: copies into memory never touched take far longer."""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +13,13 @@ import numpy as np
 from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.rows import open_for_reading
 from bluesky_symdenoise.files.source import HDF5, TIFF, ZARR, Source, stamp
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+
+log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
@@ -98,3 +104,67 @@ def raw_source(run: BlueskyRun, descriptor: Document, key: str) -> tuple[Source,
             rule=f"this computer cannot see its files ({error})",
             remedy="register the run where they can be seen",
         ) from error
+
+
+def refuse_other_rows(name: str, array: Any, used: Mapping[tuple[str, str | None], Collection[str]]) -> None:
+    """Raise SymDenoiseError if rows of a raw image, as the server gives them, are not those that were announced.
+
+    Tiled keeps which files an image has, but not which of their rows were announced, and it reads them all from the
+    first on, in the shape that the data key states. The files themselves tell, where this computer sees them.
+
+    Parameters
+    ----------
+    name
+        Of the image, ``stream/key``.
+    array
+        Its client.
+    used
+        Names of the images that each file, with the dataset in it, belongs to.
+    """
+    sources = array.data_sources() if hasattr(array, "data_sources") else None
+    for source in sources or ():
+        dataset = source.parameters.get("dataset")
+        uris = [asset.data_uri for asset in source.assets]
+        for uri in uris:
+            others = ", ".join(sorted(set(used.get((uri, dataset), ())) - {name}))
+            if others:
+                raise _other_rows(
+                    f"image {name}", f"it shares file {uri} with {others}, and Tiled does not keep which rows are whose"
+                )
+        if source.mimetype == HDF5 and not any(source.parameters.get(each) for each in ("slice", "squeeze")):
+            _refuse_other_hdf5(name, tuple(array.shape), uris, dataset)
+
+
+def _refuse_other_hdf5(name: str, shape: tuple[int, ...], uris: Sequence[str], dataset: str | None) -> None:
+    own = []
+    for uri in uris:
+        try:
+            with open_for_reading(path_from_uri(uri)) as file:
+                own.append(tuple(file[dataset].shape))
+        except (OSError, KeyError, ValueError) as error:
+            # It is the server that reads them.
+            log.debug("the file of %s cannot be seen from here: %s", name, error)
+            return
+    for each in own:
+        if each[-2:] != shape[-2:]:
+            raise _other_rows(
+                f"image {name} of shape {shape}",
+                f"its file holds images of shape {each[-2:]}, and Tiled gives their pixels in another order",
+            )
+    if len(own) > 1:
+        rows = sum(math.prod(each[:-2]) for each in own)
+        if rows != math.prod(shape[:-2]):
+            raise _other_rows(
+                f"image {name}",
+                f"its {len(own)} files hold {rows} frames and {math.prod(shape[:-2])} were announced; Tiled does not "
+                "keep which",
+            )
+
+
+def _other_rows(value: str, rule: str) -> SymDenoiseError:
+    return SymDenoiseError(
+        value,
+        rule=rule,
+        remedy="replay the run from its documents, as a backup of TiledWriter has them, or denoise the file with "
+        "`symdenoise denoise`",
+    )

@@ -12,12 +12,15 @@ import numpy as np
 from event_model import DocumentRouter, unpack_datum_page, unpack_event_page
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.acquisition.counting import Counting
 from bluesky_symdenoise.acquisition.darks import Darks
+from bluesky_symdenoise.acquisition.documents import Unreadable, refused_value, unreadable
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
 from bluesky_symdenoise.acquisition.images import Images
 from bluesky_symdenoise.acquisition.legacy import LegacyFrames
-from bluesky_symdenoise.acquisition.plan import Request, all_image_keys, image_keys
+from bluesky_symdenoise.acquisition.plan import Request, all_image_keys, image_keys, no_images
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import row_shape, stated_shape
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -54,6 +57,13 @@ class Stream:
     rows: int = 0
     #: Keys announced since the last event.
     announced: set[str] = field(default_factory=set)
+    #: (..., y, x) of the images by data key, as the first that was read has it.
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def described(self) -> Document:
+        """The descriptor with the shapes that images have."""
+        return _with_shapes(self.descriptor, self.keys, self.shapes)
 
     @property
     def may_fly(self) -> bool:
@@ -83,6 +93,11 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         #: Descriptors without an image that was asked for.
         self._left_out: list[Document] = []
         self._resources: dict[str, Document] = {}
+        self._counting = Counting()
+        #: Resources with images that were asked for.
+        self._seen: set[str] = set()
+        #: Names of all streams, with images or without, by their descriptors.
+        self._names: dict[str, str] = {}
         self._legacy = LegacyFrames(asked.beamline.handlers)
         self._darks = Darks(asked, {})
         self._ended = False
@@ -107,10 +122,12 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
         A stream's second descriptor says that its configuration changed: the rows go on where they were.
         """
+        self._names[doc["uid"]] = doc["name"]
         if doc["name"] in self._streams:
             self._by_descriptor[doc["uid"]] = self._streams[doc["name"]]
             return
         keys = image_keys(doc, self._asked.recipe)
+        self._say_left_out(doc)
         if not keys:
             self._left_out.append(doc)
             if self.derived_uid is None:
@@ -128,9 +145,6 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
     def stream_resource(self, doc: Document) -> None:
         """Keep the reference; which stream it belongs to is known with its first stream_datum."""
-        streams = (stream for stream in self._streams.values() if doc["data_key"] in stream.keys)
-        if any(isinstance(stream.frames, AnnouncedFrames) for stream in streams):
-            self._file(doc["uri"])
         self._resources[doc["uid"]] = doc
 
     def stream_datum(self, doc: Document) -> None:
@@ -141,13 +155,18 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         """
         stream = self._by_descriptor.get(doc["descriptor"])
         resource = self._resources[doc["stream_resource"]]
+        # Also of streams that nobody asked for: they may share a file with those that somebody did.
+        count = self._counting.take(resource, doc, self._names.get(doc["descriptor"], ""))
         if stream is None or resource["data_key"] not in stream.keys:
             return
         if resource["data_key"] in stream.announced and stream.may_fly:
             stream.flown = True
         stream.announced.add(resource["data_key"])
         if isinstance(stream.frames, AnnouncedFrames):
-            stream.frames.take(resource, doc)
+            if resource["uid"] not in self._seen:
+                self._seen.add(resource["uid"])
+                self._file(resource["uri"])
+            stream.frames.take(resource, doc, count)
         self._advance()
 
     def resource(self, doc: Document) -> None:
@@ -170,13 +189,16 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         if stream is not None and not stream.flown:
             data = doc["data"]
             needed = self._needed(stream)
+            self._say_unreadable(stream, data)
             stream.waiting.append(
                 Event(
                     seq_num=doc["seq_num"],
                     turn=stream.turns[doc["seq_num"]],
                     time=doc["time"],
                     images={key: data[key] for key in stream.keys if key in data},
-                    columns={name: data[name] for name in needed if name in data},
+                    columns={
+                        name: data[name] for name in needed if name in data and not isinstance(data[name], Unreadable)
+                    },
                 )
             )
             stream.turns[doc["seq_num"]] += 1
@@ -216,7 +238,24 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         if wanted and there:
             return f"no image fits {wanted}; there is {', '.join(there)}"
         streams = [f"{each['name']} ({', '.join(each['data_keys'])})" for each in self._left_out]
-        return f"no 2D image in streams {', '.join(streams) or '(none)'}"
+        why = [f"{each['name']}/{key} {reason}" for each in self._left_out for key, reason in no_images(each).items()]
+        return "; ".join([f"no 2D image in streams {', '.join(streams) or '(none)'}", *why])
+
+    def _say_left_out(self, descriptor: Document) -> None:
+        """Log what looks like an image and is none, once a run."""
+        for key, reason in no_images(descriptor).items():
+            asked = self._asked.recipe.data_keys
+            if (asked is None or key in asked) and reason not in self._complained:
+                self._complained.add(reason)
+                log.warning("run %s: %s/%s is left out: it %s", self._start["uid"][:8], descriptor["name"], key, reason)
+
+    def _say_unreadable(self, stream: Stream, data: Mapping[str, Any]) -> None:
+        """Log the columns that cannot be read, once a run: images among them are NaN rows besides."""
+        for key, value in unreadable(data):
+            if key not in self._complained:
+                self._complained.add(key)
+                error = refused_value(f"event document, key {key!r}", value)
+                log.warning("run %s, stream %s: %s", self._start["uid"][:8], stream.name, error)
 
     def _needed(self, stream: Stream) -> set[str]:
         """Columns that are kept of an event."""
@@ -343,11 +382,46 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
                 log.warning("run %s, dark of %s: %s", self._start["uid"][:8], key, error)
 
     def _image(self, stream: Stream, key: str, event: Event) -> NDArray[Any]:
+        """Read one image (..., y, x), in the shape that the first of its data key had.
+
+        Raises
+        ------
+        SymDenoiseError
+            If it cannot be read, is no image, or has another shape.
+        """
+        image = self._as_it_is(stream, key, event)
+        described = stream.descriptor["data_keys"][key]
+        stated = stated_shape(described["shape"])
+        shape = row_shape(image.shape, stated)
+        if key not in stream.shapes:
+            stream.shapes[key] = shape
+            if shape != stated:
+                log.warning(
+                    "run %s, %s/%s: the data key states shape %s and its images have %s, which counts; mask and beam "
+                    "centre are those of (y, x) = %s; mend the device's description",
+                    self._start["uid"][:8],
+                    stream.name,
+                    key,
+                    tuple(described["shape"] or ()),
+                    shape,
+                    shape[-2:],
+                )
+        if shape != stream.shapes[key]:
+            raise SymDenoiseError(
+                f"an image of shape {shape}",
+                rule=f"those before it have {stream.shapes[key]}, and {tuple(described['shape'] or ())} is stated",
+                remedy="take images of one shape in a run; this one can be denoised with `symdenoise denoise`",
+            )
+        return image.reshape(shape)
+
+    def _as_it_is(self, stream: Stream, key: str, event: Event) -> NDArray[Any]:
         held = event.images.get(key)
+        if isinstance(held, Unreadable):
+            raise refused_value(f"image {key!r}", held)
         if isinstance(held, str):
-            return self._legacy.read(held, tuple(stream.descriptor["data_keys"][key]["shape"]))
+            return self._legacy.read(held, stated_shape(stream.descriptor["data_keys"][key]["shape"]))
         if held is not None:
-            return np.asarray(held)
+            return _held_image(held, stream.descriptor["data_keys"][key].get("dtype_numpy"))
         if stream.frames.has(key, event.seq_num, event.turn):
             return stream.frames.read(key, event.seq_num, event.turn)
         raise SymDenoiseError(
@@ -357,14 +431,55 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         )
 
 
+def _held_image(held: Any, dtype: Any) -> NDArray[Any]:
+    """An image that its event holds; lists of whole numbers get the type that is stated, if it holds them."""
+    image = np.asarray(held)
+    if isinstance(held, list) and isinstance(dtype, str) and image.dtype.kind in "iu" and np.dtype(dtype).kind in "iu":
+        limits = np.iinfo(np.dtype(dtype))
+        if image.size and limits.min <= image.min() and image.max() <= limits.max:
+            return image.astype(dtype)
+    if image.dtype.kind not in "buif":
+        raise SymDenoiseError(
+            f"an image of type {image.dtype} in an event",
+            rule="pixels must be real numbers",
+            remedy="mend the device that reads it, or leave its data key out with data_keys=...",
+        )
+    return image
+
+
+def _with_shapes(descriptor: Document, keys: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Document:
+    """A descriptor that states these shapes; where none is known, what it states, and 1 for what that leaves open."""
+    data_keys = dict(descriptor["data_keys"])
+    for key in keys:
+        stated = stated_shape(data_keys[key]["shape"])
+        shape = shapes.get(key) or tuple(size or 1 for size in stated)
+        if list(shape) != list(data_keys[key]["shape"]):
+            # Names of its dimensions would be those of others.
+            data_keys[key] = {name: value for name, value in data_keys[key].items() if name != "dims"}
+            data_keys[key]["shape"] = list(shape)
+    return {**descriptor, "data_keys": data_keys}
+
+
 def _refuse_hopeless(images: Mapping[str, Images], descriptor: Document) -> None:
     """Raise SymDenoiseError if mask, exposure, dark or centre fit no image of a stream; fits one, the others fail."""
     refused: list[SymDenoiseError] = []
     for key, each in images.items():
-        height, width = descriptor["data_keys"][key]["shape"][-2:]
+        height, width = stated_shape(descriptor["data_keys"][key]["shape"])[-2:]
+        if height is None or width is None:
+            continue
         try:
             each.refuse_misfit((height, width))
         except SymDenoiseError as error:
-            refused.append(error)
+            # Stated the other way round, (x, y), it may fit the images.
+            if not _fits(each, (width, height)):
+                refused.append(error)
     if len(refused) == len(images):
         raise refused[0]
+
+
+def _fits(images: Images, shape: tuple[int, int]) -> bool:
+    try:
+        images.refuse_misfit(shape)
+    except SymDenoiseError:
+        return False
+    return True

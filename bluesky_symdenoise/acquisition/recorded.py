@@ -12,6 +12,7 @@ from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.beamline import Beamline, Settings
 from bluesky_symdenoise.acquisition.images import dark_from_stored, with_dark_mask
+from bluesky_symdenoise.acquisition.stored import TiledRun
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Background, Dark, summed_dark
@@ -104,6 +105,7 @@ class Recorded:
 
     def _dark_of_stream(self, row: int) -> Dark:
         name = str(self._names.dark_stream)
+        TiledRun(self._raw).refuse_other_rows(name, self._key, self._raw[name][self._key])
         images = np.asarray(self._raw[name][self._key][row : row + 1])
         return summed_dark(images.reshape(-1, *images.shape[-2:]), seconds=self._seconds(name, row))
 

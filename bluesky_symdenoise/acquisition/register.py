@@ -170,6 +170,7 @@ class _Registering(RunDenoiser):
             )
         for key in keys:
             if (doc["name"], key) not in self.plan:
+                self._stored.refuse_other_rows(doc["name"], key, self._run[doc["name"]][key])
                 source, uris = raw_source(self._run, doc, key)
                 resolved = self._resolved_rows(source)
                 self.plan[doc["name"], key] = (
@@ -225,6 +226,9 @@ class _Registering(RunDenoiser):
             time=clock.time(),
             arrays=arrays,
         )
+
+    def _look_at_shapes(self, stream: Stream, event: Event) -> None:
+        """They are those of the registered files."""
 
     def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
         _, resolved = self.plan[stream.name, key]

@@ -85,6 +85,8 @@ class RunDenoiser(RunReader):
         self._failures: Counter[str] = Counter()
         self._reasons: dict[tuple[str, str, str], str] = {}
         self._frames = 0
+        #: Images of the first rows, until they are denoised.
+        self._first: dict[tuple[str, str, int, int], NDArray[Any]] = {}
         self._begun = 0.0
         #: What is wrong with the folder of its files, in one line.
         self.complaint: str | None = None
@@ -223,7 +225,7 @@ class RunDenoiser(RunReader):
             configuration |= said
             arrays |= held
         opened = self._derived.stream(
-            stream.descriptor, stream.keys, arrays=arrays, configuration=configuration, flown=stream.flown
+            stream.described, stream.keys, arrays=arrays, configuration=configuration, flown=stream.flown
         )
         self._opened[stream.name] = opened
         return opened
@@ -231,6 +233,7 @@ class RunDenoiser(RunReader):
     def _write(self, stream: Stream, event: Event, row: int) -> None:
         """Denoise the images of one event and write it."""
         if stream.name not in self._opened:
+            self._look_at_shapes(stream, event)
             self._aside.put(partial(self._ensure_open, stream), most=WAITING)
         outcomes: dict[str, Outcome] = {}
         for key in stream.keys:
@@ -239,6 +242,15 @@ class RunDenoiser(RunReader):
             except Exception as error:
                 outcomes[key] = error
         self._append(stream, event, outcomes)
+
+    def _look_at_shapes(self, stream: Stream, event: Event) -> None:
+        """Read the images of the first row: the derived stream has the shapes that they have."""
+        for key in stream.keys:
+            try:
+                self._first[stream.name, key, event.seq_num, event.turn] = self._image(stream, key, event)
+            except Exception as error:
+                # Its row says so.
+                log.debug("run %s, %s: %s", self._start["uid"][:8], key, error)
 
     def _append(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
         """Have the images of one event written; what failed becomes a NaN row with its reason in stop."""
@@ -272,7 +284,10 @@ class RunDenoiser(RunReader):
     def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
         if late := self._too_late():
             raise DroppedError(late)
-        return stream.images[key].row(self._image(stream, key, event), event.columns, event.time)
+        image = self._first.pop((stream.name, key, event.seq_num, event.turn), None)
+        if image is None:
+            image = self._image(stream, key, event)
+        return stream.images[key].row(image, event.columns, event.time)
 
     def _failed(self, stream: Stream, key: str, event: Event, error: Exception) -> str:
         """Count a failure with those of its kind, and log the first of them: a thousand frames lack one file."""

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise.acquisition.stored import refuse_denoised
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import is_colour
 from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
 from bluesky_symdenoise.training.pairs import RealFrames
 
@@ -105,7 +106,13 @@ def run_stack(run: BlueskyRun, *, stream: str | None, data_key: str | None) -> S
             if data_key in (None, key) and keys[key]["dtype"] == "array" and key in run[name]:
                 array = run[name][key]
                 shape = tuple(array.shape)
-                if len(shape) >= 3 and min(shape[-2:]) > 1 and array.dtype.kind in "iuf" and 0 not in shape:
+                if (
+                    len(shape) >= 3
+                    and min(shape[-2:]) > 1
+                    and not is_colour(shape[1:])
+                    and array.dtype.kind in "iuf"
+                    and 0 not in shape
+                ):
                     return _rows(uid, array, shape)
     raise SymDenoiseError(
         f"run {uid}",

@@ -19,7 +19,9 @@ from bluesky_symdenoise.acquisition.databroker import Columns, columns_of, descr
 from bluesky_symdenoise.acquisition.documents import plain, refuse_unreadable
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource, StoredFrames
 from bluesky_symdenoise.acquisition.plan import image_keys
+from bluesky_symdenoise.acquisition.rawfiles import refuse_other_rows
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import row_shape, stated_shape
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
@@ -43,11 +45,14 @@ class Layout:
         With that of the rows.
     shape
         Of one row.
+    known
+        Whether the shape is that of the images, and not only what their data key states.
     """
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    known: bool = True
 
 
 class StoredRun(Protocol):
@@ -187,7 +192,24 @@ class TiledRun:
 
     def frames(self, descriptor: Document) -> StoredFrames:
         """Read through Tiled: this computer needs not see the files."""
-        return self.streams[descriptor["uid"]].frames()
+        name = descriptor["name"]
+        return self.streams[descriptor["uid"]].frames(lambda key, array: self.refuse_other_rows(name, key, array))
+
+    def refuse_other_rows(self, stream: str, key: str, array: Any) -> None:
+        """Raise SymDenoiseError if the server's rows of an image are not those that were announced."""
+        refuse_other_rows(f"{stream}/{key}", array, self._used)
+
+    @cached_property
+    def _used(self) -> dict[tuple[str, str | None], set[str]]:
+        """Which images each file, with the dataset in it, belongs to."""
+        used: dict[tuple[str, str | None], set[str]] = {}
+        for stream in self.streams.values():
+            for key, array in stream.external():
+                for source in array.data_sources() or () if hasattr(array, "data_sources") else ():
+                    for asset in source.assets:
+                        place = asset.data_uri, source.parameters.get("dataset")
+                        used.setdefault(place, set()).add(f"{stream.descriptor['name']}/{key}")
+        return used
 
     def layout(self, descriptor: Document, key: str) -> Layout:
         """As the server has it."""
@@ -233,8 +255,7 @@ class StoredStream:
     @property
     def rows(self) -> int:
         """Of its images: as many as events, if there are events."""
-        external = (key for key, value in self.descriptor["data_keys"].items() if "external" in value)
-        return max([len(self.times), *(self._arrays[key].shape[0] for key in external if key in self._held)])
+        return max([len(self.times), *(array.shape[0] for _, array in self.external())])
 
     def images(self, asked: Request) -> int:
         """How many images are asked for."""
@@ -260,9 +281,19 @@ class StoredStream:
             data = {name: column[row].tolist() for name, column in columns.items()}
             yield {"descriptor": self.descriptor["uid"], "seq_num": seq_num, "time": time, "data": data}
 
-    def frames(self) -> StoredFrames:
-        """Source of the images."""
-        return StoredFrames(self._arrays, self.descriptor, self.numbers)
+    def frames(self, check: Callable[[str, Any], None]) -> StoredFrames:
+        """Source of the images; `check` as `StoredFrames` takes it."""
+        return StoredFrames(self._arrays, self.numbers, check=check)
+
+    def external(self) -> Iterator[tuple[str, Any]]:
+        """Data keys in files, with their clients."""
+        for key, value in self.descriptor["data_keys"].items():
+            if "external" in value and key in self._held:
+                yield key, self._arrays[key]
+
+    def row_shape(self, key: str) -> tuple[int, ...]:
+        """(..., y, x) of one image."""
+        return row_shape(self._arrays[key].shape[1:], stated_shape(self.descriptor["data_keys"][key]["shape"]))
 
     @property
     def numbers(self) -> list[int]:
@@ -320,7 +351,7 @@ class GivenRun:
         """As the data key says."""
         said = descriptor["data_keys"][key]
         dims = said.get("dims") or [f"{key}_dim{i + 1}" for i in range(len(said["shape"]))]
-        return Layout(("time", *dims), tuple(said["shape"]), np.dtype(said.get("dtype_numpy", "<f8")))
+        return Layout(("time", *dims), tuple(said["shape"]), np.dtype(said.get("dtype_numpy", "<f8")), known=False)
 
     def images(self, asked: Request) -> None:
         """Only the documents tell."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import socket
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,8 +17,33 @@ class HeldError(SymDenoiseError):
 
 
 def held(path: Path) -> HeldError:
-    """That the file has a holder."""
-    return HeldError(str(path), rule="a living process holds this lock", remedy="wait for it, or end that process")
+    """That the file has a holder; which one, if it has written so into the file."""
+    holder = _holder(path)
+    if holder == (os.getpid(), socket.gethostname()):
+        return HeldError(
+            str(path),
+            rule="another writer in this very process holds this lock",
+            remedy="use one of the two, such as one callback, or give them different settings",
+        )
+    who = "a living process" if holder is None else f"process {holder[0]} on {holder[1]}"
+    return HeldError(
+        str(path),
+        rule=f"{who} holds this lock",
+        remedy="wait until it has finished; it may be a RunEngine with a callback of the same settings",
+    )
+
+
+def _holder(path: Path) -> tuple[int, str] | None:
+    """Process and host of the last line that names them."""
+    found = None
+    try:
+        for line in path.read_bytes().splitlines():
+            if b'"pid"' in line and b'"host"' in line:
+                said = json.loads(line)
+                found = int(said["pid"]), str(said["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return found
+    return found
 
 
 def hold(path: Path) -> BinaryIO:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import is_colour
 
 Array = NDArray[Any]
 ReadFrames = Callable[[int, int], Array]
@@ -34,7 +35,7 @@ class Part:
 
 def stack_shape(shape: Sequence[int], dtype: np.dtype[Any], what: str) -> tuple[int, int, int]:
     """Return (n, H, W) for the shape of stored frames: (H, W), (n, H, W) or (n, 1, H, W)."""
-    if len(shape) in (3, 4) and shape[-1] in (3, 4):
+    if is_colour(shape):
         raise SymDenoiseError(
             f"{what} of shape {tuple(shape)}",
             rule="colour images hold no counts",

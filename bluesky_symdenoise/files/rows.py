@@ -77,18 +77,27 @@ class Hdf5Rows:
         Of the file; it is opened when a row is first read.
     dataset
         Its name in the file: rows stacked as (row, 1, y, x), or laid end to end as (frame, y, x).
-    shape
-        Of one row.
+    frames
+        Of one row, where they are laid end to end; None if that is not known.
     patience
         Seconds that a row may take to appear.
     """
 
-    def __init__(self, path: Path, dataset: str, shape: tuple[int, ...], *, patience: float) -> None:
-        self._path, self._dataset_name, self._shape, self._patience = path, dataset, shape, Patience(patience)
+    def __init__(self, path: Path, dataset: str, *, frames: int | None, patience: float) -> None:
+        self._path, self._dataset_name, self._frames, self._patience = path, dataset, frames, Patience(patience)
         self._file: Any = None
 
+    def count(self) -> int:
+        """Return how many whole rows the dataset has now; 0 while it cannot be read."""
+        try:
+            dataset = self._opened()
+            return int(dataset.shape[0]) // self._per_row(dataset)
+        except (OSError, KeyError, ValueError, RuntimeError):
+            self.close()
+            return 0
+
     def read(self, index: int) -> NDArray[Any]:
-        """Row ``index``; waits for a file that is still being written.
+        """Row ``index`` in the shape that the file has; waits for a file that is still being written.
 
         Raises
         ------
@@ -100,19 +109,36 @@ class Hdf5Rows:
         )
 
     def _read_now(self, index: int) -> NDArray[Any]:
+        dataset = self._opened()
+        if dataset.ndim == 2:
+            # One image by itself.
+            wanted, rows = slice(None), 1
+        else:
+            per_row = self._per_row(dataset)
+            wanted, rows = slice(index * per_row, (index + 1) * per_row), dataset.shape[0] // per_row
+        if index >= rows:
+            raise IndexError(f"the dataset of shape {dataset.shape} has {rows} rows so far")
+        image = np.asarray(dataset[wanted])
+        return image[0] if dataset.ndim > 3 else image
+
+    def _opened(self) -> Any:
         if self._file is None:
             self._file = open_for_reading(self._path)
         dataset = self._file[self._dataset_name]
         dataset.id.refresh()
-        # Rows may be stacked as (row, 1, y, x) or laid end to end as (frame, y, x).
-        if dataset.ndim > len(self._shape):
-            wanted = slice(index, index + 1)
-        else:
-            per_row = self._shape[0]
-            wanted = slice(index * per_row, (index + 1) * per_row)
-        if wanted.stop > dataset.shape[0]:
-            raise IndexError(f"the dataset has {dataset.shape[0]} rows so far")
-        return np.asarray(dataset[wanted]).reshape(self._shape)
+        return dataset
+
+    def _per_row(self, dataset: Any) -> int:
+        """Entries of the first axis that are one row."""
+        if dataset.ndim > 3:
+            return 1
+        if dataset.ndim == 3 and self._frames is None:
+            raise SymDenoiseError(
+                f"dataset {self._dataset_name} of shape {dataset.shape} in {self._path.name}",
+                rule="how many of its frames belong to an event is stated nowhere",
+                remedy="have the device state the shape (frames, y, x) of an event",
+            )
+        return max(1, self._frames or 1) if dataset.ndim == 3 else max(1, int(dataset.shape[0]))
 
     def close(self) -> None:
         """Let go of the file."""

@@ -165,7 +165,9 @@ class Source:
             path = Path(self._checked(number)[0])
             with tifffile.TiffFile(path) as file:
                 series = file.series[0]
-                if series.dtype != self.dtype or math.prod(series.shape) != each:
+                # The same number of pixels in another order is another image.
+                other = series.shape[-2:] != self.row_shape[-2:]
+                if series.dtype != self.dtype or math.prod(series.shape) != each or other:
                     raise self._wrong_shape(series.shape, series.dtype)
                 for page in series.pages:
                     _check_page(page, path)

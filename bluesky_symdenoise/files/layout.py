@@ -1,0 +1,86 @@
+"""What is one image, what is a stack of them, and what is a colour image: the same for files and for runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from bluesky_symdenoise.errors import SymDenoiseError
+
+Shape = tuple[int, ...]
+
+#: An axis of this length or less, beside two longer ones, holds channels and no pixels.
+_CHANNELS = 4
+
+
+def is_colour(shape: Sequence[int | None]) -> bool:
+    """Return whether images of this shape are coloured: channels last, (y, x, 3), or line by line, (y, 3, x).
+
+    Three planes, (3, y, x), are three frames as well as one coloured image: they count as frames.
+    """
+    known = [size for size in shape if size is not None]
+    if len(known) != len(shape) or len(known) not in (3, 4):
+        return False
+    first, second, last = known[-3:]
+    if last in (3, 4):
+        return True
+    return first > _CHANNELS and (1 < last <= _CHANNELS < second or (second in (3, 4) and last > _CHANNELS))
+
+
+def stated_shape(shape: Sequence[int | None] | None) -> tuple[int | None, ...]:
+    """Return the shape that a data key states, without the zeros of an old ``describe``, as in (x, y, 0)."""
+    return tuple(size for size in shape or () if size != 0)
+
+
+def may_be_image(shape: Sequence[int | None]) -> bool:
+    """Return whether a stated shape may be that of 2D images, one or several: (..., y, x), None where it varies."""
+    return len(shape) in (2, 3) and not is_colour(shape) and all(size is None or size > 1 for size in shape[-2:])
+
+
+def frames_stated(shape: Sequence[int | None]) -> int | None:
+    """Return how many frames a row of this stated shape holds; None if it varies."""
+    leading = [size for size in shape[:-2] if size is not None]
+    return math.prod(leading) if len(leading) == len(shape[:-2]) else None
+
+
+def row_shape(own: Sequence[int], stated: Sequence[int | None] | None) -> Shape:
+    """Return the shape (..., y, x) of a row: as stated if the file's own shape is that, but for axes of length 1.
+
+    Where they differ the file's own shape decides, for what is stated was made up by somebody: (x, y, 0), (1, x, y), a
+    region that was made smaller, or several frames that the detector summed.
+
+    Parameters
+    ----------
+    own
+        Of the row as its file holds it.
+    stated
+        By its data key, as `stated_shape` returns it; None where it varies.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is no image.
+    """
+    if len(own) < 2 or 0 in own or min(own[-2:]) < 2:
+        raise SymDenoiseError(
+            f"an image of shape {tuple(own)}",
+            rule=f"it is not (..., y, x), and {_said(stated)} is stated",
+            remedy="name the data key of an image, or mend the device that describes it",
+        )
+    frames = math.prod(own[:-2])
+    flat = (frames, *own[-2:])
+    if is_colour(flat if frames > 1 else own[-2:]):
+        raise SymDenoiseError(
+            f"an image of shape {tuple(own)}",
+            rule=f"colour images hold no counts, and {_said(stated)} is stated",
+            remedy="have the camera give monochrome images, or leave its data key out with data_keys=...",
+        )
+    wanted = tuple(stated or ())
+    known = tuple(size for size in wanted if size is not None)
+    if len(known) == len(wanted) >= 2 and (math.prod(known[:-2]), *known[-2:]) == flat:
+        return known
+    return flat if len(wanted) > 2 or frames > 1 else flat[1:]
+
+
+def _said(stated: Sequence[int | None] | None) -> str:
+    return "nothing" if stated is None else str(tuple(stated))

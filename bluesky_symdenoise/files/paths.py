@@ -1,0 +1,43 @@
+"""Where a file is on this computer, by the URI that a document names it with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlparse
+
+from tiled.utils import path_from_uri
+
+from bluesky_symdenoise.errors import SymDenoiseError
+
+_WINDOWS = re.compile(r"[A-Za-z]:([\\/]|$)|\\\\|.*\\")
+
+
+def local_path(uri: str) -> Path:
+    """Return the path of a file URI, or of a plain absolute path.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is a path of Windows, or no file at all.
+    """
+    parsed = urlparse(uri)
+    refuse_windows(uri, parsed.netloc, parsed.path.lstrip("/"))
+    if uri.startswith("/"):
+        return Path(uri)
+    if parsed.scheme != "file":
+        raise SymDenoiseError(
+            f"{uri!r}", rule="it is no file", remedy="have the device announce file://localhost/PATH, or use replay"
+        )
+    return Path(path_from_uri(uri))
+
+
+def refuse_windows(name: str, *parts: str) -> None:
+    """Raise SymDenoiseError if a name, or one of its parts, is a path of Windows."""
+    if any(_WINDOWS.match(part) for part in (name, *parts)):
+        raise SymDenoiseError(
+            f"file {name!r}",
+            rule="it is a path of Windows, under which this computer sees no file",
+            remedy="have the device announce the path that this computer has, or denoise through Tiled, which may see "
+            "the file, with `symdenoise watch` or replay",
+        )
