@@ -117,7 +117,7 @@ class Hdf5Rows:
             per_row = self._per_row(dataset)
             wanted, rows = slice(index * per_row, (index + 1) * per_row), dataset.shape[0] // per_row
         if index >= rows:
-            raise IndexError(f"the dataset of shape {dataset.shape} has {rows} rows so far")
+            raise IndexError(f"the dataset has {rows} rows so far, in shape {dataset.shape}")
         image = np.asarray(dataset[wanted])
         return image[0] if dataset.ndim > 3 else image
 
