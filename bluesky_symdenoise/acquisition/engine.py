@@ -87,7 +87,7 @@ class Engine:
                     self._open[uid](name, doc)
             elif uid is None:
                 self._unowned(name, doc)
-            elif name == "descriptor" and uid not in self._begun:
+            elif uid not in self._begun:
                 self._miss(uid)
         except FinishedError as error:
             if uid is not None:

@@ -292,7 +292,14 @@ class StoredFrames:
         if self._refused[key] >= REFUSALS:
             raise unreadable
         if key not in self._clients:
-            client = self._stream[key]
+            try:
+                client = self._stream[key]
+            except KeyError as error:
+                raise SymDenoiseError(
+                    f"raw image {key}",
+                    rule="the server has no rows of it in this stream, though its data key is there",
+                    remedy="replay the run from its documents, as a backup of TiledWriter has them",
+                ) from error
             self._check(key, client)
             self._clients[key] = client
         row = self.row(seq_num, turn)

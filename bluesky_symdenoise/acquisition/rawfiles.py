@@ -128,7 +128,7 @@ def refuse_other_rows(name: str, array: Any, used: Mapping[tuple[str, str | None
         for uri in uris:
             others = ", ".join(sorted(set(used.get((uri, dataset), ())) - {name}))
             if others:
-                raise _other_rows(
+                raise other_rows(
                     f"image {name}", f"it shares file {uri} with {others}, and Tiled does not keep which rows are whose"
                 )
         if source.mimetype == HDF5 and not any(source.parameters.get(each) for each in ("slice", "squeeze")):
@@ -147,21 +147,22 @@ def _refuse_other_hdf5(name: str, shape: tuple[int, ...], uris: Sequence[str], d
             return
     for each in own:
         if each[-2:] != shape[-2:]:
-            raise _other_rows(
+            raise other_rows(
                 f"image {name} of shape {shape}",
                 f"its file holds images of shape {each[-2:]}, and Tiled gives their pixels in another order",
             )
     if len(own) > 1:
         rows = sum(math.prod(each[:-2]) for each in own)
         if rows != math.prod(shape[:-2]):
-            raise _other_rows(
+            raise other_rows(
                 f"image {name}",
                 f"its {len(own)} files hold {rows} frames and {math.prod(shape[:-2])} were announced; Tiled does not "
                 "keep which",
             )
 
 
-def _other_rows(value: str, rule: str) -> SymDenoiseError:
+def other_rows(value: str, rule: str) -> SymDenoiseError:
+    """That the server's rows of an image are not those that were announced, for this reason."""
     return SymDenoiseError(
         value,
         rule=rule,

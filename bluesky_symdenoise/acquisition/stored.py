@@ -19,7 +19,7 @@ from bluesky_symdenoise.acquisition.databroker import Columns, columns_of, descr
 from bluesky_symdenoise.acquisition.documents import plain, refuse_unreadable
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource, StoredFrames
 from bluesky_symdenoise.acquisition.plan import image_keys
-from bluesky_symdenoise.acquisition.rawfiles import refuse_other_rows
+from bluesky_symdenoise.acquisition.rawfiles import other_rows, refuse_other_rows
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape, stated_shape
 
@@ -197,6 +197,15 @@ class TiledRun:
 
     def refuse_other_rows(self, stream: str, key: str, array: Any) -> None:
         """Raise SymDenoiseError if the server's rows of an image are not those that were announced."""
+        named = {each.descriptor["name"]: each for each in self.streams.values()}
+        lacking = [name for name, each in named.items() if name != stream and each.lacks(key)]
+        events = len(named[stream].times)
+        if lacking and array.shape[0] != events:
+            raise other_rows(
+                f"image {stream}/{key}",
+                f"it has {array.shape[0]} rows and {events} events, and stream {lacking[0]!r} has no rows: Tiled's "
+                "writer has filed them together and does not keep which rows are whose",
+            )
         refuse_other_rows(f"{stream}/{key}", array, self._used)
 
     @cached_property
@@ -290,6 +299,11 @@ class StoredStream:
         for key, value in self.descriptor["data_keys"].items():
             if "external" in value and key in self._held:
                 yield key, self._arrays[key]
+
+    def lacks(self, key: str) -> bool:
+        """Whether events have this image by their data keys, and the server has no rows of it."""
+        external = "external" in self.descriptor["data_keys"].get(key, {})
+        return external and key not in self._held and len(self.times) > 0
 
     def row_shape(self, key: str) -> tuple[int, ...]:
         """(..., y, x) of one image."""

@@ -1,0 +1,590 @@
+"""Runs as people make them: each derived row shows the frame that was taken, or is NaN and says why."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+from bluesky_tiled_plugins import TiledWriter
+from event_model import compose_run
+from tiled.client.container import Container
+
+from bluesky_symdenoise import denoised_for
+from bluesky_symdenoise.acquisition import feeder
+from bluesky_symdenoise.acquisition.again import recompute
+from bluesky_symdenoise.acquisition.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.register import register
+from bluesky_symdenoise.acquisition.replay import replay
+from bluesky_symdenoise.acquisition.status import Status
+from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback
+from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
+from bluesky_symdenoise.errors import SymDenoiseError
+
+Documents = list[tuple[str, Any]]
+HEIGHT, WIDTH = 48, 64
+
+
+def frames(n: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """Frames (n, y, x): each with a sum of its own, and brighter towards the first pixel."""
+    y, x = np.ogrid[:height, :width]
+    rate = 1 + 8 * np.exp(-((y / 9.0) ** 2) - (x / 20.0) ** 2)
+    return np.random.default_rng(1).poisson(rate, (n, height, width)).astype(np.uint16)
+
+
+def described(
+    shape: Sequence[int | None], external: str | None = "STREAM:", dtype: str | None = "<u2"
+) -> dict[str, Any]:
+    key: dict[str, Any] = {"source": "test", "dtype": "array", "shape": list(shape)}
+    return key | ({"external": external} if external else {}) | ({"dtype_numpy": dtype} if dtype else {})
+
+
+class Made:
+    """Documents of a run, put together one by one."""
+
+    def __init__(self, folder: Path, **metadata: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run, self.folder = compose_run(metadata=metadata), folder
+        self.documents: Documents = [("start", self.run.start_doc)]
+        self.uid = str(self.run.start_doc["uid"])
+
+    def stream(self, name: str = "primary", **keys: dict[str, Any]) -> Any:
+        made = self.run.compose_descriptor(name=name, data_keys=keys)
+        self.documents.append(("descriptor", made.descriptor_doc))
+        return made
+
+    def hdf5(self, name: str, stack: np.ndarray, key: str = "det", uri: str | None = None) -> Any:
+        path = self.folder / f"{self.uid}-{name}.h5"
+        with h5py.File(path, "w") as file:
+            file.create_dataset("counts", data=stack, chunks=(1, *stack.shape[1:]))
+        made = self.run.compose_stream_resource(
+            mimetype="application/x-hdf5",
+            uri=uri or f"file://localhost{path}",
+            data_key=key,
+            parameters={"dataset": "counts", "chunk_shape": (1, *stack.shape[1:])},
+        )
+        self.documents.append(("stream_resource", made.stream_resource_doc))
+        return made
+
+    def tiffs(self, stack: np.ndarray, key: str = "det") -> Any:
+        for number, image in enumerate(stack):
+            tifffile.imwrite(self.folder / f"{self.uid}_{number:04d}.tif", image)
+        made = self.run.compose_stream_resource(
+            mimetype="multipart/related;type=image/tiff",
+            uri=f"file://localhost{self.folder}/",
+            data_key=key,
+            parameters={"template": self.uid + "_{:04d}.tif", "chunk_shape": (1,), "join_method": "stack"},
+        )
+        self.documents.append(("stream_resource", made.stream_resource_doc))
+        return made
+
+    def row(self, stream: Any, resource: Any, index: int, seq_num: int) -> None:
+        """Announce one frame, and its event."""
+        place = {"start": index, "stop": index + 1}, {"start": seq_num, "stop": seq_num + 1}
+        self.documents.append(("stream_datum", resource.compose_stream_datum(*place, stream.descriptor_doc)))
+        self.documents.append(("event", stream.compose_event(data={}, timestamps={}, seq_num=seq_num)))
+
+    def event(self, stream: Any, **data: Any) -> None:
+        """An event with these values, whatever they are."""
+        doc = stream.compose_event(data=dict.fromkeys(data, 0), timestamps=dict.fromkeys(data, 0.0), validate=False)
+        self.documents.append(("event", doc | {"data": data}))
+
+    def ended(self) -> Documents:
+        return [*self.documents, ("stop", self.run.compose_stop())]
+
+
+@pytest.fixture
+def made(home: Path) -> Callable[..., Made]:
+    return lambda **metadata: Made(home / "frames" / "raw", **metadata)
+
+
+@pytest.fixture(params=["thread", "process"])
+def callback(request: pytest.FixtureRequest, client: Container, denoiser: Denoiser) -> Iterator[Any]:
+    options = {"symmetry": "1"}
+    if request.param == "thread":
+        with ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, **options) as callback:
+            yield callback
+    else:
+        with DenoiseCallback(client["denoised"], denoiser=DenoiserSettings(threads=1), nice=0, **options) as callback:
+            yield callback
+
+
+@pytest.fixture
+def live(client: Container, denoiser: Denoiser) -> Iterator[ThreadedDenoiseCallback]:
+    with ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1") as callback:
+        yield callback
+
+
+def fed(callback: Any, documents: Documents, *others: Any) -> Status:
+    for name, doc in documents:
+        for each in (callback, *others):
+            each(name, doc)
+    status: Status = callback.close(timeout=120)
+    return status
+
+
+def derived(client: Container, uid: str) -> Any:
+    found = denoised_for(client, uid)
+    assert found is not None
+    return found
+
+
+def counts_in(run: Any, stream: str = "primary", key: str = "det") -> list[float]:
+    return list(np.asarray(run[stream][f"{key}_counts_in"].read()))
+
+
+def sums(stack: np.ndarray) -> list[float]:
+    return [float(image.sum()) for image in stack]
+
+
+def upright(run: Any, stack: np.ndarray, stream: str = "primary", key: str = "det") -> None:
+    """The denoised images have the shape of these frames, and are bright where they are."""
+    images = np.asarray(run[stream][key].read())
+    assert images.shape[-2:] == stack.shape[-2:]
+    for image, frame in zip(images.reshape(-1, *images.shape[-2:]), stack, strict=True):
+        assert np.corrcoef(image.ravel(), frame.ravel())[0, 1] > 0.6
+
+
+class TestBuffers:
+    def test_device_that_fills_one_buffer_again_and_again(
+        self, callback: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        run, stack = made(), frames(12)
+        stream = run.stream(det=described([HEIGHT, WIDTH], None))
+        buffer = np.zeros((HEIGHT, WIDTH), np.uint16)
+        for name, doc in run.documents:
+            callback(name, doc)
+        for image in stack:
+            buffer[:] = image
+            run.event(stream, det=buffer)
+            callback(*run.documents[-1])
+        buffer[:] = 0
+        assert fed(callback, [("stop", run.run.compose_stop())]).ok
+        found = derived(client, run.uid)
+        assert counts_in(found) == sums(stack)
+        upright(found, stack)
+
+    def test_document_that_is_changed_after_it_was_handed_over(
+        self, callback: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        run = made(sample={"names": ["first"]})
+        stream = run.stream(det=described([HEIGHT, WIDTH], None))
+        for name, doc in run.documents:
+            callback(name, doc)
+        run.run.start_doc["sample"]["names"].append("later")
+        run.event(stream, det=frames(1)[0].tolist())
+        event = run.documents[-1][1]
+        callback("event", event)
+        event["data"]["det"][0][0] = 9999
+        fed(callback, [("stop", run.run.compose_stop())])
+        found = derived(client, run.uid)
+        assert found.start["sample"] == {"names": ["first"]}
+        assert counts_in(found) == sums(frames(1))
+
+
+class TestRestaging:
+    """A detector that is staged again in a run announces a new file, which counts its rows from 0."""
+
+    def darks_and_projections(self, run: Made) -> tuple[Documents, dict[str, np.ndarray]]:
+        stack, n = frames(12), 3
+        streams = {name: run.stream(name, det=described([1, HEIGHT, WIDTH])) for name in ("darks", "projections")}
+        meant: dict[str, list[np.ndarray]] = {name: [] for name in streams}
+        for part in range(2):
+            resource = run.hdf5(f"part{part}", stack[part * 2 * n : (part + 1) * 2 * n])
+            for row in range(2 * n):
+                name = "darks" if row < n else "projections"
+                meant[name].append(stack[part * 2 * n + row])
+                run.row(streams[name], resource, row, len(meant[name]))
+        return run.ended(), {name: np.stack(each) for name, each in meant.items()}
+
+    def test_darks_and_projections_of_one_detector(
+        self, live: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        run = made()
+        documents, meant = self.darks_and_projections(run)
+        assert fed(live, documents).ok
+        for name, stack in meant.items():
+            assert counts_in(derived(client, run.uid), name) == sums(stack)
+
+    def test_stream_that_nobody_asked_for_counts_as_well(
+        self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
+    ) -> None:
+        run = made()
+        documents, meant = self.darks_and_projections(run)
+        callback = ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1", streams=["projections"])
+        assert fed(callback, documents).ok
+        assert counts_in(derived(client, run.uid), "projections") == sums(meant["projections"])
+
+    def test_replay_through_tiled_does_not_take_one_stream_for_the_other(
+        self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
+    ) -> None:
+        """Tiled's writer keeps the files of such a run, and not which of their rows are whose."""
+        run = made()
+        documents, _ = self.darks_and_projections(run)
+        writer = TiledWriter(client["raw"], batch_size=1)
+        for name, doc in documents:
+            writer(name, doc)
+        raw = client["raw"][run.uid]
+        found = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", data_keys=["det"])
+        reasons = str(found.metadata["stop"]["provenance"]["failures"])
+        assert "rows are whose" in reasons
+        assert "no rows of it in this stream" in reasons
+        for stream in found:
+            assert np.isnan(counts_in(found, stream)).all()
+        with pytest.raises(SymDenoiseError, match="rows are whose"):
+            register(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", beam_center=None)
+
+    def test_replay_of_the_documents_gives_what_was_meant(
+        self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
+    ) -> None:
+        run = made()
+        documents, meant = self.darks_and_projections(run)
+        found = replay(documents, into=client["denoised"], denoiser=denoiser, symmetry="1")
+        for name, stack in meant.items():
+            assert counts_in(found, name) == sums(stack)
+
+    @pytest.mark.parametrize("where", ["the next file", "the same file"])
+    def test_frames_before_the_first_announced_one(
+        self, where: str, live: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        """Two warm-up frames that no document tells of, after one or five frames in the file before."""
+        run, stack = made(), frames(8)
+        stream = run.stream(det=described([1, HEIGHT, WIDTH]))
+        first = run.hdf5("a", stack if where == "the same file" else stack[:5])
+        for row in range(5):
+            run.row(stream, first, row, row + 1)
+        second = first if where == "the same file" else run.hdf5("b", stack[3:])
+        if where == "the next file":
+            run.row(stream, second, 2, 6)
+            meant = [*stack[:5], stack[5]]
+        else:
+            run.row(stream, second, 7, 6)
+            meant = [*stack[:5], stack[7]]
+        assert fed(live, run.ended()).ok
+        assert counts_in(derived(client, run.uid)) == sums(np.stack(meant))
+
+
+class TestShapes:
+    """What the data key states may be wrong: the file's own shape counts."""
+
+    @pytest.mark.parametrize("kind", ["hdf5", "tiffs"])
+    @pytest.mark.parametrize(
+        "stated",
+        [
+            (1, HEIGHT, WIDTH),
+            (HEIGHT, WIDTH),
+            (HEIGHT, WIDTH, 0),
+            (WIDTH, HEIGHT, 0),
+            (0, HEIGHT, WIDTH),
+            (1, WIDTH, HEIGHT),
+            (WIDTH, HEIGHT),
+            (None, None),
+            (1, None, None),
+            (1, HEIGHT + 8, WIDTH + 9),
+        ],
+    )
+    def test_stated_shape(
+        self,
+        kind: str,
+        stated: tuple[int | None, ...],
+        live: Any,
+        client: Container,
+        made: Callable[..., Made],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        run, stack = made(), frames(2)
+        stream = run.stream(det=described(stated))
+        resource = run.hdf5("a", stack) if kind == "hdf5" else run.tiffs(stack)
+        for row in range(2):
+            run.row(stream, resource, row, row + 1)
+        assert fed(live, run.ended()).ok
+        found = derived(client, run.uid)
+        assert counts_in(found) == sums(stack)
+        upright(found, stack)
+        known = tuple(size for size in stated if size != 0)
+        if known[-2:] != (HEIGHT, WIDTH):
+            assert str(tuple(stated)) in caplog.text
+            assert str((HEIGHT, WIDTH)) in caplog.text
+        else:
+            assert "states shape" not in caplog.text
+
+    @pytest.mark.parametrize("stated", [(HEIGHT, WIDTH), (WIDTH, HEIGHT), (HEIGHT, WIDTH, 0), (None, None)])
+    def test_images_inside_events(
+        self, stated: tuple[int | None, ...], live: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        run, stack = made(), frames(2)
+        stream = run.stream(det=described(stated, None))
+        for image in stack:
+            run.event(stream, det=image)
+        assert fed(live, run.ended()).ok
+        found = derived(client, run.uid)
+        assert counts_in(found) == sums(stack)
+        upright(found, stack)
+
+    def test_several_frames_an_event_in_either_layout(
+        self, live: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        run, stack = made(), frames(6)
+        stream = run.stream(end=described([3, HEIGHT, WIDTH]), rows=described([3, HEIGHT, WIDTH]))
+        resources = run.hdf5("end", stack, key="end"), run.hdf5("rows", stack.reshape(2, 3, HEIGHT, WIDTH), key="rows")
+        for row in range(2):
+            for resource in resources:
+                place = {"start": row, "stop": row + 1}, {"start": row + 1, "stop": row + 2}
+                run.documents.append(("stream_datum", resource.compose_stream_datum(*place, stream.descriptor_doc)))
+            run.documents.append(("event", stream.compose_event(data={}, timestamps={}, seq_num=row + 1)))
+        assert fed(live, run.ended()).ok
+        found = derived(client, run.uid)
+        for key in ("end", "rows"):
+            assert counts_in(found, key=key) == sums(stack.reshape(2, 3, HEIGHT, WIDTH))
+            upright(found, stack, key=key)
+
+    def test_region_that_changes_in_the_run_is_left_out_with_both_shapes(
+        self, live: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        run, stack = made(), frames(1)
+        stream = run.stream(det=described([HEIGHT, WIDTH], None))
+        for image in (stack[0], stack[0][:40, :50], stack[0]):
+            run.event(stream, det=image)
+        status = fed(live, run.ended())
+        assert (status.frames, status.failed) == (2, 1)
+        assert "(40, 50)" in status.errors[0]
+        assert str((HEIGHT, WIDTH)) in status.errors[0]
+        np.testing.assert_array_equal(
+            counts_in(derived(client, run.uid)), [float(stack[0].sum()), np.nan, float(stack[0].sum())]
+        )
+
+    @pytest.mark.parametrize(
+        "shape", [(HEIGHT, WIDTH, 3), (HEIGHT, WIDTH, 4), (HEIGHT, 3, WIDTH), (1, HEIGHT, WIDTH, 3)]
+    )
+    @pytest.mark.parametrize("inside", [True, False])
+    def test_colour_images_are_left_out_and_it_is_said(
+        self,
+        shape: tuple[int, ...],
+        inside: bool,
+        live: Any,
+        client: Container,
+        made: Callable[..., Made],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        run, stack = made(), frames(2)
+        cam = described(shape, None if inside else "STREAM:", "|u1")
+        stream = run.stream(cam=cam, det=described([HEIGHT, WIDTH], None))
+        for image in stack:
+            run.event(stream, det=image, **({"cam": np.zeros(shape, np.uint8)} if inside else {}))
+        with caplog.at_level(logging.WARNING):
+            assert fed(live, run.ended()).ok
+        assert "primary/cam is left out" in caplog.text
+        assert "colour" in caplog.text
+        found = derived(client, run.uid)
+        assert "cam" not in found["primary"]
+        assert counts_in(found) == sums(stack)
+
+    def test_colour_image_that_is_stated_as_another(
+        self, live: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        run = made()
+        stream = run.stream(cam=described([HEIGHT, WIDTH], None, "|u1"))
+        run.event(stream, cam=np.ones((HEIGHT, WIDTH, 3), np.uint8))
+        status = fed(live, run.ended())
+        assert (status.frames, status.failed) == (0, 1)
+        assert "colour images hold no counts" in status.errors[0]
+
+    def test_replay_through_tiled_does_not_take_scrambled_images(
+        self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
+    ) -> None:
+        """Tiled gives the pixels of a (y, x) file in rows of x where the data key states (1, x, y)."""
+        run, stack = made(), frames(2)
+        stream = run.stream(det=described([1, WIDTH, HEIGHT]))
+        resource = run.hdf5("a", stack)
+        for row in range(2):
+            run.row(stream, resource, row, row + 1)
+        live = ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1")
+        assert fed(live, run.ended(), TiledWriter(client["raw"], batch_size=1)).ok
+        raw = client["raw"][run.uid]
+        with pytest.raises(SymDenoiseError, match="another order"):
+            recompute(derived(client, run.uid), 0, denoiser=denoiser)
+        found = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", data_keys=["det"])
+        assert "another order" in found.metadata["stop"]["provenance"]["failures"][0]["reason"]
+
+
+class Mode(enum.StrEnum):
+    STEP = "step"
+
+
+class TestValues:
+    def test_members_of_enumerations_anywhere(
+        self, callback: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        class Hidden(enum.IntEnum):
+            A = 1
+
+        run, stack = made(mode=Mode.STEP, level={"here": Hidden.A}), frames(2)
+        stream = run.stream(det=described([HEIGHT, WIDTH], None), mode={"source": "t", "dtype": "string", "shape": []})
+        for image in stack:
+            run.event(stream, det=image, mode=Mode.STEP)
+        assert fed(callback, run.ended()).ok
+        found = derived(client, run.uid)
+        assert found.start["mode"] == "step"
+        assert found.start["level"] == {"here": 1}
+        assert counts_in(found) == sums(stack)
+
+    def test_unreadable_value_beside_an_image_is_named_and_harms_nothing(
+        self, callback: Any, client: Container, made: Callable[..., Made], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run, stack = made(), frames(2)
+        stream = run.stream(det=described([HEIGHT, WIDTH], None), odd={"source": "t", "dtype": "number", "shape": []})
+        for image in stack:
+            run.event(stream, det=image, odd=object())
+        status = fed(callback, run.ended())
+        assert status.ok, status
+        assert status.restarts == 0
+        assert caplog.text.count("key 'odd'") == 1
+        assert counts_in(derived(client, run.uid)) == sums(stack)
+
+    def test_unreadable_image_is_a_nan_row_that_names_its_key(
+        self, callback: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        run, stack = made(), frames(2)
+        stream = run.stream(det=described([HEIGHT, WIDTH], None))
+        for image in (stack[0], lambda: None, stack[1]):
+            run.event(stream, det=image)
+        status = fed(callback, run.ended())
+        assert (status.frames, status.failed, status.restarts) == (2, 1, 0)
+        assert "'det'" in status.errors[0]
+        found = counts_in(derived(client, run.uid))
+        assert [found[0], found[2]] == sums(stack)
+        assert np.isnan(found[1])
+
+    def test_unreadable_start_document_fails_its_own_run_only(
+        self, callback: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        bad, good = made(), made()
+        for run in (bad, good):
+            stream = run.stream(det=described([HEIGHT, WIDTH], None))
+            run.event(stream, det=frames(1)[0])
+        documents = bad.ended()
+        documents[0] = ("start", documents[0][1] | {"sample": {"holder": object()}})
+        for name, doc in documents:
+            callback(name, doc)
+        status = fed(callback, good.ended())
+        (line,) = status.errors
+        assert "sample.holder" in line
+        assert status.restarts == 0
+        assert "sample.holder" in dict(status.runs)[bad.uid]
+        assert denoised_for(client, bad.uid) is None
+        assert counts_in(derived(client, good.uid)) == sums(frames(1))
+
+
+class TestAttaching:
+    def one_frame(self, run: Made) -> Documents:
+        stream = run.stream(det=described([HEIGHT, WIDTH], None))
+        run.event(stream, det=frames(1)[0])
+        return run.ended()
+
+    @pytest.mark.parametrize("missed", [1, 2])
+    def test_in_the_middle_of_a_run(
+        self, missed: int, callback: Any, client: Container, made: Callable[..., Made], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """That run is not denoised, and it is said with the remedy; the next one is."""
+        early, late = made(), made()
+        for name, doc in self.one_frame(early)[missed:]:
+            callback(name, doc)
+        status = fed(callback, self.one_frame(late))
+        assert "before the callback was attached" in caplog.text + str(status.errors)
+        assert "KeyError" not in str(status.errors)
+        if missed == 1:
+            assert "catch-up" in dict(status.runs)[early.uid]
+        assert denoised_for(client, early.uid) is None
+        assert counts_in(derived(client, late.uid)) == sums(frames(1))
+
+    def test_twice(self, callback: Any, client: Container, made: Callable[..., Made]) -> None:
+        """Each document is taken once, and it is said."""
+        run = made()
+        for name, doc in self.one_frame(run):
+            callback(name, doc)
+            callback(name, doc)
+        status = callback.close(timeout=120)
+        assert "subscribed twice" in status.errors[0]
+        assert (status.frames, status.failed) == (1, 0)
+        assert counts_in(derived(client, run.uid)) == sums(frames(1))
+
+    def test_two_callbacks_of_the_same_settings(self, client: Container, made: Callable[..., Made]) -> None:
+        """The first denoises the run; the other says why it does not, and nobody is told to end the RunEngine."""
+        run = made()
+        one, other = (
+            DenoiseCallback(client["denoised"], denoiser=DenoiserSettings(threads=1), symmetry="1", nice=0)
+            for _ in range(2)
+        )
+        documents = self.one_frame(run)
+        for name, doc in documents[:-1]:
+            one(name, doc)
+        while one.status().frames < 1:
+            pass
+        for name, doc in documents[:-1]:
+            other(name, doc)
+        status = other.close(timeout=120)
+        one(*documents[-1])
+        assert one.close(timeout=120).ok
+        assert "another callback" in dict(status.runs)[run.uid]
+        assert "unsubscribe" in status.errors[0]
+        assert status.frames == 0
+        assert counts_in(derived(client, run.uid)) == sums(frames(1))
+
+
+class TestPlaces:
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            "file://localhost/C:/data/x.h5",
+            "file:///C:\\data\\x.h5",
+            "C:\\data\\x.h5",
+            "file://C:/data/x.h5",
+            "s3://b/k",
+        ],
+    )
+    def test_file_that_is_nowhere_here_is_named_in_the_reason(
+        self, uri: str, live: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        run = made()
+        stream = run.stream(det=described([1, HEIGHT, WIDTH]))
+        run.row(stream, run.hdf5("a", frames(1), uri=uri), 0, 1)
+        status = fed(live, run.ended())
+        assert (status.frames, status.failed) == (0, 1)
+        assert uri in status.errors[0].replace("\\\\", "\\")
+        assert "folder of raw files" not in status.errors[0]
+
+    def test_plain_absolute_path_is_read(self, live: Any, client: Container, made: Callable[..., Made]) -> None:
+        run = made()
+        stream = run.stream(det=described([1, HEIGHT, WIDTH]))
+        path = run.folder / f"{run.uid}-a.h5"
+        run.row(stream, run.hdf5("a", frames(1), uri=str(path)), 0, 1)
+        assert fed(live, run.ended()).ok
+        assert counts_in(derived(client, run.uid)) == sums(frames(1))
+
+
+def test_closing_in_a_hurry_says_what_is_not_done(
+    client: Container, made: Callable[..., Made], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made()
+    stream = run.stream(det=described([512, 512], None))
+    for _ in range(12):
+        run.event(stream, det=np.ones((512, 512), np.uint16))
+    callback = DenoiseCallback(client["denoised"], denoiser=DenoiserSettings(threads=1), symmetry="1", nice=0)
+    for name, doc in run.ended():
+        callback(name, doc)
+    status = callback.close(timeout=0.05)
+    assert status.waiting > 0
+    assert f"documents of {run.uid[:8]} are not worked off" in caplog.text
+    while callback.status().waiting:
+        pass
+    monkeypatch.setattr(feeder.Feeder, "waiting", property(lambda _: 0))
+    said = callback._feeder.unfinished
+    assert "being sent to Tiled" in said or "has not ended" in said
+    assert callback.close(timeout=120).ok
