@@ -258,9 +258,47 @@ def outage(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     ]
 
 
+def inline(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
+    """Time that the RunEngine's thread spends in the callback where events hold their frames, in one buffer for all."""
+    events = max(100, options.events)
+    run = compose_run()
+    key = {"source": "bench", "dtype": "array", "dtype_numpy": "<u2", "shape": [options.size, options.size]}
+    stream = run.compose_descriptor(name="primary", data_keys={"cam": key})
+    frames = _frames(options.size)
+    buffer = np.empty_like(frames[0])
+    inside: list[float] = []
+    with _attached(server, options) as callback:
+        callback("start", run.start_doc)
+        callback("descriptor", stream.descriptor_doc)
+        before = resident(os.getpid())
+        for number in range(events):
+            time.sleep(0.1)
+            buffer[:] = frames[number % len(frames)]
+            doc = stream.compose_event(data={"cam": buffer}, timestamps={"cam": 0.0}, validate=False)
+            begun = time.perf_counter()
+            callback("event", doc)
+            inside.append(time.perf_counter() - begun)
+        after = resident(os.getpid())
+        callback("stop", run.compose_stop())
+    found = denoised_for(server.client, run.start_doc["uid"])
+    meant = [float(frames[number % len(frames)].sum()) for number in range(events)]
+    counts = [] if found is None else np.asarray(found["primary"]["cam_counts_in"].read()).tolist()
+    right = sum(a == b for a, b in zip(meant, counts, strict=False))
+    return [
+        Row("frames inside events: on the RunEngine's thread, per event, median", _ms(inside, 0.5), "ms", "<= 1"),
+        Row("frames inside events: 99th percentile", _ms(inside, 0.99), "ms", "<= 5"),
+        Row("frames inside events: RunEngine's process grew by", after - before, "MB", "<= 100"),
+        Row(f"rows of {events} with the counts of their frame", right, "", f"{events}"),
+    ]
+
+
+def _ms(seconds: Sequence[float], quantile: float) -> float:
+    return float(np.quantile(seconds, quantile)) * 1e3
+
+
 #: What can be measured, by name.
 FIGURES: dict[str, Callable[[ServerProcess, Path, Options], list[Row]]] = {
-    each.__name__: each for each in (thread, load, zero, throughput, memory, latency, outage)
+    each.__name__: each for each in (thread, inline, load, zero, throughput, memory, latency, outage)
 }
 
 
