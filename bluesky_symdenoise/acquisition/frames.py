@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -17,7 +16,6 @@ import tifffile
 from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
 from numpy.typing import NDArray
 from tiled.ndslice import NDSlice
-from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.counting import Count
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -207,7 +205,7 @@ class _OtherFile:
         numbered, consolidator = self._consolidator(last)
         if not numbered:
             return self._count.stop
-        paths = (Path(path_from_uri(asset.data_uri)) for asset in consolidator.assets)
+        paths = (local_path(asset.data_uri) for asset in consolidator.assets)
         return self._count.stop if all(path.exists() for path in paths) else last
 
     def _consolidator(self, row: int) -> tuple[bool, Any]:
@@ -224,7 +222,7 @@ class _OtherFile:
     def _read_now(self, row: int) -> NDArray[Any]:
         numbered, consolidator = self._consolidator(row)
         if self._resource["mimetype"] == TIFF:
-            parts = [tifffile.imread(path_from_uri(asset.data_uri)) for asset in consolidator.assets]
+            parts = [tifffile.imread(local_path(asset.data_uri)) for asset in consolidator.assets]
             if len(parts) == 1:
                 return np.asarray(parts[0])
             return np.concatenate([part.reshape(-1, *part.shape[-2:]) for part in parts])

@@ -344,8 +344,8 @@ def _why_no_image(data_key: Document) -> str | None:
     if not _is_numeric(data_key) or len(shape) < 2 or may_be_image(shape):
         return None
     if is_colour(shape):
-        return f"has shape {tuple(data_key['shape'])}: colour images hold no counts"
-    return f"has shape {tuple(data_key['shape'])}, which is not (y, x) or (frame, y, x)" if len(shape) > 3 else None
+        return f"it has shape {tuple(data_key['shape'])}: colour images hold no counts"
+    return f"it has shape {tuple(data_key['shape'])}, which is not (y, x) or (frame, y, x)" if len(shape) > 3 else None
 
 
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

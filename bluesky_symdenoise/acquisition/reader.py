@@ -127,7 +127,9 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             self._by_descriptor[doc["uid"]] = self._streams[doc["name"]]
             return
         keys = image_keys(doc, self._asked.recipe)
-        self._say_left_out(doc)
+        refused = self._refused(doc["name"], keys)
+        self._say_left_out(doc["name"], no_images(doc) | refused)
+        keys = [key for key in keys if key not in refused]
         if not keys:
             self._left_out.append(doc)
             if self.derived_uid is None:
@@ -238,16 +240,24 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         if wanted and there:
             return f"no image fits {wanted}; there is {', '.join(there)}"
         streams = [f"{each['name']} ({', '.join(each['data_keys'])})" for each in self._left_out]
-        why = [f"{each['name']}/{key} {reason}" for each in self._left_out for key, reason in no_images(each).items()]
+        why = [
+            f"{each['name']}/{key}: {reason}"
+            for each in self._left_out
+            for key, reason in (no_images(each) | self._refused(each["name"], image_keys(each, recipe))).items()
+        ]
         return "; ".join([f"no 2D image in streams {', '.join(streams) or '(none)'}", *why])
 
-    def _say_left_out(self, descriptor: Document) -> None:
-        """Log what looks like an image and is none, once a run."""
-        for key, reason in no_images(descriptor).items():
-            asked = self._asked.recipe.data_keys
+    def _say_left_out(self, stream: str, reasons: Mapping[str, str]) -> None:
+        """Log the images that are not denoised, once a run."""
+        asked = self._asked.recipe.data_keys
+        for key, reason in reasons.items():
             if (asked is None or key in asked) and reason not in self._complained:
                 self._complained.add(reason)
-                log.warning("run %s: %s/%s is left out: it %s", self._start["uid"][:8], descriptor["name"], key, reason)
+                log.warning("run %s: %s/%s is left out: %s", self._start["uid"][:8], stream, key, reason)
+
+    def _refused(self, stream: str, keys: Sequence[str]) -> dict[str, str]:
+        """Images of a stream that cannot be written, with the reason."""
+        return {}
 
     def _say_unreadable(self, stream: Stream, data: Mapping[str, Any]) -> None:
         """Log the columns that cannot be read, once a run: images among them are NaN rows besides."""
@@ -412,7 +422,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
                 rule=f"those before it have {stream.shapes[key]}, and {tuple(described['shape'] or ())} is stated",
                 remedy="take images of one shape in a run; this one can be denoised with `symdenoise denoise`",
             )
-        return image.reshape(shape)
+        # Bits that are set or not are counts of one or none.
+        return image.reshape(shape).astype(np.uint8 if image.dtype == bool else image.dtype, copy=False)
 
     def _as_it_is(self, stream: Stream, key: str, event: Event) -> NDArray[Any]:
         held = event.images.get(key)

@@ -178,7 +178,7 @@ class _Registering(RunDenoiser):
                     resolved,
                 )
         super().descriptor(doc)
-        for key in keys:
+        for key in self._streams[doc["name"]].keys if doc["name"] in self._streams else ():
             _, resolved = self.plan[doc["name"], key]
             if resolved.first < resolved.rows:
                 self._streams[doc["name"]].images[key].decide(resolved.symmetry)

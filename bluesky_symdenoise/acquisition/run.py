@@ -18,6 +18,7 @@ from bluesky_symdenoise.acquisition.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.place import check_apart
 from bluesky_symdenoise.acquisition.plan import Work, now
 from bluesky_symdenoise.acquisition.reader import Event, RunReader, Stream
+from bluesky_symdenoise.catalog.columns import refused_keys, refused_stream
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.query import SPEC
 from bluesky_symdenoise.catalog.row import CompressedRow, Row, empty_row
@@ -193,6 +194,14 @@ class RunDenoiser(RunReader):
     def _provenance(self, stream: str, keys: Sequence[str]) -> Document:
         """Of the derived run."""
         return self._work.provenance(self._start["uid"], stream, keys)
+
+    def _refused(self, stream: str, keys: Sequence[str]) -> dict[str, str]:
+        """Names that Tiled does not take: found out here, for there the documents would wait for good."""
+        remedy = "; rename the device or its stream, or denoise in memory with replay(run)"
+        if reason := refused_stream(stream):
+            return dict.fromkeys(keys, f"stream {stream!r}: {reason}{remedy}")
+        refused = refused_keys(keys, tuple(self._work.columns), flown=False)
+        return {key: f"{reason}{remedy}" for key, reason in refused.items()}
 
     def _file(self, uri: str) -> None:
         check_apart(self._folder, uri)

@@ -68,6 +68,8 @@ class _Worker:
         self._kept: dict[str, str] = {}
         #: Files of the documents of open runs: those that the RunEngine's process has, and those that this one has.
         self._paths: dict[str, Path] = {}
+        #: Files of runs that are finished here, until the RunEngine's process has removed them.
+        self._over: set[Path] = set()
         self._held: dict[str, RunFile] = {}
         #: Whether the RunEngine's process has ended.
         self._alone = False
@@ -152,6 +154,10 @@ class _Worker:
         from bluesky_symdenoise.catalog.lock import HeldError
 
         self._alone = True
+        for path in self._over:
+            # That process ended before it heard that the run is finished.
+            with suppress(HeldError):
+                RunFile(path).remove()
         taken_over = []
         for uid, path in self._paths.items():
             try:
@@ -172,7 +178,8 @@ class _Worker:
             self._engine.end(uid, ENDED_EARLY)
 
     def ended(self, raw_uid: str, outcome: str, derived_uid: str | None) -> None:
-        self._paths.pop(raw_uid, None)
+        path = self._paths.pop(raw_uid, None)
+        self._over = {each for each in (*self._over, path) if each is not None and each.exists()}
         if raw_uid in self._held:
             self._held.pop(raw_uid).remove()
         self.say("finished", raw_uid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from tiled.utils import path_from_uri
 
@@ -29,7 +29,12 @@ def local_path(uri: str) -> Path:
         raise SymDenoiseError(
             f"{uri!r}", rule="it is no file", remedy="have the device announce file://localhost/PATH, or use replay"
         )
-    return Path(path_from_uri(uri))
+    path = Path(path_from_uri(uri))
+    decoded = Path(unquote(str(path)))
+    # Not all who announce files quote what a URI must not hold, and Tiled takes them as they are.
+    if decoded != path and not path.exists() and (decoded.exists() or not path.parent.exists()):
+        return decoded
+    return path
 
 
 def refuse_windows(name: str, *parts: str) -> None:
