@@ -6,6 +6,7 @@ import sys
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -21,8 +22,8 @@ def aligned(raw: BlueskyRun, denoised: BlueskyRun, *, stream: str = "primary") -
     Raw names stay. A denoised image ``det`` becomes ``det_denoised``; what is new in the denoised run
     (``det_sigma``, ``det_counts_in``) keeps its name; a scalar that both hold is the raw one. Images over the
     same pixels share dimensions. Rows meet by event time, or by position in a fly scan, which has no times;
-    a row that one run lacks is NaN. Scan axes that the start document's hints name are coordinates. Images
-    stay lazy if the runs came from a Dask client.
+    a row that one run lacks is NaN. Of a scan that ended before its first frame, the columns have no rows. Scan axes
+    that the start document's hints name are coordinates. Images stay lazy if the runs came from a Dask client.
 
     Parameters
     ----------
@@ -39,8 +40,8 @@ def aligned(raw: BlueskyRun, denoised: BlueskyRun, *, stream: str = "primary") -
     Raises
     ------
     SymDenoiseError
-        If `denoised` belongs to another raw run, if a run lacks the stream, or if rows cannot be matched
-        because events share their time.
+        If `denoised` belongs to another raw run, if a run lacks the stream or only one of them has rows in it, or if
+        rows cannot be matched because events share their time.
     """
     uids = {"raw_uid": raw.start["uid"], "denoised_uid": denoised.start["uid"]}
     if denoised.start.get("raw_uid") != uids["raw_uid"]:
@@ -50,9 +51,16 @@ def aligned(raw: BlueskyRun, denoised: BlueskyRun, *, stream: str = "primary") -
             remedy="find its raw run with `raw_for`",
         )
     frames = denoised.start.get("provenance", {}).get("recipe", {}).get("frames")
-    return merged(
-        _read(raw, stream), _read(denoised, stream), stream=stream, start=raw.start, uids=uids, rows=rows_of(frames)
-    )
+    left, right = _read(raw, stream), _read(denoised, stream)
+    for run, columns, others in ((raw, left, right), (denoised, right, left)):
+        if others.sizes["time"] and not columns.sizes["time"]:
+            raise SymDenoiseError(
+                f"stream {stream!r} of run {run.start['uid']}",
+                rule=f"it has no rows, and the other run has {others.sizes['time']}",
+                remedy="wait for its writer, which may hold rows back until the run ends (batch_size=1 does not), or "
+                "replay the raw run",
+            )
+    return merged(left, right, stream=stream, start=raw.start, uids=uids, rows=rows_of(frames))
 
 
 def merged(
@@ -85,7 +93,7 @@ def merged(
             remedy="read the two runs one by one",
         )
     columns = {
-        f"{name}_denoised" if name in left else name: column
+        f"{name}_denoised" if name in left or _is_denoised(name, right) else name: column
         for name, column in right.data_vars.items()
         if column.ndim > 1 or name not in left
     }
@@ -109,19 +117,39 @@ def _read(run: BlueskyRun, stream: str) -> xr.Dataset:
         raise SymDenoiseError(
             f"stream {stream!r}",
             rule=f"run {run.start['uid']} has none of that name",
-            remedy=f"choose among {', '.join(run) or 'none'}",
+            remedy=f"choose among {', '.join(run)}" if len(run) else "it has no stream at all: choose another run",
         ) from error
     dataset: xr.Dataset = events.read()
-    return dataset
+    return dataset if dataset.sizes.get("time") else _without_rows(events.descriptors[0]["data_keys"])
+
+
+def _without_rows(data_keys: Mapping[str, Any]) -> xr.Dataset:
+    """What a stream that nothing was written to would have held, as its descriptor says."""
+    columns: dict[Hashable, Any] = {}
+    for key, said in data_keys.items():
+        shape = tuple(size or 0 for size in said["shape"])
+        dims = said.get("dims") or ()
+        dims = dims if len(dims) == len(shape) else [f"{key}_dim{i + 1}" for i in range(len(shape))]
+        numbers = said.get("dtype_numpy", "<f8") if said["dtype"] in ("array", "integer", "number") else "O"
+        columns[key] = (("time", *dims), np.empty((0, *shape), numbers if isinstance(numbers, str) else "O"))
+    return xr.Dataset(columns, coords=None if columns else {"time": []})
+
+
+def _is_denoised(name: Hashable, denoised: xr.Dataset) -> bool:
+    """Whether it is an image with a sigma: the raw image is missing where none of its frames was announced."""
+    return denoised[name].ndim > 1 and f"{name}_sigma" in denoised
 
 
 def _numbered(columns: xr.Dataset, rows: Sequence[int]) -> xr.Dataset:
-    return columns.drop_vars("time", errors="ignore").assign_coords(time=list(rows[: columns.sizes["time"]]))
+    numbers = np.array(rows[: columns.sizes["time"]], np.int64)
+    return columns.drop_vars("time", errors="ignore").assign_coords(time=numbers)
 
 
 def _pixel_dims(name: Hashable, image: xr.DataArray, raw: xr.Dataset) -> tuple[Hashable, ...]:
     """Dimensions of the raw image that this one belongs to, if it has the same pixels, else its own."""
-    own = tuple(f"{name}_dim{i}" for i in range(image.ndim - 1))
+    # Those of a denoised image and of its sigma are the same.
+    stem = str(name).removesuffix("_sigma").removesuffix("_denoised")
+    own = tuple(f"{stem}_denoised_dim{i}" for i in range(image.ndim - 1))
     owners = [key for key in raw.data_vars if str(name).startswith(f"{key}_") and raw[key].ndim > 1]
     if not owners:
         return own

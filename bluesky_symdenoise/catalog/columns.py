@@ -1,7 +1,8 @@
-"""What every row says of its frame beside the pixels, and a run of its rows."""
+"""What every row says of its frame beside the pixels, and which names Tiled takes for it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,15 @@ SCALARS = {
     "dead_pixels": "number",
     "ms": "number",
 }
+
+#: Bytes of a column's name in Tiled's tables: what PostgreSQL keeps, and what Tiled asks of every database.
+LONGEST_COLUMN = 63
+#: Bytes of a stream's name: that of its file begins with a uid, and ends with what tells attempts and parts apart.
+LONGEST_STREAM = 150
+#: What no part of a URL of Tiled may hold: its client does not quote it, and its server undoes quotes.
+_UNADDRESSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff/?#]|%[0-9A-Fa-f]{2}")
+#: ``tiled.adapters.sql.FORBIDDEN_CHARACTERS``, less the comments that begin or end with the slash above.
+_SQL = re.compile(r"""['"`;\\%()=+]|--""")
 
 
 def with_numbers(names: Iterable[str]) -> dict[str, str]:
@@ -32,3 +42,84 @@ def computed_when_read(stop: Mapping[str, Any]) -> bool:
     """Whether a derived run with this stop document has frames and stores no pixels."""
     ended = stop.get("provenance")
     return isinstance(ended, Mapping) and bool(ended.get("frames")) and ended.get("bytes") == 0
+
+
+def refused_keys(keys: Iterable[str], columns: Collection[str] = tuple(SCALARS), *, flown: bool) -> dict[str, str]:
+    """Image data keys of one stream that Tiled does not take into a derived run, each with the reason.
+
+    A key stands for the arrays ``<key>`` and ``<key>_sigma``, whose names become parts of URLs, and for the columns
+    ``<key>_<name>``. A stream with events has these, and their times ``ts_<key>_<name>``, in an SQL table. There a name
+    begins with a letter a to z, has at most 63 bytes, holds none of ``' " ` ; % ( ) = +``, backslash and ``--``, and
+    differs from the others in more than small and capital letters: Tiled's rule for every database
+    (``is_safe_identifier`` and ``arrow_schema_to_column_defns`` of ``tiled.adapters.sql``, 0.2.20). Tiled counts the
+    bytes before it makes letters small, PostgreSQL after. Without events, the columns are arrays too.
+
+    Parameters
+    ----------
+    keys
+        In order: of two that would share a name, the second is refused.
+    columns
+        Names of the scalars, those of rings included.
+    flown
+        Whether the stream has no events.
+
+    Returns
+    -------
+    dict
+        Reason by key, as the rule of a `SymDenoiseError`; empty where all are taken.
+    """
+    refused: dict[str, str] = {}
+    owners = {} if flown else {"internal": "the table"}
+    for key in keys:
+        scalars = [f"{key}_{name}" for name in columns]
+        table = [] if flown else [*scalars, *(f"ts_{name}" for name in scalars)]
+        held = [key, f"{key}_sigma", *(table or scalars)]
+        held = held if flown else [name.lower() for name in held]
+        reasons = (_refused_array(key), *map(_refused_column, table), _refused_twice(held, owners))
+        if reason := next(filter(None, reasons), None):
+            refused[key] = reason
+        else:
+            owners |= dict.fromkeys(held, repr(key))
+    return refused
+
+
+def refused_stream(name: str) -> str | None:
+    """Why a derived run cannot have a stream of this name; None where it can.
+
+    Tiled puts it into URLs, and we into the names of files.
+    """
+    if name in ("", ".", ".."):
+        return "it is no name in a URL"
+    if found := _UNADDRESSABLE.search(name) or re.search("[{}]", name):
+        return f"it holds {found[0]!r}, which Tiled cannot have in a URL or in the name of a file"
+    if (size := len(name.encode())) > LONGEST_STREAM:
+        return f"it has {size} bytes, and in the names of files there is room for {LONGEST_STREAM}"
+    return None
+
+
+def _refused_array(key: str) -> str | None:
+    if key in ("", "time", "seq_num"):
+        return "Tiled cannot have an image of that name"
+    if found := re.search(r"\.", key) or _UNADDRESSABLE.search(key):
+        return f"it holds {found[0]!r}, which Bluesky's documents or Tiled's URLs cannot have in a name"
+    return None
+
+
+def _refused_column(name: str) -> str | None:
+    refused = f"Tiled's tables take no column {name!r}"
+    if not re.match("[A-Za-z]", name):
+        return f"{refused}: it does not begin with a letter a to z"
+    if found := _SQL.search(name):
+        return f"{refused}: it holds {found[0]!r}"
+    if (size := max(len(spelled.encode()) for spelled in (name, name.lower()))) > LONGEST_COLUMN:
+        return f"{refused}: it has {size} bytes, and {LONGEST_COLUMN} is the most"
+    return None
+
+
+def _refused_twice(names: list[str], owners: Mapping[str, str]) -> str | None:
+    for number, name in enumerate(names):
+        if name in owners:
+            return f"its {name!r} would be that of {owners[name]} too"
+        if name in names[:number]:
+            return f"it would have {name!r} twice"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +31,10 @@ Emit = Callable[[str, Document], Any]
 #: The lowest level takes a quarter of level 9's time, and 1.5 % more bytes.
 COMPRESSION = hdf5plugin.Bitshuffle(nelems=2**20, cname="zstd", clevel=1)
 
-#: How the scalars of a stream without events are stored, by their type.
-COLUMN_DTYPES = {"number": "<f8", "string": "|S8"}
+#: How scalars are stored by their type: in the table of the events, and in the file of a stream without events. The
+#: longest string is a turned point group on a tilted detector, of about 40 characters.
+TABLE_DTYPES = {"number": "<f8", "string": "<U64"}
+COLUMN_DTYPES = {"number": "<f8", "string": "|S64"}
 
 
 class DerivedRun:
@@ -218,7 +221,7 @@ class DerivedStream:
         scalars: Document = {}
         for key, row in rows.items():
             values |= {key: row.intensity, f"{key}_sigma": row.sigma}
-            scalars |= {f"{key}_{name}": value for name, value in row.scalars.items()}
+            scalars |= stored_scalars(key, row.scalars, self._columns)
         for name, value in (values | scalars if self._flown else values).items():
             dataset = self._datasets[name]
             dataset.resize(index + 1, axis=0)
@@ -240,8 +243,10 @@ class DerivedStream:
                 ),
             )
         if not self._flown:
+            assert time is not None, "only a flown stream has no times"
+            moment = float(time)
             event = self._composed.compose_event(
-                data=scalars, timestamps=dict.fromkeys(scalars, time), seq_num=seq_num, time=time
+                data=scalars, timestamps=dict.fromkeys(scalars, moment), seq_num=int(seq_num), time=moment
             )
             self._emit("event", event)
 
@@ -256,6 +261,27 @@ class DerivedStream:
     def bytes_written(self) -> int:
         """Size of the file on disk."""
         return os.path.getsize(self.path) if self._file is not None else 0
+
+
+def stored_scalars(key: str, scalars: Mapping[str, Any], columns: Mapping[str, str] = SCALARS) -> Document:
+    """The scalars of one image by their data keys, every number a float and every string a str.
+
+    TiledWriter makes a table with the types of the first rows that it sends: an int, a bool or None there would refuse
+    or change what comes later. A number that is not known is NaN, a string that is not known is empty.
+    """
+    return {f"{key}_{name}": _STORED[columns[name]](value) for name, value in scalars.items()}
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _string(value: Any) -> str:
+    # Only NaN differs from itself.
+    return "" if value is None or value != value else str(value)
+
+
+_STORED: Mapping[str, Callable[[Any], float | str]] = {"number": _number, "string": _string}
 
 
 def configuration_of(found: Document, time: float) -> Document:
@@ -303,6 +329,7 @@ def derived_data_keys(
         out[key] = image
         out[f"{key}_sigma"] = image | {"note": "of one pixel; neighbours' errors are correlated: see integrate()"}
         for name, dtype in columns.items():
-            column = {"dtype_numpy": COLUMN_DTYPES[dtype], "external": "STREAM:"} if flown else {}
-            out[f"{key}_{name}"] = {"source": "symdenoise", "dtype": dtype, "shape": [], **column}
+            stored = COLUMN_DTYPES if flown else TABLE_DTYPES
+            column = {"source": "symdenoise", "dtype": dtype, "dtype_numpy": stored[dtype], "shape": []}
+            out[f"{key}_{name}"] = column | ({"external": "STREAM:"} if flown else {})
     return out
