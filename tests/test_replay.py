@@ -245,7 +245,7 @@ class TestReplay:
         while callback.status().frames < FRAMES:
             time.sleep(0.02)
         ended = acquired_stop(client, raw)
-        with pytest.raises(SymDenoiseError, match="a living process holds this lock"):
+        with pytest.raises(SymDenoiseError, match="holds this lock"):
             replay(ended, into=client["denoised"], denoiser=denoiser)
         callback.close(timeout=60)
 

@@ -15,10 +15,11 @@ from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.backlog import documents_in, left_files
 from bluesky_symdenoise.acquisition.claim import Claim
+from bluesky_symdenoise.acquisition.given import GivenRun
 from bluesky_symdenoise.acquisition.plan import Work
 from bluesky_symdenoise.acquisition.replay import replay_with
 from bluesky_symdenoise.acquisition.spool import Spool
-from bluesky_symdenoise.acquisition.stored import GivenRun, NothingToDenoiseError, StoredRun, stored_run
+from bluesky_symdenoise.acquisition.stored import NothingToDenoiseError, StoredRun, stored_run
 from bluesky_symdenoise.catalog.containers import run_in
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lock import HeldError

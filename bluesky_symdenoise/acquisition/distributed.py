@@ -21,9 +21,9 @@ from bluesky_symdenoise.acquisition.outlet import Outlet
 from bluesky_symdenoise.acquisition.partition import Partition, RawRows, Setup, TiledStream, checksum, denoise_partition
 from bluesky_symdenoise.acquisition.plan import Request, Work
 from bluesky_symdenoise.acquisition.rawfiles import raw_files
-from bluesky_symdenoise.acquisition.reader import Event, Stream
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.acquisition.stored import StoredRun, StoredStream, TiledRun
+from bluesky_symdenoise.acquisition.streams import Event, Stream
 from bluesky_symdenoise.catalog.parts import Part
 from bluesky_symdenoise.errors import SymDenoiseError
 

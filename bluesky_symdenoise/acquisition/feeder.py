@@ -193,9 +193,6 @@ class Feeder:
         uid = self._owners.of(name, doc)
         if name == "start" and uid is not None and uid not in self._begun | self._given_up:
             self._begin(uid)
-        if name == "descriptor":
-            for nbytes in _array_sizes(doc):
-                self._pool.prepare(nbytes)
         head, arrays = packed(name, doc)
         if uid not in self._given_up:
             # A run that began before the callback was attached is not denoised, and not kept.
@@ -203,6 +200,16 @@ class Feeder:
             self._unsent.append(self._backlog.add(owner, [head, *arrays], came))
         for array in arrays:
             self._pool.give_back(array)
+        if name == "descriptor":
+            self._prepare(doc)
+
+    def _prepare(self, descriptor: Document) -> None:
+        """Have memory for the frames that events will hold, as far as the data keys can be understood."""
+        try:
+            for nbytes in _array_sizes(descriptor):
+                self._pool.prepare(nbytes)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            log.debug("no memory is prepared for a stream: %s", error)
 
     def _begin(self, uid: str) -> None:
         self._begun.add(uid)
@@ -333,10 +340,10 @@ class Feeder:
 def _array_sizes(descriptor: Document) -> list[int]:
     """Bytes of the arrays that events of a stream will hold, as far as its data keys say."""
     sizes = []
-    for key in descriptor.get("data_keys", {}).values():
-        shape, dtype = key.get("shape") or [], key.get("dtype_numpy")
-        if "external" not in key and isinstance(dtype, str) and all(isinstance(each, int) for each in shape):
-            sizes.append(math.prod(shape) * np.dtype(dtype).itemsize)
+    for key in descriptor["data_keys"].values():
+        known = "external" not in key and all(isinstance(size, int) and size >= 0 for size in key["shape"])
+        if known and isinstance(key.get("dtype_numpy"), str):
+            sizes.append(math.prod(key["shape"]) * np.dtype(key["dtype_numpy"]).itemsize)
     return sizes
 
 

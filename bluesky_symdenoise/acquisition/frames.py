@@ -248,7 +248,7 @@ class StoredFrames:
     """
 
     def __init__(
-        self, stream: Any, seq_nums: Sequence[int], *, check: Callable[[str, Any], None] = lambda _, __: None
+        self, stream: Any, seq_nums: Sequence[int], *, check: Callable[[str, Any], None] | None = None
     ) -> None:
         self._stream, self._check = stream, check
         self._rows: dict[int, list[int]] = {}
@@ -298,7 +298,8 @@ class StoredFrames:
                     rule="the server has no rows of it in this stream, though its data key is there",
                     remedy="replay the run from its documents, as a backup of TiledWriter has them",
                 ) from error
-            self._check(key, client)
+            if self._check is not None:
+                self._check(key, client)
             self._clients[key] = client
         row = self.row(seq_num, turn)
         held = self._held.setdefault(key, {})

@@ -17,6 +17,7 @@ from bluesky_symdenoise.acquisition.plan import Request
 from bluesky_symdenoise.acquisition.rings import ring_scalars
 from bluesky_symdenoise.catalog.row import Row, denoised_row
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import stated_shape
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.dark import Background, Dark
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
@@ -222,6 +223,31 @@ class Images:
             background = self._work.denoiser.background(dark, exposures=exposures, mask=mask, symmetry=symmetry)
             held = self._background = (dark, symmetry, exposures, background)
         return held[3]
+
+
+def refuse_hopeless(images: Mapping[str, Images], descriptor: Document) -> None:
+    """Raise SymDenoiseError if mask, exposure, dark or centre fit no image of a stream; fits one, the others fail."""
+    refused: list[SymDenoiseError] = []
+    for key, each in images.items():
+        height, width = stated_shape(descriptor["data_keys"][key]["shape"])[-2:]
+        if height is None or width is None:
+            continue
+        try:
+            each.refuse_misfit((height, width))
+        except SymDenoiseError as error:
+            # Stated the other way round, (x, y), it may fit the images.
+            if not _fits(each, (width, height)):
+                refused.append(error)
+    if len(refused) == len(images):
+        raise refused[0]
+
+
+def _fits(images: Images, shape: tuple[int, int]) -> bool:
+    try:
+        images.refuse_misfit(shape)
+    except SymDenoiseError:
+        return False
+    return True
 
 
 def with_dark_mask(mask: NDArray[np.bool_], dark: Dark) -> NDArray[np.bool_]:

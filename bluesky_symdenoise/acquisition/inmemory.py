@@ -13,8 +13,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.plan import Request
-from bluesky_symdenoise.acquisition.reader import Event, RunReader, Stream
+from bluesky_symdenoise.acquisition.reader import RunReader
 from bluesky_symdenoise.acquisition.stored import StoredRun, drive
+from bluesky_symdenoise.acquisition.streams import Event, Stream
 from bluesky_symdenoise.catalog.align import merged
 from bluesky_symdenoise.catalog.row import Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -24,7 +25,7 @@ log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
-_DTYPES = {"number": "f8", "string": "U8"}
+_DTYPES = {"number": "f8", "string": "U64"}
 
 
 class Gathered(RunReader):

@@ -23,7 +23,7 @@ from bluesky_symdenoise.acquisition.frames import StoredFrames
 from bluesky_symdenoise.acquisition.images import Images
 from bluesky_symdenoise.acquisition.place import Place
 from bluesky_symdenoise.acquisition.rawfiles import RawFiles
-from bluesky_symdenoise.acquisition.reader import Event
+from bluesky_symdenoise.acquisition.streams import Event
 from bluesky_symdenoise.catalog.parts import Part, PartWriter
 from bluesky_symdenoise.catalog.row import Row
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings

@@ -336,7 +336,13 @@ def _is_image(data_key: Document) -> bool:
 
 def _is_numeric(data_key: Document) -> bool:
     dtype = data_key.get("dtype_numpy", "<f8")
-    return data_key["dtype"] == "array" and isinstance(dtype, str) and np.dtype(dtype).kind in "iuf"
+    if data_key["dtype"] != "array" or not isinstance(dtype, str):
+        return False
+    try:
+        return np.dtype(dtype).kind in "iuf"
+    except TypeError:
+        # What the device made up is no type of NumPy; its arrays have one of their own.
+        return True
 
 
 def _why_no_image(data_key: Document) -> str | None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,62 +12,18 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.counting import Counting
 from bluesky_symdenoise.acquisition.darks import Darks
-from bluesky_symdenoise.acquisition.documents import Unreadable, refused_value, unreadable
+from bluesky_symdenoise.acquisition.documents import Unreadable, refuse_unreadable, refused_value, unreadable
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
-from bluesky_symdenoise.acquisition.images import Images
+from bluesky_symdenoise.acquisition.images import Images, refuse_hopeless
 from bluesky_symdenoise.acquisition.legacy import LegacyFrames
 from bluesky_symdenoise.acquisition.plan import Request, all_image_keys, image_keys, no_images
+from bluesky_symdenoise.acquisition.streams import Event, Stream, held_image
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape, stated_shape
 
 log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Event:
-    """What is needed of an event; ``images`` are those it holds itself, or their datum ids."""
-
-    seq_num: int
-    turn: int
-    time: float | None
-    images: Mapping[str, Any]
-    columns: Mapping[str, Any]
-
-
-@dataclass
-class Stream:
-    """What is known so far of one stream with images."""
-
-    name: str
-    keys: list[str]
-    descriptor: Document
-    frames: FrameSource
-    images: dict[str, Images]
-    #: Whether frames come without events, as in a fly scan.
-    flown: bool = False
-    waiting: deque[Event] = field(default_factory=deque)
-    #: How many events of each number there were, and the numbers of rows that are written.
-    turns: Counter[int] = field(default_factory=Counter)
-    done: set[int] = field(default_factory=set)
-    #: How many rows there were so far, wanted or not.
-    rows: int = 0
-    #: Keys announced since the last event.
-    announced: set[str] = field(default_factory=set)
-    #: (..., y, x) of the images by data key, as the first that was read has it.
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-
-    @property
-    def described(self) -> Document:
-        """The descriptor with the shapes that images have."""
-        return _with_shapes(self.descriptor, self.keys, self.shapes)
-
-    @property
-    def may_fly(self) -> bool:
-        """Whether nothing in the stream needs an event, and none has come."""
-        external = (str(key.get("external", "")) for key in self.descriptor["data_keys"].values())
-        return not self.turns and all(each.startswith("STREAM:") for each in external)
 
 
 class RunReader(DocumentRouter):  # type: ignore[misc]
@@ -122,6 +76,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
         A stream's second descriptor says that its configuration changed: the rows go on where they were.
         """
+        refuse_unreadable("descriptor", {"data_keys": doc["data_keys"]})
         self._names[doc["uid"]] = doc["name"]
         if doc["name"] in self._streams:
             self._by_descriptor[doc["uid"]] = self._streams[doc["name"]]
@@ -137,7 +92,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             return
         images = {key: Images(self._asked, self._darks, key=key, start=self._start, descriptor=doc) for key in keys}
         if self.derived_uid is None and doc["name"] != self._asked.beamline.dark_stream:
-            _refuse_hopeless(images, doc)
+            refuse_hopeless(images, doc)
             self._open(doc, keys)
             self.derived_uid = self._asked.recipe.derived_uid(self._start["uid"])
         if doc["name"] != self._asked.beamline.dark_stream:
@@ -432,7 +387,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         if isinstance(held, str):
             return self._legacy.read(held, stated_shape(stream.descriptor["data_keys"][key]["shape"]))
         if held is not None:
-            return _held_image(held, stream.descriptor["data_keys"][key].get("dtype_numpy"))
+            return held_image(held, stream.descriptor["data_keys"][key].get("dtype_numpy"))
         if stream.frames.has(key, event.seq_num, event.turn):
             return stream.frames.read(key, event.seq_num, event.turn)
         raise SymDenoiseError(
@@ -440,57 +395,3 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             rule="its frame was never announced",
             remedy="replay the run when it is there",
         )
-
-
-def _held_image(held: Any, dtype: Any) -> NDArray[Any]:
-    """An image that its event holds; lists of whole numbers get the type that is stated, if it holds them."""
-    image = np.asarray(held)
-    if isinstance(held, list) and isinstance(dtype, str) and image.dtype.kind in "iu" and np.dtype(dtype).kind in "iu":
-        limits = np.iinfo(np.dtype(dtype))
-        if image.size and limits.min <= image.min() and image.max() <= limits.max:
-            return image.astype(dtype)
-    if image.dtype.kind not in "buif":
-        raise SymDenoiseError(
-            f"an image of type {image.dtype} in an event",
-            rule="pixels must be real numbers",
-            remedy="mend the device that reads it, or leave its data key out with data_keys=...",
-        )
-    return image
-
-
-def _with_shapes(descriptor: Document, keys: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Document:
-    """A descriptor that states these shapes; where none is known, what it states, and 1 for what that leaves open."""
-    data_keys = dict(descriptor["data_keys"])
-    for key in keys:
-        stated = stated_shape(data_keys[key]["shape"])
-        shape = shapes.get(key) or tuple(size or 1 for size in stated)
-        if list(shape) != list(data_keys[key]["shape"]):
-            # Names of its dimensions would be those of others.
-            data_keys[key] = {name: value for name, value in data_keys[key].items() if name != "dims"}
-            data_keys[key]["shape"] = list(shape)
-    return {**descriptor, "data_keys": data_keys}
-
-
-def _refuse_hopeless(images: Mapping[str, Images], descriptor: Document) -> None:
-    """Raise SymDenoiseError if mask, exposure, dark or centre fit no image of a stream; fits one, the others fail."""
-    refused: list[SymDenoiseError] = []
-    for key, each in images.items():
-        height, width = stated_shape(descriptor["data_keys"][key]["shape"])[-2:]
-        if height is None or width is None:
-            continue
-        try:
-            each.refuse_misfit((height, width))
-        except SymDenoiseError as error:
-            # Stated the other way round, (x, y), it may fit the images.
-            if not _fits(each, (width, height)):
-                refused.append(error)
-    if len(refused) == len(images):
-        raise refused[0]
-
-
-def _fits(images: Images, shape: tuple[int, int]) -> bool:
-    try:
-        images.refuse_misfit(shape)
-    except SymDenoiseError:
-        return False
-    return True

@@ -18,10 +18,10 @@ from bluesky_symdenoise.acquisition.claim import Claim
 from bluesky_symdenoise.acquisition.outlet import straight_to_tiled
 from bluesky_symdenoise.acquisition.plan import Work, image_keys
 from bluesky_symdenoise.acquisition.rawfiles import raw_source
-from bluesky_symdenoise.acquisition.reader import Event, Stream
 from bluesky_symdenoise.acquisition.replay import derived_already
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.acquisition.stored import TiledRun, drive
+from bluesky_symdenoise.acquisition.streams import Event, Stream
 from bluesky_symdenoise.catalog.columns import SCALARS, computed_when_read
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lazy import LazyImage

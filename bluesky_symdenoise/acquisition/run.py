@@ -17,7 +17,8 @@ from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
 from bluesky_symdenoise.acquisition.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.place import check_apart
 from bluesky_symdenoise.acquisition.plan import Work, now
-from bluesky_symdenoise.acquisition.reader import Event, RunReader, Stream
+from bluesky_symdenoise.acquisition.reader import RunReader
+from bluesky_symdenoise.acquisition.streams import Event, Stream
 from bluesky_symdenoise.catalog.columns import refused_keys, refused_stream
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.query import SPEC

@@ -108,6 +108,7 @@ class _Worker:
                     self._document(uid, pieces, again=again)
                     self.say("taken", number)
                 case ("close",):
+                    self._leave_others()
                     self._engine.close("the callback was closed before the run's stop document came")
                     self._sender.close()
                     self.say("closed")
@@ -176,6 +177,16 @@ class _Worker:
             self._engine.take(name, doc)
         for uid in taken_over:
             self._engine.end(uid, ENDED_EARLY)
+        # And the runs of which no document has come here yet.
+        for _ in self._left():
+            pass
+
+    def _leave_others(self) -> None:
+        """Let go of the runs of earlier processes: their documents stay for the next start."""
+        for uid, file in self._held.items():
+            self._engine.leave(uid)
+            file.close()
+        self._held.clear()
 
     def ended(self, raw_uid: str, outcome: str, derived_uid: str | None) -> None:
         path = self._paths.pop(raw_uid, None)

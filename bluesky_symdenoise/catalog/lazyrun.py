@@ -15,7 +15,7 @@ from tiled.structures.data_source import Asset
 from bluesky_symdenoise.catalog.journal import Journal
 from bluesky_symdenoise.catalog.lazy import MIMETYPE, QUANTITIES, SOURCE, LazyImage
 from bluesky_symdenoise.catalog.row import Row
-from bluesky_symdenoise.catalog.writer import DerivedRun, configuration_of, derived_data_keys
+from bluesky_symdenoise.catalog.writer import DerivedRun, configuration_of, derived_data_keys, stored_scalars
 from bluesky_symdenoise.recipe import array_sha256
 
 Document = dict[str, Any]
@@ -169,9 +169,12 @@ class LazyStream:
                     self._composed.descriptor_doc,
                 ),
             )
-        scalars = {f"{key}_{name}": value for key, row in rows.items() for name, value in row.scalars.items()}
+        scalars: Document = {}
+        for key, row in rows.items():
+            scalars |= stored_scalars(key, row.scalars)
+        moment = float(time)
         event = self._composed.compose_event(
-            data=scalars, timestamps=dict.fromkeys(scalars, time), seq_num=seq_num, time=time
+            data=scalars, timestamps=dict.fromkeys(scalars, moment), seq_num=int(seq_num), time=moment
         )
         kept = [name for name in scalars if not name.endswith(tuple(f"_{each}" for each in PENDING))]
         self._emit(
