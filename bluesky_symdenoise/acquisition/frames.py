@@ -190,6 +190,10 @@ class _OtherFile:
     def __init__(self, resource: Document, descriptor: Document, count: Count) -> None:
         key = resource["data_key"]
         known = [size or 1 for size in stated_shape(descriptor["data_keys"][key]["shape"])]
+        chunk = resource["parameters"].get("chunk_shape") or ()
+        if len(chunk) == len(known) == 3:
+            # How many frames are in a file is said by the first axis, whatever was stated of the others.
+            known[1:] = chunk[1:]
         described = descriptor["data_keys"] | {key: descriptor["data_keys"][key] | {"shape": known}}
         self._resource, self._descriptor = resource, {**descriptor, "data_keys": described}
         self._count, self._patience = count, Patience(PATIENCE_S)

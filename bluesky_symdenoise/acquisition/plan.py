@@ -347,7 +347,11 @@ def _is_numeric(data_key: Document) -> bool:
 
 def _why_no_image(data_key: Document) -> str | None:
     shape = stated_shape(data_key.get("shape"))
-    if not _is_numeric(data_key) or len(shape) < 2 or may_be_image(shape):
+    if data_key["dtype"] != "array" or len(shape) < 2:
+        return None
+    if not _is_numeric(data_key):
+        return f"its type {data_key['dtype_numpy']!r} is none of integers or real numbers"
+    if may_be_image(shape):
         return None
     if is_colour(shape):
         return f"it has shape {tuple(data_key['shape'])}: colour images hold no counts"

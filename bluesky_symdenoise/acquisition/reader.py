@@ -143,7 +143,12 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
     def event(self, doc: Document) -> Document:
         """Queue the row; it is done when all its frames have been announced."""
         stream = self._by_descriptor.get(doc["descriptor"])
-        if stream is not None and not stream.flown:
+        if stream is not None and stream.flown:
+            self._complain_once(
+                f"stream {stream.name!r}: its events came after its frames, which were taken for those of a fly scan: "
+                "the rows have no times; replay the run to give them times"
+            )
+        elif stream is not None:
             data = doc["data"]
             needed = self._needed(stream)
             self._say_unreadable(stream, data)
@@ -206,9 +211,13 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         """Log the images that are not denoised, once a run."""
         asked = self._asked.recipe.data_keys
         for key, reason in reasons.items():
-            if (asked is None or key in asked) and reason not in self._complained:
-                self._complained.add(reason)
-                log.warning("run %s: %s/%s is left out: %s", self._start["uid"][:8], stream, key, reason)
+            if asked is None or key in asked:
+                self._complain_once(f"{stream}/{key} is left out: {reason}")
+
+    def _complain_once(self, line: str) -> None:
+        if line not in self._complained:
+            self._complained.add(line)
+            log.warning("run %s: %s", self._start["uid"][:8], line)
 
     def _refused(self, stream: str, keys: Sequence[str]) -> dict[str, str]:
         """Images of a stream that cannot be written, with the reason."""

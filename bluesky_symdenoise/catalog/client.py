@@ -165,9 +165,9 @@ def _figures(stream: str, key: str, events: Any) -> pd.DataFrame:
     table = pd.DataFrame({"stream": stream, "data_key": key, "frame": np.arange(events[key].shape[0])})
     for name in ("seq_num", "time", *SCALARS):
         unknown = "" if SCALARS.get(name) == "string" else float("nan")
-        column = np.asarray(read[known[name]]) if name in known else unknown
+        column = np.asarray(read[known[name]]) if name in known else np.asarray(unknown)
         # A stream without events has its strings in the file, as bytes.
-        table[name] = column.astype("U") if name in known and SCALARS.get(name) == "string" else column
+        table[name] = column.astype("U") if SCALARS.get(name) == "string" else column
     # Only a frame that could not be denoised has no symmetry, not even "1".
     return table.assign(failed=table["symmetry"] == "")
 
