@@ -214,11 +214,6 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             if asked is None or key in asked:
                 self._complain_once(f"{stream}/{key} is left out: {reason}")
 
-    def _complain_once(self, line: str) -> None:
-        if line not in self._complained:
-            self._complained.add(line)
-            log.warning("run %s: %s", self._start["uid"][:8], line)
-
     def _refused(self, stream: str, keys: Sequence[str]) -> dict[str, str]:
         """Images of a stream that cannot be written, with the reason."""
         return {}
@@ -226,10 +221,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
     def _say_unreadable(self, stream: Stream, data: Mapping[str, Any]) -> None:
         """Log the columns that cannot be read, once a run: images among them are NaN rows besides."""
         for key, value in unreadable(data):
-            if key not in self._complained:
-                self._complained.add(key)
-                error = refused_value(f"event document, key {key!r}", value)
-                log.warning("run %s, stream %s: %s", self._start["uid"][:8], stream.name, error)
+            error = refused_value(f"event document, key {key!r}", value)
+            self._complain_once(f"stream {stream.name}: {error}", about=key)
 
     def _needed(self, stream: Stream) -> set[str]:
         """Columns that are kept of an event."""
@@ -238,20 +231,16 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
     def _complain(self, stream: str, images: Mapping[str, Images]) -> None:
         """Log what of a stream's images is found nowhere, or found and not used, once a run."""
         for key, each in images.items():
-            if each.unused_tilt is not None and each.unused_tilt not in self._complained:
-                self._complained.add(each.unused_tilt)
-                log.warning("run %s, %s/%s: tilt not used: %s", self._start["uid"][:8], stream, key, each.unused_tilt)
+            if each.unused_tilt is not None:
+                self._complain_once(f"{stream}/{key}: tilt not used: {each.unused_tilt}", about=each.unused_tilt)
             for quantity, name in each.missing_names():
-                if name not in self._complained:
-                    log.warning(
-                        "run %s, %s/%s: %s=%r is found nowhere: no column, configuration or start document has it",
-                        self._start["uid"][:8],
-                        stream,
-                        key,
-                        quantity,
-                        name,
-                    )
-                    self._complained.add(name)
+                where = "is found nowhere: no column, configuration or start document has it"
+                self._complain_once(f"{stream}/{key}: {quantity}={name!r} {where}", about=name)
+
+    def _complain_once(self, line: str, *, about: str | None = None) -> None:
+        if (about or line) not in self._complained:
+            self._complained.add(about or line)
+            log.warning("run %s%s %s", self._start["uid"][:8], ":" if about is None else ",", line)
 
     def _open(self, descriptor: Document, keys: Sequence[str]) -> None:
         """The first stream of images has come."""
