@@ -242,6 +242,8 @@ class Run(_Brief):
     configuration: tuple[str, ...] = ()
     #: Whether whoever hands a document over changes it afterwards.
     scribbled: bool = False
+    #: Whether another run of the same callback goes on meanwhile.
+    beside: bool = False
 
 
 def mostly(usual: Any, *others: Any) -> st.SearchStrategy[Any]:
@@ -266,7 +268,7 @@ def cameras(*, sure: bool = False) -> st.SearchStrategy[Camera]:
     said = ("(n, y, x)", "(y, x)")
     return st.builds(
         Camera,
-        key=mostly("det", "cam", "cam", *KEYS),
+        key=mostly("det", *["cam"] * 8, *KEYS),
         way=st.sampled_from(("hdf5", "inline", "tiff", *LEGACY)),
         shape=st.sampled_from(((12, 16), (24, 32), (19, 14))),
         frames=mostly(1, 2, 3),
@@ -313,6 +315,7 @@ def runs(*, sure: bool = False) -> st.SearchStrategy[Run]:
         metadata=some(ODD),
         configuration=some(ODD),
         scribbled=st.booleans(),
+        beside=st.booleans(),
     ).map(lambda run: run)  # Else hypothesis shows what is usual too.
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 from bluesky_tiled_plugins import TiledWriter
-from event_model import compose_run
+from event_model import compose_run, pack_event_page
 from tiled.client.container import Container
 
 from bluesky_symdenoise import denoised_for
@@ -480,6 +480,36 @@ class TestValues:
         assert "sample.holder" in dict(status.runs)[bad.uid]
         assert denoised_for(client, bad.uid) is None
         assert counts_in(derived(client, good.uid)) == sums(frames(1))
+
+    def test_page_of_many_images(self, callback: Any, client: Container, made: Callable[..., Made]) -> None:
+        run, stack = made(), frames(40)
+        stream = run.stream(det=described([HEIGHT, WIDTH], None))
+        for image in stack:
+            run.event(stream, det=image)
+        events = [doc for name, doc in run.documents if name == "event"]
+        documents = [pair for pair in run.documents if pair[0] != "event"]
+        documents += [("event_page", pack_event_page(*events)), ("stop", run.run.compose_stop())]
+        assert fed(callback, documents).ok
+        assert counts_in(derived(client, run.uid)) == sums(stack)
+
+    @pytest.mark.parametrize("shape", [["48", "64"], [48.0, 64.0], [[48], [64]]])
+    def test_shape_that_says_nothing(self, shape: Any, live: Any, client: Container, made: Callable[..., Made]) -> None:
+        run = made()
+        stream = run.stream(det=described([HEIGHT, WIDTH], None))
+        run.event(stream, det=frames(1)[0])
+        documents = run.ended()
+        keys = {"det": described([HEIGHT, WIDTH], None) | {"shape": shape}}
+        documents[1] = ("descriptor", documents[1][1] | {"data_keys": keys})
+        assert fed(live, documents).ok
+        assert counts_in(derived(client, run.uid)) == sums(frames(1))
+
+    def test_document_that_lacks_a_key_names_it(self, live: Any, made: Callable[..., Made]) -> None:
+        run = made()
+        stream = run.stream(det=described([HEIGHT, WIDTH], None))
+        run.event(stream, det=frames(1)[0])
+        documents = [(name, {key: doc[key] for key in doc if key != "seq_num"}) for name, doc in run.ended()]
+        (line,) = fed(live, documents).errors
+        assert "event document without 'seq_num'" in line
 
 
 class TestAttaching:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -186,6 +187,17 @@ def counted(found: Counter[str]) -> None:
         event(what)
 
 
+def one_after_the_other(*given: StrangeRun) -> Iterator[tuple[str, Document]]:
+    """The documents of runs."""
+    return itertools.chain.from_iterable(run.documents for run in given)
+
+
+def in_turn(*given: StrangeRun) -> Iterator[tuple[str, Document]]:
+    """A document of each run in turn, as long as there are."""
+    for each in itertools.zip_longest(*(run.documents for run in given)):
+        yield from (document for document in each if document is not None)
+
+
 class TestLive:
     """Through the callback, with no server in the way."""
 
@@ -194,12 +206,11 @@ class TestLive:
     def test_each_row_shows_what_was_meant_or_says_why_not(
         self, plan: Run, client: Container, unchanged: Denoiser, files: Path
     ) -> None:
-        """And the run after it is as if the strange one had never been."""
+        """And the run after it, or beside it, is as if the strange one had never been."""
         with read_aloud() as said, made(plan, files) as strange, made(Run(), files) as usual:
             with Collecting(client["denoised"], unchanged) as callback:
-                for run in (strange, usual):
-                    for name, doc in run.documents:
-                        callback(name, doc)
+                for name, doc in (in_turn if plan.beside else one_after_the_other)(strange, usual):
+                    callback(name, doc)
             status = callback.close()
             said += [*status.errors, *(line for _, line in status.runs)]
             for run in (strange, usual):

@@ -1,7 +1,8 @@
 """Documents of unfinished runs on disk, a file for each run: they are there however the process ends that took them.
 
-A file holds records: a line of text, ``number size size ...``, and the pieces of these sizes. It is locked while a
-process writes it or works it off, and removed when its run is finished. Nothing in it is ever executed.
+A file holds records: a line of text, ``number head body``, and so many bytes of a head and a body (see `documents`).
+It is locked while a process writes it or works it off, and removed when its run is finished. Nothing in it is ever
+executed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bluesky_symdenoise.acquisition.documents import unpacked
+from bluesky_symdenoise.acquisition.documents import Packed, unpacked
 from bluesky_symdenoise.acquisition.spool import spool_folder
 from bluesky_symdenoise.catalog.lock import HeldError, hold, is_held
 
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
-Pieces = list[bytes]
+#: Head and body of a document.
+Pieces = tuple[bytes, bytes]
 
 SUFFIX = ".documents"
 #: A line of sizes is no longer than this.
-_LINE = 4096
+_LINE = 80
 #: The number of the first record, which says whose documents follow.
 _HEAD = -1
 
@@ -76,10 +78,10 @@ class RunFile:
         """Return the file of a run, without what an earlier process left in it."""
         made = cls(head.path(folder))
         os.ftruncate(made._file.fileno(), 0)
-        made.append(_HEAD, [json.dumps(vars(head)).encode()])
+        made.append(_HEAD, Packed(json.dumps(vars(head)).encode(), ()))
         return made
 
-    def append(self, number: int, pieces: Sequence[Any]) -> int:
+    def append(self, number: int, document: Packed) -> int:
         """Add a record, and return where it begins.
 
         Raises
@@ -87,20 +89,19 @@ class RunFile:
         OSError
             If the disk is full; the file is then as before.
         """
-        views = [memoryview(piece).cast("B") for piece in pieces]
         begin = self._file.seek(0, os.SEEK_END)
-        line = " ".join(str(each) for each in (number, *(view.nbytes for view in views))).encode() + b"\n"
+        line = f"{number} {len(document.head)} {document.size}\n".encode()
         try:
-            for view in (memoryview(line), *views):
-                while view.nbytes:
-                    view = view[self._file.write(view) :]
+            for part in (memoryview(line), memoryview(document.head), *document.parts):
+                while part.nbytes:
+                    part = part[self._file.write(part) :]
         except OSError:
             os.ftruncate(self._file.fileno(), begin)
             raise
         return begin
 
     def read(self, offset: int) -> Pieces:
-        """Return the pieces of the record that begins there."""
+        """Return head and body of the record that begins there."""
         self._file.seek(offset)
         found = _record(self._file)
         if found is None:
@@ -135,7 +136,7 @@ def documents_in(path: Path, *, after: int = _HEAD) -> Iterator[tuple[int, str, 
             number, pieces = found
             if number > after:
                 try:
-                    name, doc = unpacked(pieces[0], pieces[1:])
+                    name, doc = unpacked(*pieces)
                 except (ValueError, KeyError, IndexError, TypeError) as error:
                     log.error("%s: document %d cannot be read (%s)", path, number, error)
                     return
@@ -185,10 +186,10 @@ def _record(file: BinaryIO) -> tuple[int, Pieces] | None:
         return None
     try:
         number, *sizes = (int(each) for each in line.split())
+        head, body = (_exactly(file, size) for size in sizes)
     except ValueError:
         return None
-    pieces = [_exactly(file, size) for size in sizes]
-    return None if any(len(piece) != size for piece, size in zip(pieces, sizes, strict=True)) else (number, pieces)
+    return (number, (head, body)) if [len(head), len(body)] == sizes else None
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:
@@ -254,19 +255,19 @@ class Backlog:
         """Return the path of a run's file."""
         return self._files[uid].path if uid in self._files else None
 
-    def add(self, uid: str | None, pieces: Sequence[Any], time: float) -> int:
+    def add(self, uid: str | None, document: Packed, time: float) -> int:
         """Keep a document of a run, and return its number."""
         number, self._next = self._next, self._next + 1
-        entry = _Entry(uid, -1, sum(memoryview(piece).nbytes for piece in pieces), None, time)
+        entry = _Entry(uid, -1, len(document.head) + document.size, None, time)
         if uid in self._files:
             try:
-                entry.offset = self._files[uid].append(number, pieces)
+                entry.offset = self._files[uid].append(number, document)
             except OSError as error:
                 if not self._complained:
                     log.error("documents stay in memory: %s cannot hold them (%s); make room", self._folder, error)
                 self._complained = True
         if entry.offset < 0:
-            entry.pieces = [bytes(memoryview(piece).cast("B")) for piece in pieces]
+            entry.pieces = document.head, b"".join(document.parts)
         self._entries[number] = entry
         return number
 

@@ -27,8 +27,11 @@ Copy = Callable[[NDArray[Any]], NDArray[Any]]
 
 #: Values within values that are followed; a document that holds itself has no end.
 DEPTH = 64
+#: Digits of whole numbers that Python writes and reads; bytes at which arrays begin.
+DIGITS, _ALIGNED = 4000, 64
 #: Types that JSON has and that nobody can change.
 _ATOMS = frozenset({str, int, float, bool, type(None)})
+_NUMBERS = frozenset({float, bool, type(None)})
 #: The only key of an object in JSON that stands for a value which JSON lacks.
 _ARRAY, _BYTES, _COMPLEX, _UNREADABLE = "\0array", "\0bytes", "\0complex", "\0unreadable"
 
@@ -89,27 +92,56 @@ def refused_value(what: str, value: Unreadable) -> SymDenoiseError:
     )
 
 
-def packed(name: str, doc: Document) -> tuple[bytes, list[NDArray[Any]]]:
-    """Pack a plain document: JSON, and the arrays beside it, whose memory is not copied."""
-    arrays: list[NDArray[Any]] = []
-    return json.dumps([name, doc], default=partial(_standing_for, arrays), separators=(",", ":")).encode(), arrays
+@dataclass(frozen=True)
+class Packed:
+    """A plain document on its way: JSON, and the arrays that it refers to by their place in a body.
+
+    Attributes
+    ----------
+    head
+        The JSON.
+    arrays
+        Their memory is not copied.
+    """
+
+    head: bytes
+    arrays: tuple[NDArray[Any], ...]
+
+    @property
+    def parts(self) -> Iterator[memoryview]:
+        """The body, piece by piece."""
+        for array in self.arrays:
+            yield array.reshape(-1).view(np.uint8).data
+            yield memoryview(bytes(-array.nbytes % _ALIGNED))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return sum(map(_room, self.arrays))
 
 
-def unpacked(head: bytes, buffers: Sequence[Any]) -> tuple[str, Document]:
-    """Return the document that was packed, its arrays on these buffers.
+def packed(name: str, doc: Document) -> Packed:
+    """Pack a plain document."""
+    body = _Body()
+    head = json.dumps([name, doc], default=partial(_standing_for, body), separators=(",", ":")).encode()
+    return Packed(head, tuple(body.arrays))
+
+
+def unpacked(head: bytes, body: bytes) -> tuple[str, Document]:
+    """Return the document that was packed, its arrays on the memory of the body.
 
     Raises
     ------
     ValueError
         If it was not packed by `packed`. Nothing is unpickled.
     """
-    name, doc = json.loads(head, object_hook=partial(_stood_for, buffers))
+    name, doc = json.loads(head, object_hook=partial(_stood_for, body))
     return str(name), doc
 
 
 def _plain(value: Any, copy: Copy, depth: int) -> Any:
     if type(value) in _ATOMS:
-        return value
+        return _atom(value)
     if depth > DEPTH:
         return Unreadable(f"values nested deeper than {DEPTH} times")
     try:
@@ -117,6 +149,16 @@ def _plain(value: Any, copy: Copy, depth: int) -> Any:
     except Exception as error:
         # Any object of any package may stand in a document, and the scan must not notice what it does here.
         return Unreadable(f"a {type(value).__name__} that raises {type(error).__name__} ({str(error)[:80]})")
+
+
+def _atom(value: Any) -> Any:
+    """A value of a type that JSON has, if it is one that others can read."""
+    if type(value) is str and not value.isascii():
+        # Half a character, as in the name of a file that is not UTF-8, is taken by no database.
+        return value.encode(errors="replace").decode()
+    if type(value) is int and value.bit_length() > DIGITS * 3:
+        return Unreadable(f"a whole number of more than {DIGITS} digits")
+    return value
 
 
 def _converted(value: Any, copy: Copy, depth: int) -> Any:
@@ -130,9 +172,9 @@ def _converted(value: Any, copy: Copy, depth: int) -> Any:
             item = value.item()
             return float(item) if isinstance(item, np.floating) else again(item)
         case str():
-            return str.__str__(value)
+            return _atom(str.__str__(value))
         case int():
-            return int(value)
+            return _atom(int(value))
         case float():
             return float(value)
         case complex() | bytes():
@@ -145,7 +187,7 @@ def _converted(value: Any, copy: Copy, depth: int) -> Any:
             return sorted(map(again, value), key=lambda each: (type(each).__name__, str(each)))
         case list() | tuple():
             # A copy suffices for rows of numbers, such as an image as lists of lists.
-            return list(value) if _ATOMS.issuperset(map(type, value)) else [again(each) for each in value]
+            return list(value) if _NUMBERS.issuperset(map(type, value)) else [again(each) for each in value]
         case Sequence():
             return [again(each) for each in value]
         case os.PathLike():
@@ -168,10 +210,7 @@ def _converted(value: Any, copy: Copy, depth: int) -> Any:
 
 
 def _mapping(value: Mapping[Any, Any], copy: Copy, depth: int) -> Document:
-    return {
-        key if type(key) is str else str(_plain(key, copy, depth)): _plain(held, copy, depth)
-        for key, held in value.items()
-    }
+    return {str(_plain(key, copy, depth)): _plain(held, copy, depth) for key, held in value.items()}
 
 
 def _array(value: NDArray[Any], copy: Copy, again: Callable[[Any], Any]) -> Any:
@@ -183,11 +222,30 @@ def _array(value: NDArray[Any], copy: Copy, again: Callable[[Any], Any]) -> Any:
     return copy(held)
 
 
-def _standing_for(arrays: list[NDArray[Any]], value: Any) -> Any:
+class _Body:
+    """Arrays one after the other, and their size so far."""
+
+    def __init__(self) -> None:
+        self.arrays: list[NDArray[Any]] = []
+        self.size = 0
+
+    def place(self, array: NDArray[Any]) -> int:
+        """Add an array, and return where it begins."""
+        begin = self.size
+        if array.size:
+            self.arrays.append(np.ascontiguousarray(array))
+            self.size += _room(array)
+        return begin
+
+
+def _room(array: NDArray[Any]) -> int:
+    return array.nbytes + -array.nbytes % _ALIGNED
+
+
+def _standing_for(body: _Body, value: Any) -> Any:
     match value:
         case np.ndarray():
-            arrays.append(np.ascontiguousarray(value))
-            return {_ARRAY: [len(arrays) - 1, value.dtype.str, list(value.shape)]}
+            return {_ARRAY: [body.place(value), value.dtype.str, list(value.shape)]}
         case bytes():
             return {_BYTES: base64.b64encode(value).decode()}
         case complex():
@@ -197,14 +255,16 @@ def _standing_for(arrays: list[NDArray[Any]], value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} in a document that is said to be plain")
 
 
-def _stood_for(buffers: Sequence[Any], held: dict[str, Any]) -> Any:
+def _stood_for(body: bytes, held: dict[str, Any]) -> Any:
     if len(held) != 1:
         return held
     ((key, value),) = held.items()
     if key == _ARRAY:
-        number, dtype, shape = value
+        place, dtype, shape = value
         count = math.prod(shape)
-        return np.frombuffer(buffers[number], np.dtype(dtype), count=count).reshape(shape) if count else np.empty(shape)
+        if count == 0:
+            return np.empty(shape, dtype)
+        return np.frombuffer(body, np.dtype(dtype), count=count, offset=place).reshape(shape)
     if key == _BYTES:
         return base64.b64decode(value)
     if key == _COMPLEX:

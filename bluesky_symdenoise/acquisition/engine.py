@@ -207,7 +207,9 @@ class Engine:
     def _give_up(self, name: str, doc: Document, error: Exception, uid: str | None) -> None:
         """Leave a run that cannot be written, and say so once; other runs go on."""
         line = (str(error) or type(error).__name__).splitlines()[0]
-        if not isinstance(error, SymDenoiseError):
+        if isinstance(error, KeyError):
+            line = f"{name} document without {error}, which the event model asks for; mend the device or the plan"
+        elif not isinstance(error, SymDenoiseError):
             line = f"{type(error).__name__}: {line}; the raw run is as it was: replay it when the cause is mended"
         # A document may be malformed in any way: what is said of it must not fail in turn.
         log.error("run %s is not denoised: %s", str(uid or "?")[:8], line, exc_info=log.isEnabledFor(logging.DEBUG))

@@ -193,12 +193,12 @@ class Feeder:
         uid = self._owners.of(name, doc)
         if name == "start" and uid is not None and uid not in self._begun | self._given_up:
             self._begin(uid)
-        head, arrays = packed(name, doc)
+        document = packed(name, doc)
         if uid not in self._given_up:
             # A run that began before the callback was attached is not denoised, and not kept.
             owner = uid if uid in self._begun else None
-            self._unsent.append(self._backlog.add(owner, [head, *arrays], came))
-        for array in arrays:
+            self._unsent.append(self._backlog.add(owner, document, came))
+        for array in document.arrays:
             self._pool.give_back(array)
         if name == "descriptor":
             self._prepare(doc)

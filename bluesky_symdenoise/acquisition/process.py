@@ -62,9 +62,9 @@ class WorkerProcess:
             return
 
     def send_document(self, message: Any, pieces: Sequence[bytes]) -> None:
-        """Hand over a message that ends with the number of pieces, and the pieces."""
+        """Hand over a message, and the pieces of the document after it."""
         try:
-            self._pipe.send((*message, len(pieces)))
+            self._pipe.send(message)
             for piece in pieces:
                 self._pipe.send_bytes(piece)
         except OSError:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -118,11 +118,11 @@ class _Worker:
                     self._sender.close()
                     return
 
-    def _document(self, uid: str | None, pieces: Sequence[bytes], *, again: bool) -> None:
+    def _document(self, uid: str | None, pieces: tuple[bytes, bytes], *, again: bool) -> None:
         from bluesky_symdenoise.acquisition.documents import unpacked
 
         try:
-            name, doc = unpacked(pieces[0], pieces[1:])
+            name, doc = unpacked(*pieces)
         except (ValueError, KeyError, IndexError, TypeError) as error:
             self._engine.refuse(uid, f"a document came in a form that cannot be read ({error})")
             return
@@ -345,8 +345,7 @@ def _listen(pipe: Connection, inbox: queue.SimpleQueue[tuple[Any, ...]]) -> None
         try:
             message = pipe.recv()
             if message[0] == "document":
-                *message, pieces = message
-                message = (*message, [pipe.recv_bytes() for _ in range(pieces)])
+                message = (*message, (pipe.recv_bytes(), pipe.recv_bytes()))
             inbox.put(message)
         except (EOFError, OSError):
             inbox.put(("gone",))

@@ -28,8 +28,12 @@ def is_colour(shape: Sequence[int | None]) -> bool:
 
 
 def stated_shape(shape: Sequence[int | None] | None) -> tuple[int | None, ...]:
-    """Return the shape that a data key states, without the zeros of an old ``describe``, as in (x, y, 0)."""
-    return tuple(size for size in shape or () if size != 0)
+    """Return the shape that a data key states, without the zeros of an old ``describe``, as in (x, y, 0).
+
+    What is no whole number says nothing: None.
+    """
+    sizes = shape if isinstance(shape, list | tuple) else ()
+    return tuple(size if isinstance(size, int) else None for size in sizes if size != 0)
 
 
 def may_be_image(shape: Sequence[int | None]) -> bool:
