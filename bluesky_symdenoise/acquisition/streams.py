@@ -85,7 +85,7 @@ def _with_shapes(descriptor: Document, keys: Sequence[str], shapes: Mapping[str,
     for key in keys:
         stated = stated_shape(data_keys[key]["shape"])
         shape = shapes.get(key) or tuple(size or 1 for size in stated)
-        if list(shape) != list(data_keys[key]["shape"]):
+        if shape != stated or list(stated) != list(data_keys[key]["shape"]):
             # Names of its dimensions would be those of others.
             data_keys[key] = {name: value for name, value in data_keys[key].items() if name != "dims"}
             data_keys[key]["shape"] = list(shape)
