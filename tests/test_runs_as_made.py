@@ -271,6 +271,24 @@ class TestRestaging:
         assert counts_in(derived(client, run.uid)) == sums(np.stack(meant))
 
 
+def test_point_that_is_taken_again_before_the_other_detector_has_announced(
+    live: Any, client: Container, made: Callable[..., Made]
+) -> None:
+    """The first take keeps the frame that it had, though its row waits for the other detector."""
+    run, stack = made(), frames(6)
+    stream = run.stream(det=described([1, HEIGHT, WIDTH]), late=described([1, HEIGHT, WIDTH]))
+    det, late = run.hdf5("det", stack[:3]), run.hdf5("late", stack[3:], key="late")
+    for row, number in enumerate((1, 2, 2)):
+        run.row(stream, det, row, number)
+    for row, number in enumerate((1, 2, 2)):
+        place = {"start": row, "stop": row + 1}, {"start": number, "stop": number + 1}
+        run.documents.append(("stream_datum", late.compose_stream_datum(*place, stream.descriptor_doc)))
+    assert fed(live, run.ended()).ok
+    found = derived(client, run.uid)
+    assert counts_in(found) == sums(stack[:3])
+    assert counts_in(found, key="late") == sums(stack[3:])
+
+
 class TestShapes:
     """What the data key states may be wrong: the file's own shape counts."""
 

@@ -75,6 +75,8 @@ class AnnouncedFrames:
         self._descriptor = descriptor
         self._files: dict[str, _File] = {}
         self._where: dict[tuple[str, int], list[tuple[_File, int]]] = {}
+        #: Which of the frames that were announced under its number belongs to an event, by its turn.
+        self._pinned: dict[tuple[str, int, int], int] = {}
 
     def take(self, resource: Document, datum: Document, count: Count) -> None:
         """Take a stream_datum, the stream_resource that it belongs to, and how its rows are counted.
@@ -96,6 +98,14 @@ class AnnouncedFrames:
         for seq_num, index in zip(seq_nums, indices, strict=True):
             self._where.setdefault((key, seq_num), []).append((file, index))
 
+    def pin(self, key: str, seq_num: int, turn: int) -> None:
+        """Take in that an event has come: its frame is the last announced so far, or one that is still to come.
+
+        Points may be taken again under their number before this event's row is read.
+        """
+        announced = len(self._where.get((key, seq_num), ()))
+        self._pinned[key, seq_num, turn] = announced - 1 if announced > turn else turn
+
     def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
         """Whether the frame of this event has been announced."""
         return len(self._where.get((key, seq_num), ())) > turn
@@ -112,7 +122,7 @@ class AnnouncedFrames:
         SymDenoiseError
             If the file does not show it in time.
         """
-        file, index = self._where[key, seq_num][-1]
+        file, index = self._where[key, seq_num][self._pinned.get((key, seq_num, turn), -1)]
         return file.read(index)
 
     def close(self) -> None:

@@ -163,6 +163,9 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
                     },
                 )
             )
+            if isinstance(stream.frames, AnnouncedFrames):
+                for key in stream.keys:
+                    stream.frames.pin(key, doc["seq_num"], stream.turns[doc["seq_num"]])
             stream.turns[doc["seq_num"]] += 1
             stream.announced.clear()
             self._advance()
