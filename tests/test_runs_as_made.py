@@ -378,6 +378,26 @@ class TestShapes:
             counts_in(derived(client, run.uid)), [float(stack[0].sum()), np.nan, float(stack[0].sum())]
         )
 
+    @pytest.mark.parametrize("unreadable", [1, 3, 12])
+    def test_first_images_that_cannot_be_read_leave_the_shape_to_the_next(
+        self, unreadable: int, live: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
+        """A dozen of them, and what is stated has to do: later images of another shape are left out, and it is said."""
+        run, stack = made(), frames(2)
+        stream = run.stream(det=described([WIDTH, HEIGHT], None))
+        for image in (*[object()] * unreadable, *stack):
+            run.event(stream, det=image)
+        status = fed(live, run.ended())
+        found = counts_in(derived(client, run.uid))
+        assert np.isnan(found[:unreadable]).all()
+        if unreadable < 12:
+            assert (status.frames, status.failed) == (2, unreadable)
+            assert found[unreadable:] == sums(stack)
+        else:
+            assert (status.frames, status.failed) == (0, 14)
+            assert str((HEIGHT, WIDTH)) in str(status.errors)
+            assert str((WIDTH, HEIGHT)) in str(status.errors)
+
     @pytest.mark.parametrize(
         "shape", [(HEIGHT, WIDTH, 3), (HEIGHT, WIDTH, 4), (HEIGHT, 3, WIDTH), (1, HEIGHT, WIDTH, 3)]
     )

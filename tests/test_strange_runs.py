@@ -267,7 +267,11 @@ def replayed(run: StrangeRun, client: Container, denoiser: Denoiser) -> str:
     else:
         error = None
     if error is not None:
-        usable = [pair for pair, camera in run.cameras.items() if not camera.may_be_left_out and run.meant[pair[0]]]
+        usable = [
+            pair
+            for pair, camera in run.cameras.items()
+            if run.meant[pair[0]] and not camera.may_be_left_out and not set(pair) & set(run.odd_names)
+        ]
         assert not usable, f"{usable} cannot be replayed: {error}"
         return "no replay: nothing to denoise"
     found = from_tiled(again)

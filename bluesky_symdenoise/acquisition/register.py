@@ -230,6 +230,9 @@ class _Registering(RunDenoiser):
     def _look_at_shapes(self, stream: Stream, event: Event) -> None:
         """They are those of the registered files."""
 
+    def _shapes_known(self, stream: Stream) -> bool:
+        return True
+
     def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
         _, resolved = self.plan[stream.name, key]
         symmetry = resolved.of(stream.frames.announced().index(event.seq_num))

@@ -39,6 +39,8 @@ _OWN_KEYS = frozenset({"uid", "time", "scan_id", "versions", "tiled_specs"})
 #: Rows, or bytes of them, that wait to be written while the next one is denoised, and what a row counts at least: where
 #: frames are small, what Tiled is asked at the beginning of a run takes as long as many of them.
 WAITING, WAITING_BYTES, LEAST_BYTES = 2, 2**24, 2**15
+#: Rows that wait for the first image that can be read.
+HELD = 8
 
 
 class DroppedError(Exception):
@@ -87,6 +89,9 @@ class RunDenoiser(RunReader):
         self._failures: Counter[str] = Counter()
         self._reasons: dict[tuple[str, str, str], str] = {}
         self._frames = 0
+        #: Rows that wait until it is known which shapes the images of their stream have.
+        self._held: dict[str, list[tuple[Event, Mapping[str, Outcome]]]] = {}
+        self._shapeless: Counter[str] = Counter()
         #: Images of the first rows, until they are denoised.
         self._first: dict[tuple[str, str, int, int], NDArray[Any]] = {}
         self._begun = 0.0
@@ -126,6 +131,10 @@ class RunDenoiser(RunReader):
 
     def _close(self, *, exit_status: str, reason: str) -> None:
         self._aside.wait()
+        if self._derived is not None:
+            for stream in self._streams.values():
+                if self._held.get(stream.name):
+                    self._append_held(stream)
         self._aside.close()
         self._let_go()
         if self._derived is None:
@@ -208,7 +217,7 @@ class RunDenoiser(RunReader):
         check_apart(self._folder, uri)
 
     def _end_stream(self, stream: Stream) -> None:
-        self._aside.put(partial(self._ensure_open, stream), most=WAITING)
+        self._aside.put(partial(self._append_held, stream), most=WAITING)
 
     def _derived_run(
         self, emit: Emit, *, journal: Journal, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]
@@ -244,7 +253,8 @@ class RunDenoiser(RunReader):
         """Denoise the images of one event and write it."""
         if stream.name not in self._opened:
             self._look_at_shapes(stream, event)
-            self._aside.put(partial(self._ensure_open, stream), most=WAITING)
+            if self._shapes_known(stream):
+                self._aside.put(partial(self._ensure_open, stream), most=WAITING)
         outcomes: dict[str, Outcome] = {}
         for key in stream.keys:
             try:
@@ -264,17 +274,45 @@ class RunDenoiser(RunReader):
 
     def _append(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
         """Have the images of one event written; what failed becomes a NaN row with its reason in stop."""
+        for key, each in outcomes.items():
+            if isinstance(each, Row) and each.intensity.size:
+                stream.shapes.setdefault(key, each.intensity.shape)
+        if not self._shapes_known(stream):
+            self._shapeless[stream.name] += 1
+            if self._shapeless[stream.name] > HELD:
+                # What is stated has to do.
+                for key in stream.keys:
+                    stream.shapes.setdefault(key, tuple(stream.described["data_keys"][key]["shape"]))
         rows = (each for each in outcomes.values() if isinstance(each, Row))
         size = max(LEAST_BYTES, sum(row.intensity.nbytes + row.sigma.nbytes for row in rows))
         self._aside.put(partial(self._append_now, stream, event, outcomes), most=max(WAITING, WAITING_BYTES // size))
 
     def _append_now(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
         self._work.place.check_space(self._folder)
+        held = self._held.setdefault(stream.name, [])
+        held.append((event, outcomes))
+        # Rows that come before the first that shows a shape wait for it, but not for long.
+        if stream.name in self._opened or self._shapes_known(stream):
+            self._append_held(stream)
+
+    def _shapes_known(self, stream: Stream) -> bool:
+        """Whether it is known which shapes the images of a stream have."""
+        return all(key in stream.shapes for key in stream.keys)
+
+    def _append_held(self, stream: Stream) -> None:
         derived = self._ensure_open(stream)
+        for event, outcomes in self._held.pop(stream.name, ()):
+            self._append_row(stream, derived, event, outcomes)
+
+    def _append_row(
+        self, stream: Stream, derived: DerivedStream, event: Event, outcomes: Mapping[str, Outcome]
+    ) -> None:
         rows: dict[str, Row | CompressedRow] = {}
         reasons: list[str | None] = []
         for key, outcome in outcomes.items():
             self._frames += 1
+            if isinstance(outcome, Row) and outcome.intensity.size:
+                outcome = _fitting(outcome, derived.shapes[key])
             if isinstance(outcome, Exception):
                 rows[key] = empty_row(derived.shapes[key], self._work.columns)
                 reasons.append(self._failed(stream, key, event, outcome))
@@ -307,6 +345,17 @@ class RunDenoiser(RunReader):
         reason = self._reasons.setdefault((stream.name, key, kind), f"{stream.name}/{key}: {error}")
         self._failures[reason] += 1
         return reason
+
+
+def _fitting(row: Row, shape: tuple[int, ...]) -> Outcome:
+    """The row, or why it cannot be one of a stream whose images have this shape."""
+    if row.intensity.shape == shape:
+        return row
+    return SymDenoiseError(
+        f"an image of shape {row.intensity.shape}",
+        rule=f"the derived run has shape {shape}, which is stated: its first images could not be read",
+        remedy="mend the device's description, then replay the run from its documents",
+    )
 
 
 def _names(symbol: str) -> tuple[str, str]:
