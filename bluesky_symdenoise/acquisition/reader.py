@@ -334,9 +334,11 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
     def _let_go(self) -> None:
         self.closed = True
-        for stream in self._streams.values():
-            stream.frames.close()
-        self._legacy.close()
+        for close in (*(stream.frames.close for stream in self._streams.values()), self._legacy.close):
+            try:
+                close()
+            except (OSError, RuntimeError) as error:
+                log.warning("run %s: a raw file cannot be closed: %s", self._start["uid"][:8], error)
 
     def _take_darks(self, stream: Stream, event: Event) -> None:
         for key, images in stream.images.items():

@@ -89,6 +89,7 @@ class Hdf5Rows:
 
     def count(self) -> int:
         """Return how many whole rows the dataset has now; 0 while it cannot be read."""
+        self.close()
         try:
             dataset = self._opened()
             return int(dataset.shape[0]) // self._per_row(dataset)
@@ -124,9 +125,9 @@ class Hdf5Rows:
     def _opened(self) -> Any:
         if self._file is None:
             self._file = open_for_reading(self._path)
-        dataset = self._file[self._dataset_name]
-        dataset.id.refresh()
-        return dataset
+        # Never refreshed: where a file was not made for SWMR and anybody in this process has it open too, HDF5 2.0 then
+        # corrupts memory. A row that is not there yet is looked for in the file opened anew.
+        return self._file[self._dataset_name]
 
     def _per_row(self, dataset: Any) -> int:
         """Entries of the first axis that are one row."""
