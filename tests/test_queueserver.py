@@ -97,7 +97,7 @@ def manager(tmp_path: Path) -> Iterator[tuple[Manager, Container, Path]]:
 def test_frames_taken_before_the_environment_ends_are_all_denoised(
     how: str, manager: tuple[Manager, Container, Path]
 ) -> None:
-    """The denoiser is far behind then, and neither is waited for nor cut off; the log says who finishes what."""
+    """The denoiser is behind then, and neither is waited for nor cut off."""
     asked, client, home = manager
     asked.open()
     asked.take(2)
@@ -114,10 +114,6 @@ def test_frames_taken_before_the_environment_ends_are_all_denoised(
         np.testing.assert_array_equal(column(run, "det_counts_in"), meant)
         assert outcome(run)["complete"]
     assert len(client["denoised"]) == 2
-    said = (home / "manager.log").read_text()
-    assert "finishes runs" in said
-    if how == "environment_close":
-        assert "documents are left to process" in said
 
 
 class _Uid:
