@@ -149,6 +149,19 @@ def test_document_that_holds_itself_has_an_end() -> None:
     assert "nested deeper" in str(next(iter(unreadable(plain(doc))))[1])
 
 
+@dataclasses.dataclass
+class Part:
+    parent: Any = None
+    children: list[Any] = dataclasses.field(default_factory=list)
+
+
+def test_objects_that_know_each_other_take_no_time() -> None:
+    whole = Part()
+    whole.children = [Part(whole), Part(whole)]
+    found = plain({"whole": whole})
+    assert [name for name, _ in unreadable(found)] == ["whole.children.0.parent", "whole.children.1.parent"]
+
+
 def test_nothing_of_the_callers_document_is_shared() -> None:
     buffer, nested = np.zeros((4, 4), np.uint16), {"list": [1, [2]]}
     taken = plain({"image": buffer, "nested": nested, "rows": [[1, 2], [3, 4]]})

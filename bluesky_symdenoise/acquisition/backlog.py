@@ -158,11 +158,14 @@ def left_files(work: Work) -> Iterator[tuple[RunFile, Head]]:
             file = RunFile(path)
         except HeldError:
             continue
-        if head is None:
+        if head is not None:
+            yield file, head
+        elif path.stat().st_size == 0:
             # A crash at the beginning: nothing came after it.
             file.remove()
         else:
-            yield file, head
+            file.close()
+            log.error("%s cannot be read, and stays: its run can be finished from the catalogue alone", path)
 
 
 def left_with_other_settings(work: Work) -> Iterator[str]:

@@ -51,7 +51,7 @@ class Count:
         """
         if self.first is None:
             there = rows()
-            if self.stop > there:
+            if self.stop > there > 0:
                 # Counted from 0, rows that were announced would not be there.
                 self.first, self._device.goes_on = self.other, True
             else:

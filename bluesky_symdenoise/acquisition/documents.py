@@ -64,7 +64,7 @@ def plain(doc: Mapping[str, Any], copy: Copy = np.array) -> Document:
     copy
         Gives a C-contiguous copy of an array of numbers.
     """
-    return _mapping(doc, copy, 0)
+    return _mapping(doc, copy, (id(doc),))
 
 
 def unreadable(value: Any, name: str = "") -> Iterator[tuple[str, Unreadable]]:
@@ -139,13 +139,14 @@ def unpacked(head: bytes, body: bytes) -> tuple[str, Document]:
     return str(name), doc
 
 
-def _plain(value: Any, copy: Copy, depth: int) -> Any:
+def _plain(value: Any, copy: Copy, within: tuple[int, ...]) -> Any:
+    """The plain value; `within` are the ids of those that it is in, which it must not hold in turn."""
     if type(value) in _ATOMS:
         return _atom(value)
-    if depth > DEPTH:
+    if len(within) > DEPTH or id(value) in within:
         return Unreadable(f"values nested deeper than {DEPTH} times")
     try:
-        return _converted(value, copy, depth)
+        return _converted(value, copy, (*within, id(value)))
     except Exception as error:
         # Any object of any package may stand in a document, and the scan must not notice what it does here.
         return Unreadable(f"a {type(value).__name__} that raises {type(error).__name__} ({str(error)[:80]})")
@@ -161,8 +162,8 @@ def _atom(value: Any) -> Any:
     return value
 
 
-def _converted(value: Any, copy: Copy, depth: int) -> Any:
-    again = partial(_plain, copy=copy, depth=depth + 1)
+def _converted(value: Any, copy: Copy, within: tuple[int, ...]) -> Any:
+    again = partial(_plain, copy=copy, within=within)
     match value:
         case enum.Enum():
             return again(value.value)
@@ -182,12 +183,12 @@ def _converted(value: Any, copy: Copy, depth: int) -> Any:
         case bytearray() | memoryview():
             return bytes(value)
         case Mapping():
-            return _mapping(value, copy, depth + 1)
+            return _mapping(value, copy, within)
         case Set():
             return sorted(map(again, value), key=lambda each: (type(each).__name__, str(each)))
         case list() | tuple():
             # A copy suffices for rows of numbers, such as an image as lists of lists.
-            return list(value) if _NUMBERS.issuperset(map(type, value)) else [again(each) for each in value]
+            return list(value) if _is_row(value) else [again(each) for each in value]
         case Sequence():
             return [again(each) for each in value]
         case os.PathLike():
@@ -209,8 +210,16 @@ def _converted(value: Any, copy: Copy, depth: int) -> Any:
     return Unreadable(f"a {type(value).__qualname__}")
 
 
-def _mapping(value: Mapping[Any, Any], copy: Copy, depth: int) -> Document:
-    return {str(_plain(key, copy, depth)): _plain(held, copy, depth) for key, held in value.items()}
+def _is_row(values: Sequence[Any]) -> bool:
+    """Whether these are numbers that need no look one by one."""
+    types = set(map(type, values))
+    if types == {int}:
+        return max(max(values).bit_length(), min(values).bit_length()) <= DIGITS * 3
+    return types <= _NUMBERS
+
+
+def _mapping(value: Mapping[Any, Any], copy: Copy, within: tuple[int, ...]) -> Document:
+    return {str(_plain(key, copy, within)): _plain(held, copy, within) for key, held in value.items()}
 
 
 def _array(value: NDArray[Any], copy: Copy, again: Callable[[Any], Any]) -> Any:

@@ -98,6 +98,8 @@ class Engine:
         if name == "stop" and uid is not None:
             self._begun.discard(uid)
             self._stopped(uid)
+            # Not earlier: what still comes of a run that was given up is known to be its own.
+            self._owners.forget(uid)
 
     def refuse(self, uid: str | None, reason: str) -> None:
         """Leave a run, for this reason."""
@@ -192,7 +194,6 @@ class Engine:
 
     def _end(self, uid: str, outcome: str) -> None:
         run = self._open.pop(uid, None)
-        self._owners.forget(uid)
         self._doubled.pop(uid, None)
         self._report.ended(uid, outcome, None if run is None else run.derived_uid)
 

@@ -28,8 +28,8 @@ Document = dict[str, Any]
 
 #: How long a frame that was announced may take to appear in its file.
 PATIENCE_S = 10.0
-#: How long rows may take to appear where it depends on their number from which on a file counts.
-SETTLE_S = 3.0
+#: How long rows may take to appear where it depends on their number from which on a file counts: as long as any frame.
+SETTLE_S = PATIENCE_S
 #: Rows of a stored run in succession that a server fails to read before the others are not asked for.
 REFUSALS = 2
 #: Bytes of successive rows that are asked for at once.
