@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Protocol
 
 from tiled.client.utils import ClientError
@@ -19,6 +20,8 @@ log = logging.getLogger("bluesky_symdenoise")
 PAUSE_S = 5.0
 #: Seconds for which documents gather, so that one request serves several.
 GATHER_S = 0.25
+#: Seconds for which a process that works alone, so that nobody waits for it, asks a server that is away.
+PATIENCE_S = 60.0
 
 
 class Told(Protocol):
@@ -51,6 +54,7 @@ class Sender:
         self._away: str | None = None
         self._lock = threading.Lock()
         self._wake, self._closing = threading.Event(), threading.Event()
+        self._until = 0.0
         self._thread = threading.Thread(target=self._run, name="symdenoise-sender", daemon=True)
         self._thread.start()
 
@@ -68,8 +72,9 @@ class Sender:
         """Say that a spool has grown."""
         self._wake.set()
 
-    def close(self) -> None:
-        """Send what can be sent; a server that is away now is not waited for."""
+    def close(self, *, patience: float = 0.0) -> None:
+        """Send what can be sent; a server that is away now is waited for that many seconds."""
+        self._until = time.monotonic() + patience
         self._closing.set()
         self._wake.set()
         self._thread.join()
@@ -86,9 +91,11 @@ class Sender:
                 log.info("Tiled at %s answers again", self._container.uri)
                 self._away = None
             self._tell()
-            if closing:
+            if closing and (self._away is None or time.monotonic() >= self._until):
                 return
-            if self._away is not None:
+            if closing:
+                time.sleep(1)
+            elif self._away is not None:
                 self._closing.wait(PAUSE_S)
             else:
                 self._wake.wait()

@@ -89,6 +89,7 @@ class _Worker:
 
     def run(self, inbox: queue.SimpleQueue[tuple[Any, ...]]) -> None:
         """Work until the pipe is closed."""
+        from bluesky_symdenoise.acquisition.sender import PATIENCE_S
         from bluesky_symdenoise.acquisition.spool import Spool
 
         for spool in Spool.left(self._setup.work.folder):
@@ -111,11 +112,12 @@ class _Worker:
                     self._leave_others()
                     self._engine.close("the callback was closed before the run's stop document came")
                     self._sender.close()
+                    self._remove_finished()
                     self.say("closed")
                     return
                 case _:
                     self._finish_alone()
-                    self._sender.close()
+                    self._sender.close(patience=PATIENCE_S)
                     return
 
     def _document(self, uid: str | None, pieces: tuple[bytes, bytes], *, again: bool) -> None:
@@ -155,10 +157,7 @@ class _Worker:
         from bluesky_symdenoise.catalog.lock import HeldError
 
         self._alone = True
-        for path in self._over:
-            # That process ended before it heard that the run is finished.
-            with suppress(HeldError):
-                RunFile(path).remove()
+        self._remove_finished()
         taken_over = []
         for uid, path in self._paths.items():
             try:
@@ -180,6 +179,15 @@ class _Worker:
         # And the runs of which no document has come here yet.
         for _ in self._left():
             pass
+
+    def _remove_finished(self) -> None:
+        """Remove the documents of runs that are finished, where the process ended that had not heard so yet."""
+        from bluesky_symdenoise.acquisition.backlog import RunFile
+        from bluesky_symdenoise.catalog.lock import HeldError
+
+        for path in self._over:
+            with suppress(HeldError):
+                RunFile(path).remove()
 
     def _leave_others(self) -> None:
         """Let go of the runs of earlier processes: their documents stay for the next start."""
