@@ -22,6 +22,7 @@ from strange_runs import Derived, Run, Shown, Shows, StrangeRun, judged, made, r
 from tiled.client.container import Container
 from tiled.utils import path_from_uri
 
+from bluesky_symdenoise.acquisition import counting
 from bluesky_symdenoise.acquisition import frames as frames_module
 from bluesky_symdenoise.acquisition.callback import DenoiseCallback
 from bluesky_symdenoise.acquisition.engine import Engine
@@ -166,7 +167,7 @@ def impatient() -> Iterator[None]:
     """All files are there before their documents: none is waited for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frames_module, "PATIENCE_S", 0.02)
-        patch.setattr(frames_module, "SETTLE_S", 0.02)
+        patch.setattr(counting, "SETTLE_S", 0.02)
         patch.setattr(tiled.client.utils, "TILED_RETRY_ATTEMPTS", 2)
         yield
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from bluesky_symdenoise.acquisition.documents import refuse_unreadable
 from bluesky_symdenoise.acquisition.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.replaced import Replaced
 from bluesky_symdenoise.acquisition.routing import Owners
 from bluesky_symdenoise.acquisition.run import RunDenoiser
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -53,7 +54,7 @@ class Engine:
         What to do with every run.
     report
         Told what became of frames and runs.
-    outlet, too_late
+    outlet, too_late, replaced
         As `RunDenoiser`.
     """
 
@@ -64,7 +65,9 @@ class Engine:
         *,
         outlet: Outlet = STRAIGHT,
         too_late: Callable[[], str | None] = lambda: None,
+        replaced: Replaced | None = None,
     ) -> None:
+        self._replaced = replaced
         self._work, self._report, self._outlet, self._too_late = work, report, outlet, too_late
         self._owners = Owners()
         self._open: dict[str, RunDenoiser] = {}
@@ -139,6 +142,7 @@ class Engine:
             finished_frame=lambda reason: self._report.frame(uid, reason),
             too_late=self._too_late,
             outlet=self._outlet,
+            replaced=self._replaced,
         )
         refuse_unreadable("start", doc)
         run("start", doc)

@@ -19,6 +19,7 @@ from bluesky_symdenoise.acquisition.backlog import Backlog, Head
 from bluesky_symdenoise.acquisition.documents import packed, plain
 from bluesky_symdenoise.acquisition.pool import Pool
 from bluesky_symdenoise.acquisition.process import WorkerProcess
+from bluesky_symdenoise.acquisition.replaced import Places, Replaced
 from bluesky_symdenoise.acquisition.routing import Owners
 from bluesky_symdenoise.acquisition.spool import spool_folder
 from bluesky_symdenoise.acquisition.status import Status, Tally
@@ -52,7 +53,7 @@ class Feeder:
         self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._lock, self._tally = threading.Lock(), Tally()
         self._backlog, self._pool = Backlog(spool_folder(setup.work.folder)), Pool()
-        self._owners = Owners()
+        self._owners, self._places, self._replaced = Owners(), Places(), Replaced()
         self._unsent: deque[int] = deque()
         self._in_flight: dict[int, int] = {}
         self._begun: set[str] = set()
@@ -191,6 +192,10 @@ class Feeder:
     def _take(self, name: str, doc: Document, came: float) -> None:
         """Keep a document of a run that is denoised here, and have it sent to the worker."""
         uid = self._owners.of(name, doc)
+        if replaced := self._places.take(name, doc):
+            # At once: the worker may be far behind.
+            self._replaced.add(replaced)
+            self._process.send(("replaced", replaced))
         if name == "start" and uid is not None and uid not in self._begun | self._given_up:
             self._begin(uid)
         document = packed(name, doc)
@@ -315,6 +320,7 @@ class Feeder:
         self._failed_starts += 1
         try:
             self._process = WorkerProcess(self._setup, nice=self._setup.nice, said=self._inbox.put)
+            self._process.send(("replaced", self._replaced.all))
         except OSError as error:
             log.error("the denoiser's process cannot be started (%s)", error)
             time.sleep(1)

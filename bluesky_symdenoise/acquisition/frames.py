@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import time as clock
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -18,18 +19,19 @@ from numpy.typing import NDArray
 from tiled.ndslice import NDSlice
 
 from bluesky_symdenoise.acquisition.counting import Count
+from bluesky_symdenoise.acquisition.replaced import Replaced
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import frames_stated, stated_shape
 from bluesky_symdenoise.files.paths import local_path
 from bluesky_symdenoise.files.rows import Hdf5Rows, Patience
 from bluesky_symdenoise.files.source import HDF5, TIFF
 
+log = logging.getLogger("bluesky_symdenoise")
+
 Document = dict[str, Any]
 
 #: How long a frame that was announced may take to appear in its file.
 PATIENCE_S = 10.0
-#: How long rows may take to appear where it depends on their number from which on a file counts: as long as any frame.
-SETTLE_S = PATIENCE_S
 #: Rows of a stored run in succession that a server fails to read before the others are not asked for.
 REFUSALS = 2
 #: Bytes of successive rows that are asked for at once.
@@ -69,17 +71,19 @@ class AnnouncedFrames:
     ----------
     descriptor
         Of the stream.
+    replaced
+        Which files may be others by now.
     """
 
-    def __init__(self, descriptor: Document) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: Document, *, replaced: Replaced | None = None) -> None:
+        self._descriptor, self._replaced = descriptor, replaced or Replaced()
         self._files: dict[str, _File] = {}
         self._where: dict[tuple[str, int], list[tuple[_File, int]]] = {}
         #: Which of the frames that were announced under its number belongs to an event, by its turn.
         self._pinned: dict[tuple[str, int, int], int] = {}
 
-    def take(self, resource: Document, datum: Document, count: Count) -> None:
-        """Take a stream_datum, the stream_resource that it belongs to, and how its rows are counted.
+    def take(self, resource: Document, datum: Document, count: Count, *, descriptor: Document) -> None:
+        """Take a stream_datum, the stream_resource and the descriptor that it names, and how its rows are counted.
 
         A file is opened when it is first read.
         """
@@ -93,8 +97,8 @@ class AnnouncedFrames:
                 remedy="mend the device that announces them, or replay the run from Tiled",
             )
         if uid not in self._files:
-            self._files[uid] = _file(resource, self._descriptor, count)
-        file = self._files[uid]
+            self._files[uid] = _file(resource, self._descriptor, count, self._replaced)
+        file = _other_frames(key, self._descriptor, descriptor) or self._files[uid]
         for seq_num, index in zip(seq_nums, indices, strict=True):
             self._where.setdefault((key, seq_num), []).append((file, index))
 
@@ -137,32 +141,34 @@ class _File(Protocol):
     def close(self) -> None: ...
 
 
-def _file(resource: Document, descriptor: Document, count: Count) -> _File:
+def _file(resource: Document, descriptor: Document, count: Count, replaced: Replaced) -> _File:
     parameters = resource["parameters"]
     try:
         local_path(resource["uri"])
     except SymDenoiseError as error:
         return _OutOfReach(error)
     if resource["mimetype"] == HDF5 and not any(parameters.get(name) for name in ("template", "slice", "squeeze")):
-        return _Hdf5File(resource, descriptor, count)
-    return _OtherFile(resource, descriptor, count)
+        return _Hdf5File(resource, descriptor, count, replaced)
+    return _OtherFile(resource, descriptor, count, replaced)
 
 
-def _settled_rows(count: Count, rows: Callable[[], int]) -> Callable[[], int]:
-    """How many rows there are, after a moment in which those that were announced may appear."""
-
-    def look() -> int:
-        deadline = clock.monotonic() + SETTLE_S
-        while (there := rows()) < count.stop and clock.monotonic() < deadline:
-            clock.sleep(SETTLE_S / 10)
-        return there
-
-    return look
+def _other_frames(key: str, first: Document, now: Document) -> _OutOfReach | None:
+    """Rows of a detector that was configured anew, so that another number of frames is one."""
+    before, after = (frames_stated(stated_shape(each["data_keys"][key]["shape"])) for each in (first, now))
+    if before == after:
+        return None
+    return _OutOfReach(
+        SymDenoiseError(
+            f"{after} frames in an event of {key!r}",
+            rule=f"the stream began with {before}, and its rows have one shape",
+            remedy="take them in a stream of its own, or in another run",
+        )
+    )
 
 
 @dataclass(frozen=True)
 class _OutOfReach:
-    """A file that is nowhere on this computer."""
+    """Rows that cannot be read, whatever comes."""
 
     reason: SymDenoiseError
 
@@ -176,18 +182,34 @@ class _OutOfReach:
 class _Hdf5File:
     """Rows of one HDF5 dataset."""
 
-    def __init__(self, resource: Document, descriptor: Document, count: Count) -> None:
-        stated = stated_shape(descriptor["data_keys"][resource["data_key"]]["shape"])
-        frames = resource["parameters"].get("multiplier") or frames_stated(stated)
-        path = local_path(resource["uri"])
-        self._rows = Hdf5Rows(path, resource["parameters"]["dataset"], frames=frames, patience=PATIENCE_S)
-        self._count = count
+    def __init__(self, resource: Document, descriptor: Document, count: Count, replaced: Replaced) -> None:
+        stated = frames_stated(stated_shape(descriptor["data_keys"][resource["data_key"]]["shape"]))
+        multiplier = resource["parameters"].get("multiplier")
+        # Two that contradict each other say nothing.
+        frames = None if multiplier and stated not in (None, 1, multiplier) else multiplier or stated
+        self._path = local_path(resource["uri"])
+        self._rows = Hdf5Rows(self._path, resource["parameters"]["dataset"], frames=frames, patience=PATIENCE_S)
+        self._uid, self._count, self._replaced = resource["uid"], count, replaced
 
     def read(self, index: int) -> NDArray[Any]:
-        return self._rows.read(self._count.row(index, rows=_settled_rows(self._count, self._rows.count)))
+        self._replaced.check(self._uid, [self._path])
+        image = self._rows.read(self._count.row(index, has=lambda row: row < self._rows.count()))
+        # Meanwhile, too.
+        self._replaced.check(self._uid, [self._path])
+        return image
 
     def close(self) -> None:
-        self._rows.close()
+        """It is opened for each read; what is strange about its length is said now."""
+        there, announced = self._rows.count(), self._count.stop
+        if there > announced > 0 and there % announced == 0 and self._count.first == 0:
+            log.warning(
+                "%s holds %d times as many frames as were announced, %d and %d: if that many are taken for an event, "
+                "its rows show others; have the device state the shape (frames, y, x)",
+                self._path,
+                there // announced,
+                there,
+                announced,
+            )
 
 
 class _OtherFile:
@@ -197,7 +219,7 @@ class _OtherFile:
     other rows than it needs: then a row is what its number says, whatever came before.
     """
 
-    def __init__(self, resource: Document, descriptor: Document, count: Count) -> None:
+    def __init__(self, resource: Document, descriptor: Document, count: Count, replaced: Replaced) -> None:
         key = resource["data_key"]
         known = [size or 1 for size in stated_shape(descriptor["data_keys"][key]["shape"])]
         chunk = resource["parameters"].get("chunk_shape") or ()
@@ -206,21 +228,26 @@ class _OtherFile:
             known[1:] = chunk[1:]
         described = descriptor["data_keys"] | {key: descriptor["data_keys"][key] | {"shape": known}}
         self._resource, self._descriptor = resource, {**descriptor, "data_keys": described}
-        self._count, self._patience = count, Patience(PATIENCE_S)
+        self._count, self._replaced, self._patience = count, replaced, Patience(PATIENCE_S)
 
     def read(self, index: int) -> NDArray[Any]:
-        row = self._count.row(index, rows=_settled_rows(self._count, self._rows_there))
+        row = self._count.row(index, has=self._has)
         value = f"frame {index} of {self._resource['uri']}"
-        return self._patience.read(lambda: self._read_now(row), value=value, again=lambda: None)
+        uid, paths = self._resource["uid"], self._paths(row)[1]
+        self._replaced.check(uid, paths)
+        image = self._patience.read(lambda: self._read_now(row), value=value)
+        self._replaced.check(uid, paths)
+        return image
 
-    def _rows_there(self) -> int:
-        """How many rows there are if they are numbered from 0: all that were announced, or less."""
-        last = self._count.stop - 1
-        numbered, consolidator = self._consolidator(last)
-        if not numbered:
-            return self._count.stop
-        paths = (local_path(asset.data_uri) for asset in consolidator.assets)
-        return self._count.stop if all(path.exists() for path in paths) else last
+    def _has(self, row: int) -> bool:
+        """Whether there is a row; of a file that holds several nobody knows."""
+        numbered, paths = self._paths(row)
+        return not numbered or all(path.exists() for path in paths)
+
+    def _paths(self, row: int) -> tuple[bool, list[Path]]:
+        """Whether rows are in files of their own, and which the file of a row is."""
+        numbered, consolidator = self._consolidator(row)
+        return numbered, [local_path(asset.data_uri) for asset in consolidator.assets]
 
     def _consolidator(self, row: int) -> tuple[bool, Any]:
         """Whether rows are in files of their own, and what says in which."""

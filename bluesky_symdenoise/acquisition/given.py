@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from bluesky_symdenoise.acquisition.documents import plain, refuse_unreadable
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
+from bluesky_symdenoise.acquisition.replaced import Places, Replaced
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Layout:
 class GivenRun:
     """A run as documents: its frames are in the documents, or in files that they name and this computer sees.
 
-    The documents are read once.
+    The documents are read once; those in a list or a backup are looked through before, for files that were replaced.
     """
 
     def __init__(self, documents: Iterable[Any]) -> None:
@@ -60,6 +61,9 @@ class GivenRun:
                 rule="a run begins with its start document",
                 remedy="give all its (name, document) pairs",
             )
+        self._replaced = Replaced()
+        if isinstance(documents, Sequence):
+            self._foresee(documents)
         self.start: Document = plain(first[1])
         refuse_unreadable("start", self.start)
         self.stop: Document | None = None
@@ -81,7 +85,12 @@ class GivenRun:
 
     def frames(self, descriptor: Document) -> FrameSource:
         """From the files that the documents announce."""
-        return AnnouncedFrames(descriptor)
+        return AnnouncedFrames(descriptor, replaced=self._replaced)
+
+    def _foresee(self, documents: Iterable[Any]) -> None:
+        places = Places()
+        for name, doc in documents:
+            self._replaced.add(places.take(name, doc))
 
     def layout(self, descriptor: Document, key: str) -> Layout:
         """As the data key says."""
@@ -109,6 +118,7 @@ class Backup(GivenRun):
                 remedy="give a file of TiledWriter's backup_directory",
             )
         super().__init__(_json_lines(path))
+        self._foresee(_json_lines(path))
         name, doc = deque(_json_lines(path), maxlen=1).pop()
         self.stop, self.last_seen = doc if name == "stop" else None, _last_moment(doc) or self.start["time"]
         if self.stop is None:

@@ -225,8 +225,8 @@ class Images:
         return held[3]
 
 
-def refuse_hopeless(images: Mapping[str, Images], descriptor: Document) -> None:
-    """Raise SymDenoiseError if mask, exposure, dark or centre fit no image of a stream; fits one, the others fail."""
+def misfit(images: Mapping[str, Images], descriptor: Document) -> SymDenoiseError | None:
+    """Return what of mask, exposure, dark or centre fits no image of a stream as stated; None where it fits one."""
     refused: list[SymDenoiseError] = []
     for key, each in images.items():
         height, width = stated_shape(descriptor["data_keys"][key]["shape"])[-2:]
@@ -235,14 +235,12 @@ def refuse_hopeless(images: Mapping[str, Images], descriptor: Document) -> None:
         try:
             each.refuse_misfit((height, width))
         except SymDenoiseError as error:
-            # Stated the other way round, (x, y), it may fit the images.
-            if not _fits(each, (width, height)):
-                refused.append(error)
-    if len(refused) == len(images):
-        raise refused[0]
+            refused.append(error)
+    return refused[0] if len(refused) == len(images) else None
 
 
-def _fits(images: Images, shape: tuple[int, int]) -> bool:
+def fits(images: Images, shape: tuple[int, int]) -> bool:
+    """Return whether mask, exposure, dark and centre fit images of this shape (y, x)."""
     try:
         images.refuse_misfit(shape)
     except SymDenoiseError:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition import frames
+from bluesky_symdenoise.acquisition.replaced import Replaced
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import frames_stated
 from bluesky_symdenoise.files.paths import refuse_windows
@@ -28,10 +29,12 @@ class LegacyFrames:
     ----------
     handlers
         ``package.module:Class`` by spec, before those that installed packages register for databroker.
+    replaced
+        Which files may be others by now.
     """
 
-    def __init__(self, handlers: Mapping[str, str]) -> None:
-        self._named = dict(handlers)
+    def __init__(self, handlers: Mapping[str, str], replaced: Replaced) -> None:
+        self._named, self._replaced = dict(handlers), replaced
         self._resources: dict[str, Document] = {}
         self._data: dict[str, Document] = {}
         self._open: dict[str, Callable[..., Any]] = {}
@@ -73,6 +76,7 @@ class LegacyFrames:
         factory = self._handler(resource["spec"])
 
         refuse_windows(str(path))
+        self._replaced.check(uid, [path])
         short: list[NDArray[Any]] = []
 
         def attempt() -> NDArray[Any]:
@@ -87,12 +91,15 @@ class LegacyFrames:
         patience = self._patience.setdefault(uid, Patience(frames.PATIENCE_S))
         value = f"{resource['spec']} frame {datum['datum_kwargs']} of {path}"
         try:
-            return patience.read(attempt, value=value, again=lambda: self._let_go(uid))
+            image = patience.read(attempt, value=value, again=lambda: self._let_go(uid))
         except SymDenoiseError:
-            if short:
-                # It gets no more: the detector has summed the frames, or took fewer.
-                return short[0]
-            raise
+            if not short:
+                raise
+            # It gets no more: the detector has summed the frames, or took fewer.
+            image = short[0]
+        # Meanwhile, too.
+        self._replaced.check(uid, [path])
+        return image
 
     def close(self) -> None:
         """Let go of the files."""

@@ -125,6 +125,10 @@ def refuse_other_rows(name: str, array: Any, used: Mapping[tuple[str, str | None
     for source in sources or ():
         dataset = source.parameters.get("dataset")
         uris = [asset.data_uri for asset in source.assets]
+        if len(set(uris)) < len(uris):
+            raise other_rows(
+                f"image {name}", f"file {max(uris, key=uris.count)} was announced more than once: it was written anew"
+            )
         for uri in uris:
             others = ", ".join(sorted(set(used.get((uri, dataset), ())) - {name}))
             if others:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
 from event_model import DocumentRouter, unpack_datum_page, unpack_event_page
 from numpy.typing import NDArray
 
@@ -14,12 +14,12 @@ from bluesky_symdenoise.acquisition.counting import Counting
 from bluesky_symdenoise.acquisition.darks import Darks
 from bluesky_symdenoise.acquisition.documents import Unreadable, refuse_unreadable, refused_value, unreadable
 from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
-from bluesky_symdenoise.acquisition.images import Images, refuse_hopeless
+from bluesky_symdenoise.acquisition.images import Images, fits, misfit
 from bluesky_symdenoise.acquisition.legacy import LegacyFrames
-from bluesky_symdenoise.acquisition.plan import Request, all_image_keys, image_keys, no_images
-from bluesky_symdenoise.acquisition.streams import Event, Stream, held_image
+from bluesky_symdenoise.acquisition.plan import Request, image_keys, no_images
+from bluesky_symdenoise.acquisition.replaced import Replaced
+from bluesky_symdenoise.acquisition.streams import Event, Stream, said_lack
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.layout import row_shape, stated_shape
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -35,11 +35,19 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         What to do with every frame.
     source
         Makes the frame source of a stream from its descriptor; by default files that documents announce.
+    replaced
+        Which of these files may be others by now.
     """
 
-    def __init__(self, asked: Request, *, source: Callable[[Document], FrameSource] = AnnouncedFrames) -> None:
+    def __init__(
+        self,
+        asked: Request,
+        *,
+        source: Callable[[Document], FrameSource] | None = None,
+        replaced: Replaced | None = None,
+    ) -> None:
         super().__init__()
-        self._asked, self._source = asked, source
+        self._asked, self._source = asked, source or partial(AnnouncedFrames, replaced=replaced)
         self._start: Document = {}
         self._wanted = asked.recipe.rows
         self._streams: dict[str, Stream] = {}
@@ -50,11 +58,13 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         self._counting = Counting()
         #: Resources with images that were asked for.
         self._seen: set[str] = set()
-        #: Names of all streams, with images or without, by their descriptors.
-        self._names: dict[str, str] = {}
-        self._legacy = LegacyFrames(asked.beamline.handlers)
+        #: Those of all streams, with images or without.
+        self._descriptors: dict[str, Document] = {}
+        self._legacy = LegacyFrames(asked.beamline.handlers, replaced or Replaced())
         self._darks = Darks(asked, {})
         self._ended = False
+        #: What fits no stated shape, until the first image comes.
+        self._misfit: SymDenoiseError | None = None
         #: Names that were looked for in vain.
         self._complained: set[str] = set()
         #: The derived run's uid once a stream of images has come, and what became of it in one line.
@@ -77,7 +87,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         A stream's second descriptor says that its configuration changed: the rows go on where they were.
         """
         refuse_unreadable("descriptor", {"data_keys": doc["data_keys"]})
-        self._names[doc["uid"]] = doc["name"]
+        self._descriptors[doc["uid"]] = doc
         if doc["name"] in self._streams:
             self._by_descriptor[doc["uid"]] = self._streams[doc["name"]]
             return
@@ -91,10 +101,10 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
                 self.outcome = f"nothing to denoise: {self.lack}"
             return
         images = {key: Images(self._asked, self._darks, key=key, start=self._start, descriptor=doc) for key in keys}
-        if self.derived_uid is None and doc["name"] != self._asked.beamline.dark_stream:
-            refuse_hopeless(images, doc)
-            self._open(doc, keys)
-            self.derived_uid = self._asked.recipe.derived_uid(self._start["uid"])
+        if self.derived_uid is None and self._misfit is None and doc["name"] != self._asked.beamline.dark_stream:
+            self._misfit = misfit(images, doc)
+            if self._misfit is None:
+                self._open_with(doc, keys)
         if doc["name"] != self._asked.beamline.dark_stream:
             self._complain(doc["name"], images)
         stream = Stream(name=doc["name"], keys=keys, descriptor=doc, frames=self._source(doc), images=images)
@@ -113,7 +123,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         stream = self._by_descriptor.get(doc["descriptor"])
         resource = self._resources[doc["stream_resource"]]
         # Also of streams that nobody asked for: they may share a file with those that somebody did.
-        count = self._counting.take(resource, doc, self._names.get(doc["descriptor"], ""))
+        count = self._counting.take(resource, doc, self._descriptors.get(doc["descriptor"], {}).get("name", ""))
         if stream is None or resource["data_key"] not in stream.keys:
             return
         if resource["data_key"] in stream.announced and stream.may_fly:
@@ -123,7 +133,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             if resource["uid"] not in self._seen:
                 self._seen.add(resource["uid"])
                 self._file(resource["uri"])
-            stream.frames.take(resource, doc, count)
+            stream.frames.take(resource, doc, count, descriptor=self._descriptors[doc["descriptor"]])
         self._advance()
 
     def resource(self, doc: Document) -> None:
@@ -182,6 +192,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         self._ended = True
         for stream in self._dark_first():
             self._finish(stream, doc["time"])
+        if self._misfit is not None:
+            raise self._misfit
         self._close(exit_status=doc["exit_status"], reason=doc.get("reason", ""))
 
     def owns(self, descriptor_uid: str | None) -> bool:
@@ -196,19 +208,9 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
     @property
     def lack(self) -> str:
         """Why nothing is denoised: what was asked for, and what there is."""
-        recipe = self._asked.recipe
-        asked = {"streams": recipe.streams, "data_keys": recipe.data_keys}
-        wanted = ", ".join(f"{what}={list(names)}" for what, names in asked.items() if names is not None)
-        there = [f"{each['name']}/{key}" for each in self._left_out for key in all_image_keys(each)]
-        if wanted and there:
-            return f"no image fits {wanted}; there is {', '.join(there)}"
-        streams = [f"{each['name']} ({', '.join(each['data_keys'])})" for each in self._left_out]
-        why = [
-            f"{each['name']}/{key}: {reason}"
-            for each in self._left_out
-            for key, reason in (no_images(each) | self._refused(each["name"], image_keys(each, recipe))).items()
-        ]
-        return "; ".join([f"no 2D image in streams {', '.join(streams) or '(none)'}", *why])
+        recipe, left_out = self._asked.recipe, self._left_out
+        refused = {each["name"]: self._refused(each["name"], image_keys(each, recipe)) for each in left_out}
+        return said_lack(recipe, left_out, refused)
 
     def _say_left_out(self, stream: str, reasons: Mapping[str, str]) -> None:
         """Log the images that are not denoised, once a run."""
@@ -248,6 +250,24 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
     def _open(self, descriptor: Document, keys: Sequence[str]) -> None:
         """The first stream of images has come."""
         raise NotImplementedError
+
+    def _open_with(self, descriptor: Document, keys: Sequence[str]) -> None:
+        self._open(descriptor, keys)
+        self.derived_uid = self._asked.recipe.derived_uid(self._start["uid"])
+
+    def _open_in_spite(self, stream: Stream, event: Event, refused: SymDenoiseError) -> None:
+        """What fits no stated shape may fit the images: the first one tells."""
+        for key, images in stream.images.items():
+            try:
+                fitting = fits(images, self._image(stream, key, event).shape[-2:])
+            except Exception as error:
+                log.debug("run %s, %s: %s", self._start["uid"][:8], key, error)
+            else:
+                if fitting:
+                    self._misfit = None
+                    self._open_with(stream.descriptor, stream.keys)
+                    return
+        raise refused
 
     def _file(self, uri: str) -> None:
         """Images are in this file."""
@@ -311,6 +331,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         if self._is_dark(stream):
             self._take_darks(stream, event)
             return
+        if self._misfit is not None:
+            self._open_in_spite(stream, event, self._misfit)
         row, stream.rows = stream.rows, stream.rows + 1
         if row in self._wanted:
             self._write(stream, event, row)
@@ -350,51 +372,4 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
                 log.warning("run %s, dark of %s: %s", self._start["uid"][:8], key, error)
 
     def _image(self, stream: Stream, key: str, event: Event) -> NDArray[Any]:
-        """Read one image (..., y, x), in the shape that the first of its data key had.
-
-        Raises
-        ------
-        SymDenoiseError
-            If it cannot be read, is no image, or has another shape.
-        """
-        image = self._as_it_is(stream, key, event)
-        described = stream.descriptor["data_keys"][key]
-        stated = stated_shape(described["shape"])
-        shape = row_shape(image.shape, stated)
-        if key not in stream.shapes:
-            stream.shapes[key] = shape
-            if shape != stated:
-                log.warning(
-                    "run %s, %s/%s: the data key states shape %s and its images have %s, which counts; mask and beam "
-                    "centre are those of (y, x) = %s; mend the device's description",
-                    self._start["uid"][:8],
-                    stream.name,
-                    key,
-                    tuple(described["shape"] or ()),
-                    shape,
-                    shape[-2:],
-                )
-        if shape != stream.shapes[key]:
-            raise SymDenoiseError(
-                f"an image of shape {shape}",
-                rule=f"those before it have {stream.shapes[key]}, and {tuple(described['shape'] or ())} is stated",
-                remedy="take images of one shape in a run; this one can be denoised with `symdenoise denoise`",
-            )
-        # Bits that are set or not are counts of one or none.
-        return image.reshape(shape).astype(np.uint8 if image.dtype == bool else image.dtype, copy=False)
-
-    def _as_it_is(self, stream: Stream, key: str, event: Event) -> NDArray[Any]:
-        held = event.images.get(key)
-        if isinstance(held, Unreadable):
-            raise refused_value(f"image {key!r}", held)
-        if isinstance(held, str):
-            return self._legacy.read(held, stated_shape(stream.descriptor["data_keys"][key]["shape"]))
-        if held is not None:
-            return held_image(held, stream.descriptor["data_keys"][key].get("dtype_numpy"))
-        if stream.frames.has(key, event.seq_num, event.turn):
-            return stream.frames.read(key, event.seq_num, event.turn)
-        raise SymDenoiseError(
-            f"event {event.seq_num}",
-            rule="its frame was never announced",
-            remedy="replay the run when it is there",
-        )
+        return stream.image(key, event, run=self._start["uid"], legacy=self._legacy)

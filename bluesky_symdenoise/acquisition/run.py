@@ -13,11 +13,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.aside import Aside
-from bluesky_symdenoise.acquisition.frames import AnnouncedFrames, FrameSource
+from bluesky_symdenoise.acquisition.frames import FrameSource
 from bluesky_symdenoise.acquisition.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.place import check_apart
 from bluesky_symdenoise.acquisition.plan import Work, now
 from bluesky_symdenoise.acquisition.reader import RunReader
+from bluesky_symdenoise.acquisition.replaced import Replaced
 from bluesky_symdenoise.acquisition.streams import Event, Stream
 from bluesky_symdenoise.catalog.columns import refused_keys, refused_stream
 from bluesky_symdenoise.catalog.journal import Journal
@@ -66,18 +67,21 @@ class RunDenoiser(RunReader):
         Asked before each frame; a reason not to denoise it any more makes it NaN.
     outlet
         Where the documents of the derived run go.
+    replaced
+        Which raw files may be others by now.
     """
 
     def __init__(
         self,
         work: Work,
         *,
-        source: Callable[[Document], FrameSource] = AnnouncedFrames,
+        source: Callable[[Document], FrameSource] | None = None,
         finished_frame: Callable[[str | None], None] = lambda _: None,
         too_late: Callable[[], str | None] = lambda: None,
         outlet: Outlet = STRAIGHT,
+        replaced: Replaced | None = None,
     ) -> None:
-        super().__init__(work, source=source)
+        super().__init__(work, source=source, replaced=replaced)
         self._work, self._finished_frame = work, finished_frame
         self._too_late, self._outlet = too_late, outlet
         self._aside = Aside()

@@ -16,6 +16,7 @@ from bluesky_symdenoise.acquisition.documents import plain
 from bluesky_symdenoise.acquisition.engine import Engine
 from bluesky_symdenoise.acquisition.place import Place
 from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.replaced import Places, Replaced
 from bluesky_symdenoise.acquisition.status import Status, Tally
 from bluesky_symdenoise.analysis.ring import Ring
 
@@ -73,7 +74,8 @@ class ThreadedDenoiseCallback:
         )
         self._queue: queue.SimpleQueue[tuple[str, Document] | None] = queue.SimpleQueue()
         self._lock, self._tally = threading.Lock(), Tally()
-        self._engine = Engine(work, self)
+        self._places, self._replaced = Places(), Replaced()
+        self._engine = Engine(work, self, replaced=self._replaced)
         self._closing, self._busy, self._alive = False, False, True
         self._worker = threading.Thread(target=self._run, name="symdenoise", daemon=True)
         self._worker.start()
@@ -82,7 +84,9 @@ class ThreadedDenoiseCallback:
     def __call__(self, name: str, doc: Document) -> None:
         """Take a document; called by the RunEngine."""
         if not self._closing:
-            self._queue.put((name, plain(doc)))
+            taken = plain(doc)
+            self._replaced.add(self._places.take(name, taken))
+            self._queue.put((name, taken))
 
     def __enter__(self) -> ThreadedDenoiseCallback:
         return self

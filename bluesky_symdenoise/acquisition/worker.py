@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bluesky_symdenoise.acquisition.replaced import Places, Replaced
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Setup:
 class _Worker:
     """The engine and the sender, reporting to the process that started this one."""
 
-    def __init__(self, pipe: Connection, setup: Setup) -> None:
+    def __init__(self, pipe: Connection, setup: Setup, replaced: Replaced) -> None:
         from bluesky_symdenoise.acquisition.engine import Engine
         from bluesky_symdenoise.acquisition.sender import Sender
 
@@ -74,7 +75,8 @@ class _Worker:
         #: Whether the RunEngine's process has ended.
         self._alone = False
         self._sender = Sender(setup.work, told=self)
-        self._engine = Engine(setup.work, self, outlet=self._outlet, too_late=self._too_late)
+        self._places, self._replaced = Places(), replaced
+        self._engine = Engine(setup.work, self, outlet=self._outlet, too_late=self._too_late, replaced=self._replaced)
 
     def say(self, *message: Any) -> None:
         """Tell the RunEngine's process; if that has ended, whoever reads this process's stderr."""
@@ -130,6 +132,8 @@ class _Worker:
             return
         if again and name == "start":
             self._again.add(self._setup.work.recipe.derived_uid(doc["uid"]))
+        # What comes later, after this process is alone, may be of a file that this document names.
+        self._places.take(name, doc)
         self._engine.take(name, doc)
         if self._setup.settled:
             self._engine.settle()
@@ -140,7 +144,9 @@ class _Worker:
 
         for line in left_with_other_settings(self._setup.work):
             self.say("log", logging.WARNING, line)
-        for file, head in left_files(self._setup.work):
+        left = list(left_files(self._setup.work))
+        self._foresee([file.path for file, _ in left])
+        for file, head in left:
             uid = head.raw_uid
             self.say("log", logging.WARNING, f"run {uid[:8]}: the process that took it has ended; it is finished now")
             self._held[uid] = file
@@ -171,7 +177,9 @@ class _Worker:
             runs = ", ".join(uid[:8] for uid in taken_over)
             line = f"the RunEngine's process has ended; process {os.getpid()} finishes runs {runs}"
             self.say("log", logging.WARNING, line)
-        for _, name, doc in merged_documents([self._held[uid].path for uid in taken_over], after=self._taken):
+        paths = [self._held[uid].path for uid in taken_over]
+        self._foresee(paths, after=self._taken)
+        for _, name, doc in merged_documents(paths, after=self._taken):
             self._came = time.monotonic()
             self._engine.take(name, doc)
         for uid in taken_over:
@@ -179,6 +187,13 @@ class _Worker:
         # And the runs of which no document has come here yet.
         for _ in self._left():
             pass
+
+    def _foresee(self, paths: Sequence[Path], *, after: int = -1) -> None:
+        """Look through documents that are worked off later: which files were replaced before that."""
+        from bluesky_symdenoise.acquisition.backlog import merged_documents
+
+        for _, name, doc in merged_documents(paths, after=after):
+            self._replaced.add(self._places.take(name, doc))
 
     def _remove_finished(self) -> None:
         """Remove the documents of runs that are finished, where the process ended that had not heard so yet."""
@@ -284,9 +299,10 @@ def main() -> None:
     pipe = Connection(int(sys.argv[1]))
     setup = pipe.recv()
     inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
+    replaced = Replaced()
+    threading.Thread(target=_listen, args=(pipe, inbox, replaced), daemon=True).start()
     _logged_in(setup)
-    worker = _Worker(pipe, setup)
+    worker = _Worker(pipe, setup, replaced)
     log = logging.getLogger("bluesky_symdenoise")
     log.addHandler(_Forward(worker))
     log.propagate = False
@@ -348,13 +364,17 @@ def _next(inbox: queue.SimpleQueue[tuple[Any, ...]], left: Iterator[None]) -> tu
     return inbox.get()
 
 
-def _listen(pipe: Connection, inbox: queue.SimpleQueue[tuple[Any, ...]]) -> None:
+def _listen(pipe: Connection, inbox: queue.SimpleQueue[tuple[Any, ...]], replaced: Replaced) -> None:
     while True:
         try:
             message = pipe.recv()
             if message[0] == "document":
                 message = (*message, (pipe.recv_bytes(), pipe.recv_bytes()))
-            inbox.put(message)
+            if message[0] == "replaced":
+                # What waits in the inbox is worked off with this in mind.
+                replaced.add(message[1])
+            else:
+                inbox.put(message)
         except (EOFError, OSError):
             inbox.put(("gone",))
             return

@@ -30,7 +30,9 @@ class Patience:
     def __init__(self, seconds: float) -> None:
         self._seconds, self._in_vain = seconds, False
 
-    def read(self, attempt: Callable[[], NDArray[Any]], *, value: str, again: Callable[[], None]) -> NDArray[Any]:
+    def read(
+        self, attempt: Callable[[], NDArray[Any]], *, value: str, again: Callable[[], None] = lambda: None
+    ) -> NDArray[Any]:
         """What `attempt` returns, as soon as it does.
 
         Parameters
@@ -74,7 +76,7 @@ class Hdf5Rows:
     Parameters
     ----------
     path
-        Of the file; it is opened when a row is first read.
+        Of the file; it is opened for each row, and closed again.
     dataset
         Its name in the file: rows stacked as (row, 1, y, x), or laid end to end as (frame, y, x).
     frames
@@ -85,16 +87,14 @@ class Hdf5Rows:
 
     def __init__(self, path: Path, dataset: str, *, frames: int | None, patience: float) -> None:
         self._path, self._dataset_name, self._frames, self._patience = path, dataset, frames, Patience(patience)
-        self._file: Any = None
 
     def count(self) -> int:
         """Return how many whole rows the dataset has now; 0 while it cannot be read."""
-        self.close()
         try:
-            dataset = self._opened()
-            return int(dataset.shape[0]) // self._per_row(dataset)
+            with open_for_reading(self._path) as file:
+                dataset = file[self._dataset_name]
+                return int(dataset.shape[0]) // self._per_row(dataset)
         except (OSError, KeyError, ValueError, RuntimeError):
-            self.close()
             return 0
 
     def read(self, index: int) -> NDArray[Any]:
@@ -105,29 +105,24 @@ class Hdf5Rows:
         SymDenoiseError
             If the row does not appear in time.
         """
-        return self._patience.read(
-            lambda: self._read_now(index), value=f"frame {index} of {self._path}", again=self.close
-        )
+        return self._patience.read(lambda: self._read_now(index), value=f"frame {index} of {self._path}")
 
     def _read_now(self, index: int) -> NDArray[Any]:
-        dataset = self._opened()
-        if dataset.ndim == 2:
-            # One image by itself.
-            wanted, rows = slice(None), 1
-        else:
-            per_row = self._per_row(dataset)
-            wanted, rows = slice(index * per_row, (index + 1) * per_row), dataset.shape[0] // per_row
-        if index >= rows:
-            raise IndexError(f"the dataset has {rows} rows so far, in shape {dataset.shape}")
-        image = np.asarray(dataset[wanted])
-        return image[0] if dataset.ndim > 3 else image
-
-    def _opened(self) -> Any:
-        if self._file is None:
-            self._file = open_for_reading(self._path)
-        # Never refreshed: where a file was not made for SWMR and anybody in this process has it open too, HDF5 2.0 then
-        # corrupts memory. A row that is not there yet is looked for in the file opened anew.
-        return self._file[self._dataset_name]
+        # Opened for each row: open, it would keep the detector from opening it to write, and rows that came since are
+        # seen in a file opened anew only. Never refreshed: where a file was not made for SWMR and anybody in this
+        # process has it open too, HDF5 2.0 then corrupts memory.
+        with open_for_reading(self._path) as file:
+            dataset = file[self._dataset_name]
+            if dataset.ndim == 2:
+                # One image by itself.
+                wanted, rows = slice(None), 1
+            else:
+                per_row = self._per_row(dataset)
+                wanted, rows = slice(index * per_row, (index + 1) * per_row), dataset.shape[0] // per_row
+            if index >= rows:
+                raise IndexError(f"the dataset has {rows} rows so far, in shape {dataset.shape}")
+            image = np.asarray(dataset[wanted])
+        return image[0] if image.ndim > 3 else image
 
     def _per_row(self, dataset: Any) -> int:
         """Entries of the first axis that are one row."""
@@ -140,12 +135,6 @@ class Hdf5Rows:
                 remedy="have the device state the shape (frames, y, x) of an event",
             )
         return max(1, self._frames or 1) if dataset.ndim == 3 else max(1, int(dataset.shape[0]))
-
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def open_for_reading(path: Path) -> Any:
