@@ -334,29 +334,6 @@ class TestShapes:
             assert "states shape" not in caplog.text
 
     @pytest.mark.parametrize("stated", [(HEIGHT, WIDTH), (WIDTH, HEIGHT), (HEIGHT, WIDTH, 0), (None, None)])
-    @pytest.mark.parametrize("fitting", [True, False])
-    def test_mask_of_the_region_that_the_file_holds(
-        self, fitting: bool, client: Container, denoiser: Denoiser, made: Callable[..., Made]
-    ) -> None:
-        """It does not fit what is stated: the first image tells whether the run is refused."""
-        run, stack = made(), frames(2)
-        stream = run.stream(det=described([1, HEIGHT + 8, WIDTH + 9]))
-        resource = run.hdf5("a", stack)
-        for row in range(2):
-            run.row(stream, resource, row, row + 1)
-        mask = np.zeros((HEIGHT, WIDTH) if fitting else (WIDTH, HEIGHT), bool)
-        mask[:5] = True
-        callback = ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1", mask=mask)
-        status = fed(callback, run.ended())
-        if fitting:
-            assert status.ok
-            assert np.isnan(derived(client, run.uid)["primary"]["det"].read()[..., :5, :]).all()
-            assert counts_in(derived(client, run.uid)) == sums(stack[:, 5:])
-        else:
-            (line,) = status.errors
-            assert f"mask of shape ({WIDTH}, {HEIGHT})" in line
-            assert denoised_for(client, run.uid) is None
-
     def test_images_inside_events(
         self, stated: tuple[int | None, ...], live: Any, client: Container, made: Callable[..., Made]
     ) -> None:
@@ -385,6 +362,29 @@ class TestShapes:
         for key in ("end", "rows"):
             assert counts_in(found, key=key) == sums(stack.reshape(2, 3, HEIGHT, WIDTH))
             upright(found, stack, key=key)
+
+    @pytest.mark.parametrize("fitting", [True, False])
+    def test_mask_of_the_region_that_the_file_holds(
+        self, fitting: bool, client: Container, denoiser: Denoiser, made: Callable[..., Made]
+    ) -> None:
+        """It does not fit what is stated: the first image tells whether the run is refused."""
+        run, stack = made(), frames(2)
+        stream = run.stream(det=described([1, HEIGHT + 8, WIDTH + 9]))
+        resource = run.hdf5("a", stack)
+        for row in range(2):
+            run.row(stream, resource, row, row + 1)
+        mask = np.zeros((HEIGHT, WIDTH) if fitting else (WIDTH, HEIGHT), bool)
+        mask[:5] = True
+        callback = ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1", mask=mask)
+        status = fed(callback, run.ended())
+        if fitting:
+            assert status.ok
+            assert np.isnan(derived(client, run.uid)["primary"]["det"].read()[..., :5, :]).all()
+            assert counts_in(derived(client, run.uid)) == sums(stack[:, 5:])
+        else:
+            (line,) = status.errors
+            assert f"mask of shape ({WIDTH}, {HEIGHT})" in line
+            assert denoised_for(client, run.uid) is None
 
     def test_region_that_changes_in_the_run_is_left_out_with_both_shapes(
         self, live: Any, client: Container, made: Callable[..., Made]
