@@ -564,6 +564,22 @@ class TestValues:
         assert fed(live, documents).ok
         assert counts_in(derived(client, run.uid)) == sums(frames(1))
 
+    def test_resource_that_was_announced_in_another_run(
+        self, live: Any, client: Container, made: Callable[..., Made], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As of a detector that is staged once for two runs: rows are NaN, and it is said which resource lacks."""
+        run, stack = made(), frames(2)
+        stream = run.stream(det=described([1, HEIGHT, WIDTH]))
+        resource = run.hdf5("a", stack)
+        for row in range(2):
+            run.row(stream, resource, row, row + 1)
+        uid = resource.stream_resource_doc["uid"]
+        fed(live, [each for each in run.ended() if each[0] != "stream_resource"])
+        found = derived(client, run.uid)
+        assert np.isnan(counts_in(found)).all()
+        assert "never announced" in str(found.metadata["stop"]["provenance"]["failures"])
+        assert f"names resource {uid!r}, which was not announced in this run" in caplog.text
+
     def test_document_that_lacks_a_key_names_it(self, live: Any, made: Callable[..., Made]) -> None:
         run = made()
         stream = run.stream(det=described([HEIGHT, WIDTH], None))

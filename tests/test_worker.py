@@ -146,6 +146,25 @@ class TestCrash:
             assert outcome(run)["complete"]
         assert left_in_spool(home) == []
 
+    def test_worker_that_hangs_keeps_no_document_from_the_disk(self, home: Path, client: Container) -> None:
+        """As one whose file system does not answer: what comes meanwhile survives the end of both processes."""
+        frames = np.random.default_rng(5).poisson(2.0, (12, 256, 256)).astype(np.uint16)
+        callback = callback_on(client)
+        os.kill(callback.worker_pid, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            documents = inline(frames)
+            for name, doc in documents:
+                callback(name, doc)
+            spool = home / "denoised" / "symdenoise-spool"
+            while sum(path.stat().st_size for path in spool.glob("*.documents")) < frames.nbytes:
+                assert time.monotonic() - begun < 60
+                time.sleep(0.05)
+        finally:
+            os.kill(callback.worker_pid, signal.SIGCONT)
+        assert callback.close(timeout=120).ok
+        assert outcome(derived_of(client, _Documents(documents)))["complete"]
+
     def test_worker_that_dies_again_and_again_is_given_up_with_the_remedy(
         self, client: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

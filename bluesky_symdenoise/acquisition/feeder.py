@@ -272,7 +272,7 @@ class Feeder:
             came = time.monotonic() if self._again else self._backlog.time(number)
             path = None if uid is None else self._backlog.path(uid)
             message = ("document", number, uid, None if path is None else str(path), came, self._again)
-            self._process.send_document(message, self._backlog.pieces(number))
+            self._process.send(message, self._backlog.pieces(number))
         if not self._unsent:
             self._again = False
             if self._close_asked and not self._close_sent:

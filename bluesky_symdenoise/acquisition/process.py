@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -46,7 +47,9 @@ class WorkerProcess:
                 process_group=0,
                 env=os.environ | _RETRY,
             )
+        self._outbox: queue.SimpleQueue[tuple[Any, Sequence[bytes]] | None] = queue.SimpleQueue()
         self.send(setup)
+        threading.Thread(target=self._talk, name="symdenoise-talk", daemon=True).start()
         threading.Thread(target=self._listen, name="symdenoise-listen", daemon=True).start()
 
     @property
@@ -54,21 +57,12 @@ class WorkerProcess:
         """Process id of the worker."""
         return self._process.pid
 
-    def send(self, message: Any) -> None:
-        """Hand over a message; to a worker that has ended, nothing is handed over, and ``("gone",)`` says so."""
-        try:
-            self._pipe.send(message)
-        except OSError:
-            return
+    def send(self, message: Any, pieces: Sequence[bytes] = ()) -> None:
+        """Hand over a message, and the pieces of a document after it, without waiting for a worker that hangs.
 
-    def send_document(self, message: Any, pieces: Sequence[bytes]) -> None:
-        """Hand over a message, and the pieces of the document after it."""
-        try:
-            self._pipe.send(message)
-            for piece in pieces:
-                self._pipe.send_bytes(piece)
-        except OSError:
-            return
+        To one that has ended nothing is handed over, and ``("gone",)`` says so.
+        """
+        self._outbox.put((message, pieces))
 
     def forget_in_fork(self) -> None:
         """Close the pipe in a process that was forked: while that held it, the worker would think this one alive."""
@@ -77,6 +71,7 @@ class WorkerProcess:
     def wait(self) -> int:
         """Wait until it has ended; its exit status, negative for a signal."""
         status = self._process.wait()
+        self._outbox.put(None)
         self._pipe.close()
         return status
 
@@ -84,6 +79,16 @@ class WorkerProcess:
         """End it now."""
         self._process.kill()
         self._process.wait()
+
+    def _talk(self) -> None:
+        while (item := self._outbox.get()) is not None:
+            message, pieces = item
+            try:
+                self._pipe.send(message)
+                for piece in pieces:
+                    self._pipe.send_bytes(piece)
+            except OSError:
+                return
 
     def _listen(self) -> None:
         while True:

@@ -121,7 +121,13 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         data key needs one, the stream is flown: its frames are rows by themselves.
         """
         stream = self._by_descriptor.get(doc["descriptor"])
-        resource = self._resources[doc["stream_resource"]]
+        resource = self._resources.get(doc["stream_resource"])
+        if resource is None:
+            self._complain_once(
+                f"a stream_datum names resource {doc['stream_resource']!r}, which was not announced in this run: its frames "
+                "cannot be found; have the device announce its files in each run"
+            )
+            return
         # Also of streams that nobody asked for: they may share a file with those that somebody did.
         count = self._counting.take(resource, doc, self._descriptors.get(doc["descriptor"], {}).get("name", ""))
         if stream is None or resource["data_key"] not in stream.keys:
