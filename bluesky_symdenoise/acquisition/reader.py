@@ -124,8 +124,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         resource = self._resources.get(doc["stream_resource"])
         if resource is None:
             self._complain_once(
-                f"a stream_datum names resource {doc['stream_resource']!r}, which was not announced in this run: its frames "
-                "cannot be found; have the device announce its files in each run"
+                f"a stream_datum names resource {doc['stream_resource']!r}, which was not announced in this run: its "
+                "frames cannot be found; have the device announce its files in each run"
             )
             return
         # Also of streams that nobody asked for: they may share a file with those that somebody did.
