@@ -151,7 +151,7 @@ class Camera(_Brief):
     def laid_end_to_end(self) -> bool:
         """Whether frames are: only where the data key says how many make a row, for nothing else does."""
         silent = ("(x, y)", "(x, y, 0)", "(None, None)", "(None, y, x)", "more frames")
-        return self.end_to_end and not (self.frames > 1 and self.stated in silent)
+        return self.end_to_end and not ((self.frames > 1 or self.stated == "more frames") and self.stated in silent)
 
     @property
     def may_be_left_out(self) -> bool:
