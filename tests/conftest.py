@@ -15,7 +15,7 @@ from bluesky_tiled_plugins import TiledWriter
 from event_model import compose_run
 from tiled.client.container import Container
 
-from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 
 
 @pytest.fixture(autouse=True, scope="session")

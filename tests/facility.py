@@ -26,12 +26,12 @@ from servers import stopped_at_the_end
 from tiled.client import from_uri
 from tiled.client.container import Container
 
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.live.status import Status
+from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
 from bluesky_symdenoise.acquisition.play import PlayDetector
-from bluesky_symdenoise.acquisition.status import Status
-from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback
-from bluesky_symdenoise.bench.postgres import private_postgres
-from bluesky_symdenoise.catalog.serve import config_path
+from bluesky_symdenoise.bench.load.postgres import private_postgres
+from bluesky_symdenoise.catalog.server.serve import config_path
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError

@@ -20,9 +20,9 @@ from bluesky_tiled_plugins import TiledWriter
 from tiled.client import from_uri
 from tiled.client.container import Container
 
-from bluesky_symdenoise.acquisition.catchup import finish, tidy, unfinished
-from bluesky_symdenoise.acquisition.plan import Work
-from bluesky_symdenoise.catalog.journal import Journal
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.acquisition.service.catchup import finish, tidy, unfinished
+from bluesky_symdenoise.catalog.store.journal import Journal
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
 #: Steps at which a plan may kill: where they are in the code.

@@ -17,7 +17,7 @@ from bluesky_tiled_plugins import TiledWriter
 from conftest import step_scan
 from tiled.client import from_uri
 
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 
 

@@ -8,7 +8,7 @@ import sys
 import uvicorn
 from tiled.server.app import build_app_from_config
 
-from bluesky_symdenoise.catalog.serve import KEY_VARIABLE, embedded_config
+from bluesky_symdenoise.catalog.server.serve import KEY_VARIABLE, embedded_config
 
 if __name__ == "__main__":
     folder, port, cache = sys.argv[1:]

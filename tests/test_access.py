@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 
 import bluesky_symdenoise
 from bluesky_symdenoise import SymDenoiseError, denoised_for, replay
-from bluesky_symdenoise.catalog.containers import prepare
-from bluesky_symdenoise.catalog.doctor import examine
-from bluesky_symdenoise.catalog.finding import Finding
-from bluesky_symdenoise.catalog.serve import config_path
+from bluesky_symdenoise.catalog.server.doctor import examine
+from bluesky_symdenoise.catalog.server.finding import Finding
+from bluesky_symdenoise.catalog.server.serve import config_path
+from bluesky_symdenoise.catalog.store.containers import prepare
 from bluesky_symdenoise.cli import app
 from bluesky_symdenoise.denoiser.infer import Denoiser
 

@@ -15,7 +15,7 @@ from event_model import compose_run
 from tiled.client.container import Container
 
 from bluesky_symdenoise import SymDenoiseError, aligned, denoised_for, replay
-from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback
+from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
 SHAPE = (1, 48, 64)

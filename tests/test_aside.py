@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from bluesky_symdenoise.acquisition.aside import Aside
+from bluesky_symdenoise.acquisition.derive.aside import Aside
 
 
 def test_calls_are_made_in_order_in_another_thread() -> None:

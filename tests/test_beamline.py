@@ -13,12 +13,12 @@ from event_model import compose_run
 from tiled.client.container import Container
 
 from bluesky_symdenoise import denoised_for
-from bluesky_symdenoise.acquisition.again import Again, recompute
-from bluesky_symdenoise.acquisition.beamline import Beamline, Settings
-from bluesky_symdenoise.acquisition.poni import poni_beam_center
-from bluesky_symdenoise.acquisition.replay import replay
-from bluesky_symdenoise.acquisition.status import Status
-from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
+from bluesky_symdenoise.acquisition.live.status import Status
+from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback as DenoiseCallback
+from bluesky_symdenoise.acquisition.past.recompute import Again, recompute
+from bluesky_symdenoise.acquisition.past.replay import replay
+from bluesky_symdenoise.acquisition.request.beamline import Beamline, Settings
+from bluesky_symdenoise.acquisition.request.poni import poni_beam_center
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import Recipe

@@ -13,10 +13,10 @@ import pytest
 from conftest import frozen
 from rich.console import Console
 
-from bluesky_symdenoise.bench import filters, metrics, quality, stabilised
-from bluesky_symdenoise.bench.cases import Given, cases, pair_statistic, thin
-from bluesky_symdenoise.bench.peers import QUICK
-from bluesky_symdenoise.bench.report import report, strata_table, summary
+from bluesky_symdenoise.bench.quality import filters, metrics, quality, stabilised
+from bluesky_symdenoise.bench.quality.cases import Given, cases, pair_statistic, thin
+from bluesky_symdenoise.bench.quality.peers import QUICK
+from bluesky_symdenoise.bench.quality.report import report, strata_table, summary
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
@@ -459,7 +459,7 @@ def test_the_symmetry_and_centre_reach_the_denoiser(data):
 def test_benchmarks_import_no_torch():
     import subprocess
 
-    code = "import sys, bluesky_symdenoise.bench.quality; assert 'torch' not in sys.modules"
+    code = "import sys, bluesky_symdenoise.bench.quality.quality; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -12,13 +12,13 @@ import pytest
 from conftest import frozen
 from typer.testing import CliRunner
 
-from bluesky_symdenoise.bench import filters, folded, metrics, quality, stabilised
-from bluesky_symdenoise.bench.cases import Given, cases
-from bluesky_symdenoise.bench.comparison import EVERY, compared
-from bluesky_symdenoise.bench.floors import tuned_floors
-from bluesky_symdenoise.bench.origins import main as origins
-from bluesky_symdenoise.bench.peers import PEERS, SLOW, Peer
-from bluesky_symdenoise.bench.report import DECILE_SCORES
+from bluesky_symdenoise.bench.quality import filters, folded, metrics, quality, stabilised
+from bluesky_symdenoise.bench.quality.cases import Given, cases
+from bluesky_symdenoise.bench.quality.comparison import EVERY, compared
+from bluesky_symdenoise.bench.quality.floors import tuned_floors
+from bluesky_symdenoise.bench.quality.origins import main as origins
+from bluesky_symdenoise.bench.quality.peers import PEERS, SLOW, Peer
+from bluesky_symdenoise.bench.quality.report import DECILE_SCORES
 from bluesky_symdenoise.cli import app
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -141,7 +141,8 @@ def test_quick_peers_import_no_bm3d():
     import subprocess
 
     code = (
-        "import sys, bluesky_symdenoise.bench.quality; assert 'bm3d' not in sys.modules and 'torch' not in sys.modules"
+        "import sys, bluesky_symdenoise.bench.quality.quality; "
+        "assert 'bm3d' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

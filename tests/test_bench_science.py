@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from bluesky_symdenoise.analysis.estimate import Observed, from_counts, from_likelihood
-from bluesky_symdenoise.bench import few, pdf, science
-from bluesky_symdenoise.bench.patterns import QUANTITIES, Pattern, measured, simulated
-from bluesky_symdenoise.bench.powders import LATTICE, POLARISATION, Powder, R, powders
-from bluesky_symdenoise.bench.savings import FIT as LIKELIHOOD
-from bluesky_symdenoise.bench.savings import OURS, PLAIN, RAW, summary, verdict, with_savings
+from bluesky_symdenoise.bench.simulated.patterns import QUANTITIES, Pattern, measured, simulated
+from bluesky_symdenoise.bench.simulated.powders import LATTICE, POLARISATION, Powder, R, powders
+from bluesky_symdenoise.bench.truth import few, pdf, science
+from bluesky_symdenoise.bench.truth.savings import FIT as LIKELIHOOD
+from bluesky_symdenoise.bench.truth.savings import OURS, PLAIN, RAW, summary, verdict, with_savings
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.training.smae import Budget
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from bluesky_symdenoise import denoised_for
-from bluesky_symdenoise.bench import population
-from bluesky_symdenoise.bench.postgres import private_postgres
-from bluesky_symdenoise.bench.search import _SEARCHES, _scan, catalogue, measured
+from bluesky_symdenoise.bench.load import population
+from bluesky_symdenoise.bench.load.postgres import private_postgres
+from bluesky_symdenoise.bench.load.search import _SEARCHES, _scan, catalogue, measured
 from bluesky_symdenoise.errors import SymDenoiseError
 
 

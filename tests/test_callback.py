@@ -30,12 +30,12 @@ from tiled.queries import Key, SpecsQuery
 from tiled.structures.core import Spec
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.acquisition import frames as frames_module
+from bluesky_symdenoise.acquisition.live.status import Status
+from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback as DenoiseCallback
 from bluesky_symdenoise.acquisition.play import PlayDetector
-from bluesky_symdenoise.acquisition.status import Status
-from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
-from bluesky_symdenoise.catalog.query import denoised_for
-from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.acquisition.runs import frames as frames_module
+from bluesky_symdenoise.catalog.find.query import denoised_for
+from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import Recipe

@@ -14,11 +14,11 @@ from test_callback import rings
 from tiled.client.container import Container
 
 from bluesky_symdenoise import DenoiseCallback, DenoiserSettings
-from bluesky_symdenoise.acquisition.catchup import finish, tidy, unfinished
-from bluesky_symdenoise.acquisition.plan import Work
-from bluesky_symdenoise.acquisition.replay import replay_with
-from bluesky_symdenoise.acquisition.stored import stored_run
-from bluesky_symdenoise.catalog.query import denoised_for
+from bluesky_symdenoise.acquisition.past.replay import replay_with
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.acquisition.runs.stored import stored_run
+from bluesky_symdenoise.acquisition.service.catchup import finish, tidy, unfinished
+from bluesky_symdenoise.catalog.find.query import denoised_for
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError

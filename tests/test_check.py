@@ -14,13 +14,13 @@ from tiled.client.container import Container
 from typer.testing import CliRunner
 
 from bluesky_symdenoise import check_symmetry
-from bluesky_symdenoise.acquisition.again import recompute
-from bluesky_symdenoise.acquisition.arguments import read_arguments
-from bluesky_symdenoise.acquisition.plan import Request
-from bluesky_symdenoise.acquisition.register import register
-from bluesky_symdenoise.acquisition.replay import replay
-from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback
-from bluesky_symdenoise.catalog.query import denoised_for
+from bluesky_symdenoise.acquisition.lazy.register import register
+from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
+from bluesky_symdenoise.acquisition.past.recompute import recompute
+from bluesky_symdenoise.acquisition.past.replay import replay
+from bluesky_symdenoise.acquisition.request.request import Request
+from bluesky_symdenoise.acquisition.request.toml import read_arguments
+from bluesky_symdenoise.catalog.find.query import denoised_for
 from bluesky_symdenoise.cli import app, main
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError

@@ -16,9 +16,9 @@ import typer
 from typer.testing import CliRunner
 
 from bluesky_symdenoise import __version__
-from bluesky_symdenoise.catalog.align import aligned
-from bluesky_symdenoise.catalog.query import denoised_for
-from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.catalog.find.align import aligned
+from bluesky_symdenoise.catalog.find.query import denoised_for
+from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.cli import app, main
 from bluesky_symdenoise.cli.root import bench
 from bluesky_symdenoise.denoiser.infer import Denoiser

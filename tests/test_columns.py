@@ -23,11 +23,11 @@ from tiled.client.container import Container
 from tiled.client.stream import LiveTableData
 from tiled.utils import UnsafeIdentifier
 
-from bluesky_symdenoise.catalog.columns import SCALARS, refused_keys, refused_stream, with_numbers
-from bluesky_symdenoise.catalog.containers import prepare
-from bluesky_symdenoise.catalog.journal import Journal
-from bluesky_symdenoise.catalog.row import Row, empty_row
-from bluesky_symdenoise.catalog.writer import DerivedRun
+from bluesky_symdenoise.catalog.store.containers import prepare
+from bluesky_symdenoise.catalog.store.journal import Journal
+from bluesky_symdenoise.catalog.store.writer import DerivedRun
+from bluesky_symdenoise.derived.columns import SCALARS, refused_keys, refused_stream, with_numbers
+from bluesky_symdenoise.derived.row import Row, empty_row
 
 SHAPE = (1, 4, 5)
 NAN = float("nan")

@@ -18,7 +18,7 @@ from tiled.server.app import build_app
 from tiled.server.simple import ThreadedServer
 
 from bluesky_symdenoise import replay
-from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
 mongo_normalized = pytest.importorskip("databroker.mongo_normalized", exc_type=ImportError)

@@ -13,7 +13,6 @@ from safetensors.torch import save
 from scipy.stats import poisson
 from torch.nn import functional
 
-from bluesky_symdenoise.catalog.row import denoised_row
 from bluesky_symdenoise.denoiser import bands, infer
 from bluesky_symdenoise.denoiser.identity import ALGORITHM, sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -28,6 +27,7 @@ from bluesky_symdenoise.denoiser.network import (
 )
 from bluesky_symdenoise.denoiser.registry import available
 from bluesky_symdenoise.denoiser.weights import load_model, save_weights
+from bluesky_symdenoise.derived.row import denoised_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import gated_mates
 from bluesky_symdenoise.physics.frame import as_exposure, frame_from_counts

@@ -22,16 +22,16 @@ from tiled.client.container import Container
 from tiled.structures.core import Spec
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.acquisition import distributed
-from bluesky_symdenoise.acquisition.beamline import Beamline
-from bluesky_symdenoise.acquisition.frames import StoredFrames
-from bluesky_symdenoise.acquisition.place import Place
-from bluesky_symdenoise.acquisition.plan import Work
-from bluesky_symdenoise.acquisition.replay import replay, replay_with
-from bluesky_symdenoise.acquisition.stored import stored_run
+from bluesky_symdenoise.acquisition.cluster import distributed
+from bluesky_symdenoise.acquisition.past.replay import replay, replay_with
+from bluesky_symdenoise.acquisition.request.beamline import Beamline
+from bluesky_symdenoise.acquisition.request.place import Place
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.acquisition.runs.frames import StoredFrames
+from bluesky_symdenoise.acquisition.runs.stored import stored_run
 from bluesky_symdenoise.analysis.ring import Ring
-from bluesky_symdenoise.catalog.containers import FRAMES_FOLDER
-from bluesky_symdenoise.catalog.query import denoised_for
+from bluesky_symdenoise.catalog.find.query import denoised_for
+from bluesky_symdenoise.catalog.store.containers import FRAMES_FOLDER
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.weights import Model, encode
@@ -432,7 +432,7 @@ def test_command_without_a_scheduler(
     catalog: Container, raw: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TILED_API_KEY", str(catalog.context.api_key))
-    monkeypatch.setattr("bluesky_symdenoise.acquisition.cluster.ANSWER_S", 0.5)
+    monkeypatch.setattr("bluesky_symdenoise.acquisition.cluster.client.ANSWER_S", 0.5)
     with pytest.raises(SystemExit) as end:
         main(["replay", str(catalog.context.api_uri), raw.start["uid"], "--dask", "tcp://127.0.0.1:9"])
     assert end.value.code

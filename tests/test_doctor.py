@@ -20,8 +20,8 @@ from servers import free_port
 from typer.testing import CliRunner
 
 from bluesky_symdenoise import SymDenoiseError
-from bluesky_symdenoise.catalog.containers import prepare
-from bluesky_symdenoise.catalog.serve import config_path
+from bluesky_symdenoise.catalog.server.serve import config_path
+from bluesky_symdenoise.catalog.store.containers import prepare
 from bluesky_symdenoise.cli import app
 
 

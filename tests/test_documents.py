@@ -25,12 +25,12 @@ from ophyd_async.core import StaticPathProvider, TriggerInfo, UUIDFilenameProvid
 from tiled.client.container import Container
 
 from bluesky_symdenoise import aligned, denoised_for
-from bluesky_symdenoise.acquisition.again import recompute
-from bluesky_symdenoise.acquisition.beamline import Beamline
+from bluesky_symdenoise.acquisition.live.status import Status
+from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback as DenoiseCallback
+from bluesky_symdenoise.acquisition.past.recompute import recompute
+from bluesky_symdenoise.acquisition.past.replay import replay
 from bluesky_symdenoise.acquisition.play import PlayDetector
-from bluesky_symdenoise.acquisition.replay import replay
-from bluesky_symdenoise.acquisition.status import Status
-from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
+from bluesky_symdenoise.acquisition.request.beamline import Beamline
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.rows import Patience

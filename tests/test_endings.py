@@ -15,9 +15,9 @@ from process_callback import counts
 from test_callback import column, derived_of, outcome
 from tiled.client.container import Container
 
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback
-from bluesky_symdenoise.catalog.query import denoised_for
-from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
+from bluesky_symdenoise.catalog.find.query import denoised_for
+from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 

@@ -24,8 +24,9 @@ from tiled.client.container import Container
 from tiled.server.utils import filter_for_access
 
 from bluesky_symdenoise import __version__, embedded_catalog, replay
-from bluesky_symdenoise.catalog import nexus_export, serve
 from bluesky_symdenoise.catalog.exporters import report_html
+from bluesky_symdenoise.catalog.report import nexus_export
+from bluesky_symdenoise.catalog.server import serve
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.files import open_frames
 

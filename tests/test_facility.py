@@ -15,7 +15,7 @@ from facility import KEY, TiledProcess, postgres, scan, tiled_process
 from servers import private_redis
 
 from bluesky_symdenoise import SymDenoiseError, aligned, denoised_for
-from bluesky_symdenoise.catalog.containers import prepare
+from bluesky_symdenoise.catalog.store.containers import prepare
 
 
 def works(server: TiledProcess, frames: Path) -> None:

@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 from scipy.stats import gamma
 
-from bluesky_symdenoise.bench import calibration, features
-from bluesky_symdenoise.bench.features import SIDE, amplitude, outside, spot
-from bluesky_symdenoise.bench.honesty import main, tables
+from bluesky_symdenoise.bench.truth import calibration, features
+from bluesky_symdenoise.bench.truth.features import SIDE, amplitude, outside, spot
+from bluesky_symdenoise.bench.truth.honesty import main, tables
 from bluesky_symdenoise.physics.mates import mate
 from bluesky_symdenoise.physics.symmetry import Symmetry
 

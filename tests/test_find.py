@@ -19,10 +19,10 @@ from tiled.client.container import Container
 from tiled.queries import Key, SpecsQuery
 
 from bluesky_symdenoise import SymDenoiseError, denoised_for, find, raw_for
-from bluesky_symdenoise.bench.postgres import private_postgres
-from bluesky_symdenoise.bench.search import catalogue
+from bluesky_symdenoise.bench.load.postgres import private_postgres
+from bluesky_symdenoise.bench.load.search import catalogue
 from bluesky_symdenoise.catalog.client import SymDenoisedRun
-from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.recipe import Recipe
 
 RAW = "0a000000-0000-4000-8000-000000000000"

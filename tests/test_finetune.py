@@ -15,12 +15,12 @@ from scipy.stats import nbinom
 from typer.testing import CliRunner
 
 from bluesky_symdenoise import finetune
-from bluesky_symdenoise.acquisition import finetune as module
-from bluesky_symdenoise.acquisition.again import recompute
-from bluesky_symdenoise.acquisition.replay import replay
-from bluesky_symdenoise.acquisition.stacks import Stack, catalogue_frames, sampled, stacks_of
-from bluesky_symdenoise.bench.adapt import main as bench_adapt
-from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.acquisition.past import finetune as module
+from bluesky_symdenoise.acquisition.past.recompute import recompute
+from bluesky_symdenoise.acquisition.past.replay import replay
+from bluesky_symdenoise.acquisition.past.stacks import Stack, catalogue_frames, sampled, stacks_of
+from bluesky_symdenoise.bench.quality.adapt import main as bench_adapt
+from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.cli import app
 from bluesky_symdenoise.denoiser import registry
 from bluesky_symdenoise.denoiser.infer import Denoiser

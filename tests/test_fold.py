@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import frozen
 
-from bluesky_symdenoise.bench.features import amplitude, spot
+from bluesky_symdenoise.bench.truth.features import amplitude, spot
 from bluesky_symdenoise.physics import fold
 from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_center
 from bluesky_symdenoise.physics.fold import (

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 from tiled.client.container import Container
 
-from bluesky_symdenoise.acquisition.register import register
-from bluesky_symdenoise.catalog.cache import FRAMES
-from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.acquisition.lazy.register import register
+from bluesky_symdenoise.catalog.lazy.cache import FRAMES
+from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
 SECRET = b"root:x:0:0:the secret"

@@ -17,16 +17,16 @@ from tiled.client import from_uri
 from tiled.client.container import Container
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.acquisition.again import recompute
-from bluesky_symdenoise.acquisition.pixels import evict, materialize
-from bluesky_symdenoise.acquisition.register import register
-from bluesky_symdenoise.acquisition.registering import RegisterCallback
-from bluesky_symdenoise.acquisition.replay import replay
-from bluesky_symdenoise.catalog.cache import FRAMES, Pair, RowCache
+from bluesky_symdenoise.acquisition.lazy.callback import RegisterCallback
+from bluesky_symdenoise.acquisition.lazy.convert import evict, materialize
+from bluesky_symdenoise.acquisition.lazy.register import register
+from bluesky_symdenoise.acquisition.past.recompute import recompute
+from bluesky_symdenoise.acquisition.past.replay import replay
 from bluesky_symdenoise.catalog.client import _summary
-from bluesky_symdenoise.catalog.lazy import MIMETYPE
-from bluesky_symdenoise.catalog.lazyrun import PENDING
-from bluesky_symdenoise.catalog.query import find
+from bluesky_symdenoise.catalog.find.query import find
+from bluesky_symdenoise.catalog.lazy.cache import FRAMES, Pair, RowCache
+from bluesky_symdenoise.catalog.lazy.documents import PENDING
+from bluesky_symdenoise.catalog.lazy.parameters import MIMETYPE
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError

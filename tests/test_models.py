@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save
 from typer.testing import CliRunner
 
-from bluesky_symdenoise.acquisition.again import recompute
-from bluesky_symdenoise.acquisition.pixels import evict, materialize
-from bluesky_symdenoise.acquisition.replay import replay
+from bluesky_symdenoise.acquisition.lazy.convert import evict, materialize
+from bluesky_symdenoise.acquisition.past.recompute import recompute
+from bluesky_symdenoise.acquisition.past.replay import replay
 from bluesky_symdenoise.cli import app, main
 from bluesky_symdenoise.denoiser import registry
 from bluesky_symdenoise.denoiser.identity import sha256_of
@@ -287,8 +287,8 @@ def test_runs_find_their_model_by_its_sha256(tmp_path: Path, catalog: Any, frame
 def test_the_server_says_which_model_it_lacks(
     tmp_path: Path, catalog: Any, frames_folder: Path, write_run: Any, models: Path
 ) -> None:
-    from bluesky_symdenoise.acquisition.register import register
-    from bluesky_symdenoise.catalog import models as served
+    from bluesky_symdenoise.acquisition.lazy.register import register
+    from bluesky_symdenoise.catalog.lazy import models as served
 
     counts = np.random.default_rng(0).poisson(2.0, (2, 40, 48)).astype(np.uint16)
     uid = write_run(catalog["raw"], frames_folder, {"det": counts})

@@ -17,11 +17,11 @@ from conftest import step_scan
 from tiled.client.container import Container
 
 from bluesky_symdenoise import SymDenoiseError, aligned, denoised_for, find, recompute, replay
-from bluesky_symdenoise.acquisition import frames as frames_module
-from bluesky_symdenoise.acquisition.forecast import Forecast
-from bluesky_symdenoise.acquisition.plan import Work
-from bluesky_symdenoise.acquisition.replay import replay_with
-from bluesky_symdenoise.acquisition.stored import stored_run
+from bluesky_symdenoise.acquisition.past.forecast import Forecast
+from bluesky_symdenoise.acquisition.past.replay import replay_with
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.acquisition.runs import frames as frames_module
+from bluesky_symdenoise.acquisition.runs.stored import stored_run
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.recipe import Recipe, chosen_frames, rows_of
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import frozen
 
-from bluesky_symdenoise.bench import learned, stabilised
-from bluesky_symdenoise.bench.cases import Given
-from bluesky_symdenoise.bench.peers import PEERS
+from bluesky_symdenoise.bench.quality import learned, stabilised
+from bluesky_symdenoise.bench.quality.cases import Given
+from bluesky_symdenoise.bench.quality.peers import PEERS
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.training.n2v import n2v
 from bluesky_symdenoise.training.smae import BUDGET, UNet, both_counted, both_measured, smae

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bluesky_symdenoise.catalog.picture import log_limits, panel_figure, panels, png, residual, shrunk
-from bluesky_symdenoise.catalog.profile import Geometry, profile, stated_geometry
-from bluesky_symdenoise.catalog.thumbnail import MOST, frames_png
+from bluesky_symdenoise.catalog.report.picture import log_limits, panel_figure, panels, png, residual, shrunk
+from bluesky_symdenoise.catalog.report.profile import Geometry, profile, stated_geometry
+from bluesky_symdenoise.catalog.report.thumbnail import MOST, frames_png
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 NO_DATA = {(150, 150, 150), (200, 200, 200)}

@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from bluesky_symdenoise.acquisition.backlog import Backlog, Head, documents_in, head_of, merged_documents
-from bluesky_symdenoise.acquisition.documents import Packed, Unreadable, packed, plain, unpacked, unreadable
-from bluesky_symdenoise.acquisition.pool import LEAST, Pool
-from bluesky_symdenoise.acquisition.routing import Owners
-from bluesky_symdenoise.catalog.lock import HeldError
+from bluesky_symdenoise.acquisition.live.backlog import Backlog, Head, documents_in, head_of, merged_documents
+from bluesky_symdenoise.acquisition.live.pool import LEAST, Pool
+from bluesky_symdenoise.acquisition.runs.documents import Packed, Unreadable, packed, plain, unpacked, unreadable
+from bluesky_symdenoise.acquisition.runs.routing import Owners
+from bluesky_symdenoise.catalog.store.lock import HeldError
 
 
 class Mode(enum.StrEnum):

@@ -15,7 +15,7 @@ from tiled.structures.core import Spec
 
 from bluesky_symdenoise import SymDenoiseError, aligned, denoised_for, raw_for
 from bluesky_symdenoise.catalog.client import SymDenoisedRun
-from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 
 FRAMES = np.random.default_rng(0).poisson(3, (3, 4, 5)).astype("<u2")
 TIMES = [1.7e9, 1.7e9 + 1, 1.7e9 + 2]

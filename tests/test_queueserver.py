@@ -18,7 +18,7 @@ from servers import free_port, stopped_at_the_end, wait_until_open
 from test_callback import column, derived_of, outcome
 from tiled.client.container import Container
 
-from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 
 comms = pytest.importorskip("bluesky_queueserver.manager.comms")
 

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bluesky_symdenoise import Denoiser
-from bluesky_symdenoise.bench.peers import PEERS
-from bluesky_symdenoise.bench.quality import pretrained, run
+from bluesky_symdenoise.bench.quality.peers import PEERS
+from bluesky_symdenoise.bench.quality.quality import pretrained, run
 from bluesky_symdenoise.cli import app
 from bluesky_symdenoise.files import open_frames
 

@@ -19,12 +19,12 @@ from bluesky_tiled_plugins import TiledWriter
 from test_runs_as_made import HEIGHT, WIDTH, Made, counts_in, derived, described, fed, frames, sums
 from tiled.client.container import Container
 
-from bluesky_symdenoise.acquisition import counting
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback
-from bluesky_symdenoise.acquisition.counting import Counting
-from bluesky_symdenoise.acquisition.replaced import Places, Replaced
-from bluesky_symdenoise.acquisition.replay import replay
-from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback
+from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
+from bluesky_symdenoise.acquisition.past.replay import replay
+from bluesky_symdenoise.acquisition.runs import counting
+from bluesky_symdenoise.acquisition.runs.counting import Counting
+from bluesky_symdenoise.acquisition.runs.replaced import Places, Replaced
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError

@@ -18,10 +18,10 @@ from tiled.client.container import Container
 from tiled.queries import Key
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.acquisition.again import recompute
-from bluesky_symdenoise.acquisition.replay import replay
-from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback as DenoiseCallback
-from bluesky_symdenoise.catalog.query import denoised_for
+from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback as DenoiseCallback
+from bluesky_symdenoise.acquisition.past.recompute import recompute
+from bluesky_symdenoise.acquisition.past.replay import replay
+from bluesky_symdenoise.catalog.find.query import denoised_for
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -291,9 +291,9 @@ class TestReplay:
 
     def test_a_dark_first_frame_does_not_decide_the_symmetry(self, client: Container, home: Path) -> None:
         """The shutter opened late: the first frame with counts decides for the run."""
-        from bluesky_symdenoise.acquisition.darks import Darks
-        from bluesky_symdenoise.acquisition.images import Images
-        from bluesky_symdenoise.acquisition.plan import Work
+        from bluesky_symdenoise.acquisition.derive.darks import Darks
+        from bluesky_symdenoise.acquisition.derive.images import Images
+        from bluesky_symdenoise.acquisition.request.request import Work
 
         work = Work.planned(
             client["denoised"],

@@ -12,7 +12,7 @@ from conftest import step_scan, written
 from tiled.client.container import Container
 
 from bluesky_symdenoise import Beamline, Ring, ThreadedDenoiseCallback, denoised_for, recompute, register, replay
-from bluesky_symdenoise.acquisition.plan import Request
+from bluesky_symdenoise.acquisition.request.request import Request
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError

@@ -17,9 +17,9 @@ from conftest import step_scan, written
 from tiled.client.container import Container
 
 from bluesky_symdenoise import DenoiseCallback, Ring, ThreadedDenoiseCallback, denoised_for, evict, raw_for, replay
-from bluesky_symdenoise.acquisition.arguments import read_arguments
-from bluesky_symdenoise.acquisition.catchup import finish, unfinished
-from bluesky_symdenoise.acquisition.plan import Work
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.acquisition.request.toml import read_arguments
+from bluesky_symdenoise.acquisition.service.catchup import finish, unfinished
 from bluesky_symdenoise.cli.live import planned_work
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings

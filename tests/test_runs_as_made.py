@@ -17,13 +17,13 @@ from event_model import compose_run, pack_event_page
 from tiled.client.container import Container
 
 from bluesky_symdenoise import denoised_for
-from bluesky_symdenoise.acquisition import feeder
-from bluesky_symdenoise.acquisition.again import recompute
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback
-from bluesky_symdenoise.acquisition.register import register
-from bluesky_symdenoise.acquisition.replay import replay
-from bluesky_symdenoise.acquisition.status import Status
-from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback
+from bluesky_symdenoise.acquisition.lazy.register import register
+from bluesky_symdenoise.acquisition.live import feeder
+from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.live.status import Status
+from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
+from bluesky_symdenoise.acquisition.past.recompute import recompute
+from bluesky_symdenoise.acquisition.past.replay import replay
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError

@@ -14,7 +14,7 @@ import pytest
 from event_model import compose_run
 from servers import stopped_at_the_end
 
-from bluesky_symdenoise.acquisition.sources import KafkaSource, ZmqSource, packed, unpacked
+from bluesky_symdenoise.acquisition.service.sources import KafkaSource, ZmqSource, packed, unpacked
 
 zmq_callbacks = pytest.importorskip("bluesky.callbacks.zmq")
 confluent_kafka = pytest.importorskip("confluent_kafka")

@@ -22,17 +22,17 @@ from strange_runs import Derived, Run, Shown, Shows, StrangeRun, judged, made, r
 from tiled.client.container import Container
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.acquisition import counting
-from bluesky_symdenoise.acquisition import frames as frames_module
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback
-from bluesky_symdenoise.acquisition.engine import Engine
-from bluesky_symdenoise.acquisition.plan import Work
-from bluesky_symdenoise.acquisition.replay import replay
-from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback
-from bluesky_symdenoise.catalog.columns import denoised_images
-from bluesky_symdenoise.catalog.query import denoised_for
+from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.live.engine import Engine
+from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
+from bluesky_symdenoise.acquisition.past.replay import replay
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.acquisition.runs import counting
+from bluesky_symdenoise.acquisition.runs import frames as frames_module
+from bluesky_symdenoise.catalog.find.query import denoised_for
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
+from bluesky_symdenoise.derived.columns import denoised_images
 from bluesky_symdenoise.errors import SymDenoiseError
 
 Document = dict[str, Any]

@@ -13,9 +13,9 @@ from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 from tiled.client.container import Container
 
 from bluesky_symdenoise import Beamline, Denoiser, SymDenoiseError, Symmetry, find, recompute, register, replay
-from bluesky_symdenoise.acquisition.beamline import Settings
-from bluesky_symdenoise.acquisition.poni import poni_beam_center
-from bluesky_symdenoise.bench.tilt import PIXEL, expected_counts, main, tilted_detector
+from bluesky_symdenoise.acquisition.request.beamline import Settings
+from bluesky_symdenoise.acquisition.request.poni import poni_beam_center
+from bluesky_symdenoise.bench.truth.tilt import PIXEL, expected_counts, main, tilted_detector
 from bluesky_symdenoise.physics.evidence import asymmetry, pair_sums
 from bluesky_symdenoise.physics.exposure import exposure_from_geometry
 from bluesky_symdenoise.physics.fold import gated_mates, mated, pair_terms, supported_symmetry, symmetry_gate
@@ -164,8 +164,8 @@ def test_a_known_tilt_denoises_better(rng: np.random.Generator, denoiser: Denois
 
 
 def test_the_benchmark_says_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bluesky_symdenoise.bench.tilt.TILTS", (15.0,))
-    monkeypatch.setattr("bluesky_symdenoise.bench.tilt.LEVELS", (1.0,))
+    monkeypatch.setattr("bluesky_symdenoise.bench.truth.tilt.TILTS", (15.0,))
+    monkeypatch.setattr("bluesky_symdenoise.bench.truth.tilt.LEVELS", (1.0,))
     report = main(json_path=tmp_path / "tilt.json", frames=1)
     assert json.loads((tmp_path / "tilt.json").read_text()) == report
     for row in report["denoised"]:

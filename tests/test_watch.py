@@ -23,8 +23,8 @@ from tiled.client import from_uri
 from tiled.client.container import Container
 from tiled.structures.core import Spec
 
-from bluesky_symdenoise.catalog.query import denoised_for
-from bluesky_symdenoise.catalog.serve import FRAMES_FOLDER, KEY_VARIABLE
+from bluesky_symdenoise.catalog.find.query import denoised_for
+from bluesky_symdenoise.catalog.server.serve import FRAMES_FOLDER, KEY_VARIABLE
 
 KEY = "f" * 32
 HERE = Path(__file__).parent

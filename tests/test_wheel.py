@@ -72,7 +72,7 @@ from pathlib import Path
 import numpy as np
 import bluesky_symdenoise
 from bluesky_symdenoise import Denoiser
-from bluesky_symdenoise.catalog.serve import config_path, embedded_config
+from bluesky_symdenoise.catalog.server.serve import config_path, embedded_config
 site = Path({str(site)!r})
 assert Path(bluesky_symdenoise.__file__).is_relative_to(site), bluesky_symdenoise.__file__
 assert config_path().is_relative_to(site), config_path()

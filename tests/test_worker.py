@@ -18,16 +18,16 @@ from test_callback import column, composed, derived_of, fed, images_of, outcome,
 from tiled.client import from_uri
 from tiled.client.container import Container
 
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback
-from bluesky_symdenoise.acquisition.delivery import send_spooled
-from bluesky_symdenoise.acquisition.place import Place
-from bluesky_symdenoise.acquisition.plan import Work
-from bluesky_symdenoise.acquisition.spool import FOLDER
-from bluesky_symdenoise.acquisition.status import Status
-from bluesky_symdenoise.acquisition.threaded import ThreadedDenoiseCallback
-from bluesky_symdenoise.catalog.marks import IMAGE_SPEC
-from bluesky_symdenoise.catalog.query import denoised_for
-from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.acquisition.deliver.delivery import send_spooled
+from bluesky_symdenoise.acquisition.deliver.spool import FOLDER
+from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.live.status import Status
+from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
+from bluesky_symdenoise.acquisition.request.place import Place
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.catalog.find.query import denoised_for
+from bluesky_symdenoise.catalog.server.serve import embedded_catalog
+from bluesky_symdenoise.catalog.store.marks import IMAGE_SPEC
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -168,7 +168,7 @@ class TestCrash:
     def test_worker_that_dies_again_and_again_is_given_up_with_the_remedy(
         self, client: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bluesky_symdenoise.acquisition.feeder.RESTARTS", 1)
+        monkeypatch.setattr("bluesky_symdenoise.acquisition.live.feeder.RESTARTS", 1)
         documents = composed(rings(2), write(rings(2), tmp_path / "raw.h5"))
         callback = callback_on(client)
         for name, doc in documents[:-1]:
@@ -300,7 +300,7 @@ class TestSlowDenoiser:
     def test_drop_leaves_nan_rows_with_the_reason(
         self, client: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bluesky_symdenoise.acquisition.callback.DROP_AFTER_S", 0.0)
+        monkeypatch.setattr("bluesky_symdenoise.acquisition.live.callback.DROP_AFTER_S", 0.0)
         done = fed(callback_on(client, slow="drop"), composed(rings(2), write(rings(2), tmp_path / "raw.h5")))
         assert (done.status.frames, done.status.failed) == (0, 2)
         run = derived_of(client, done)
@@ -312,7 +312,7 @@ class TestSlowDenoiser:
     def test_block_holds_the_scan_until_the_denoiser_follows(
         self, client: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bluesky_symdenoise.acquisition.callback.BLOCK_ABOVE", 0)
+        monkeypatch.setattr("bluesky_symdenoise.acquisition.live.callback.BLOCK_ABOVE", 0)
         documents = composed(rings(2), write(rings(2), tmp_path / "raw.h5"))
         with callback_on(client, slow="block") as callback:
             for name, doc in documents:

@@ -157,3 +157,25 @@ def _ring(stored: dict[str, Any]) -> Ring:
         )
     center = stored["ring"]["beam_center"]
     return Ring(**(stored["ring"] | {"beam_center": None if center is None else tuple(center)}))
+
+
+def checked_rings(analysis: Any) -> tuple[Ring, ...]:
+    """One ring or several as a tuple.
+
+    Raises
+    ------
+    SymDenoiseError
+        If something else was given, or two rings would have the same columns: databases do not tell capitals apart.
+    """
+    rings = () if analysis is None else (analysis,) if isinstance(analysis, Ring) else tuple(analysis)
+    for ring in rings:
+        if not isinstance(ring, Ring):
+            raise SymDenoiseError(
+                f"analysis with {type(ring).__name__}", rule="it holds rings", remedy="give Ring(inner=..., outer=...)"
+            )
+    names = [ring.name for ring in rings]
+    if len({name.lower() for name in names}) < len(names):
+        raise SymDenoiseError(
+            f"rings named {names}", rule="names differ by more than capitals", remedy="give each Ring a name="
+        )
+    return rings

@@ -25,9 +25,9 @@ from tiled.structures.core import StructureFamily
 from tiled.structures.data_source import Asset, DataSource
 from tiled.utils import ensure_uri, path_from_uri
 
-from bluesky_symdenoise.catalog.cache import Pair, RowCache
-from bluesky_symdenoise.catalog.lazy import EXPOSURE, MASK, SOURCE, LazyImage
-from bluesky_symdenoise.catalog.models import INFERENCE, served_denoiser
+from bluesky_symdenoise.catalog.lazy.cache import Pair, RowCache
+from bluesky_symdenoise.catalog.lazy.models import INFERENCE, served_denoiser
+from bluesky_symdenoise.catalog.lazy.parameters import EXPOSURE, MASK, SOURCE, LazyImage
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import Source, Stamp, stamp
 from bluesky_symdenoise.recipe import array_sha256

@@ -14,8 +14,8 @@ from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun, BlueskyRunV3
 from numpy.typing import NDArray
 from tiled.client.utils import ClientError
 
-from bluesky_symdenoise.catalog.columns import SCALARS, computed_when_read, denoised_images
-from bluesky_symdenoise.catalog.query import raw_for
+from bluesky_symdenoise.catalog.find.query import raw_for
+from bluesky_symdenoise.derived.columns import SCALARS, computed_when_read, denoised_images
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import rows_of
 
@@ -93,7 +93,7 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
         SymDenoiseError
             If there is no such frame, if it was not denoised, or if the server cannot read it.
         """
-        from bluesky_symdenoise.catalog.picture import panel_figure, panels
+        from bluesky_symdenoise.catalog.report.picture import panel_figure, panels
         from bluesky_symdenoise.physics.frame import sentinel_mask
         from bluesky_symdenoise.physics.symmetry import Symmetry
 

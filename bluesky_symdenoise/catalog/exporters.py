@@ -20,11 +20,11 @@ from fastapi import HTTPException
 from numpy.typing import NDArray
 from tiled.utils import UnsupportedShape, parse_mimetype
 
-from bluesky_symdenoise.catalog.choice import Choice
-from bluesky_symdenoise.catalog.nexus_export import write_nexus
-from bluesky_symdenoise.catalog.report import Shown, report_page
-from bluesky_symdenoise.catalog.served import Filter, ServedStream, served_streams
-from bluesky_symdenoise.catalog.thumbnail import frames_png
+from bluesky_symdenoise.catalog.report.choice import Choice
+from bluesky_symdenoise.catalog.report.nexus_export import write_nexus
+from bluesky_symdenoise.catalog.report.report import Shown, report_page
+from bluesky_symdenoise.catalog.report.served import Filter, ServedStream, served_streams
+from bluesky_symdenoise.catalog.report.thumbnail import frames_png
 
 #: Frames that a report shows at most.
 MOST_FRAMES = 6

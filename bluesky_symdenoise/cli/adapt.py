@@ -45,7 +45,7 @@ def finetune(
 
     Exit status 0 whether it got better or not, and what was found is printed; 1 if there was no time for a single step.
     """
-    from bluesky_symdenoise.acquisition.finetune import finetune as tune
+    from bluesky_symdenoise.acquisition.past.finetune import finetune as tune
     from bluesky_symdenoise.denoiser.infer import Denoiser
     from bluesky_symdenoise.files import mask_from
     from bluesky_symdenoise.training.fit import TrainConfig

@@ -34,9 +34,9 @@ def quality(
     ] = 256,
 ) -> None:
     """Held-out likelihood, PSNR, flux and coverage on real frames, beside other methods on the same counts."""
-    from bluesky_symdenoise.bench.cases import LEVELS
-    from bluesky_symdenoise.bench.peers import PEERS
-    from bluesky_symdenoise.bench.quality import main as measure
+    from bluesky_symdenoise.bench.quality.cases import LEVELS
+    from bluesky_symdenoise.bench.quality.peers import PEERS
+    from bluesky_symdenoise.bench.quality.quality import main as measure
 
     measure(
         data,
@@ -67,7 +67,7 @@ def origins(
     json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
 ) -> None:
     """Cross-validation: train without the frames of each origin in turn, and score on these."""
-    from bluesky_symdenoise.bench.origins import main
+    from bluesky_symdenoise.bench.quality.origins import main
 
     main(data, initial=initial, recipe=recipe, output=output, json_path=json_path)
 
@@ -77,7 +77,7 @@ def floors(
     data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")],
 ) -> None:
     """The least that each peer of `quality` should ever foretell, tuned on training sets, beside what is in use."""
-    from bluesky_symdenoise.bench.floors import main as measure
+    from bluesky_symdenoise.bench.quality.floors import main as measure
 
     measure(data)
 
@@ -89,7 +89,7 @@ def features(
     frames: Annotated[int, typer.Option(min=8, help="Simulated frames of each kind and level.")] = 32,
 ) -> None:
     """What a model keeps of small features, makes up, and claims to know, on simulated frames of known rate."""
-    from bluesky_symdenoise.bench.honesty import main
+    from bluesky_symdenoise.bench.truth.honesty import main
 
     main(json_path=json_path, model=model, frames=frames)
 
@@ -104,7 +104,7 @@ def speed(
     part: Annotated[int, typer.Option(min=32, help="Pixels along each side of what BM3D is given.")] = 512,
 ) -> None:
     """Mpixel/s and memory of the denoiser in float32 and bfloat16, beside BM3D and non-local means."""
-    from bluesky_symdenoise.bench.speed import Options, main
+    from bluesky_symdenoise.bench.load.speed import Options, main
 
     options = Options(model=model, size=size, threads=tuple(threads or (1, 2)), repeats=repeats, part=part)
     main(options, json_path=json_path)
@@ -123,7 +123,7 @@ def live(
     memory_events: Annotated[int, typer.Option(min=100, help="Events over which memory is watched.")] = 5000,
 ) -> None:
     """What the callback costs a scan and what it delivers, beside the same scan without it."""
-    from bluesky_symdenoise.bench.live import Options, main
+    from bluesky_symdenoise.bench.load.live import Options, main
 
     options = Options(size=size, events=events, repeats=repeats, threads=threads, memory_events=memory_events)
     main(options, only=tuple(only or ()), json_path=json_path)
@@ -139,7 +139,7 @@ def replay(
     memory_frames: Annotated[int, typer.Option(min=100, help="Frames over which memory is watched.")] = 2000,
 ) -> None:
     """How fast stored runs are denoised beside the denoiser alone, and how much memory that takes over a long run."""
-    from bluesky_symdenoise.bench.replay import Options, main
+    from bluesky_symdenoise.bench.load.replay import Options, main
 
     sizes = tuple(size or (256, 1024))
     main(
@@ -161,8 +161,8 @@ def search(
     repeats: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
 ) -> None:
     """How long it takes to find denoised runs in a large catalogue."""
-    from bluesky_symdenoise.bench.search import SIZES
-    from bluesky_symdenoise.bench.search import main as measure
+    from bluesky_symdenoise.bench.load.search import SIZES
+    from bluesky_symdenoise.bench.load.search import main as measure
 
     measure(json_path=json_path, directory=directory, databases=database or tuple(SIZES), scale=scale, repeats=repeats)
 
@@ -178,7 +178,7 @@ def serve(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the denoiser.")] = 1,
 ) -> None:
     """What a lazy run costs its readers: one frame, the same again, and many clients with a large and a small cache."""
-    from bluesky_symdenoise.bench.serve import main as measure
+    from bluesky_symdenoise.bench.load.serve import main as measure
 
     measure(
         json_path=json_path,
@@ -203,7 +203,7 @@ def science(
     model: ModelName = None,
 ) -> None:
     """Rings and G(r) of powders: exposure saved by denoising against raw counts and a likelihood fit; error bars."""
-    from bluesky_symdenoise.bench.science import main as measure
+    from bluesky_symdenoise.bench.truth.science import main as measure
 
     measure(data, json_path=json_path, frames=frames, replicates=replicates, smae_frames=smae_frames, model=model)
 
@@ -221,7 +221,7 @@ def adapt(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """What fine-tuning gains on real sets with role `train`: tuned on half of the frames, scored on the other half."""
-    from bluesky_symdenoise.bench.adapt import main as measure
+    from bluesky_symdenoise.bench.quality.adapt import main as measure
 
     measure(data, json_path=json_path, model=model, sets=sets or (), level=level, minutes=minutes, threads=threads)
 
@@ -234,7 +234,7 @@ def symmetry(
     data: Annotated[Path | None, typer.Option(help="Folder with real frames whose centres are known.")] = None,
 ) -> None:
     """How often the symmetry test rejects symmetric and sees asymmetric patterns, and how well centres are found."""
-    from bluesky_symdenoise.bench.symmetry import main as measure
+    from bluesky_symdenoise.bench.truth.symmetry import main as measure
 
     measure(json_path=json_path, simulations=simulations, seed=seed, data=data)
 
@@ -247,7 +247,7 @@ def tilt(
     frames: Annotated[int, typer.Option(min=1, help="Simulated frames of each pattern.")] = 4,
 ) -> None:
     """What it is worth to know the tilt of a detector, on simulated rings and arcs, and what finding mates costs."""
-    from bluesky_symdenoise.bench.tilt import main as measure
+    from bluesky_symdenoise.bench.truth.tilt import main as measure
 
     measure(json_path=json_path, model=model, threads=threads, frames=frames)
 
@@ -260,6 +260,6 @@ def dask(
     repeats: Annotated[int, typer.Option(min=1, help="Pairs of replays, with one worker and with two.")] = 3,
 ) -> None:
     """How fast a Dask cluster of one and of two single-threaded workers replays, and what a killed worker costs."""
-    from bluesky_symdenoise.bench.dask import Options, main
+    from bluesky_symdenoise.bench.load.dask import Options, main
 
     main(Options(size=size, frames=frames, repeats=repeats), json_path=json_path)

@@ -26,7 +26,7 @@ def doctor(
 
     Exit status: 0 without problems (warnings allowed), 1 with some, 2 if it could not be tried.
     """
-    from bluesky_symdenoise.catalog.doctor import examine
+    from bluesky_symdenoise.catalog.server.doctor import examine
 
     findings = []
     for finding in examine(uri, api_key=os.environ.get("TILED_API_KEY"), directory=directory):
@@ -61,7 +61,7 @@ def prepare(
     from tiled.client.context import CannotPrompt
     from tiled.client.utils import ClientError
 
-    from bluesky_symdenoise.catalog.containers import prepare as prepare_root
+    from bluesky_symdenoise.catalog.store.containers import prepare as prepare_root
     from bluesky_symdenoise.errors import SymDenoiseError
 
     try:

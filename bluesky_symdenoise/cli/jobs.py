@@ -64,7 +64,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 8000,
 ) -> None:
     """Serve the catalogue kept in a folder; the API key comes from TILED_SINGLE_USER_API_KEY or is made."""
-    from bluesky_symdenoise.catalog.serve import serve as serve_folder
+    from bluesky_symdenoise.catalog.server.serve import serve as serve_folder
 
     serve_folder(directory, port=port, announce=typer.echo)
 
@@ -155,8 +155,8 @@ def train(
 
 
 def _frames_of_catalog(uri: str, query: list[str], mask: NDArray[np.bool_] | None, seed: int) -> list[RealFrames]:
-    from bluesky_symdenoise.acquisition.stacks import catalogue_frames
-    from bluesky_symdenoise.catalog.query import with_values
+    from bluesky_symdenoise.acquisition.past.stacks import catalogue_frames
+    from bluesky_symdenoise.catalog.find.query import with_values
     from bluesky_symdenoise.cli.catalog import opened
 
     with opened(uri) as client:

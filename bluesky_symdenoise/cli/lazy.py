@@ -32,7 +32,7 @@ def register(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, here and when it is read.")] = None,
 ) -> None:
     """Write denoised runs of raw RUNs that store no pixels: the server denoises frames when they are read."""
-    from bluesky_symdenoise.acquisition.register import register as register_run
+    from bluesky_symdenoise.acquisition.lazy.register import register as register_run
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     denoiser = Denoiser.pretrained(model, threads=threads)
@@ -46,7 +46,7 @@ def register(
 @app.command()
 def evict(catalog: Catalog, runs: Runs) -> None:
     """Delete the stored pixels of denoised RUNs, after checking that they can be computed again bit for bit."""
-    from bluesky_symdenoise.acquisition.pixels import evict as evict_run
+    from bluesky_symdenoise.acquisition.lazy.convert import evict as evict_run
 
     with opened(catalog) as client:
         for uid in runs:
@@ -56,7 +56,7 @@ def evict(catalog: Catalog, runs: Runs) -> None:
 @app.command()
 def materialize(catalog: Catalog, runs: Runs) -> None:
     """Compute and store the pixels of lazy denoised RUNs: the inverse of evict."""
-    from bluesky_symdenoise.acquisition.pixels import materialize as materialize_run
+    from bluesky_symdenoise.acquisition.lazy.convert import materialize as materialize_run
 
     with opened(catalog) as client:
         for uid in runs:

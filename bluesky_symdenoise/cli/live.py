@@ -17,8 +17,8 @@ from bluesky_symdenoise.errors import SymDenoiseError
 if TYPE_CHECKING:
     from tiled.client.container import Container
 
-    from bluesky_symdenoise.acquisition.catchup import Outcome
-    from bluesky_symdenoise.acquisition.plan import Work
+    from bluesky_symdenoise.acquisition.request.request import Work
+    from bluesky_symdenoise.acquisition.service.catchup import Outcome
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
 Uri = Annotated[str, typer.Argument(metavar="CATALOG_URI", help="Of the Tiled catalogue that holds RAW and DENOISED.")]
@@ -76,9 +76,9 @@ def catch_up(
     from rich.console import Console
     from rich.progress import track
 
-    from bluesky_symdenoise.acquisition.backlog import left_files, left_with_other_settings
-    from bluesky_symdenoise.acquisition.catchup import finish, finish_left, tidy, unfinished
-    from bluesky_symdenoise.acquisition.delivery import send_spooled
+    from bluesky_symdenoise.acquisition.deliver.delivery import send_spooled
+    from bluesky_symdenoise.acquisition.live.backlog import left_files, left_with_other_settings
+    from bluesky_symdenoise.acquisition.service.catchup import finish, finish_left, tidy, unfinished
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     with opened(uri, raw=raw, denoised=denoised) as client:
@@ -148,9 +148,9 @@ def planned_work(
     rows: slice | Sequence[int] | None = None,
 ) -> Work:
     """What the arguments of a file say, and before them those given on the command line; the server was tried."""
-    from bluesky_symdenoise.acquisition.arguments import read_arguments
-    from bluesky_symdenoise.acquisition.plan import Work
-    from bluesky_symdenoise.acquisition.probe import check_server
+    from bluesky_symdenoise.acquisition.deliver.probe import check_server
+    from bluesky_symdenoise.acquisition.request.request import Work
+    from bluesky_symdenoise.acquisition.request.toml import read_arguments
 
     said = {} if settings is None else read_arguments(settings)
     said |= {name: value for name, value in given.items() if value not in (None, "auto")}
@@ -191,11 +191,11 @@ def watch(
     """
     import logging
 
-    from bluesky_symdenoise.acquisition.following import TiledSource, endings_without_traceback
-    from bluesky_symdenoise.acquisition.health import Health, served
-    from bluesky_symdenoise.acquisition.sources import KafkaSource, Source, ZmqSource
-    from bluesky_symdenoise.acquisition.watch import Watch, only_one
-    from bluesky_symdenoise.catalog.serve import stop_signal
+    from bluesky_symdenoise.acquisition.service.health import Health, served
+    from bluesky_symdenoise.acquisition.service.sources import KafkaSource, Source, ZmqSource
+    from bluesky_symdenoise.acquisition.service.tiled_source import TiledSource, endings_without_traceback
+    from bluesky_symdenoise.acquisition.service.watch import Watch, only_one
+    from bluesky_symdenoise.catalog.server.serve import stop_signal
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     if zmq and kafka:

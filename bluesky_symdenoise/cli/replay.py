@@ -30,7 +30,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 if TYPE_CHECKING:
     from tiled.client.container import Container
 
-    from bluesky_symdenoise.acquisition.catchup import Outcome
+    from bluesky_symdenoise.acquisition.service.catchup import Outcome
 
 #: What a shell says of a command that Ctrl-C ended.
 INTERRUPTED = 130
@@ -81,10 +81,10 @@ def replay(
     Runs that are done are left as they are, and interrupted ones go on. Exit status 1: something failed; 2: none of
     the runs could be found, or an argument cannot be meant; 130: Ctrl-C.
     """
-    from bluesky_symdenoise.acquisition.catchup import attempt
-    from bluesky_symdenoise.acquisition.cluster import connected
-    from bluesky_symdenoise.acquisition.replay import planned, progress_bar, state
-    from bluesky_symdenoise.acquisition.stored import StoredRun, stored_run
+    from bluesky_symdenoise.acquisition.cluster.client import connected
+    from bluesky_symdenoise.acquisition.past.replay import planned, progress_bar, state
+    from bluesky_symdenoise.acquisition.runs.stored import StoredRun, stored_run
+    from bluesky_symdenoise.acquisition.service.catchup import attempt
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     if bool(runs) == bool(since or query or plan):
@@ -170,7 +170,7 @@ def replay(
 
 def _failed(name: str, error: SymDenoiseError) -> Outcome:
     """That a run of this name cannot be replayed."""
-    from bluesky_symdenoise.acquisition.catchup import Outcome
+    from bluesky_symdenoise.acquisition.service.catchup import Outcome
 
     return Outcome(uid=name, state="", result=str(error), ok=False)
 
@@ -191,7 +191,7 @@ def _searched(
     raw: Container, query: list[str], plan: str | None, since: float | None, *, unfinished: bool
 ) -> Iterator[Any]:
     """Raw runs that fit, oldest first."""
-    from bluesky_symdenoise.catalog.query import with_values
+    from bluesky_symdenoise.catalog.find.query import with_values
 
     fitting = with_values(raw, [*query, *([] if plan is None else [f"plan_name={json.dumps(plan)}"])])
     for run in fitting.sort(("start.time", 1)).values():

@@ -46,8 +46,8 @@ def check(
     for each in (output, picture):
         if each is not None and each.exists() and not overwrite:
             raise SymDenoiseError(str(each), rule="the file exists", remedy="give another name or --overwrite")
-    from bluesky_symdenoise.acquisition.symmetry import check_symmetry
-    from bluesky_symdenoise.catalog.picture import check_figure, png
+    from bluesky_symdenoise.acquisition.past.symmetry import check_symmetry
+    from bluesky_symdenoise.catalog.report.picture import check_figure, png
     from bluesky_symdenoise.cli.catalog import opened
     from bluesky_symdenoise.cli.lazy import run_named
     from bluesky_symdenoise.files import mask_from, open_frames

@@ -20,13 +20,13 @@ from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devi
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bluesky_symdenoise.acquisition.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
 from bluesky_symdenoise.acquisition.play import Frames, PlayDetector
-from bluesky_symdenoise.bench.metrics import best_floor_nll, poisson_nll
-from bluesky_symdenoise.catalog.align import aligned
-from bluesky_symdenoise.catalog.picture import panel_figure, panels, png
-from bluesky_symdenoise.catalog.query import denoised_for
-from bluesky_symdenoise.catalog.serve import embedded_catalog
+from bluesky_symdenoise.bench.quality.metrics import best_floor_nll, poisson_nll
+from bluesky_symdenoise.catalog.find.align import aligned
+from bluesky_symdenoise.catalog.find.query import denoised_for
+from bluesky_symdenoise.catalog.report.picture import panel_figure, panels, png
+from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.demo.report import Report, show
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings

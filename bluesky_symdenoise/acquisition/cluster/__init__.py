@@ -1,0 +1,1 @@
+"""Runs denoised by the workers of a Dask cluster."""

@@ -1,0 +1,144 @@
+"""A Dask cluster: is there one, what are its workers, and what became of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from bluesky_symdenoise.acquisition.cluster.partition import Machine
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings, RecordedSettings
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+    from bluesky_symdenoise.acquisition.cluster.partition import Packed
+
+#: Seconds that a scheduler is given to answer, and a cluster without workers to get one.
+ANSWER_S, PATIENCE_S = 10.0, 60.0
+
+
+def checked_client(client: object) -> Client:
+    """The client of a cluster.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is something else, or dask.distributed is not installed.
+    """
+    _require_distributed()
+    from distributed import Client
+
+    if not isinstance(client, Client):
+        raise SymDenoiseError(
+            f"scheduler of type {type(client).__name__}",
+            rule="it is no client of a Dask cluster",
+            remedy="give dask.distributed.Client(ADDRESS)",
+        )
+    return client
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Client]:
+    """A client of the cluster whose scheduler listens at this address, such as ``tcp://10.0.0.1:8786``.
+
+    Raises
+    ------
+    SymDenoiseError
+        If none answers, or dask.distributed is not installed.
+    """
+    _require_distributed()
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=ANSWER_S, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise SymDenoiseError(
+            f"Dask scheduler {address}",
+            rule=f"it does not answer ({(str(error) or type(error).__name__).splitlines()[0]})",
+            remedy="check the address, and that `dask scheduler` runs there",
+        ) from error
+    with client:
+        yield client
+
+
+def _require_distributed() -> None:
+    if find_spec("distributed") is None:
+        raise SymDenoiseError(
+            "a Dask cluster",
+            rule="dask.distributed is not installed",
+            remedy="pip install 'bluesky-symdenoise[dask]', here and on the workers",
+        )
+
+
+def prepared(client: Client, work: Work) -> tuple[RecordedSettings, Machine]:
+    """The model as the workers load it, and what a worker says of itself.
+
+    Raises
+    ------
+    SymDenoiseError
+        If there is no worker, or it has no such model.
+    """
+    from distributed import TimeoutError as NoWorkerError
+
+    denoiser = work.denoiser
+    asked = work.model
+    device, threads = (asked.device, asked.threads) if isinstance(asked, DenoiserSettings) else asked.asked
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE_S)
+    except NoWorkerError as error:
+        raise SymDenoiseError(
+            f"Dask cluster {client.scheduler.address}",
+            rule=f"it had no worker for {PATIENCE_S:g} s",
+            remedy="start some: dask worker ADDRESS",
+        ) from error
+    model = RecordedSettings(
+        model=denoiser.model.name,
+        recorded=denoiser.model.sha256,
+        device=device,
+        # Each worker's own share of its computer, where nothing was asked for.
+        threads=threads or min(client.nthreads().values()),
+        dtype=denoiser.dtype,
+        defects=denoiser.defects,
+        views=denoiser.views,
+    )
+    future = client.submit(Machine.here, model, key=f"symdenoise-machine-{uuid4().hex}")
+    return model, result_of(future, "the model")
+
+
+def kept_on_cluster(client: Client, packed: Packed) -> Future:
+    """A setup as what a task gave: unlike what is scattered, that is made again when the worker that held it dies."""
+    import dask
+
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "2GiB"}):
+        return client.submit(_itself, packed, key=f"symdenoise-setup-{packed.sha256[:16]}-{uuid4().hex[:8]}")
+
+
+def _itself(packed: Packed) -> Packed:
+    return packed
+
+
+def result_of(future: Future, what: str) -> Any:
+    """What a task gave.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it failed, its worker could not take it, or too many workers died of it.
+    """
+    try:
+        return future.result()
+    except SymDenoiseError:
+        raise
+    except Exception as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise SymDenoiseError(
+            f"{what} on a Dask worker",
+            rule=f"it failed ({type(error).__name__}: {said})",
+            remedy="see the worker's log, and that it has this version of bluesky-symdenoise; then replay the run, "
+            "which takes finished rows over",
+        ) from error

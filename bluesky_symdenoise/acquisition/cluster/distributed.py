@@ -1,0 +1,265 @@
+"""A stored run denoised by the workers of a Dask cluster, and written by this process as if it had done it alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import httpx
+import numpy as np
+
+from bluesky_symdenoise.acquisition.cluster.client import checked_client, kept_on_cluster, prepared, result_of
+from bluesky_symdenoise.acquisition.cluster.partition import (
+    Partition,
+    RawRows,
+    Setup,
+    TiledStream,
+    checksum,
+    denoise_partition,
+)
+from bluesky_symdenoise.acquisition.deliver.outlet import Outlet
+from bluesky_symdenoise.acquisition.derive.run import RunDenoiser
+from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
+from bluesky_symdenoise.acquisition.request.request import Request, Work
+from bluesky_symdenoise.acquisition.runs.frames import StoredFrames
+from bluesky_symdenoise.acquisition.runs.raw_files import raw_files
+from bluesky_symdenoise.acquisition.runs.stored import StoredRun, StoredStream, TiledRun
+from bluesky_symdenoise.catalog.store.parts import Part
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+#: Pixels, and rows at most, of a partition: some seconds on one core, and a file that is quickly done again.
+PIXELS, ROWS = 2**21, 64
+#: Partitions for each thread of the cluster that are on their way at a time.
+AHEAD = 3
+
+
+@dataclass
+class _Filling:
+    """A partition that takes rows, and the setup as it was before the first."""
+
+    number: int
+    setup: Future
+    said: Document
+    events: list[Event] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    stream: Stream
+    partition: Partition
+    future: Future
+
+
+class ClusterDenoiser(RunDenoiser):
+    """Takes the documents of one stored run, lets a cluster denoise its frames, and writes its derived run.
+
+    The workers get all that was looked up here; each partition of rows comes back as a file of compressed frames. Their
+    chunks are copied as they are, in the order of the run, into the one file of the stream; with each row its documents
+    are sent and its journal is written as without a cluster.
+
+    Parameters
+    ----------
+    work, finished_frame, outlet
+        As `RunDenoiser`.
+    run
+        A run of a Tiled catalogue.
+    client
+        Of the cluster.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        run: TiledRun,
+        client: Client,
+        *,
+        finished_frame: Callable[[str | None], None],
+        outlet: Outlet,
+    ) -> None:
+        super().__init__(work, source=run.frames, finished_frame=finished_frame, outlet=outlet)
+        self._run, self._client = run, client
+        self._model, self._machine = prepared(client, work)
+        self._filling: dict[str, _Filling] = {}
+        self._sent: deque[_Sent] = deque()
+        #: The last setup of each stream with what it was made from.
+        self._setups: dict[str, tuple[Document, Future]] = {}
+        self._raw: dict[str, RawRows] = {}
+
+    def leave(self) -> None:
+        """Let go of the derived run; what the workers still finish is there for who takes it up next."""
+        try:
+            self._client.cancel([sent.future for sent in self._sent])
+        except Exception as error:
+            log.warning("the tasks of run %s could not be cancelled: %s", self._start["uid"][:8], error)
+        super().leave()
+
+    def _provenance(self, stream: str, keys: Sequence[str]) -> Document:
+        provenance = super()._provenance(stream, keys)
+        python = provenance["environment"]["python"]
+        return provenance | {"environment": {"python": python, **self._machine.environment}}
+
+    def _write(self, stream: Stream, event: Event, row: int) -> None:
+        """Hand over the images of one event, and write what has come back."""
+        kept = {key: self._kept(stream, key, event) for key in stream.keys}
+        if all(kept.values()):
+            self._send(stream)
+            self._finish_all()
+            self._append(stream, event, {key: each for key, each in kept.items() if each is not None})
+            return
+        number = row // self._rows_together(stream)
+        if stream.name in self._filling and self._filling[stream.name].number != number:
+            self._send(stream)
+        if stream.name not in self._filling:
+            said, setup = self._setup(stream)
+            self._filling[stream.name] = _Filling(number, setup, said)
+        self._filling[stream.name].events.append(event)
+        super()._pass_over(stream, event)
+
+    def _pass_over(self, stream: Stream, event: Event) -> None:
+        """What a row decides that is not denoised, the worker with the rows before it cannot know."""
+        if not all(images.settled for images in stream.images.values()):
+            self._send(stream)
+        super()._pass_over(stream, event)
+
+    def _end_stream(self, stream: Stream) -> None:
+        self._send(stream)
+        self._finish_all()
+        super()._end_stream(stream)
+
+    def _rows_together(self, stream: Stream) -> int:
+        """Rows of a partition: chunks of the raw file are not divided, unless they are very large."""
+        stored = self._stored(stream)
+        pixels = sum(math.prod(stored.row_shape(key)) for key in stream.keys)
+        few = max(1, min(ROWS, PIXELS // pixels))
+        chunk = max(stored.chunk_rows(key) for key in stream.keys)
+        return few if chunk > ROWS else -(-few // chunk) * chunk
+
+    def _stored(self, stream: Stream) -> StoredStream:
+        return self._run.streams[stream.descriptor["uid"]]
+
+    def _setup(self, stream: Stream) -> tuple[Document, Future]:
+        """What the images before decided, and the setup that says so to the workers."""
+        images = stream.images
+        for key in stream.keys:
+            stream.shapes.setdefault(key, self._stored(stream).row_shape(key))
+        said = {key: {**each.record()[0], **each.decided} for key, each in images.items()}
+        if stream.name not in self._setups or self._setups[stream.name][0] != said:
+            if stream.name not in self._raw:
+                self._raw[stream.name] = self._raw_rows(stream)
+            plain = {each.name: getattr(self._work, each.name) for each in fields(Request)}
+            asked = Request(**plain | {"model": self._model, "raw": None})
+            packed = Setup(
+                model=self._model,
+                machine=self._machine,
+                images={key: each.elsewhere(asked) for key, each in images.items()},
+                shapes={key: self._stored(stream).row_shape(key) for key in stream.keys},
+                raw=self._raw[stream.name],
+                place=self._work.place,
+            ).packed()
+            self._setups[stream.name] = said, kept_on_cluster(self._client, packed)
+        return self._setups[stream.name]
+
+    def _raw_rows(self, stream: Stream) -> RawRows:
+        files, last = {}, {}
+        refused: dict[str, SymDenoiseError] = {}
+        for key in stream.keys:
+            try:
+                self._run.refuse_other_rows(stream.name, key, self._run.run[stream.name][key])
+            except SymDenoiseError as error:
+                refused[key] = error
+                continue
+            try:
+                files[key] = raw_files(self._run.run, stream.descriptor, key)
+                last[key] = checksum(np.asarray(self._run.run[stream.name][key][-1]))
+            except (SymDenoiseError, httpx.HTTPStatusError, KeyError) as error:
+                # A run in MongoDB has none.
+                log.info("image %s is read through Tiled, its files are not: %s", key, error)
+        there = TiledStream(self._run.run, stream.name)
+        numbers = self._stored(stream).numbers
+        return RawRows(files, StoredFrames(there, numbers), last, refused)
+
+    def _send(self, stream: Stream) -> None:
+        """Submit the partition that takes rows, and write what has come back; wait if enough is on its way."""
+        filling = self._filling.pop(stream.name, None)
+        if filling is None:
+            return
+        assert self._journal is not None
+        journal = self._journal.path
+        # What is left of it goes with the other files of the run when that is complete: see `Journal.finish`.
+        path = journal.with_name(f"{journal.stem}-{stream.name}.part-{self._token(filling)}.h5")
+        partition = Partition(path, journal, tuple(filling.events))
+        name = f"symdenoise-{path.stem}-{uuid4().hex[:8]}"
+        future = self._client.submit(denoise_partition, filling.setup, partition, key=name)
+        self._sent.append(_Sent(stream, partition, future))
+        most = max(2, AHEAD * sum(self._client.nthreads().values()))
+        while self._sent and (len(self._sent) > most or self._sent[0].future.done()):
+            self._finish_first()
+
+    def _token(self, filling: _Filling) -> str:
+        """All that decides a part's content, so that a later replay finds what is done."""
+        decides = {
+            "recipe": self._work.recipe.sha256,
+            "version": self._machine.version,
+            "environment": self._machine.environment,
+            "images": filling.said,
+            "rows": [(event.seq_num, event.turn) for event in filling.events],
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _finish_all(self) -> None:
+        while self._sent:
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        """Copy the rows of the partition that was sent first, and remove its file."""
+        sent = self._sent[0]
+        stream, events, path = sent.stream, sent.partition.events, sent.partition.path
+        what = f"rows {events[0].seq_num} to {events[-1].seq_num} of {stream.name}"
+        result_of(sent.future, what)
+        try:
+            part = Part(path)
+        except OSError as error:
+            raise SymDenoiseError(
+                f"{what} in {path}",
+                rule=f"a worker has written them, and this computer cannot read them ({error})",
+                remedy="pass directory=..., a folder that this computer, all workers and the server see",
+            ) from error
+        with part:
+            for event, outcomes in zip(events, part.rows(), strict=True):
+                self._append(stream, event, outcomes)
+            self._aside.wait()
+        self._sent.popleft()
+        path.unlink(missing_ok=True)
+
+
+def cluster_denoiser(
+    work: Work, run: StoredRun, client: Client, *, finished_frame: Callable[[str | None], None], outlet: Outlet
+) -> ClusterDenoiser:
+    """A `ClusterDenoiser` for this run.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the run is not in a Tiled catalogue, or the cluster has no worker that can do it.
+    """
+    if not isinstance(run, TiledRun):
+        raise SymDenoiseError(
+            f"run {run.start['uid']}",
+            rule="workers read runs of a Tiled catalogue, and this one is given as documents",
+            remedy="write it into a catalogue first, or replay it without a scheduler",
+        )
+    return ClusterDenoiser(work, run, checked_client(client), finished_frame=finished_frame, outlet=outlet)

@@ -1,0 +1,253 @@
+"""Some rows of a stream, denoised by a process of a Dask cluster into a file that waits to be copied."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import socket
+import zlib
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise import __version__
+from bluesky_symdenoise.acquisition.derive.images import Images
+from bluesky_symdenoise.acquisition.derive.streams import Event
+from bluesky_symdenoise.acquisition.request.place import Place
+from bluesky_symdenoise.acquisition.runs.databroker import stream_arrays
+from bluesky_symdenoise.acquisition.runs.frames import StoredFrames
+from bluesky_symdenoise.acquisition.runs.raw_files import RawFiles
+from bluesky_symdenoise.catalog.store.parts import Part, PartWriter
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
+from bluesky_symdenoise.derived.row import Row
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import row_shape
+from bluesky_symdenoise.files.source import Source
+
+if TYPE_CHECKING:
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What beside the recipe decides the last bits, as a worker has it."""
+
+    version: str
+    environment: Document
+
+    @classmethod
+    def here(cls, model: DenoiserSettings) -> Machine:
+        """Of this process."""
+        return cls(version=__version__, environment=model.load().environment())
+
+
+class TiledStream:
+    """The arrays of one stream of a run on a Tiled server, by name; for another process, which connects when it reads.
+
+    Parameters
+    ----------
+    run
+        Its keys for the server go with it.
+    """
+
+    def __init__(self, run: BlueskyRun, name: str) -> None:
+        # Not the run: its client cannot be pickled. Nor are the tokens of a client that logged in with a name.
+        self._parent, self._uid, self._name = run.parent, run.start["uid"], name
+        auth = run.context.http_client.auth
+        self._tokens = {} if auth is None else dict(auth.tokens)
+
+    def __getitem__(self, key: str) -> Any:
+        if self._tokens:
+            self._parent.context.http_client.auth.tokens.update(self._tokens)
+        return stream_arrays(self._parent[self._uid], self._name)[key]
+
+
+def checksum(image: NDArray[Any]) -> int:
+    """Of a raw image."""
+    return zlib.crc32(np.ascontiguousarray(image).data)
+
+
+class RawRows:
+    """Raw images of one stream: from their files where this process sees them, else through Tiled.
+
+    Parameters
+    ----------
+    files
+        By data key; none for a key whose files are of a kind that only the server reads.
+    stored
+        The same images on the server.
+    last
+        Checksum of the last image of each key, as the server has it: another computer may have another file of this
+        name.
+    refused
+        Why the images of a key are not read at all.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, RawFiles],
+        stored: StoredFrames,
+        last: Mapping[str, int],
+        refused: Mapping[str, SymDenoiseError],
+    ) -> None:
+        self._files, self._stored, self._last, self._refused = files, stored, last, refused
+        self._sources: dict[str, Source | None] = {}
+
+    def read(self, key: str, event: Event) -> NDArray[Any]:
+        """The image of an event, in the shape of the data key.
+
+        Raises
+        ------
+        SymDenoiseError
+            If neither shows it.
+        """
+        if key in self._refused:
+            raise self._refused[key]
+        source = self._source(key)
+        if source is not None:
+            try:
+                return source.read(self._stored.row(event.seq_num, event.turn))
+            except SymDenoiseError as error:
+                log.info("read through Tiled: %s", error)
+        return self._stored.read(key, event.seq_num, event.turn)
+
+    def _source(self, key: str) -> Source | None:
+        if key not in self._sources:
+            self._sources[key] = None
+            try:
+                source = self._files[key].source()
+                if checksum(source.read(source.shape[0] - 1)) == self._last[key]:
+                    self._sources[key] = source
+            except (OSError, ValueError, KeyError) as error:
+                log.info("%s is read through Tiled: its files cannot be read from here (%s)", key, error)
+        return self._sources[key]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is the same for many partitions of a stream, as it was before the first of them.
+
+    Attributes
+    ----------
+    machine
+        What the run was begun with.
+    shapes
+        (..., y, x) of one row of each image.
+    """
+
+    model: DenoiserSettings
+    machine: Machine
+    images: Mapping[str, Images]
+    shapes: Mapping[str, Sequence[int]]
+    raw: RawRows
+    place: Place
+
+    def packed(self) -> Packed:
+        """For the way to a worker. It holds the keys of the Tiled client, as that client has them."""
+        content = pickle.dumps(self)
+        return Packed(hashlib.sha256(content).hexdigest(), zlib.compress(content, 1))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A setup on its way."""
+
+    sha256: str
+    content: bytes = field(repr=False, compare=False)
+
+    def unpacked(self) -> Setup:
+        """The setup; the same one within a process, so that files, connections and backgrounds are made once."""
+        return _unpacked(self)
+
+
+@lru_cache(maxsize=4)
+def _unpacked(packed: Packed) -> Setup:
+    setup: Setup = pickle.loads(zlib.decompress(packed.content))
+    return setup
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Rows of a stream that one task denoises.
+
+    Attributes
+    ----------
+    path
+        Of its file, named by all that decides its content.
+    journal
+        Of the derived run; gone when that is complete.
+    """
+
+    path: Path
+    journal: Path
+    events: tuple[Event, ...]
+
+
+def denoise_partition(packed: Packed, partition: Partition) -> None:
+    """Denoise the rows of a partition into its file; nothing is left to do where another worker has written it.
+
+    Raises
+    ------
+    SymDenoiseError
+        If this worker is not as the one that the run was begun with, or the file cannot be written. A frame that cannot
+        be denoised is no error: its reason is in the file.
+    """
+    setup = packed.unpacked()
+    _check_machine(setup)
+    if _is_done(partition.path):
+        return
+    try:
+        setup.place.check_space(partition.path.parent)
+        with PartWriter(partition.path, setup.shapes) as writer:
+            # What the first rows of a run decide is decided anew by a worker that repeats them.
+            images = {key: each if each.settled else copy(each) for key, each in setup.images.items()}
+            for event in partition.events:
+                writer.append({key: _outcome(setup, key, each, event) for key, each in images.items()})
+        if not partition.journal.exists():
+            # This task was cancelled while it ran, and the run is complete without it.
+            partition.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SymDenoiseError(
+            f"folder {partition.path.parent}",
+            rule=f"the worker on {socket.gethostname()} cannot write denoised frames there ({error})",
+            remedy="pass directory=..., a folder that this computer, all workers and the server see",
+        ) from error
+
+
+def _is_done(path: Path) -> bool:
+    try:
+        with Part(path) as part:
+            return not part.failed
+    except (OSError, KeyError, ValueError) as error:
+        log.debug("%s is written anew: %s", path, error)
+        return False
+
+
+def _outcome(setup: Setup, key: str, images: Images, event: Event) -> Row | Exception:
+    try:
+        image = setup.raw.read(key, event)
+        return images.row(image.reshape(row_shape(image.shape, setup.shapes[key])), event.columns, event.time)
+    except Exception as error:
+        # As in `RunDenoiser`: one bad frame must not cost the others.
+        return error
+
+
+def _check_machine(setup: Setup) -> None:
+    here = Machine.here(setup.model)
+    if here != setup.machine:
+        raise SymDenoiseError(
+            f"worker on {socket.gethostname()} with {here}",
+            rule=f"the run was begun on one with {setup.machine}, and its frames would differ in their last bits",
+            remedy="use workers of one kind: replay inside `with dask.annotate(workers=[...])`",
+        )

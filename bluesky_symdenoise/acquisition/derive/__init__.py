@@ -1,0 +1,1 @@
+"""Rows of a raw run in, rows of its derived run out."""

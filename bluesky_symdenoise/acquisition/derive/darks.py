@@ -1,0 +1,124 @@
+"""Where the dark of an image is: in a stream of its run, in another run, or in a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from tiled.client.constructors import from_context
+from tiled.client.utils import ClientError
+
+from bluesky_symdenoise.acquisition.request.beamline import Settings
+from bluesky_symdenoise.acquisition.request.request import Request, Work
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.dark import Dark, summed_dark
+
+Document = dict[str, Any]
+
+
+class Darks:
+    """Darks of one run, by data key."""
+
+    def __init__(self, work: Request, start: Document) -> None:
+        self._work, self._start = work, start
+        self._taken: dict[str, list[tuple[float, Dark]]] = {}
+
+    def fixed(self, key: str) -> Dark | None:
+        """The one dark of all images of a key, from a file or another run; None if darks come in a stream, or not.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the other run is not there or has no such image.
+        """
+        beamline = self._work.beamline
+        if beamline.dark_run is None:
+            return self._work.dark
+        uid = self._start.get(beamline.dark_run)
+        if not isinstance(uid, str):
+            raise SymDenoiseError(
+                f"start document without {beamline.dark_run!r}",
+                rule="it should name the run with the dark",
+                remedy="take a dark, then replay the run with its uid, or with dark_file",
+            )
+        return _dark_of_run(self._work, uid, key)
+
+    def take(self, key: str, time: float, images: NDArray[Any], seconds: float | None) -> None:
+        """Keep a dark of a stream: (..., y, x) frames of one event."""
+        dark = summed_dark(images.reshape(-1, *images.shape[-2:]), seconds=seconds)
+        self._taken.setdefault(key, []).append((time, dark))
+
+    @property
+    def count(self) -> int:
+        """How many darks were taken."""
+        return sum(len(taken) for taken in self._taken.values())
+
+    def elsewhere(self, asked: Request) -> Darks:
+        """The same darks for another process."""
+        there = Darks(asked, {})
+        there._taken = {key: list(taken) for key, taken in self._taken.items()}
+        return there
+
+    def before(self, key: str, time: float | None) -> Dark:
+        """The last dark taken before this time; without a time, the first of the run.
+
+        Raises
+        ------
+        SymDenoiseError
+            If there is none.
+        """
+        taken = self._taken.get(key, [])
+        found = taken[:1] if time is None else [each for each in taken if each[0] <= time][-1:]
+        if not found:
+            raise SymDenoiseError(
+                f"frame of {key!r}",
+                rule=f"stream {self._work.beamline.dark_stream!r} has no dark of it from before",
+                remedy="take the dark first, or replay the run with dark_file",
+            )
+        return found[0][1]
+
+
+def raw_run(work: Request, uid: str) -> Any:
+    """A run of the catalogue of raw runs, by default that of the name ``raw`` beside the container of derived runs.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is not there.
+    """
+    if work.raw is not None:
+        container, folder = work.raw, work.raw.path_parts
+    elif isinstance(work, Work):
+        container, folder = work.container, [*work.container.path_parts[:-1], "raw"]
+    else:
+        raise SymDenoiseError(
+            f"run {uid}", rule="documents alone do not say where it is", remedy="pass into=..., or use dark_file"
+        )
+    try:
+        return from_context(container.context, container.structure_clients, node_path_parts=[*folder, uid])
+    except (KeyError, ClientError, httpx.TransportError) as error:
+        raise SymDenoiseError(
+            f"run {uid}",
+            rule=f"it cannot be had from {'/'.join(folder)} ({error})",
+            remedy="write it there, then replay the run",
+        ) from error
+
+
+def _dark_of_run(work: Request, uid: str, key: str) -> Dark:
+    run = raw_run(work, uid)
+    for descriptor in run.descriptors:
+        stream = descriptor["name"]
+        if key not in descriptor["data_keys"] or key not in run[stream]:
+            continue
+        settings = Settings(work.beamline, key=key, start=dict(run.start), descriptor=descriptor, given={})
+        images = run[stream][key]
+        frames = (frame for row in range(images.shape[0]) for frame in _frames(images[row : row + 1]))
+        return summed_dark(frames, seconds=settings.exposure_time({}))
+    raise SymDenoiseError(f"run {uid}", rule=f"it has no image {key!r}", remedy="name the dark of this detector")
+
+
+def _frames(rows: Any) -> NDArray[Any]:
+    images = np.asarray(rows)
+    return images.reshape(-1, *images.shape[-2:])

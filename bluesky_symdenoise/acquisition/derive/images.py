@@ -1,0 +1,287 @@
+"""One image at a time: its settings, its dark and its symmetry, and the row that comes of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.acquisition.derive.darks import Darks
+from bluesky_symdenoise.acquisition.derive.rings import ring_scalars
+from bluesky_symdenoise.acquisition.request.beamline import Settings
+from bluesky_symdenoise.acquisition.request.request import Request
+from bluesky_symdenoise.derived.row import Row, denoised_row
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import stated_shape
+from bluesky_symdenoise.physics.clipped import refuse_clipped_image
+from bluesky_symdenoise.physics.dark import Background, Dark
+from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
+from bluesky_symdenoise.recipe import array_sha256
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+
+class Images:
+    """The images of one data key of one stream.
+
+    What cannot be used of the settings is raised with each image, so that the rows say why they are NaN.
+    """
+
+    def __init__(self, work: Request, darks: Darks, *, key: str, start: Document, descriptor: Document) -> None:
+        self._work, self._darks, self._key = work, darks, key
+        self._symmetry: Symmetry | None = None
+        self._holds_counts = False
+        self._background: tuple[Dark, Symmetry, float, Background] | None = None
+        self._settings: Settings | None = None
+        self._fixed_dark: Dark | None = None
+        self._unusable: SymDenoiseError | None = None
+        self._complained: set[str] = set()
+        try:
+            self._settings = Settings(work.beamline, key=key, start=start, descriptor=descriptor, given=work.given())
+            self._fixed_dark = darks.fixed(key)
+        except SymDenoiseError as error:
+            self._unusable = error
+
+    @property
+    def columns(self) -> set[str]:
+        """Names of columns beside the image that it needs."""
+        return self._work.beamline.columns(self._key)
+
+    def exposure_time(self, data: Mapping[str, Any]) -> float | None:
+        """Seconds, for an event with these columns; None where nothing says so."""
+        return self._usable().exposure_time(data)
+
+    @property
+    def point_group(self) -> str | None:
+        """The group that was decided; None before the first image with counts."""
+        return None if self._symmetry is None else self._symmetry.point_group
+
+    def record(self) -> tuple[Document, dict[str, NDArray[Any]]]:
+        """What was found out before the first event, and the arrays that belong to it."""
+        if self._settings is None:
+            return {f"{self._key}_unusable": str(self._unusable)}, {}
+        said = self._settings.record()
+        arrays: dict[str, NDArray[Any]] = {}
+        if self._settings.mask is not None and self._work.mask is None:
+            arrays[f"{self._key}_mask"] = self._settings.mask
+        if self._fixed_dark is not None:
+            dark = stored_dark(self._fixed_dark)
+            arrays[f"{self._key}_dark"] = dark
+            said[f"{self._key}_dark_sha256"] = array_sha256(dark)
+            said[f"{self._key}_dark_frames"] = self._fixed_dark.frames
+            said[f"{self._key}_dark_seconds"] = self._fixed_dark.seconds
+        return said, arrays
+
+    def missing_names(self) -> list[tuple[str, str]]:
+        """Names of the beamline that the run does not know, each after what it names."""
+        return [] if self._settings is None else self._settings.missing()
+
+    @property
+    def unused_tilt(self) -> str | None:
+        """Why a tilt that is known is not used; None where there is none such."""
+        return None if self._settings is None else self._settings.unused_tilt
+
+    def refuse_misfit(self, shape: tuple[int, int]) -> None:
+        """Raise SymDenoiseError if what is known before the first event fits no frame of this shape (y, x).
+
+        That is a mask, an exposure, a checked symmetry or a dark of another shape, or a beam centre off the detector.
+        """
+        if self._settings is None:
+            return
+        as_mask(self._settings.mask, shape)
+        as_exposure(self._work.exposure, shape)
+        Symmetry(fold=self._work.fold).may_fold(0, shape)
+        if self._fixed_dark is not None:
+            checked_dark(self._fixed_dark, shape)
+        said = self._settings.record()
+        center = said.get(f"{self._key}_beam_center")
+        # A column may say anything of each frame.
+        unknown = str(said.get(f"{self._key}_symmetry_source")).startswith("event column")
+        if center and not unknown and said.get(f"{self._key}_symmetry") != "1":
+            checked_beam_center(center, shape)
+
+    def row(self, image: NDArray[Any], data: Mapping[str, Any], time: float | None) -> Row:
+        """Denoise one image of an event with these columns, at this time; None where a stream has no events."""
+        settings, work = self._usable(), self._work
+        mask = settings.mask
+        self._refuse_clipped(image, mask)
+        symmetry = self.symmetry(image, data)
+        background = None
+        if work.beamline.has_dark:
+            dark = self._fixed_dark or self._darks.before(self._key, time)
+            mask = dark.mask if mask is None else with_dark_mask(mask, dark)
+            background = self._background_of(dark, dark.exposures(settings.exposure_time(data)), mask, symmetry)
+        row = denoised_row(
+            work.denoiser,
+            work.recipe,
+            image,
+            mask=mask,
+            exposure=work.exposure,
+            symmetry=symmetry,
+            background=background,
+        )
+        if not work.analysis:
+            return row
+        center = settings.beam_center(data)
+        found = ring_scalars(
+            work,
+            image,
+            row,
+            mask=mask,
+            symmetry=symmetry,
+            beam_center=center,
+            background=background,
+            complained=self._complained,
+        )
+        return replace(row, scalars={**row.scalars, **found})
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left that a further image could decide for those after it."""
+        return self._unusable is not None or (self._symmetry is not None and self._holds_counts)
+
+    def look(self, image: NDArray[Any], data: Mapping[str, Any]) -> None:
+        """Let an image that is not denoised decide what it would have decided."""
+        try:
+            self._refuse_clipped(image, self._usable().mask)
+            self.symmetry(image, data)
+        except SymDenoiseError as error:
+            # Its own row would be NaN; it decides nothing for others.
+            log.debug("an image of %s decides nothing: %s", self._key, error)
+
+    @property
+    def decided(self) -> Document:
+        """What the images before decided for those that follow."""
+        return {"point_group": self.point_group, "holds_counts": self._holds_counts, "darks": self._darks.count}
+
+    def elsewhere(self, asked: Request) -> Images:
+        """The same images as they are now, for another process: nothing of them is looked up there again."""
+        there = copy(self)
+        there._work, there._darks = asked, self._darks.elsewhere(asked)
+        return there
+
+    def decide(self, symmetry: Symmetry) -> None:
+        """Let this be the group of all images."""
+        self._symmetry = symmetry
+
+    def takes_over(self, row: Row, data: Mapping[str, Any]) -> bool:
+        """Whether a row that an earlier writer made of this image has the symmetry that it would be given now."""
+        y, x = row.scalars["center_y"], row.scalars["center_x"]
+        made = Symmetry(row.scalars["symmetry"], None if np.isnan(y) else (y, x), self._work.fold)
+        if row.scalars["counts_in"] > 0:
+            # As in `symmetry`: the first image with counts decides.
+            self._symmetry, self._holds_counts = self._symmetry or made, True
+        return self._symmetry is not None and made == self._about(self._symmetry, self._usable().beam_center(data))
+
+    def _usable(self) -> Settings:
+        if self._settings is None:
+            assert self._unusable is not None
+            raise self._unusable
+        return self._settings
+
+    def symmetry(self, image: NDArray[Any], data: Mapping[str, Any]) -> Symmetry:
+        """The group as decided with the first image that has counts, about the centre of this event."""
+        settings = self._usable()
+        center = settings.beam_center(data)
+        found = self._symmetry
+        if found is None:
+            found = self._work.denoiser.resolve(
+                image,
+                mask=settings.mask,
+                exposure=self._work.exposure,
+                symmetry=settings.symmetry(data),
+                beam_center=center,
+            )
+            if np.any(image[~sentinel_mask(image)]):
+                self._symmetry = found
+        return self._about(found, center)
+
+    def _about(self, found: Symmetry, center: tuple[float, float] | None) -> Symmetry:
+        if found.point_group == "1":
+            return found
+        return replace(found, beam_center=found.beam_center if center is None else center, fold=self._work.fold)
+
+    def _refuse_clipped(self, image: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
+        """Look at each frame until one with counts has passed: it is the detector's way, and not one frame's."""
+        if self._holds_counts:
+            return
+        refuse_clipped_image(image, mask)
+        self._holds_counts = bool(np.any(image[~sentinel_mask(image)]))
+
+    def _background_of(self, dark: Dark, exposures: float, mask: NDArray[np.bool_], symmetry: Symmetry) -> Background:
+        """Denoised once, while dark, symmetry and exposure time stay."""
+        held = self._background
+        if held is None or held[0] is not dark or held[1:3] != (symmetry, exposures):
+            background = self._work.denoiser.background(dark, exposures=exposures, mask=mask, symmetry=symmetry)
+            held = self._background = (dark, symmetry, exposures, background)
+        return held[3]
+
+
+def misfit(images: Mapping[str, Images], descriptor: Document) -> SymDenoiseError | None:
+    """Return what of mask, exposure, dark or centre fits no image of a stream as stated; None where it fits one."""
+    refused: list[SymDenoiseError] = []
+    for key, each in images.items():
+        height, width = stated_shape(descriptor["data_keys"][key]["shape"])[-2:]
+        if height is None or width is None:
+            continue
+        try:
+            each.refuse_misfit((height, width))
+        except SymDenoiseError as error:
+            refused.append(error)
+    return refused[0] if len(refused) == len(images) else None
+
+
+def fits(images: Images, shape: tuple[int, int]) -> bool:
+    """Return whether mask, exposure, dark and centre fit images of this shape (y, x)."""
+    try:
+        images.refuse_misfit(shape)
+    except SymDenoiseError:
+        return False
+    return True
+
+
+def with_dark_mask(mask: NDArray[np.bool_], dark: Dark) -> NDArray[np.bool_]:
+    """The frame's mask and the dark's.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the dark is of another detector.
+    """
+    checked_dark(dark, mask.shape)
+    return mask | dark.mask
+
+
+def checked_dark(dark: Dark, shape: tuple[int, ...]) -> Dark:
+    """The dark, if it has the frame's shape (y, x).
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is of another detector.
+    """
+    if dark.mask.shape != shape:
+        raise SymDenoiseError(
+            f"dark of shape {dark.mask.shape}",
+            rule=f"it must have the frame's shape {shape}",
+            remedy="name the dark of this detector",
+        )
+    return dark
+
+
+def stored_dark(dark: Dark) -> NDArray[np.float64]:
+    """The dark as one array, NaN where masked."""
+    return np.where(dark.mask, np.nan, dark.counts)
+
+
+def dark_from_stored(array: NDArray[np.float64], *, frames: int, seconds: float | None) -> Dark:
+    """The inverse of `stored_dark`."""
+    return Dark(counts=np.nan_to_num(array), mask=np.isnan(array), frames=frames, seconds=seconds)

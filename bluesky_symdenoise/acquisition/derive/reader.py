@@ -1,0 +1,381 @@
+"""The documents of one raw run in; its rows out, in order, each with what is needed to denoise it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from event_model import DocumentRouter, unpack_datum_page, unpack_event_page
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.acquisition.derive.darks import Darks
+from bluesky_symdenoise.acquisition.derive.images import Images, fits, misfit
+from bluesky_symdenoise.acquisition.derive.streams import Event, Stream, said_lack
+from bluesky_symdenoise.acquisition.request.request import Request, image_keys, no_images
+from bluesky_symdenoise.acquisition.runs.counting import Counting
+from bluesky_symdenoise.acquisition.runs.documents import Unreadable, refuse_unreadable, refused_value, unreadable
+from bluesky_symdenoise.acquisition.runs.frames import AnnouncedFrames, FrameSource
+from bluesky_symdenoise.acquisition.runs.legacy import LegacyFrames
+from bluesky_symdenoise.acquisition.runs.replaced import Replaced
+from bluesky_symdenoise.errors import SymDenoiseError
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+
+class RunReader(DocumentRouter):  # type: ignore[misc]
+    """Takes the documents of one raw run and hands over its rows; what becomes of them is for who inherits.
+
+    Parameters
+    ----------
+    asked
+        What to do with every frame.
+    source
+        Makes the frame source of a stream from its descriptor; by default files that documents announce.
+    replaced
+        Which of these files may be others by now.
+    """
+
+    def __init__(
+        self,
+        asked: Request,
+        *,
+        source: Callable[[Document], FrameSource] | None = None,
+        replaced: Replaced | None = None,
+    ) -> None:
+        super().__init__()
+        self._asked, self._source = asked, source or partial(AnnouncedFrames, replaced=replaced)
+        self._start: Document = {}
+        self._wanted = asked.recipe.rows
+        self._streams: dict[str, Stream] = {}
+        self._by_descriptor: dict[str, Stream] = {}
+        #: Descriptors without an image that was asked for.
+        self._left_out: list[Document] = []
+        self._resources: dict[str, Document] = {}
+        self._counting = Counting()
+        #: Resources with images that were asked for.
+        self._seen: set[str] = set()
+        #: Those of all streams, with images or without.
+        self._descriptors: dict[str, Document] = {}
+        self._legacy = LegacyFrames(asked.beamline.handlers, replaced or Replaced())
+        self._darks = Darks(asked, {})
+        self._ended = False
+        #: What fits no stated shape, until the first image comes.
+        self._misfit: SymDenoiseError | None = None
+        #: Names that were looked for in vain.
+        self._complained: set[str] = set()
+        #: The derived run's uid once a stream of images has come, and what became of it in one line.
+        self.derived_uid: str | None = None
+        self.outcome = "nothing to denoise: no stream"
+        self.closed = False
+
+    def __call__(self, name: str, doc: Document, validate: bool = False) -> Any:
+        """Take a document; one that comes after the run was closed is none of ours."""
+        return None if self.closed else super().__call__(name, doc, validate)
+
+    def start(self, doc: Document) -> None:
+        """Remember the raw run; the derived one starts with its first stream of images."""
+        self._start = doc
+        self._darks = Darks(self._asked, doc)
+
+    def descriptor(self, doc: Document) -> None:
+        """Open the derived stream, and with the first one the derived run.
+
+        A stream's second descriptor says that its configuration changed: the rows go on where they were.
+        """
+        refuse_unreadable("descriptor", {"data_keys": doc["data_keys"]})
+        self._descriptors[doc["uid"]] = doc
+        if doc["name"] in self._streams:
+            self._by_descriptor[doc["uid"]] = self._streams[doc["name"]]
+            return
+        keys = image_keys(doc, self._asked.recipe)
+        refused = self._refused(doc["name"], keys)
+        self._say_left_out(doc["name"], no_images(doc) | refused)
+        keys = [key for key in keys if key not in refused]
+        if not keys:
+            self._left_out.append(doc)
+            if self.derived_uid is None:
+                self.outcome = f"nothing to denoise: {self.lack}"
+            return
+        images = {key: Images(self._asked, self._darks, key=key, start=self._start, descriptor=doc) for key in keys}
+        if self.derived_uid is None and self._misfit is None and doc["name"] != self._asked.beamline.dark_stream:
+            self._misfit = misfit(images, doc)
+            if self._misfit is None:
+                self._open_with(doc, keys)
+        if doc["name"] != self._asked.beamline.dark_stream:
+            self._complain(doc["name"], images)
+        stream = Stream(name=doc["name"], keys=keys, descriptor=doc, frames=self._source(doc), images=images)
+        self._streams[stream.name] = self._by_descriptor[doc["uid"]] = stream
+
+    def stream_resource(self, doc: Document) -> None:
+        """Keep the reference; which stream it belongs to is known with its first stream_datum."""
+        self._resources[doc["uid"]] = doc
+
+    def stream_datum(self, doc: Document) -> None:
+        """Note where frames are; rows whose event has come are done now.
+
+        A step scan follows each announcement with an event. Where none comes before the next announcement, and no
+        data key needs one, the stream is flown: its frames are rows by themselves.
+        """
+        stream = self._by_descriptor.get(doc["descriptor"])
+        resource = self._resources.get(doc["stream_resource"])
+        if resource is None:
+            self._complain_once(
+                f"a stream_datum names resource {doc['stream_resource']!r}, which was not announced in this run: its "
+                "frames cannot be found; have the device announce its files in each run"
+            )
+            return
+        # Also of streams that nobody asked for: they may share a file with those that somebody did.
+        count = self._counting.take(resource, doc, self._descriptors.get(doc["descriptor"], {}).get("name", ""))
+        if stream is None or resource["data_key"] not in stream.keys:
+            return
+        if resource["data_key"] in stream.announced and stream.may_fly:
+            stream.flown = True
+        stream.announced.add(resource["data_key"])
+        if isinstance(stream.frames, AnnouncedFrames):
+            if resource["uid"] not in self._seen:
+                self._seen.add(resource["uid"])
+                self._file(resource["uri"])
+            stream.frames.take(resource, doc, count, descriptor=self._descriptors[doc["descriptor"]])
+        self._advance()
+
+    def resource(self, doc: Document) -> None:
+        """Keep a legacy reference."""
+        self._legacy.take_resource(doc)
+
+    def datum(self, doc: Document) -> None:
+        """Note where a legacy frame is."""
+        self._legacy.take_datum(doc)
+        self._advance()
+
+    def datum_page(self, doc: Document) -> None:
+        """The same for several."""
+        for datum in unpack_datum_page(doc):
+            self.datum(datum)
+
+    def event(self, doc: Document) -> Document:
+        """Queue the row; it is done when all its frames have been announced."""
+        stream = self._by_descriptor.get(doc["descriptor"])
+        if stream is not None and stream.flown:
+            self._complain_once(
+                f"stream {stream.name!r}: its events came after its frames, which were taken for those of a fly scan: "
+                "the rows have no times; replay the run to give them times"
+            )
+        elif stream is not None:
+            data = doc["data"]
+            needed = self._needed(stream)
+            self._say_unreadable(stream, data)
+            stream.waiting.append(
+                Event(
+                    seq_num=doc["seq_num"],
+                    turn=stream.turns[doc["seq_num"]],
+                    time=doc["time"],
+                    images={key: data[key] for key in stream.keys if key in data},
+                    columns={
+                        name: data[name] for name in needed if name in data and not isinstance(data[name], Unreadable)
+                    },
+                )
+            )
+            if isinstance(stream.frames, AnnouncedFrames):
+                for key in stream.keys:
+                    stream.frames.pin(key, doc["seq_num"], stream.turns[doc["seq_num"]])
+            stream.turns[doc["seq_num"]] += 1
+            stream.announced.clear()
+            self._advance()
+        return doc
+
+    def event_page(self, doc: Document) -> Document:
+        """The same for several."""
+        for event in unpack_event_page(doc):
+            self.event(event)
+        return doc
+
+    def stop(self, doc: Document) -> None:
+        """Finish the rows that are left and close the derived run with the raw run's exit status."""
+        self._ended = True
+        for stream in self._dark_first():
+            self._finish(stream, doc["time"])
+        if self._misfit is not None:
+            raise self._misfit
+        self._close(exit_status=doc["exit_status"], reason=doc.get("reason", ""))
+
+    def owns(self, descriptor_uid: str | None) -> bool:
+        """Whether a descriptor belongs to this run."""
+        return descriptor_uid in self._by_descriptor
+
+    @property
+    def held(self) -> dict[str, int]:
+        """How many rows each stream of images has had so far, wanted or not."""
+        return {stream.name: stream.rows for stream in self._streams.values() if not self._is_dark(stream)}
+
+    @property
+    def lack(self) -> str:
+        """Why nothing is denoised: what was asked for, and what there is."""
+        recipe, left_out = self._asked.recipe, self._left_out
+        refused = {each["name"]: self._refused(each["name"], image_keys(each, recipe)) for each in left_out}
+        return said_lack(recipe, left_out, refused)
+
+    def _say_left_out(self, stream: str, reasons: Mapping[str, str]) -> None:
+        """Log the images that are not denoised, once a run."""
+        asked = self._asked.recipe.data_keys
+        for key, reason in reasons.items():
+            if asked is None or key in asked:
+                self._complain_once(f"{stream}/{key} is left out: {reason}")
+
+    def _refused(self, stream: str, keys: Sequence[str]) -> dict[str, str]:
+        """Images of a stream that cannot be written, with the reason."""
+        return {}
+
+    def _say_unreadable(self, stream: Stream, data: Mapping[str, Any]) -> None:
+        """Log the columns that cannot be read, once a run: images among them are NaN rows besides."""
+        for key, value in unreadable(data):
+            error = refused_value(f"event document, key {key!r}", value)
+            self._complain_once(f"stream {stream.name}: {error}", about=key)
+
+    def _needed(self, stream: Stream) -> set[str]:
+        """Columns that are kept of an event."""
+        return set[str]().union(*(images.columns for images in stream.images.values()))
+
+    def _complain(self, stream: str, images: Mapping[str, Images]) -> None:
+        """Log what of a stream's images is found nowhere, or found and not used, once a run."""
+        for key, each in images.items():
+            if each.unused_tilt is not None:
+                self._complain_once(f"{stream}/{key}: tilt not used: {each.unused_tilt}", about=each.unused_tilt)
+            for quantity, name in each.missing_names():
+                where = "is found nowhere: no column, configuration or start document has it"
+                self._complain_once(f"{stream}/{key}: {quantity}={name!r} {where}", about=name)
+
+    def _complain_once(self, line: str, *, about: str | None = None) -> None:
+        if (about or line) not in self._complained:
+            self._complained.add(about or line)
+            log.warning("run %s%s %s", self._start["uid"][:8], ":" if about is None else ",", line)
+
+    def _open(self, descriptor: Document, keys: Sequence[str]) -> None:
+        """The first stream of images has come."""
+        raise NotImplementedError
+
+    def _open_with(self, descriptor: Document, keys: Sequence[str]) -> None:
+        self._open(descriptor, keys)
+        self.derived_uid = self._asked.recipe.derived_uid(self._start["uid"])
+
+    def _open_in_spite(self, stream: Stream, event: Event, refused: SymDenoiseError) -> None:
+        """What fits no stated shape may fit the images: the first one tells."""
+        for key, images in stream.images.items():
+            try:
+                fitting = fits(images, self._image(stream, key, event).shape[-2:])
+            except Exception as error:
+                log.debug("run %s, %s: %s", self._start["uid"][:8], key, error)
+            else:
+                if fitting:
+                    self._misfit = None
+                    self._open_with(stream.descriptor, stream.keys)
+                    return
+        raise refused
+
+    def _file(self, uri: str) -> None:
+        """Images are in this file."""
+
+    def _write(self, stream: Stream, event: Event, row: int) -> None:
+        """A row that is wanted has all its images; ``row`` counts those of the stream."""
+        raise NotImplementedError
+
+    def _end_stream(self, stream: Stream) -> None:
+        """All rows of a stream have come."""
+
+    def _close(self, *, exit_status: str, reason: str) -> None:
+        """All documents have come."""
+        raise NotImplementedError
+
+    def _advance(self) -> None:
+        """Write the rows whose frames have all been announced; darks before the images that wait for them."""
+        for stream in self._dark_first():
+            if stream.flown:
+                self._write_announced(stream, None)
+            while stream.waiting and self._ready(stream, stream.waiting[0]):
+                self._row(stream, stream.waiting.popleft())
+            if self._is_dark(stream) and stream.waiting:
+                return
+
+    def _finish(self, stream: Stream, time: float) -> None:
+        """Write the rows of a stream that are left; those without an event get this time."""
+        while stream.waiting:
+            self._row(stream, stream.waiting.popleft())
+        stream.flown = stream.flown or (stream.may_fly and bool(stream.frames.announced()))
+        self._write_announced(stream, None if stream.flown else time)
+        if not self._is_dark(stream):
+            self._end_stream(stream)
+
+    def _ready(self, stream: Stream, event: Event) -> bool:
+        for key in stream.keys:
+            image = event.images.get(key)
+            if isinstance(image, str):
+                if not self._legacy.has(image):
+                    return False
+            elif image is None and not stream.frames.has(key, event.seq_num, event.turn):
+                return False
+        return True
+
+    def _write_announced(self, stream: Stream, time: float | None) -> None:
+        """Rows of frames that have no event; in a flown stream those that all keys have."""
+        for seq_num in stream.frames.announced():
+            event = Event(seq_num=seq_num, turn=0, time=time, images={}, columns={})
+            if seq_num not in stream.done and (self._ended or self._ready(stream, event)):
+                self._row(stream, event)
+
+    def _dark_first(self) -> list[Stream]:
+        return sorted(self._streams.values(), key=self._is_dark, reverse=True)
+
+    def _is_dark(self, stream: Stream) -> bool:
+        return stream.name == self._asked.beamline.dark_stream
+
+    def _row(self, stream: Stream, event: Event) -> None:
+        """Write a row if it is wanted; of the others the first decide what they would have decided."""
+        stream.done.add(event.seq_num)
+        if self._is_dark(stream):
+            self._take_darks(stream, event)
+            return
+        if self._misfit is not None:
+            self._open_in_spite(stream, event, self._misfit)
+        row, stream.rows = stream.rows, stream.rows + 1
+        if row in self._wanted:
+            self._write(stream, event, row)
+        elif row < self._wanted[-1]:
+            self._pass_over(stream, event)
+
+    def _pass_over(self, stream: Stream, event: Event) -> None:
+        for key, images in stream.images.items():
+            if images.settled:
+                continue
+            try:
+                image = self._image(stream, key, event)
+            except Exception as error:
+                log.debug("run %s, %s, event %d decides nothing: %s", self._start["uid"][:8], key, event.seq_num, error)
+            else:
+                images.look(image, event.columns)
+
+    def leave(self) -> None:
+        """Let go of the files before the end of the run."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self.closed = True
+        for close in (*(stream.frames.close for stream in self._streams.values()), self._legacy.close):
+            try:
+                close()
+            except (OSError, RuntimeError) as error:
+                log.warning("run %s: a raw file cannot be closed: %s", self._start["uid"][:8], error)
+
+    def _take_darks(self, stream: Stream, event: Event) -> None:
+        for key, images in stream.images.items():
+            time = float("-inf") if event.time is None else event.time
+            try:
+                self._darks.take(key, time, self._image(stream, key, event), images.exposure_time(event.columns))
+            except Exception as error:
+                # The images that lack it say so in their rows.
+                log.warning("run %s, dark of %s: %s", self._start["uid"][:8], key, error)
+
+    def _image(self, stream: Stream, key: str, event: Event) -> NDArray[Any]:
+        return stream.image(key, event, run=self._start["uid"], legacy=self._legacy)

@@ -1,0 +1,140 @@
+"""What a derived run recorded of its images, for computing one of them again."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from tiled.utils import path_from_uri
+
+from bluesky_symdenoise.acquisition.derive.images import dark_from_stored, with_dark_mask
+from bluesky_symdenoise.acquisition.request.beamline import Beamline, Settings
+from bluesky_symdenoise.acquisition.runs.stored import TiledRun
+from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.dark import Background, Dark, summed_dark
+from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.recipe import Recipe, array_sha256
+
+if TYPE_CHECKING:
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+
+Document = dict[str, Any]
+
+
+class Recorded:
+    """One image data key of a derived run.
+
+    Parameters
+    ----------
+    run, raw
+        The derived run and its raw run.
+    recipe
+        Of the derived run.
+    """
+
+    def __init__(self, run: BlueskyRun, raw: BlueskyRun, recipe: Recipe, *, stream: str, key: str) -> None:
+        self._run, self._raw, self._recipe, self._stream, self._key = run, raw, recipe, stream, key
+        configuration = run[stream].metadata.get("configuration", {})
+        self._said: Document = dict(configuration.get("symdenoise", {}).get("data", {}))
+        self._names = Beamline.from_recipe(recipe.beamline)
+        #: The last dark with its row, and the last background with what it was made from.
+        self._last_dark: tuple[int, Dark] | None = None
+        self._background: tuple[Dark, Symmetry, float, Background] | None = None
+
+    @cached_property
+    def exposure(self) -> NDArray[Any] | None:
+        """(y, x) relative exposure that was given, or None."""
+        sha256 = self._recipe.exposure_sha256
+        return None if sha256 is None else self._array("exposure", sha256)
+
+    @cached_property
+    def fold(self) -> NDArray[Any] | None:
+        """(y, x) uint8, where mates may be used, if that was given, or None."""
+        sha256 = self._recipe.fold_sha256
+        return None if sha256 is None else self._array("fold", sha256)
+
+    @cached_property
+    def mask(self) -> NDArray[Any] | None:
+        """(y, x) mask that was given or found, or None."""
+        if self._recipe.mask_sha256 is not None:
+            return self._array("mask", self._recipe.mask_sha256)
+        found = self._said.get(f"{self._key}_mask_sha256")
+        return None if found is None else self._array(f"{self._key}_mask", found)
+
+    def with_dark(
+        self, denoiser: Denoiser, index: int, symmetry: Symmetry
+    ) -> tuple[NDArray[Any] | None, Background | None]:
+        """The mask and the background of one row; without a dark the mask alone."""
+        mask = self.mask
+        if not self._names.has_dark:
+            return mask, None
+        dark = self._dark(index)
+        both = dark.mask if mask is None else with_dark_mask(mask, dark)
+        exposures = dark.exposures(self._seconds(self._stream, self._recipe.rows[index]))
+        held = self._background
+        if held is None or held[0] is not dark or held[1:3] != (symmetry, exposures):
+            made = denoiser.background(dark, exposures=exposures, mask=both, symmetry=symmetry)
+            held = self._background = (dark, symmetry, exposures, made)
+        return both, held[3]
+
+    def _dark(self, index: int) -> Dark:
+        fixed = f"{self._key}_dark_sha256" in self._said
+        row = 0 if fixed else self._dark_row(index)
+        if self._last_dark is None or self._last_dark[0] != row:
+            self._last_dark = row, self._fixed_dark() if fixed else self._dark_of_stream(row)
+        return self._last_dark[1]
+
+    def _fixed_dark(self) -> Dark:
+        return dark_from_stored(
+            self._array(f"{self._key}_dark", self._said[f"{self._key}_dark_sha256"]),
+            frames=self._said[f"{self._key}_dark_frames"],
+            seconds=self._said.get(f"{self._key}_dark_seconds"),
+        )
+
+    def _dark_row(self, index: int) -> int:
+        """That of the last dark before a row."""
+        events = self._run[self._stream]
+        if "time" not in events:
+            return 0
+        taken = np.asarray(self._raw[str(self._names.dark_stream)]["time"].read())
+        return int(np.flatnonzero(taken <= np.asarray(events["time"].read())[index])[-1])
+
+    def _dark_of_stream(self, row: int) -> Dark:
+        name = str(self._names.dark_stream)
+        TiledRun(self._raw).refuse_other_rows(name, self._key, self._raw[name][self._key])
+        images = np.asarray(self._raw[name][self._key][row : row + 1])
+        return summed_dark(images.reshape(-1, *images.shape[-2:]), seconds=self._seconds(name, row))
+
+    def _seconds(self, stream: str, row: int) -> float | None:
+        """Exposure time of one row of a raw stream, where the recipe's names find it."""
+        events = self._raw[stream]
+        descriptor = next(each for each in self._raw.descriptors if each["name"] == stream)
+        settings = Settings(self._names, key=self._key, start=dict(self._raw.start), descriptor=descriptor, given={})
+        data = {name: np.asarray(events[name].read())[row] for name in self._names.columns(self._key) if name in events}
+        return settings.exposure_time(data)
+
+    def _array(self, name: str, sha256: str) -> NDArray[Any]:
+        """An array from the derived run's own file, checked by its sha256."""
+        assets = {asset.parameter: asset for asset in self._run[self._stream][self._key].data_sources()[0].assets}
+        path = path_from_uri(assets[name if name in assets else "data_uris"].data_uri)
+        try:
+            if name in assets:  # A lazy run has a file for each array.
+                array: NDArray[Any] = np.load(path, allow_pickle=False)
+            else:
+                with h5py.File(path, "r", swmr=True) as file:
+                    array = file[f"entry/process/{name}"][()]
+        except (OSError, KeyError, ValueError) as error:
+            raise SymDenoiseError(
+                f"{name} of run {self._run.start['uid']}",
+                rule=f"it cannot be read from {path} ({error})",
+                remedy="run this where the derived run's files can be seen",
+            ) from error
+        if array_sha256(array) != sha256:
+            raise SymDenoiseError(
+                f"{name} in {path}", rule="its sha256 is not the recorded one", remedy="restore the file"
+            )
+        return array

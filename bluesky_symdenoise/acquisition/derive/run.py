@@ -1,0 +1,367 @@
+"""One raw run in, one derived run out: the path that live documents and stored runs share."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time as clock
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.acquisition.deliver.outlet import STRAIGHT, Outlet
+from bluesky_symdenoise.acquisition.derive.aside import Aside
+from bluesky_symdenoise.acquisition.derive.reader import RunReader
+from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
+from bluesky_symdenoise.acquisition.request.place import check_apart
+from bluesky_symdenoise.acquisition.request.request import Work, now
+from bluesky_symdenoise.acquisition.runs.frames import FrameSource
+from bluesky_symdenoise.acquisition.runs.replaced import Replaced
+from bluesky_symdenoise.catalog.find.query import SPEC
+from bluesky_symdenoise.catalog.store.journal import Journal
+from bluesky_symdenoise.catalog.store.writer import DerivedRun, DerivedStream, Emit
+from bluesky_symdenoise.derived.columns import refused_keys, refused_stream
+from bluesky_symdenoise.derived.row import CompressedRow, Row, empty_row
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.tilt import split_tilt
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+#: What came of one image: what is stored, or why there is nothing.
+Outcome = Row | CompressedRow | Exception
+
+#: Keys of a raw start document that the derived one does not take over: catalog[scan_id] must find the raw run.
+_OWN_KEYS = frozenset({"uid", "time", "scan_id", "versions", "tiled_specs"})
+#: Rows, or bytes of them, that wait to be written while the next one is denoised, and what a row counts at least: where
+#: frames are small, what Tiled is asked at the beginning of a run takes as long as many of them.
+WAITING, WAITING_BYTES, LEAST_BYTES = 2, 2**24, 2**15
+#: Rows that wait for the first image that can be read.
+HELD = 8
+
+
+class DroppedError(Exception):
+    """A frame that is not denoised because the denoiser is too far behind."""
+
+
+class RunDenoiser(RunReader):
+    """Takes the documents of one raw run and writes its derived run.
+
+    Rows are written, and their documents sent, in a thread of their own: what goes wrong there is raised with one of
+    the next documents, at the latest with the stop document.
+
+    Parameters
+    ----------
+    work
+        What to do.
+    source
+        Makes the frame source of a stream from its descriptor; by default files that documents announce.
+    finished_frame
+        Called in that thread after each frame was written with None, or with the reason why it is NaN. If it raises, no
+        row is written after this one.
+    too_late
+        Asked before each frame; a reason not to denoise it any more makes it NaN.
+    outlet
+        Where the documents of the derived run go.
+    replaced
+        Which raw files may be others by now.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        *,
+        source: Callable[[Document], FrameSource] | None = None,
+        finished_frame: Callable[[str | None], None] = lambda _: None,
+        too_late: Callable[[], str | None] = lambda: None,
+        outlet: Outlet = STRAIGHT,
+        replaced: Replaced | None = None,
+    ) -> None:
+        super().__init__(work, source=source, replaced=replaced)
+        self._work, self._finished_frame = work, finished_frame
+        self._too_late, self._outlet = too_late, outlet
+        self._aside = Aside()
+        self._journal: Journal | None = None
+        self._derived: DerivedRun | None = None
+        #: By the names of their streams, from the first row on.
+        self._opened: dict[str, DerivedStream] = {}
+        #: Frames that failed by reason, and the first reason of each kind.
+        self._failures: Counter[str] = Counter()
+        self._reasons: dict[tuple[str, str, str], str] = {}
+        self._frames = 0
+        #: Rows that wait until it is known which shapes the images of their stream have.
+        self._held: dict[str, list[tuple[Event, Mapping[str, Outcome]]]] = {}
+        self._shapeless: Counter[str] = Counter()
+        #: Images of the first rows, until they are denoised.
+        self._first: dict[tuple[str, str, int, int], NDArray[Any]] = {}
+        self._begun = 0.0
+        #: What is wrong with the folder of its files, in one line.
+        self.complaint: str | None = None
+        self._folder = work.folder
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a derived run and it ended with the raw run."""
+        return self._ended and self._derived is not None
+
+    def abandon(self, reason: str) -> None:
+        """Close the derived run, incomplete: the raw run's stop document never came, or rows could not be written."""
+        if not self.closed:
+            self._ended = False
+            self._aside.close()
+            self._close(exit_status="fail", reason=reason)
+
+    def settle(self) -> None:
+        """Wait until all rows that were denoised are written."""
+        self._aside.wait()
+
+    @property
+    def busy(self) -> bool:
+        """Whether rows wait to be written."""
+        return self._aside.busy
+
+    def leave(self) -> None:
+        """Let go of the derived run without ending it: who takes it up next goes on with its rows."""
+        super().leave()
+        self._aside.close()
+        if self._derived is not None:
+            self._derived.leave()
+        elif self._journal is not None:
+            self._journal.close()
+
+    def _close(self, *, exit_status: str, reason: str) -> None:
+        self._aside.wait()
+        if self._derived is not None:
+            for stream in self._streams.values():
+                if self._held.get(stream.name):
+                    self._append_held(stream)
+        self._aside.close()
+        self._let_go()
+        if self._derived is None:
+            if self._journal is not None:
+                self._journal.close()
+            return
+        failures = [{"reason": why, "frames": count} for why, count in self._failures.items()]
+        groups = {
+            f"{stream.name}/{key}": images.point_group
+            for stream in self._streams.values()
+            for key, images in stream.images.items()
+            if images.point_group is not None
+        }
+        self._derived.stop(
+            exit_status=exit_status,
+            reason=reason,
+            provenance={
+                "endedAtTime": now(),
+                "complete": self._ended,
+                "frames": self._frames,
+                "failures": failures,
+                # No dots in a key that is searched for; a group on a tilted detector is found by itself, too.
+                "symmetry": {
+                    name.replace(".", "_"): [key for key, used in groups.items() if name in _names(used)]
+                    for name in dict.fromkeys(name for used in groups.values() for name in _names(used))
+                },
+                "seconds": round(clock.perf_counter() - self._begun, 3),
+                "bytes": sum(stream.bytes_written for stream in self._opened.values()),
+            },
+        )
+        failed = sum(self._failures.values())
+        self.outcome = f"{self._frames - failed} frames denoised" + (f", {failed} failed" if failed else "")
+
+    def _open(self, descriptor: Document, keys: Sequence[str]) -> None:
+        work, raw_uid = self._work, self._start["uid"]
+        uid = work.recipe.derived_uid(raw_uid)
+        self._begun = clock.perf_counter()
+        provenance = self._provenance(descriptor["name"], keys)
+        made_with = {key: provenance[key] for key in ("recipe_sha256", "environment")}
+        self._folder, self.complaint = work.folder_for(self._start)
+        if self.complaint is not None:
+            log.warning("run %s: %s", raw_uid[:8], self.complaint)
+        journal = Journal(self._folder / f"{uid}.journal", made_with=made_with)
+        provenance["wasGeneratedBy"] |= {"host": socket.gethostname(), "journal": str(journal.path)}
+        start = {key: value for key, value in self._start.items() if key not in _OWN_KEYS} | {
+            "raw_uid": raw_uid,
+            "raw_time": self._start["time"],
+            "tiled_specs": [SPEC],
+            "provenance": provenance,
+        }
+        if "scan_id" in self._start:
+            start["raw_scan_id"] = self._start["scan_id"]
+        arrays = work.arrays
+        self._work.place.own(journal.path)
+        try:
+            emit = self._outlet(work, uid, journal.path)
+        except BaseException:
+            journal.close()
+            raise
+        self._journal = journal
+
+        def begin() -> None:
+            self._derived = self._derived_run(emit, journal=journal, start=start, uid=uid, arrays=arrays)
+
+        self._aside.put(begin, most=WAITING)
+
+    def _provenance(self, stream: str, keys: Sequence[str]) -> Document:
+        """Of the derived run."""
+        return self._work.provenance(self._start["uid"], stream, keys)
+
+    def _refused(self, stream: str, keys: Sequence[str]) -> dict[str, str]:
+        """Names that Tiled does not take: found out here, for there the documents would wait for good."""
+        remedy = "; rename the device or its stream, or denoise in memory with replay(run)"
+        if reason := refused_stream(stream):
+            return dict.fromkeys(keys, f"stream {stream!r}: {reason}{remedy}")
+        refused = refused_keys(keys, tuple(self._work.columns), flown=False)
+        return {key: f"{reason}{remedy}" for key, reason in refused.items()}
+
+    def _file(self, uri: str) -> None:
+        check_apart(self._folder, uri)
+
+    def _end_stream(self, stream: Stream) -> None:
+        self._aside.put(partial(self._append_held, stream), most=WAITING)
+
+    def _derived_run(
+        self, emit: Emit, *, journal: Journal, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]
+    ) -> DerivedRun:
+        return DerivedRun(
+            emit,
+            journal=journal,
+            start=start,
+            uid=uid,
+            time=clock.time(),
+            arrays=arrays,
+            created=self._work.place.own,
+            columns=self._work.columns,
+        )
+
+    def _ensure_open(self, stream: Stream) -> DerivedStream:
+        assert self._derived is not None
+        if stream.name in self._opened:
+            return self._opened[stream.name]
+        configuration: Document = {}
+        arrays: dict[str, NDArray[Any]] = {}
+        for images in stream.images.values():
+            said, held = images.record()
+            configuration |= said
+            arrays |= held
+        opened = self._derived.stream(
+            stream.described, stream.keys, arrays=arrays, configuration=configuration, flown=stream.flown
+        )
+        self._opened[stream.name] = opened
+        return opened
+
+    def _write(self, stream: Stream, event: Event, row: int) -> None:
+        """Denoise the images of one event and write it."""
+        if stream.name not in self._opened:
+            self._look_at_shapes(stream, event)
+            if self._shapes_known(stream):
+                self._aside.put(partial(self._ensure_open, stream), most=WAITING)
+        outcomes: dict[str, Outcome] = {}
+        for key in stream.keys:
+            try:
+                outcomes[key] = self._kept(stream, key, event) or self._denoised(stream, key, event)
+            except Exception as error:
+                outcomes[key] = error
+        self._append(stream, event, outcomes)
+
+    def _look_at_shapes(self, stream: Stream, event: Event) -> None:
+        """Read the images of the first row: the derived stream has the shapes that they have."""
+        for key in stream.keys:
+            try:
+                self._first[stream.name, key, event.seq_num, event.turn] = self._image(stream, key, event)
+            except Exception as error:
+                # Its row says so.
+                log.debug("run %s, %s: %s", self._start["uid"][:8], key, error)
+
+    def _append(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
+        """Have the images of one event written; what failed becomes a NaN row with its reason in stop."""
+        for key, each in outcomes.items():
+            if isinstance(each, Row) and each.intensity.size:
+                stream.shapes.setdefault(key, each.intensity.shape)
+        if not self._shapes_known(stream):
+            self._shapeless[stream.name] += 1
+            if self._shapeless[stream.name] > HELD:
+                # What is stated has to do.
+                for key in stream.keys:
+                    stream.shapes.setdefault(key, tuple(stream.described["data_keys"][key]["shape"]))
+        rows = (each for each in outcomes.values() if isinstance(each, Row))
+        size = max(LEAST_BYTES, sum(row.intensity.nbytes + row.sigma.nbytes for row in rows))
+        self._aside.put(partial(self._append_now, stream, event, outcomes), most=max(WAITING, WAITING_BYTES // size))
+
+    def _append_now(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
+        self._work.place.check_space(self._folder)
+        held = self._held.setdefault(stream.name, [])
+        held.append((event, outcomes))
+        # Rows that come before the first that shows a shape wait for it, but not for long.
+        if stream.name in self._opened or self._shapes_known(stream):
+            self._append_held(stream)
+
+    def _shapes_known(self, stream: Stream) -> bool:
+        """Whether it is known which shapes the images of a stream have."""
+        return all(key in stream.shapes for key in stream.keys)
+
+    def _append_held(self, stream: Stream) -> None:
+        derived = self._ensure_open(stream)
+        for event, outcomes in self._held.pop(stream.name, ()):
+            self._append_row(stream, derived, event, outcomes)
+
+    def _append_row(
+        self, stream: Stream, derived: DerivedStream, event: Event, outcomes: Mapping[str, Outcome]
+    ) -> None:
+        rows: dict[str, Row | CompressedRow] = {}
+        reasons: list[str | None] = []
+        for key, outcome in outcomes.items():
+            self._frames += 1
+            if isinstance(outcome, Row) and outcome.intensity.size:
+                outcome = _fitting(outcome, derived.shapes[key])
+            if isinstance(outcome, Exception):
+                rows[key] = empty_row(derived.shapes[key], self._work.columns)
+                reasons.append(self._failed(stream, key, event, outcome))
+            else:
+                rows[key] = outcome
+                reasons.append(None)
+        derived.append(seq_num=event.seq_num, time=event.time, rows=rows)
+        for reason in reasons:
+            self._finished_frame(reason)
+
+    def _kept(self, stream: Stream, key: str, event: Event) -> Row | None:
+        """The row that an earlier writer finished, if it has the symmetry that an uninterrupted run would give it."""
+        assert self._journal is not None
+        row = self._journal.kept(stream.name, key, event.seq_num, event.turn)
+        return row if row is not None and stream.images[key].takes_over(row, event.columns) else None
+
+    def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
+        if late := self._too_late():
+            raise DroppedError(late)
+        image = self._first.pop((stream.name, key, event.seq_num, event.turn), None)
+        if image is None:
+            image = self._image(stream, key, event)
+        return stream.images[key].row(image, event.columns, event.time)
+
+    def _failed(self, stream: Stream, key: str, event: Event, error: Exception) -> str:
+        """Count a failure with those of its kind, and log the first of them: a thousand frames lack one file."""
+        kind = error.rule if isinstance(error, SymDenoiseError) else str(error)
+        if (stream.name, key, kind) not in self._reasons:
+            log.warning("run %s, %s, event %d: %s", self._start["uid"][:8], key, event.seq_num, error)
+        reason = self._reasons.setdefault((stream.name, key, kind), f"{stream.name}/{key}: {error}")
+        self._failures[reason] += 1
+        return reason
+
+
+def _fitting(row: Row, shape: tuple[int, ...]) -> Outcome:
+    """The row, or why it cannot be one of a stream whose images have this shape."""
+    if row.intensity.shape == shape:
+        return row
+    return SymDenoiseError(
+        f"an image of shape {row.intensity.shape}",
+        rule=f"the derived run has shape {shape}, which is stated: its first images could not be read",
+        remedy="mend the device's description, then replay the run from its documents",
+    )
+
+
+def _names(symbol: str) -> tuple[str, str]:
+    """A symbol, and its group without the tilt."""
+    return symbol, split_tilt(symbol)[0]

@@ -1,0 +1,180 @@
+"""One stream of a raw run as far as it has come, and its events."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.acquisition.derive.images import Images
+from bluesky_symdenoise.acquisition.request.request import all_image_keys, no_images
+from bluesky_symdenoise.acquisition.runs.documents import Unreadable, refused_value
+from bluesky_symdenoise.acquisition.runs.frames import FrameSource
+from bluesky_symdenoise.acquisition.runs.legacy import LegacyFrames
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import row_shape, stated_shape
+from bluesky_symdenoise.recipe import Recipe
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is needed of an event; ``images`` are those it holds itself, or their datum ids."""
+
+    seq_num: int
+    turn: int
+    time: float | None
+    images: Mapping[str, Any]
+    columns: Mapping[str, Any]
+
+
+@dataclass
+class Stream:
+    """What is known so far of one stream with images."""
+
+    name: str
+    keys: list[str]
+    descriptor: Document
+    frames: FrameSource
+    images: dict[str, Images]
+    #: Whether frames come without events, as in a fly scan.
+    flown: bool = False
+    waiting: deque[Event] = field(default_factory=deque)
+    #: How many events of each number there were, and the numbers of rows that are written.
+    turns: Counter[int] = field(default_factory=Counter)
+    done: set[int] = field(default_factory=set)
+    #: How many rows there were so far, wanted or not.
+    rows: int = 0
+    #: Keys announced since the last event.
+    announced: set[str] = field(default_factory=set)
+    #: (..., y, x) of the images by data key, as the first that was read has it.
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def described(self) -> Document:
+        """The descriptor with the shapes that images have."""
+        return _with_shapes(self.descriptor, self.keys, self.shapes)
+
+    @property
+    def may_fly(self) -> bool:
+        """Whether nothing in the stream needs an event, and none has come."""
+        external = (str(key.get("external", "")) for key in self.descriptor["data_keys"].values())
+        return not self.turns and all(each.startswith("STREAM:") for each in external)
+
+    def image(self, key: str, event: Event, *, run: str, legacy: LegacyFrames) -> NDArray[Any]:
+        """Read one image (..., y, x), in the shape that the first of its data key had.
+
+        Parameters
+        ----------
+        run
+            Uid of the raw run.
+        legacy
+            Gives the images of datum documents.
+
+        Raises
+        ------
+        SymDenoiseError
+            If it cannot be read, is no image, or has another shape.
+        """
+        image = self._as_it_is(key, event, legacy)
+        described = self.descriptor["data_keys"][key]
+        stated = stated_shape(described["shape"])
+        shape = row_shape(image.shape, stated)
+        if key not in self.shapes:
+            self.shapes[key] = shape
+            if shape != stated:
+                log.warning(
+                    "run %s, %s/%s: the data key states shape %s and its images have %s, which counts; mask and beam "
+                    "centre are those of (y, x) = %s; mend the device's description",
+                    run[:8],
+                    self.name,
+                    key,
+                    tuple(described["shape"] or ()),
+                    shape,
+                    shape[-2:],
+                )
+        if shape != self.shapes[key]:
+            raise SymDenoiseError(
+                f"an image of shape {shape}",
+                rule=f"those before it have {self.shapes[key]}, and {tuple(described['shape'] or ())} is stated",
+                remedy="take images of one shape in a run; this one can be denoised with `symdenoise denoise`",
+            )
+        # Bits that are set or not are counts of one or none.
+        return image.reshape(shape).astype(np.uint8 if image.dtype == bool else image.dtype, copy=False)
+
+    def _as_it_is(self, key: str, event: Event, legacy: LegacyFrames) -> NDArray[Any]:
+        held = event.images.get(key)
+        if isinstance(held, Unreadable):
+            raise refused_value(f"image {key!r}", held)
+        if isinstance(held, str):
+            return legacy.read(held, stated_shape(self.descriptor["data_keys"][key]["shape"]))
+        if held is not None:
+            return held_image(held, self.descriptor["data_keys"][key].get("dtype_numpy"))
+        if self.frames.has(key, event.seq_num, event.turn):
+            return self.frames.read(key, event.seq_num, event.turn)
+        raise SymDenoiseError(
+            f"event {event.seq_num}",
+            rule="its frame was never announced",
+            remedy="replay the run when it is there",
+        )
+
+
+def held_image(held: Any, dtype: Any) -> NDArray[Any]:
+    """An image that its event holds; lists of whole numbers get the type that is stated, if it holds them."""
+    image = np.asarray(held)
+    if isinstance(held, list) and isinstance(dtype, str) and image.dtype.kind in "iu" and np.dtype(dtype).kind in "iu":
+        limits = np.iinfo(np.dtype(dtype))
+        if image.size and limits.min <= image.min() and image.max() <= limits.max:
+            return image.astype(dtype)
+    if image.dtype.kind not in "buif":
+        raise SymDenoiseError(
+            f"an image of type {image.dtype} in an event",
+            rule="pixels must be real numbers",
+            remedy="mend the device that reads it, or leave its data key out with data_keys=...",
+        )
+    return image
+
+
+def said_lack(recipe: Recipe, left_out: Sequence[Document], refused: Mapping[str, Mapping[str, str]]) -> str:
+    """Say why nothing is denoised: what was asked for, and what there is.
+
+    Parameters
+    ----------
+    left_out
+        Descriptors of the streams without an image that was asked for.
+    refused
+        By stream and data key, why an image cannot be written.
+    """
+    asked = {"streams": recipe.streams, "data_keys": recipe.data_keys}
+    wanted = ", ".join(f"{what}={list(names)}" for what, names in asked.items() if names is not None)
+    there = [f"{each['name']}/{key}" for each in left_out for key in all_image_keys(each)]
+    if wanted and there:
+        return f"no image fits {wanted}; there is {', '.join(there)}"
+    streams = [f"{each['name']} ({', '.join(each['data_keys'])})" for each in left_out]
+    why = [
+        f"{each['name']}/{key}: {reason}"
+        for each in left_out
+        for key, reason in (no_images(each) | dict(refused[each["name"]])).items()
+    ]
+    return "; ".join([f"no 2D image in streams {', '.join(streams) or '(none)'}", *why])
+
+
+def _with_shapes(descriptor: Document, keys: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Document:
+    """A descriptor that states these shapes; where none is known, what it states, and 1 for what that leaves open."""
+    data_keys = dict(descriptor["data_keys"])
+    for key in keys:
+        stated = stated_shape(data_keys[key]["shape"])
+        shape = shapes.get(key) or tuple(size or 1 for size in stated)
+        if shape != stated or list(stated) != list(data_keys[key]["shape"]):
+            # Names of its dimensions would be those of others.
+            data_keys[key] = {name: value for name, value in data_keys[key].items() if name != "dims"}
+            data_keys[key]["shape"] = list(shape)
+    return {**descriptor, "data_keys": data_keys}

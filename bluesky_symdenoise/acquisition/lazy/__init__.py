@@ -1,0 +1,1 @@
+"""Derived runs without pixels: the server denoises frames when they are read."""

@@ -1,0 +1,299 @@
+"""A derived run that stores no pixels, for a run that has ended: its frames are denoised by the server when read."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time as clock
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bluesky_symdenoise.acquisition.deliver.claim import Claim
+from bluesky_symdenoise.acquisition.deliver.outlet import straight_to_tiled
+from bluesky_symdenoise.acquisition.derive.run import RunDenoiser
+from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
+from bluesky_symdenoise.acquisition.past.replay import derived_already
+from bluesky_symdenoise.acquisition.request.request import Work, image_keys
+from bluesky_symdenoise.acquisition.runs.raw_files import raw_source
+from bluesky_symdenoise.acquisition.runs.stored import TiledRun, drive
+from bluesky_symdenoise.catalog.lazy.documents import PENDING, LazyKey, LazyRun, write_pending
+from bluesky_symdenoise.catalog.lazy.parameters import LazyImage
+from bluesky_symdenoise.catalog.store.journal import Journal
+from bluesky_symdenoise.catalog.store.writer import DerivedRun, Emit
+from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.derived.columns import SCALARS, computed_when_read
+from bluesky_symdenoise.derived.row import Row
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.source import ZARR, Source
+from bluesky_symdenoise.physics.clipped import refuse_clipped_image
+from bluesky_symdenoise.physics.frame import sentinel_mask
+from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.recipe import Recipe
+
+if TYPE_CHECKING:
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+    from tiled.client.container import Container
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+
+def register(
+    run: BlueskyRun,
+    into: Container,
+    *,
+    denoiser: Denoiser | None = None,
+    directory: str | Path | None = None,
+    mask: ArrayLike | None = None,
+    exposure: ArrayLike | None = None,
+    symmetry: str | Symmetry = "auto",
+    beam_center: Sequence[float] | None = None,
+    streams: Sequence[str] | None = None,
+    data_keys: Sequence[str] | None = None,
+) -> BlueskyRun:
+    """Write a derived run whose frames the server denoises when they are read, and which stores no pixels.
+
+    It has what `bluesky_symdenoise.replay` would write, but for the scalars that need every frame
+    (counts, hot and dead pixels, ``ms``): these are NaN until `bluesky_symdenoise.materialize` stores the pixels.
+    Frames are read here up to the first that has counts, which decides the symmetry; that one is also read through
+    the server, and a run that the server cannot serve is not left behind. A derived run of the same recipe, lazy or
+    not, is returned as it is, and one that stores its pixels is logged.
+    Parameters after `into` are those of `bluesky_symdenoise.DenoiseCallback`.
+
+    Parameters
+    ----------
+    run
+        A finished raw run, from a Tiled catalogue. This computer must see its files.
+    into
+        Catalogue for derived runs, ``client["denoised"]``.
+
+    Returns
+    -------
+    BlueskyRun
+        The derived run.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the run has no image or no stop document, if its files are of a kind that is not read lazily, or if the
+        server may not read them.
+    """
+    work = Work.planned(
+        into,
+        activity="register",
+        denoiser=denoiser,
+        directory=directory,
+        mask=mask,
+        exposure=exposure,
+        symmetry=symmetry,
+        beam_center=beam_center,
+        streams=streams,
+        data_keys=data_keys,
+    )
+    claim = Claim(raw_stop=run.metadata.get("stop"))
+    stored = TiledRun(run, work.beamline.columns)
+    existing = derived_already(stored, work, claim)
+    if existing is not None:
+        if not computed_when_read(existing.metadata["stop"]):
+            uid = existing.start["uid"]
+            log.warning("derived run %s is stored already and stays so; `symdenoise evict` makes it lazy", uid)
+        return existing
+    if claim.raw_stop is None:
+        raise SymDenoiseError(
+            f"run {run.start['uid']}", rule="it has no stop document yet", remedy="register it when it has ended"
+        )
+    pipeline = _Registering(work, stored, claim)
+    stop = claim.raw_stop
+    try:
+        drive(pipeline, stored, stop=lambda: stop)
+        derived = into[pipeline.derived_uid]
+        for (stream, key), (planned, _) in pipeline.plan.items():
+            _refuse_unreadable(derived[stream][key], planned)
+    except BaseException:
+        if pipeline.derived_uid is not None and pipeline.derived_uid in into:
+            into[pipeline.derived_uid].delete(recursive=True, external_only=False)
+        raise
+    return derived
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """The symmetry of each row of an image: one for all from `first` on, and what each earlier one says."""
+
+    symmetry: Symmetry
+    first: int
+    rows: int
+    early: tuple[Symmetry | SymDenoiseError, ...]
+
+    def of(self, row: int) -> Symmetry:
+        """Of one row.
+
+        Raises
+        ------
+        SymDenoiseError
+            If it has none, or if there is no frame.
+        """
+        if row >= self.rows:
+            raise SymDenoiseError(
+                f"row {row}", rule=f"the raw image has {self.rows} rows", remedy="check the raw run's files"
+            )
+        found = self.symmetry if row >= self.first else self.early[row]
+        if isinstance(found, SymDenoiseError):
+            raise found
+        return found
+
+
+class _Registering(RunDenoiser):
+    """Writes what `RunDenoiser` writes, without denoising."""
+
+    def __init__(self, work: Work, stored: TiledRun, claim: Claim) -> None:
+        super().__init__(work, source=stored.frames, outlet=straight_to_tiled(claim))
+        self._run, self._stored = stored.run, stored
+        self.plan: dict[tuple[str, str], tuple[LazyKey, _Resolved]] = {}
+
+    def descriptor(self, doc: Document) -> None:
+        """Look at a stream's images before anything is written."""
+        numbers = self._stored.streams[doc["uid"]].seq_nums
+        keys = image_keys(doc, self._work.recipe)
+        if keys and (not numbers or len(set(numbers)) != len(numbers)):
+            raise SymDenoiseError(
+                f"stream {doc['name']!r}",
+                rule="it has no events" if not numbers else "two of its events have one number",
+                remedy="replay the run instead",
+            )
+        for key in keys:
+            if (doc["name"], key) not in self.plan:
+                self._stored.refuse_other_rows(doc["name"], key, self._run[doc["name"]][key])
+                source, uris = raw_source(self._run, doc, key)
+                resolved = self._resolved_rows(source)
+                self.plan[doc["name"], key] = (
+                    lazy_key(self._work.denoiser, self._work.recipe, source, uris, resolved.symmetry, resolved.first),
+                    resolved,
+                )
+        super().descriptor(doc)
+        for key in self._streams[doc["name"]].keys if doc["name"] in self._streams else ():
+            _, resolved = self.plan[doc["name"], key]
+            if resolved.first < resolved.rows:
+                self._streams[doc["name"]].images[key].decide(resolved.symmetry)
+
+    def _finish(self, stream: Stream, time: float) -> None:
+        """Write the scalars that are not known yet beside the events."""
+        super()._finish(stream, time)
+        self._aside.wait()
+        rows = len(stream.done)
+        if rows:
+            columns = {f"{key}_{name}": [math.nan] * rows for key in stream.keys for name in PENDING}
+            node = self._work.container[self.derived_uid].base[stream.name].base
+            write_pending(node, columns, self._start.get("tiled_access_tags"))
+
+    def _resolved_rows(self, source: Source) -> _Resolved:
+        work = self._work
+        early: list[Symmetry | SymDenoiseError] = []
+        for row in range(source.shape[0]):
+            image = source.read(row)
+            try:
+                refuse_clipped_image(image, work.mask)
+                found: Symmetry | SymDenoiseError = work.denoiser.resolve(
+                    image,
+                    mask=work.mask,
+                    exposure=work.exposure,
+                    symmetry=work.recipe.symmetry,
+                    beam_center=work.recipe.beam_center,
+                )
+            except SymDenoiseError as error:
+                found = error
+            if isinstance(found, Symmetry) and np.any(image[~sentinel_mask(image)]):
+                return _Resolved(found, row, source.shape[0], tuple(early))
+            early.append(found)
+        return _Resolved(Symmetry(), source.shape[0], source.shape[0], tuple(early))
+
+    def _derived_run(
+        self, emit: Emit, *, journal: Journal, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]
+    ) -> DerivedRun:
+        return LazyRun(
+            emit,
+            plan={name: planned for name, (planned, _) in self.plan.items()},
+            journal=journal,
+            start=start,
+            uid=uid,
+            time=clock.time(),
+            arrays=arrays,
+        )
+
+    def _look_at_shapes(self, stream: Stream, event: Event) -> None:
+        """They are those of the registered files."""
+
+    def _shapes_known(self, stream: Stream) -> bool:
+        return True
+
+    def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
+        _, resolved = self.plan[stream.name, key]
+        symmetry = resolved.of(stream.frames.announced().index(event.seq_num))
+        center = symmetry.beam_center or (math.nan, math.nan)
+        known = {"symmetry": symmetry.point_group, "center_y": center[0], "center_x": center[1]}
+        nothing = np.empty(0, np.float32)
+        return Row(nothing, nothing, {name: known.get(name, math.nan) for name in SCALARS})
+
+
+def lazy_key(
+    denoiser: Denoiser, recipe: Recipe, source: Source, uris: Sequence[str], symmetry: Symmetry, first_row: int
+) -> LazyKey:
+    """How an image is registered, with this symmetry from this row on."""
+    environment = denoiser.environment()
+    if environment["dtype"] != "float32":
+        raise SymDenoiseError(
+            f"a denoiser with dtype {environment['dtype']}",
+            rule="servers denoise in float32",
+            remedy="leave dtype out, or use replay",
+        )
+    if recipe.fold_sha256 is not None:
+        raise SymDenoiseError(
+            "a checked symmetry", rule="servers ask each frame by itself", remedy="name the group, or use replay"
+        )
+    if (denoiser.defects, denoiser.views) != ("find", 1):
+        raise SymDenoiseError(
+            f"a denoiser with defects={denoiser.defects!r} and views={denoiser.views}",
+            rule="servers mask hot and dead pixels and see frames as they are",
+            remedy="leave these out, or use replay",
+        )
+    image = LazyImage(
+        quantity="intensity",
+        recipe=recipe,
+        model=denoiser.model.name,
+        device="cpu" if environment["device"] == "cpu" else "auto",
+        threads=environment["threads"],
+        point_group=symmetry.point_group,
+        beam_center=symmetry.beam_center,
+        first_row=first_row,
+        mimetype=source.mimetype,
+        shape=source.shape,
+        dtype=source.dtype.str,
+        dataset=source.dataset,
+        stamps=source.stamps,
+    )
+    # What the server would refuse is refused here.
+    return LazyKey(LazyImage.from_dict(image.to_dict()), tuple(uris), is_directory=source.mimetype == ZARR)
+
+
+def _refuse_unreadable(array: Any, planned: LazyKey) -> None:
+    """Read one pixel of the first frame with counts, once: Tiled's own client would repeat a failure for long."""
+    row = min(planned.image.first_row, array.shape[0] - 1)
+    where = ",".join([str(row), *["0"] * (len(array.shape) - 1)])
+    answer = array.context.http_client.get(
+        array.item["links"]["full"], params={"slice": where}, headers={"Accept": "application/json"}
+    )
+    if answer.is_success:
+        return
+    said = answer.json().get("detail", "") if answer.status_code == HTTPStatus.UNPROCESSABLE_ENTITY else ""
+    raise SymDenoiseError(
+        f"file {planned.uris[0]}",
+        rule=f"the server cannot serve it ({said or f'status {answer.status_code}: outside its readable storage?'})",
+        remedy="add its folder to readable_storage in the server's configuration, then register the run again",
+    )

@@ -1,0 +1,1 @@
+"""Denoising while a RunEngine acquires: callbacks, the worker process, and what keeps documents safe."""

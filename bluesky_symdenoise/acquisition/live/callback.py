@@ -1,0 +1,236 @@
+"""The callback that a RunEngine takes: it hands references to a worker process and returns."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+import weakref
+from collections.abc import Sequence
+from multiprocessing import parent_process
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from numpy.typing import ArrayLike
+
+from bluesky_symdenoise.acquisition.deliver.probe import check_server
+from bluesky_symdenoise.acquisition.live.feeder import Feeder
+from bluesky_symdenoise.acquisition.live.status import Status
+from bluesky_symdenoise.acquisition.live.worker import Setup
+from bluesky_symdenoise.acquisition.request.beamline import Beamline
+from bluesky_symdenoise.acquisition.request.place import Place
+from bluesky_symdenoise.acquisition.request.request import Transport, Work, check_choice
+from bluesky_symdenoise.analysis.ring import Ring
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from tiled.client.container import Container
+
+    from bluesky_symdenoise.physics.symmetry import Symmetry
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+Slow = Literal["defer", "drop", "block"]
+
+#: With ``slow="drop"``, seconds that a frame may wait.
+DROP_AFTER_S = 5.0
+#: With ``slow="block"``, documents that may wait.
+BLOCK_ABOVE = 30
+_PIXELS = frozenset({"event", "event_page", "stream_datum"})
+
+
+class DenoiseCallback:
+    """Denoise the images of each run while it is acquired, and write a derived run beside it.
+
+    ``RE.subscribe(DenoiseCallback(client["denoised"]))``. On the RunEngine's thread a document is put into a queue
+    and nothing else is done; nothing is raised there. A worker process reads the frames from their files, denoises
+    them and writes to Tiled; it is started here, and again if it dies. The raw run is only read.
+
+    Parameters
+    ----------
+    client
+        Tiled client of the catalogue for derived runs; its key needs the scopes to create and register.
+    denoiser
+        Model, device and threads of the worker; by default the pretrained model on a GPU if there is one, else on all
+        cores but one. For a denoiser object of your own, see `ThreadedDenoiseCallback`.
+    directory
+        Folder for the denoised frames, or a template or `Place`; the server must be able to read it unless `frames` is
+        ``http``. By default the one that the container names in its metadata (``symdenoise_frames``).
+    mask
+        (y, x), True = bad, for all images.
+    exposure
+        (y, x) relative exposure for all images, 0 = masked.
+    symmetry
+        As `bluesky_symdenoise.Denoiser` takes them; ``auto`` is decided with the first frame of each run. Or what
+        `bluesky_symdenoise.check_symmetry` found, or the name of the ``.npz`` file that it was saved to.
+    beam_center
+        (y, x) in pixels.
+    streams, data_keys
+        Names of those to denoise; by default every 2D image of every stream.
+    beamline
+        Where the run's own documents say more: geometry, masks, doses, darks.
+    analysis
+        Rings whose orientation, anisotropy and peak become columns of the derived run.
+    slow
+        What happens when the denoiser is slower than the detector. ``defer``: frames wait where they are and are
+        finished after the scan. ``drop``: those that waited longer than 5 s are NaN, and counted. ``block``: the scan
+        waits until all but a few frames are written.
+    frames
+        ``files``: the server reads the files in `directory`. ``http``: it cannot, so frames are sent to it.
+    nice
+        Niceness of the worker; 0 makes it as urgent as the RunEngine.
+
+    Raises
+    ------
+    SymDenoiseError
+        From the constructor only, for what could not work whatever the frames are.
+    """
+
+    def __init__(
+        self,
+        client: Container,
+        *,
+        denoiser: DenoiserSettings | None = None,
+        directory: str | Path | Place | None = None,
+        mask: ArrayLike | None = None,
+        exposure: ArrayLike | None = None,
+        symmetry: str | Symmetry = "auto",
+        beam_center: Sequence[float] | None = None,
+        streams: Sequence[str] | None = None,
+        data_keys: Sequence[str] | None = None,
+        beamline: Beamline | None = None,
+        analysis: Ring | Sequence[Ring] | None = None,
+        slow: Slow = "defer",
+        frames: Transport = "files",
+        nice: int = 10,
+    ) -> None:
+        check_choice("slow", slow, get_args(Slow))
+        if denoiser is not None and not isinstance(denoiser, DenoiserSettings):
+            raise SymDenoiseError(
+                f"denoiser of type {type(denoiser).__name__}",
+                rule="the worker is another process and loads its own",
+                remedy="give DenoiserSettings(model=..., device=..., threads=...), or use ThreadedDenoiseCallback",
+            )
+        if not 0 <= nice <= 19:
+            raise SymDenoiseError(f"nice={nice}", rule="it goes from 0 to 19", remedy="give 10, or 0 for no sparing")
+        work = Work.planned(
+            client,
+            activity="callback",
+            denoiser=denoiser,
+            directory=directory,
+            mask=mask,
+            exposure=exposure,
+            symmetry=symmetry,
+            beam_center=beam_center,
+            streams=streams,
+            data_keys=data_keys,
+            beamline=beamline,
+            frames=frames,
+            analysis=analysis,
+        )
+        check_server(work)
+        auth = client.context.http_client.auth
+        self._slow, self._closing = slow, False
+        self._feeder = Feeder(
+            Setup(
+                work=work,
+                tokens={} if auth is None else dict(auth.tokens),
+                drop_after=DROP_AFTER_S if slow == "drop" else None,
+                settled=slow == "block",
+                nice=nice,
+            )
+        )
+        self._feeder.wait_until_ready()
+        atexit.register(self._close_at_exit)
+        # A process that multiprocessing has forked, such as the worker of a queue server, ends without atexit.
+        Finalize(None, _at_end_of_child, args=(weakref.ref(self),), exitpriority=10)
+
+    def __call__(self, name: str, doc: Document) -> None:
+        """Take a document; called by the RunEngine."""
+        if self._closing or not self._feeder.alive:
+            if name == "start":
+                log.warning(
+                    "run %s is not denoised: the callback is closed; make a new one, and finish the run with "
+                    "`symdenoise catch-up`",
+                    doc["uid"][:8],
+                )
+            return
+        self._feeder.put(name, doc)
+        if self._slow == "block" and name in _PIXELS:
+            while self._feeder.waiting > BLOCK_ABOVE and not self._closing and self._feeder.alive:
+                time.sleep(0.01)
+
+    def __enter__(self) -> DenoiseCallback:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def worker_pid(self) -> int:
+        """Process id of the worker."""
+        return self._feeder.pid
+
+    def status(self) -> Status:
+        """How far the worker has come, now."""
+        return self._feeder.status()
+
+    def close(self, timeout: float | None = None) -> Status:
+        """Take no more documents, for good, and wait until all that came are worked off.
+
+        A Tiled server that is away is not waited for: what it lacks stays on disk, and the status says where.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait; None waits as long as it takes. What is unfinished then goes on in the background.
+
+        Returns
+        -------
+        Status
+            With ``waiting`` above 0 if the time did not suffice.
+        """
+        self._closing = True
+        if self._feeder.close(timeout):
+            atexit.unregister(self._close_at_exit)
+        elif timeout is not None:
+            log.warning("%s after %g s; that goes on", self._feeder.unfinished, timeout)
+        return self.status()
+
+    def _close_at_exit(self) -> None:
+        if self._feeder.alive and self._feeder.waiting:
+            log.warning("this process ends when its frames are denoised: %s", self._feeder.unfinished)
+        self.close()
+
+    def hand_over(self, timeout: float = 10.0) -> None:
+        """Take no more documents, and leave those that came to the worker process, which ends when they are worked off.
+
+        For a process that must end now. It is what happens by itself where it is killed; here it is said, and no
+        document is lost that was not on disk yet.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait until all documents are on disk.
+        """
+        self._closing = True
+        if not self._feeder.alive:
+            return
+        waiting = self._feeder.waiting
+        written = self._feeder.flush(timeout)
+        if waiting:
+            log.warning(
+                "this process ends: %d documents are left to process %d, which finishes their runs%s",
+                waiting,
+                self._feeder.pid,
+                "" if written else "; some are not on disk yet: run `symdenoise catch-up` when the run is in Tiled",
+            )
+
+
+def _at_end_of_child(reference: weakref.ref[DenoiseCallback]) -> None:
+    callback = reference()
+    if callback is not None and parent_process() is not None:
+        callback.hand_over()

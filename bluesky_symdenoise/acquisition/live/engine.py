@@ -1,0 +1,224 @@
+"""Documents of any number of runs in, one `RunDenoiser` each, and word of what became of them; nothing is raised."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from bluesky_symdenoise.acquisition.deliver.outlet import STRAIGHT, Outlet
+from bluesky_symdenoise.acquisition.derive.run import RunDenoiser
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.acquisition.runs.documents import refuse_unreadable
+from bluesky_symdenoise.acquisition.runs.replaced import Replaced
+from bluesky_symdenoise.acquisition.runs.routing import Owners
+from bluesky_symdenoise.errors import SymDenoiseError
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+#: What becomes of a run whose beginning nobody told.
+MISSED = (
+    "not denoised: it began before the callback was attached; when it has ended, finish it with "
+    "`symdenoise catch-up` or replay"
+)
+
+
+class Report(Protocol):
+    """Who wants to know what became of frames and runs."""
+
+    def frame(self, raw_uid: str, reason: str | None) -> None:
+        """A frame is written; as NaN if there is a reason."""
+        ...
+
+    def ended(self, raw_uid: str, outcome: str, derived_uid: str | None) -> None:
+        """All that will be written of a run is written."""
+        ...
+
+    def error(self, line: str) -> None:
+        """Something went wrong that the user should know."""
+        ...
+
+
+class FinishedError(SymDenoiseError):
+    """The derived run is complete already: what comes of its raw run has been worked off before."""
+
+
+class Engine:
+    """Routes documents to the denoiser of their run.
+
+    Parameters
+    ----------
+    work
+        What to do with every run.
+    report
+        Told what became of frames and runs.
+    outlet, too_late, replaced
+        As `RunDenoiser`.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        report: Report,
+        *,
+        outlet: Outlet = STRAIGHT,
+        too_late: Callable[[], str | None] = lambda: None,
+        replaced: Replaced | None = None,
+    ) -> None:
+        self._replaced = replaced
+        self._work, self._report, self._outlet, self._too_late = work, report, outlet, too_late
+        self._owners = Owners()
+        self._open: dict[str, RunDenoiser] = {}
+        #: Runs whose start document came and whose stop document did not, given up or not.
+        self._begun: set[str] = set()
+        #: Runs that began before the first document came, and whether one came of a run that nothing tells.
+        self._missed: set[str] = set()
+        self._stray = False
+        #: Uids of the documents of runs that are told twice, as by a callback that was subscribed twice.
+        self._doubled: dict[str, set[str]] = {}
+
+    def take(self, name: str, doc: Document) -> None:
+        """Take a document and do what can be done now."""
+        uid = self._owners.of(name, doc)
+        try:
+            if name == "start" and uid is not None and not self._again(uid):
+                self._begin(uid, doc)
+            elif uid in self._open:
+                if not self._is_repeated(uid, doc):
+                    self._open[uid](name, doc)
+            elif uid is None:
+                self._unowned(name, doc)
+            elif uid not in self._begun:
+                self._miss(uid)
+        except FinishedError as error:
+            if uid is not None:
+                self._open[uid].closed = True
+                self._end(uid, str(error.rule))
+        except Exception as error:
+            self._give_up(name, doc, error, uid)
+        if name == "stop" and uid is not None:
+            self._begun.discard(uid)
+            self._stopped(uid)
+            # Not earlier: what still comes of a run that was given up is known to be its own.
+            self._owners.forget(uid)
+
+    def refuse(self, uid: str | None, reason: str) -> None:
+        """Leave a run, for this reason."""
+        if uid in self._open:
+            self._abandon(uid, reason)
+        else:
+            self._report.error(reason)
+
+    def settle(self) -> None:
+        """Wait until all rows that were denoised are written."""
+        for uid, run in list(self._open.items()):
+            try:
+                run.settle()
+            except Exception as error:
+                self._give_up("event", {}, error, uid)
+
+    def close(self, reason: str) -> None:
+        """Close the derived runs whose stop document never came."""
+        for uid in list(self._open):
+            self._abandon(uid, reason)
+
+    def end(self, uid: str, reason: str) -> None:
+        """Close the derived run of one run, unless its stop document came."""
+        if uid in self._open:
+            self._abandon(uid, reason)
+
+    def leave(self, uid: str) -> None:
+        """Let go of a run that somebody else goes on with."""
+        if uid in self._open:
+            self._open.pop(uid).leave()
+            self._owners.forget(uid)
+
+    def _begin(self, uid: str, doc: Document) -> None:
+        self._begun.add(uid)
+        run = self._open[uid] = RunDenoiser(
+            self._work,
+            finished_frame=lambda reason: self._report.frame(uid, reason),
+            too_late=self._too_late,
+            outlet=self._outlet,
+            replaced=self._replaced,
+        )
+        refuse_unreadable("start", doc)
+        run("start", doc)
+
+    def _again(self, uid: str) -> bool:
+        """Whether this run has begun already: from now on each of its documents is taken once."""
+        if uid not in self._open:
+            return False
+        if uid not in self._doubled:
+            self._doubled[uid] = set()
+            line = f"run {uid[:8]}: its documents come twice; is the callback subscribed twice? Each is taken once"
+            log.warning("%s", line)
+            self._report.error(line)
+        return True
+
+    def _is_repeated(self, uid: str, doc: Document) -> bool:
+        seen = self._doubled.get(uid)
+        own = doc.get("uid", doc.get("datum_id"))
+        key = str(own if own is not None else doc.get("time"))
+        if seen is None or key not in seen:
+            if seen is not None:
+                seen.add(key)
+            return False
+        return True
+
+    def _unowned(self, name: str, doc: Document) -> None:
+        """Old resources do not say their run, so all open ones see them; what else says none is none of ours."""
+        if name in ("resource", "datum", "datum_page", "bulk_datum"):
+            for run in self._open.values():
+                run(name, doc)
+        elif not self._stray:
+            self._stray = True
+            line = f"a document of kind {name} belongs to no run that began while the callback was attached: left out"
+            log.warning("%s", line)
+
+    def _miss(self, uid: str) -> None:
+        """Say once of a run that it began too early."""
+        if uid not in self._missed:
+            self._missed.add(uid)
+            line = f"run {uid[:8]}: {MISSED}"
+            log.warning("%s", line)
+            self._report.error(line)
+
+    def _stopped(self, uid: str) -> None:
+        if uid in self._missed:
+            self._missed.discard(uid)
+            self._end(uid, MISSED)
+        elif uid in self._open:
+            run = self._open[uid]
+            if run.complaint is not None:
+                self._report.error(f"run {uid[:8]}: {run.complaint}")
+            self._end(uid, run.outcome)
+
+    def _end(self, uid: str, outcome: str) -> None:
+        run = self._open.pop(uid, None)
+        self._doubled.pop(uid, None)
+        self._report.ended(uid, outcome, None if run is None else run.derived_uid)
+
+    def _abandon(self, uid: str, reason: str) -> None:
+        try:
+            self._open[uid].abandon(reason)
+        except Exception as error:
+            reason = f"{reason}; closing it failed too: {error}"
+        self._report.error(f"run {uid[:8]}: {reason}")
+        self._end(uid, reason)
+
+    def _give_up(self, name: str, doc: Document, error: Exception, uid: str | None) -> None:
+        """Leave a run that cannot be written, and say so once; other runs go on."""
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, KeyError):
+            line = f"{name} document without {error}, which the event model asks for; mend the device or the plan"
+        elif not isinstance(error, SymDenoiseError):
+            line = f"{type(error).__name__}: {line}; the raw run is as it was: replay it when the cause is mended"
+        # A document may be malformed in any way: what is said of it must not fail in turn.
+        log.error("run %s is not denoised: %s", str(uid or "?")[:8], line, exc_info=log.isEnabledFor(logging.DEBUG))
+        if uid in self._open:
+            self._abandon(uid, line)
+        else:
+            self._report.error(f"{name} document: {line}")

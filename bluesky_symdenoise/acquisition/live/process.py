@@ -1,0 +1,99 @@
+"""The worker process as the RunEngine's process sees it: a pipe that takes documents and tells what became of them."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+from bluesky_symdenoise.acquisition.live.worker import Setup
+
+#: How long the worker's Tiled client tries again by itself: the sender knows better what to do about a dead server.
+_RETRY = {"TILED_RETRY_ATTEMPTS": "3", "TILED_RETRY_TIMEOUT": "5"}
+_START = "import sys; sys.path.append(sys.argv[3]); from bluesky_symdenoise.acquisition.live.worker import main; main()"
+
+
+class WorkerProcess:
+    """Starts a worker; nothing of the starting program is run again in it, and no key is on its command line.
+
+    Parameters
+    ----------
+    setup
+        What the worker is told.
+    nice
+        Added to its niceness while it starts.
+    said
+        Called from a thread with each message of the worker, and with ``("gone",)`` when it has ended.
+    """
+
+    def __init__(self, setup: Setup, *, nice: int, said: Callable[[tuple[Any, ...]], None]) -> None:
+        ours, theirs = Pipe()
+        package = str(Path(__file__).resolve().parents[3])
+        self._pipe, self._said = ours, said
+        with theirs:
+            self._process = subprocess.Popen(
+                # -P: a module in the folder where the RunEngine was started is none of the worker's.
+                [sys.executable, "-P", "-c", _START, str(theirs.fileno()), str(nice), package],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # Signals of the terminal are for the RunEngine. Not a session of its own: Linux shares processors out
+                # by session first (autogroup), and niceness counts within one.
+                process_group=0,
+                env=os.environ | _RETRY,
+            )
+        self._outbox: queue.SimpleQueue[tuple[Any, Sequence[bytes]] | None] = queue.SimpleQueue()
+        self.send(setup)
+        threading.Thread(target=self._talk, name="symdenoise-talk", daemon=True).start()
+        threading.Thread(target=self._listen, name="symdenoise-listen", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker."""
+        return self._process.pid
+
+    def send(self, message: Any, pieces: Sequence[bytes] = ()) -> None:
+        """Hand over a message, and the pieces of a document after it, without waiting for a worker that hangs.
+
+        To one that has ended nothing is handed over, and ``("gone",)`` says so.
+        """
+        self._outbox.put((message, pieces))
+
+    def forget_in_fork(self) -> None:
+        """Close the pipe in a process that was forked: while that held it, the worker would think this one alive."""
+        self._pipe.close()
+
+    def wait(self) -> int:
+        """Wait until it has ended; its exit status, negative for a signal."""
+        status = self._process.wait()
+        self._outbox.put(None)
+        self._pipe.close()
+        return status
+
+    def stop(self) -> None:
+        """End it now."""
+        self._process.kill()
+        self._process.wait()
+
+    def _talk(self) -> None:
+        while (item := self._outbox.get()) is not None:
+            message, pieces = item
+            try:
+                self._pipe.send(message)
+                for piece in pieces:
+                    self._pipe.send_bytes(piece)
+            except OSError:
+                return
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                self._said(self._pipe.recv())
+            except (EOFError, OSError):
+                self._said(("gone",))
+                return

@@ -1,0 +1,384 @@
+"""The worker process: documents in through a private pipe, derived runs out. Run by `WorkerProcess` only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bluesky_symdenoise.acquisition.runs.replaced import Places, Replaced
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.acquisition.deliver.delivery import Delivered
+    from bluesky_symdenoise.acquisition.live.backlog import RunFile
+    from bluesky_symdenoise.acquisition.request.request import Work
+    from bluesky_symdenoise.catalog.store.writer import Emit
+
+Document = dict[str, Any]
+
+#: Why a derived run ends where the raw run's documents end before their time.
+ENDED_EARLY = "the process that took the run ended before the run's stop document came"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker is told at its start.
+
+    Attributes
+    ----------
+    work
+        What to do; its client carries the API key.
+    tokens
+        Of a client that logged in with a name.
+    drop_after
+        Frames that waited longer, in seconds, are not denoised; None for all are.
+    settled
+        Whether rows are written before the next document is taken.
+    nice
+        Added to the niceness of the RunEngine's process, once it is ready.
+    """
+
+    work: Work
+    tokens: dict[str, str]
+    drop_after: float | None
+    settled: bool
+    nice: int
+
+
+class _Worker:
+    """The engine and the sender, reporting to the process that started this one."""
+
+    def __init__(self, pipe: Connection, setup: Setup, replaced: Replaced) -> None:
+        from bluesky_symdenoise.acquisition.deliver.sender import Sender
+        from bluesky_symdenoise.acquisition.live.engine import Engine
+
+        self._pipe, self._setup, self._lock = pipe, setup, threading.Lock()
+        self._came, self._taken = 0.0, -1
+        self._again: set[str] = set()
+        self._kept: dict[str, str] = {}
+        #: Files of the documents of open runs: those that the RunEngine's process has, and those that this one has.
+        self._paths: dict[str, Path] = {}
+        #: Files of runs that are finished here, until the RunEngine's process has removed them.
+        self._over: set[Path] = set()
+        self._held: dict[str, RunFile] = {}
+        #: Whether the RunEngine's process has ended.
+        self._alone = False
+        self._sender = Sender(setup.work, told=self)
+        self._places, self._replaced = Places(), replaced
+        self._engine = Engine(setup.work, self, outlet=self._outlet, too_late=self._too_late, replaced=self._replaced)
+
+    def say(self, *message: Any) -> None:
+        """Tell the RunEngine's process; if that has ended, whoever reads this process's stderr."""
+        if self._alone:
+            _print(message)
+            return
+        with self._lock:
+            try:
+                self._pipe.send(message)
+            except OSError:
+                return
+
+    def run(self, inbox: queue.SimpleQueue[tuple[Any, ...]]) -> None:
+        """Work until the pipe is closed."""
+        from bluesky_symdenoise.acquisition.deliver.sender import PATIENCE_S
+        from bluesky_symdenoise.acquisition.deliver.spool import Spool
+
+        for spool in Spool.left(self._setup.work.folder):
+            if spool.complete:
+                self._sender.add(spool)
+            else:
+                spool.release()
+        left = self._left()
+        while True:
+            match _next(inbox, left):
+                case None:
+                    continue
+                case ("document", number, uid, path, came, again, pieces):
+                    self._came, self._taken = came, number
+                    if path is not None:
+                        self._paths[uid] = Path(path)
+                    self._document(uid, pieces, again=again)
+                    self.say("taken", number)
+                case ("close",):
+                    self._leave_others()
+                    self._engine.close("the callback was closed before the run's stop document came")
+                    self._sender.close()
+                    self._remove_finished()
+                    self.say("closed")
+                    return
+                case _:
+                    self._finish_alone()
+                    self._sender.close(patience=PATIENCE_S)
+                    return
+
+    def _document(self, uid: str | None, pieces: tuple[bytes, bytes], *, again: bool) -> None:
+        from bluesky_symdenoise.acquisition.runs.documents import unpacked
+
+        try:
+            name, doc = unpacked(*pieces)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            self._engine.refuse(uid, f"a document came in a form that cannot be read ({error})")
+            return
+        if again and name == "start":
+            self._again.add(self._setup.work.recipe.derived_uid(doc["uid"]))
+        # What comes later, after this process is alone, may be of a file that this document names.
+        self._places.take(name, doc)
+        self._engine.take(name, doc)
+        if self._setup.settled:
+            self._engine.settle()
+
+    def _left(self) -> Iterator[None]:
+        """Work off the documents that processes left when they ended, one at each step."""
+        from bluesky_symdenoise.acquisition.live.backlog import documents_in, left_files, left_with_other_settings
+
+        for line in left_with_other_settings(self._setup.work):
+            self.say("log", logging.WARNING, line)
+        left = list(left_files(self._setup.work))
+        self._foresee([file.path for file, _ in left])
+        for file, head in left:
+            uid = head.raw_uid
+            self.say("log", logging.WARNING, f"run {uid[:8]}: the process that took it has ended; it is finished now")
+            self._held[uid] = file
+            self._again.add(head.derived_uid)
+            for _, name, doc in documents_in(file.path):
+                self._came = time.monotonic()
+                self._engine.take(name, doc)
+                yield
+            self._engine.end(uid, ENDED_EARLY)
+
+    def _finish_alone(self) -> None:
+        """Finish what the RunEngine's process took before it ended: its documents are on disk."""
+        from bluesky_symdenoise.acquisition.live.backlog import RunFile, merged_documents
+        from bluesky_symdenoise.catalog.store.lock import HeldError
+
+        self._alone = True
+        self._remove_finished()
+        taken_over = []
+        for uid, path in self._paths.items():
+            try:
+                self._held[uid] = RunFile(path)
+            except HeldError:
+                # Another callback was faster, and finishes it.
+                self._engine.leave(uid)
+            else:
+                taken_over.append(uid)
+        if taken_over:
+            runs = ", ".join(uid[:8] for uid in taken_over)
+            line = f"the RunEngine's process has ended; process {os.getpid()} finishes runs {runs}"
+            self.say("log", logging.WARNING, line)
+        paths = [self._held[uid].path for uid in taken_over]
+        self._foresee(paths, after=self._taken)
+        for _, name, doc in merged_documents(paths, after=self._taken):
+            self._came = time.monotonic()
+            self._engine.take(name, doc)
+        for uid in taken_over:
+            self._engine.end(uid, ENDED_EARLY)
+        # And the runs of which no document has come here yet.
+        for _ in self._left():
+            pass
+
+    def _foresee(self, paths: Sequence[Path], *, after: int = -1) -> None:
+        """Look through documents that are worked off later: which files were replaced before that."""
+        from bluesky_symdenoise.acquisition.live.backlog import merged_documents
+
+        for _, name, doc in merged_documents(paths, after=after):
+            self._replaced.add(self._places.take(name, doc))
+
+    def _remove_finished(self) -> None:
+        """Remove the documents of runs that are finished, where the process ended that had not heard so yet."""
+        from bluesky_symdenoise.acquisition.live.backlog import RunFile
+        from bluesky_symdenoise.catalog.store.lock import HeldError
+
+        for path in self._over:
+            with suppress(HeldError):
+                RunFile(path).remove()
+
+    def _leave_others(self) -> None:
+        """Let go of the runs of earlier processes: their documents stay for the next start."""
+        for uid, file in self._held.items():
+            self._engine.leave(uid)
+            file.close()
+        self._held.clear()
+
+    def ended(self, raw_uid: str, outcome: str, derived_uid: str | None) -> None:
+        path = self._paths.pop(raw_uid, None)
+        self._over = {each for each in (*self._over, path) if each is not None and each.exists()}
+        if raw_uid in self._held:
+            self._held.pop(raw_uid).remove()
+        self.say("finished", raw_uid)
+        self._sender.wake()
+        if derived_uid is None:
+            self.say("ended", raw_uid, outcome, None, None)
+
+    def frame(self, raw_uid: str, reason: str | None) -> None:
+        self.say("frame", raw_uid, reason)
+
+    def error(self, line: str) -> None:
+        self.say("error", line)
+
+    def delivered(self, run: Delivered) -> None:
+        self.say("ended", run.raw_uid, run.outcome, run.frames, run.failed)
+
+    def kept(self, lines: dict[str, str]) -> None:
+        if lines != self._kept:
+            self._kept = lines
+            self.say("kept", lines)
+
+    def _too_late(self) -> str | None:
+        late = self._setup.drop_after
+        if late is None or time.monotonic() - self._came <= late:
+            return None
+        return f"dropped: the denoiser was more than {late:g} s behind; use slow='defer', more threads or a GPU"
+
+    def _outlet(self, work: Work, uid: str, journal: Path) -> Emit:
+        """Documents go to a spool first; Tiled gets them from there, and a crash here loses none."""
+        from bluesky_symdenoise.acquisition.deliver.claim import doubled
+        from bluesky_symdenoise.acquisition.deliver.delivery import delivered
+        from bluesky_symdenoise.acquisition.deliver.spool import Spool
+        from bluesky_symdenoise.acquisition.live.engine import FinishedError
+
+        finished = FinishedError(f"derived run {uid}", rule="it was finished before a crash", remedy="use it")
+        if self._sender.has(uid):
+            raise finished
+        spool = Spool.begin(work.folder, uid)
+        if spool is None:
+            raise doubled(uid)
+        if spool.complete:
+            self._sender.add(spool)
+            raise finished
+        if spool.empty:
+            existing = self._existing(uid)
+            if existing is not None:
+                spool.remove()
+                if existing.get("stop") and uid in self._again:
+                    self.delivered(delivered(existing["start"], existing["stop"]))
+                    raise finished
+                raise doubled(uid)
+        spool.restart()
+        self._sender.add(spool)
+
+        def emit(name: str, doc: Document) -> None:
+            spool.write(name, doc)
+            self._sender.wake()
+
+        return emit
+
+    def _existing(self, uid: str) -> Document | None:
+        """Metadata of a derived run in Tiled; None too where Tiled is away and cannot say."""
+        from bluesky_symdenoise.acquisition.deliver.delivery import is_away
+        from bluesky_symdenoise.catalog.store.containers import run_in
+
+        container = self._setup.work.container
+        try:
+            run = run_in(container, uid)
+            return None if run is None else dict(run.metadata)
+        except Exception as error:
+            if is_away(error):
+                return None
+            raise
+
+
+def main() -> None:
+    """Entry point: ``fd nice`` on the command line, everything else through the pipe."""
+    nice = int(sys.argv[2])
+    os.nice(nice)
+    # Ctrl-C in the terminal means the RunEngine, and a terminal that is closed too: its documents are finished.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    pipe = Connection(int(sys.argv[1]))
+    setup = pipe.recv()
+    inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+    replaced = Replaced()
+    threading.Thread(target=_listen, args=(pipe, inbox, replaced), daemon=True).start()
+    _logged_in(setup)
+    worker = _Worker(pipe, setup, replaced)
+    log = logging.getLogger("bluesky_symdenoise")
+    log.addHandler(_Forward(worker))
+    log.propagate = False
+    try:
+        _warmed_up(setup.work)
+    except SymDenoiseError as error:
+        worker.say("refused", error.value, error.rule, error.remedy)
+        return
+    os.nice(setup.nice - nice)
+    worker.say("ready")
+    worker.run(inbox)
+
+
+def _warmed_up(work: Work) -> None:
+    """Load the network and run it once: the first frame of a scan is no slower than the second."""
+    import numpy as np
+
+    work.denoiser(np.ones((64, 64), np.uint8), symmetry="1")
+
+
+def _logged_in(setup: Setup) -> None:
+    """Give a client that logged in with a name its tokens: pickling leaves them out."""
+    auth = setup.work.container.context.http_client.auth
+    if auth is not None:
+        auth.tokens.update(setup.tokens)
+
+
+class _Forward(logging.Handler):
+    """Log records go to the RunEngine's process, which knows what the user wants to see."""
+
+    def __init__(self, worker: _Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._worker.say("log", record.levelno, record.getMessage())
+
+
+def _print(message: tuple[Any, ...]) -> None:
+    """Print what concerns people; nobody may be left to read it."""
+    match message:
+        case ("log", _, line) | ("error", line):
+            pass
+        case ("ended", raw_uid, outcome, _, _):
+            line = f"run {raw_uid[:8]}: {outcome}"
+        case _:
+            return
+    with suppress(OSError, ValueError):
+        print(f"symdenoise: {line}", file=sys.stderr, flush=True)
+
+
+def _next(inbox: queue.SimpleQueue[tuple[Any, ...]], left: Iterator[None]) -> tuple[Any, ...] | None:
+    """The next message; None after a step of what is done while no message waits."""
+    try:
+        return inbox.get_nowait()
+    except queue.Empty:
+        for _ in left:
+            return None
+    return inbox.get()
+
+
+def _listen(pipe: Connection, inbox: queue.SimpleQueue[tuple[Any, ...]], replaced: Replaced) -> None:
+    while True:
+        try:
+            message = pipe.recv()
+            if message[0] == "document":
+                message = (*message, (pipe.recv_bytes(), pipe.recv_bytes()))
+            if message[0] == "replaced":
+                # What waits in the inbox is worked off with this in mind.
+                replaced.add(message[1])
+            else:
+                inbox.put(message)
+        except (EOFError, OSError):
+            inbox.put(("gone",))
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Runs that have ended: replay, recompute, test a symmetry, tune a model."""

@@ -1,0 +1,244 @@
+"""A stored run in memory: raw and denoised in one Dataset, each frame read and denoised when it is computed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.acquisition.derive.reader import RunReader
+from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
+from bluesky_symdenoise.acquisition.request.request import Request
+from bluesky_symdenoise.acquisition.runs.stored import StoredRun, drive
+from bluesky_symdenoise.catalog.find.align import merged
+from bluesky_symdenoise.derived.row import Row, empty_row
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import row_shape, stated_shape
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+_DTYPES = {"number": "f8", "string": "U64"}
+
+
+class Gathered(RunReader):
+    """Takes the documents of a run and reads no image but darks.
+
+    Attributes
+    ----------
+    events
+        By stream, in order, wanted or not: those before the first wanted one may decide its symmetry.
+    """
+
+    def __init__(self, asked: Request, run: StoredRun) -> None:
+        super().__init__(asked, source=run.frames)
+        self.events: dict[str, list[Event]] = {}
+
+    def images(self, name: str) -> dict[str, LazyImages]:
+        """Images of one stream by data key."""
+        stream = self._streams[name]
+        columns = self._asked.columns
+        return {key: LazyImages(self, stream, key, self.events[name], columns) for key in stream.keys}
+
+    def stream(self, name: str) -> Stream:
+        """One stream with images."""
+        return self._streams[name]
+
+    def image(self, stream: Stream, key: str, event: Event) -> NDArray[Any]:
+        """Read one image."""
+        return self._image(stream, key, event)
+
+    def _needed(self, stream: Stream) -> set[str]:
+        keys = stream.descriptor["data_keys"]
+        return {key for key, value in keys.items() if not value["shape"] and "external" not in value}
+
+    def _open(self, descriptor: Document, keys: Sequence[str]) -> None:
+        """Nothing is written."""
+
+    def _row(self, stream: Stream, event: Event) -> None:
+        if self._is_dark(stream):
+            super()._row(stream, event)
+            return
+        stream.done.add(event.seq_num)
+        self.events.setdefault(stream.name, []).append(event)
+
+    def _close(self, *, exit_status: str, reason: str) -> None:
+        """Files stay open: they are read when frames are computed."""
+        self.closed = True
+
+
+class LazyImages:
+    """Images of one data key of one stream, each read and denoised when it is asked for.
+
+    Whatever the order, each gets the symmetry that it has in the order of the run.
+    """
+
+    def __init__(
+        self, gathered: Gathered, stream: Stream, key: str, events: Sequence[Event], columns: Mapping[str, str]
+    ) -> None:
+        self._gathered, self._stream, self._key, self._events = gathered, stream, key, events
+        self._columns = columns
+        self._images = stream.images[key]
+        #: As they were before each row, up to the one that settled them.
+        self._before: list[Any] = []
+        self._lock = threading.Lock()
+
+    def counts(self, row: int) -> NDArray[Any]:
+        """The raw image, in the shape of the data key."""
+        with self._lock:
+            return self._read(row)
+
+    def denoised(self, row: int) -> Row:
+        """As it would be stored; NaN where that is what would be stored."""
+        event = self._events[row]
+        try:
+            with self._lock:
+                images, image = self._as_of(row), self._read(row)
+            return images.row(image, event.columns, event.time)
+        except Exception as error:
+            # As in a derived run: one bad frame must not cost the others.
+            log.warning("row %d of %s/%s is NaN: %s", row, self._stream.name, self._key, error)
+            return empty_row(self.shape, self._columns)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., y, x) of each image, as the first that can be read has it."""
+        for row in range(len(self._events)):
+            if self._key in self._stream.shapes:
+                break
+            try:
+                with self._lock:
+                    self._read(row)
+            except Exception as error:
+                log.debug("row %d of %s says no shape: %s", row, self._key, error)
+        described = self._stream.described["data_keys"][self._key]
+        return tuple(described["shape"])
+
+    def _read(self, row: int) -> NDArray[Any]:
+        return self._gathered.image(self._stream, self._key, self._events[row])
+
+    def _as_of(self, row: int) -> Any:
+        """The images as all rows before this one left them."""
+        while len(self._before) < row and not self._images.settled:
+            event = self._events[len(self._before)]
+            self._before.append(copy.copy(self._images))
+            try:
+                image = self._read(len(self._before) - 1)
+            except Exception as error:
+                log.debug("row %d of %s decides nothing: %s", len(self._before) - 1, self._key, error)
+            else:
+                self._images.look(image, event.columns)
+        if row < len(self._before):
+            return copy.copy(self._before[row])
+        return self._images if self._images.settled else copy.copy(self._images)
+
+
+def gathered(run: StoredRun, asked: Request) -> Gathered:
+    """The documents of a run, ended or not."""
+    found = Gathered(asked, run)
+    drive(found, run, stop=lambda: run.stop or {"time": run.start["time"], "exit_status": "fail"})
+    return found
+
+
+def chosen_stream(found: Gathered, asked: Request) -> str:
+    """The one stream of a Dataset: the one that was named, ``primary``, or the first with images.
+
+    Raises
+    ------
+    SymDenoiseError
+        If several were named, or the one has no images.
+    """
+    named = asked.recipe.streams or ("primary",)
+    if len(named) > 1:
+        raise SymDenoiseError(
+            f"streams={list(named)!r}", rule="a Dataset holds one stream", remedy="name one, or give into=..."
+        )
+    if named[0] in found.events:
+        return named[0]
+    if asked.recipe.streams is not None or not found.events:
+        others = ", ".join(found.events) or "none"
+        raise SymDenoiseError(f"stream {named[0]!r}", rule="it has no frames", remedy=f"streams with frames: {others}")
+    return next(iter(found.events))
+
+
+def denoised_when_read(run: StoredRun, asked: Request) -> xr.Dataset:
+    """Raw and denoised images of one stream, as `bluesky_symdenoise.aligned` gives them.
+
+    Raises
+    ------
+    SymDenoiseError
+        If there is no such stream, or none of its rows was asked for.
+    """
+    found = gathered(run, asked)
+    name = chosen_stream(found, asked)
+    events, stream = found.events[name], found.stream(name)
+    asked.refuse_missing({name: len(events)})
+    rows = asked.recipe.rows_among(len(events))
+    flown = events[0].time is None
+    coords = {} if flown else {"time": np.array([events[row].time for row in rows])}
+    columns: dict[str, Any] = {
+        column: ("time", np.asarray([events[row].columns[column] for row in rows])) for column in events[0].columns
+    }
+    denoised: dict[str, Any] = {}
+    for key, images in found.images(name).items():
+        layout = run.layout(stream.descriptor, key)
+        if layout.known:
+            stated = stated_shape(stream.descriptor["data_keys"][key]["shape"])
+            stream.shapes.setdefault(key, row_shape(layout.shape, stated))
+        shape = images.shape
+        same = len(layout.dims) == len(shape) + 1
+        raw_dims = layout.dims if same else ("time", *(f"{key}_raw_dim{i + 1}" for i in range(len(shape))))
+        columns[key] = (raw_dims, _stacked(rows, images.counts, shape, layout.dtype))
+        made = _per_row(rows, images.denoised)
+        dims = ("time", *(f"{key}_dim{i + 1}" for i in range(len(shape))))
+        for quantity, attribute in ((key, "intensity"), (f"{key}_sigma", "sigma")):
+            denoised[quantity] = (dims, _part(made, attribute, shape))
+        for scalar, kind in asked.columns.items():
+            denoised[f"{key}_{scalar}"] = ("time", _scalar(made, scalar, _DTYPES[kind]))
+    uids = {"raw_uid": run.start["uid"], "denoised_uid": asked.recipe.derived_uid(run.start["uid"])}
+    return merged(
+        xr.Dataset(columns, coords=coords), xr.Dataset(denoised, coords=coords), stream=name, start=run.start, uids=uids
+    )
+
+
+def _per_row(rows: Sequence[int], make: Callable[[int], Any]) -> Any:
+    """A dask array of objects, one for each row."""
+    import dask.array as da
+
+    def block(numbers: NDArray[np.int64]) -> NDArray[Any]:
+        held = np.empty(1, object)
+        held[0] = make(int(numbers[0]))
+        return held
+
+    numbers: Any = da.from_array(np.asarray(rows), chunks=1)  # type: ignore[no-untyped-call]
+    return numbers.map_blocks(block, dtype=object, meta=np.empty(0, object))
+
+
+def _of_each(made: Any, take: Callable[[Any], NDArray[Any]], shape: tuple[int, ...], dtype: Any) -> Any:
+    """What is taken of each object, stacked."""
+    return made.map_blocks(
+        lambda held: np.asarray(take(held[0]), dtype).reshape(1, *shape),
+        new_axis=list(range(1, len(shape) + 1)),
+        chunks=(made.chunks[0], *((size,) for size in shape)),
+        dtype=dtype,
+        meta=np.empty((0,) * (len(shape) + 1), dtype),
+    )
+
+
+def _stacked(rows: Sequence[int], read: Callable[[int], Any], shape: tuple[int, ...], dtype: Any) -> Any:
+    return _of_each(_per_row(rows, read), lambda image: image, shape, dtype)
+
+
+def _part(made: Any, name: str, shape: tuple[int, ...]) -> Any:
+    return _of_each(made, lambda row: getattr(row, name), shape, np.dtype("f4"))
+
+
+def _scalar(made: Any, name: str, dtype: str) -> Any:
+    return _of_each(made, lambda row: row.scalars[name], (), np.dtype(dtype))

@@ -1,0 +1,163 @@
+"""Single frames computed again, from the raw run and the provenance of the derived one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.acquisition.derive.recorded import Recorded
+from bluesky_symdenoise.acquisition.runs.stored import TiledRun
+from bluesky_symdenoise.catalog.find.query import raw_for
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.derived.row import Row, denoised_row
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import row_shape
+from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.recipe import Recipe
+
+if TYPE_CHECKING:
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+Document = dict[str, Any]
+
+
+def recompute(
+    run: BlueskyRun,
+    index: int,
+    *,
+    key: str | None = None,
+    stream: str | None = None,
+    denoiser: Denoiser | None = None,
+) -> xr.Dataset:
+    """Compute one frame of a derived run again from the raw frame and the derived run's own provenance.
+
+    Bit for bit what is stored, on the same machine, device, dtype and the recorded number of threads.
+
+    Parameters
+    ----------
+    run
+        A derived run.
+    index
+        Row of its stream.
+    key, stream
+        Image data key and stream; by default the first that the provenance names.
+    denoiser
+        By default the model that the provenance names, with its thread count.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``intensity`` and ``sigma`` in the shape of one stored row.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the recipe's model or algorithm is not this package's, or the raw run or the mask is gone.
+    """
+    source = run.start["provenance"]["wasDerivedFrom"][0]
+    key, stream = key or source["data_key"], stream or source["stream"]
+    if stream not in run or key not in run[stream]:
+        raise SymDenoiseError(
+            f"{stream}/{key}",
+            rule="the run has no such image",
+            remedy=f"{source['stream']}/{source['data_key']} is one",
+        )
+    rows = run[stream][key].shape[0]
+    if not 0 <= index < rows:
+        raise SymDenoiseError(f"row {index}", rule=f"stream {stream!r} has {rows} rows", remedy=f"give 0 to {rows - 1}")
+    again = Again(run, stream, key, denoiser or recorded_denoiser(run))
+    raw_row, raw = again.recipe.rows[index], raw_for(run)
+    TiledRun(raw).refuse_other_rows(stream, key, raw[stream][key])
+    row = again.row(index, np.asarray(raw[stream][key][raw_row : raw_row + 1])[0])
+    dims = (*(f"dim_{i}" for i in range(row.intensity.ndim - 2)), "y", "x")
+    return xr.Dataset({"intensity": (dims, row.intensity), "sigma": (dims, row.sigma)})
+
+
+def recorded_denoiser(run: BlueskyRun) -> Denoiser:
+    """The model that the provenance of a derived run names, with its device and thread count."""
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.denoiser.weights import load_recorded
+
+    provenance: Document = dict(run.start["provenance"])
+    return Denoiser(
+        load_recorded(provenance["model"]["name"], provenance["model"]["sha256"]),
+        device="cpu" if provenance["environment"]["device"] == "cpu" else "auto",
+        threads=provenance["environment"]["threads"],
+        dtype=provenance["environment"]["dtype"],
+        defects=provenance["recipe"].get("defects") or "find",
+        views=provenance["recipe"].get("views") or 1,
+    )
+
+
+class Again:
+    """Rows of one image of a derived run, computed again from the raw run and the provenance.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the recipe's model or algorithm is not this package's, or the raw run or the mask is gone.
+    """
+
+    def __init__(self, run: BlueskyRun, stream: str, key: str, denoiser: Denoiser) -> None:
+        provenance: Document = dict(run.start["provenance"])
+        self.recipe = recipe = Recipe.from_dict(provenance["recipe"])
+        if denoiser.model.sha256 != recipe.model_sha256 or recipe.algorithm != ALGORITHM:
+            raise SymDenoiseError(
+                f"model {denoiser.model.name} ({denoiser.model.sha256[:12]}), algorithm {ALGORITHM}",
+                rule=f"the run was made with {recipe.model_sha256[:12]} and algorithm {recipe.algorithm}",
+                remedy=f"install version {provenance['wasAssociatedWith']['version']}",
+            )
+        made_with = (recipe.defects or "find", recipe.views or 1)
+        if (denoiser.defects, denoiser.views) != made_with:
+            raise SymDenoiseError(
+                f"a denoiser with defects={denoiser.defects!r} and views={denoiser.views}",
+                rule="the run was made with another choice",
+                remedy=f"give one with defects={made_with[0]!r} and views={made_with[1]}, or none",
+            )
+        self.denoiser = denoiser
+        self._recorded = Recorded(run, raw_for(run), recipe, stream=stream, key=key)
+        self.mask, self.exposure, self.fold = self._recorded.mask, self._recorded.exposure, self._recorded.fold
+        events = run[stream]
+        self._shape = tuple(events[key].shape[1:])
+        named = np.asarray(events[f"{key}_symmetry"].read()).tolist()
+        self.groups = [group.decode() if isinstance(group, bytes) else str(group) for group in named]
+        centers = (np.asarray(events[f"{key}_center_{axis}"].read(), float) for axis in "yx")
+        self.centers = [None if np.isnan(y) else (float(y), float(x)) for y, x in zip(*centers, strict=True)]
+
+    def row(self, index: int, image: NDArray[Any]) -> Row:
+        """One row as it was stored, from its raw image.
+
+        Raises
+        ------
+        SymDenoiseError
+            If its frame was not denoised.
+        """
+        if not self.groups[index]:
+            raise SymDenoiseError(
+                f"row {index}",
+                rule="its frame was not denoised",
+                remedy="the run's stop document says why; replay the raw run",
+            )
+        shape = row_shape(image.shape, self._shape)
+        if shape != self._shape:
+            raise SymDenoiseError(
+                f"a raw image of shape {image.shape}",
+                rule=f"the denoised one has {self._shape}: it was made from the file itself, in the file's own shape",
+                remedy="replay the run from its documents",
+            )
+        symmetry = Symmetry(self.groups[index], self.centers[index], self.fold)
+        mask, background = self._recorded.with_dark(self.denoiser, index, symmetry)
+        return denoised_row(
+            self.denoiser,
+            self.recipe,
+            image.reshape(shape),
+            mask=mask,
+            exposure=self.exposure,
+            symmetry=symmetry,
+            background=background,
+        )

@@ -1,0 +1,337 @@
+"""Where a beamline keeps geometry, masks, doses and darks, and what a run's own documents say about them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.acquisition.request.poni import Stand, stand_of
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.opening import mask_from, open_frames
+from bluesky_symdenoise.physics.dark import Dark, summed_dark
+from bluesky_symdenoise.physics.symmetry import checked_symmetry
+from bluesky_symdenoise.physics.tilt import on_tilt
+from bluesky_symdenoise.recipe import array_sha256
+
+Document = dict[str, Any]
+
+#: Quantities that are looked up by name.
+NAMED = (
+    "symmetry",
+    "beam_center_y",
+    "beam_center_x",
+    "mask",
+    "poni",
+    "exposure_time",
+    "i0",
+    "transmission",
+)
+
+#: Arguments that go before a quantity, where their name is another.
+_ARGUMENTS = dict.fromkeys(("beam_center_y", "beam_center_x", "poni"), "beam_center")
+
+_NOTHING = object()
+
+
+@dataclass(frozen=True)
+class Beamline:
+    """Names under which a beamline keeps what the denoiser wants to know; None does not look.
+
+    A name is looked up in the columns of the image's own stream, then in the configuration in its descriptor, then in
+    the start document; in both of these dots go into nested values, and into lists by index (``beam_center.0``).
+    ``{key}`` in a name stands for the image's data key. A name that is found nowhere is logged.
+    Arguments such as ``symmetry="2mm"`` go before all of them, a .poni file comes last; a tilt that a symmetry says
+    itself goes before that of the file.
+
+    Attributes
+    ----------
+    symmetry
+        A point group or ``auto``.
+    beam_center_y, beam_center_x
+        Pixels; the centre of the first pixel is 0.
+    mask
+        Path of a file with one image, not 0 = bad. Not looked up in columns.
+    poni
+        Path of a .poni file, or a dict of its words (``dist``, ``poni1``, ``rot1``, ``pixel1``, ...). Not looked up in
+        columns. It gives the beam centre, and the tilt of the detector where that moves any mate by more than a quarter
+        of a pixel: ``2mm`` is then ``2mm~TILT:AXIS:DISTANCE``.
+    exposure_time
+        Seconds. Scales darks; changes nothing else.
+    i0, transmission
+        Recorded; they change no pixel, for intensity is the expected counts of the frame as it was exposed.
+    poni_file
+        A .poni file itself, for runs that name none.
+    dark_stream
+        Name of the stream with darks; an image takes the last dark before it. The stream itself is not denoised.
+    dark_run
+        Name in the start document of the uid of another run in the raw catalogue, whose images of the same data key
+        are the dark.
+    dark_file
+        File of dark frames for all images.
+    dark_seconds
+        Exposure time of each frame of ``dark_file``.
+    handlers
+        ``package.module:Class`` by spec, for legacy resource documents, before those that packages register.
+    """
+
+    symmetry: str | None = None
+    beam_center_y: str | None = None
+    beam_center_x: str | None = None
+    mask: str | None = None
+    poni: str | None = None
+    exposure_time: str | None = None
+    i0: str | None = None
+    transmission: str | None = None
+    poni_file: str | Path | None = None
+    dark_stream: str | None = None
+    dark_run: str | None = None
+    dark_file: str | Path | None = None
+    dark_seconds: float | None = None
+    handlers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        darks = [name for name in ("dark_stream", "dark_run", "dark_file") if getattr(self, name) is not None]
+        if len(darks) > 1:
+            raise SymDenoiseError(", ".join(darks), rule="a frame has one dark", remedy="name one of them")
+        if (self.beam_center_y is None) != (self.beam_center_x is None):
+            raise SymDenoiseError(
+                "half a beam centre", rule="it has a y and an x", remedy="name beam_center_y and beam_center_x"
+            )
+
+    @property
+    def has_dark(self) -> bool:
+        """Whether frames have a dark."""
+        return any(name is not None for name in (self.dark_stream, self.dark_run, self.dark_file))
+
+    def columns(self, key: str) -> set[str]:
+        """Names that may be columns beside an image."""
+        names = (getattr(self, quantity) for quantity in NAMED if quantity not in ("mask", "poni"))
+        return {_for_key(name, key) for name in names if name is not None}
+
+    def to_recipe(self) -> tuple[str, ...] | None:
+        """What of this decides pixels, for `Recipe.beamline`; a file by its content."""
+        said = []
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is None or each.name == "handlers":
+                continue
+            said.append(f"{each.name}={_file_sha256(value) if each.name.endswith('_file') else value}")
+        return tuple(said) or None
+
+    @classmethod
+    def from_recipe(cls, said: tuple[str, ...] | None) -> Beamline:
+        """The names of `to_recipe`, for a run that is computed again: masks, geometry and files are recorded there."""
+        pairs = dict(each.split("=", 1) for each in said or ())
+        for name in ("mask", "poni", "poni_file", "dark_seconds"):
+            pairs.pop(name, None)
+        names: dict[str, Any] = dict(pairs)
+        return cls(**names)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A value and where it came from."""
+
+    value: Any
+    source: str
+
+
+class Settings:
+    """What is known about the images of one data key of one stream.
+
+    Parameters
+    ----------
+    given
+        Arguments: ``symmetry``, ``beam_center``, ``mask``; absent where not given. They go before all else.
+
+    Attributes
+    ----------
+    mask
+        (y, x), True = bad, or None.
+
+    Raises
+    ------
+    SymDenoiseError
+        If what was found cannot be used.
+    """
+
+    def __init__(
+        self, beamline: Beamline, *, key: str, start: Document, descriptor: Document, given: Mapping[str, Any]
+    ) -> None:
+        self._beamline, self._key, self._start, self._descriptor = beamline, key, start, descriptor
+        self._given = dict(given)
+        self._stand = self._stood()
+        found = None if "mask" in given else self._looked_up("mask", {})
+        self.mask: NDArray[np.bool_] | None = given.get("mask")
+        self._mask_source = "argument" if "mask" in given else None
+        if found is not None:
+            self.mask, self._mask_source = mask_from(str(found.value)), found.source
+
+    def symmetry(self, data: Mapping[str, Any]) -> str:
+        """A point group or ``auto``, on the detector as it leans, for an event with these columns."""
+        found = self._first("symmetry", data)
+        symbol = "auto" if found is None else checked_symmetry(str(found.value))
+        return on_tilt(symbol, None if self._stand is None else self._stand[0].tilt)
+
+    def beam_center(self, data: Mapping[str, Any]) -> tuple[float, float] | None:
+        """(y, x) in pixels, for an event with these columns; None where nothing says so."""
+        if "beam_center" in self._given:
+            y, x = self._given["beam_center"]
+            return float(y), float(x)
+        found = [self._looked_up(f"beam_center_{axis}", data) for axis in "yx"]
+        if found[0] is not None and found[1] is not None:
+            return _number(found[0]), _number(found[1])
+        return None if self._stand is None else self._stand[0].beam_center
+
+    def exposure_time(self, data: Mapping[str, Any]) -> float | None:
+        """Seconds, for an event with these columns; None where nothing says so."""
+        found = self._looked_up("exposure_time", data)
+        return None if found is None else _number(found)
+
+    def record(self) -> Document:
+        """What was found before the first event, and where, for the derived descriptor.
+
+        What is looked up in a column has its source only: the value is in the raw run's column.
+        """
+        out: Document = {}
+        columns = self._columns()
+        for quantity in ("symmetry", "exposure_time", "i0", "transmission"):
+            self._say(out, quantity, self._first(quantity, columns), columns)
+        center, other = (self._looked_up(f"beam_center_{axis}", columns) for axis in "yx")
+        if center is None or other is None:
+            center = None
+        elif not isinstance(center.value, Found) and isinstance(other.value, Found):
+            center = other
+        if "beam_center" in self._given:
+            center = Found(list(self._given["beam_center"]), "argument")
+        elif center is not None and not isinstance(center.value, Found):
+            center = Found(list(self.beam_center({}) or ()), center.source)
+        elif center is None and self._stand is not None:
+            center = Found(list(self._stand[0].beam_center), self._stand[1])
+        if center is not None or self._beamline.beam_center_y is not None:
+            self._say(out, "beam_center", center or Found(None, "not found"), columns)
+        if self._stand is not None and (tilt := self._stand[0].tilt) is not None:
+            self._say(out, "tilt", Found([tilt.degrees, tilt.axis, tilt.distance], self._stand[1]), columns)
+        elif self.unused_tilt is not None:
+            self._say(out, "tilt", Found(None, f"not used: {self.unused_tilt}"), columns)
+        if self.mask is not None:
+            self._say(out, "mask_sha256", Found(array_sha256(self.mask), self._mask_source or ""), columns)
+        return out
+
+    @property
+    def unused_tilt(self) -> str | None:
+        """Why mates are looked for as if the detector were not tilted, though it is; None where they are not."""
+        return None if self._stand is None or self._given.get("symmetry") == "1" else self._stand[0].unused
+
+    def missing(self) -> list[tuple[str, str]]:
+        """Names that are found nowhere and whose quantity was not given, each after its quantity."""
+        columns = self._columns()
+        return [
+            (quantity, _for_key(name, self._key))
+            for quantity in NAMED
+            if (name := getattr(self._beamline, quantity)) is not None
+            and _ARGUMENTS.get(quantity, quantity) not in self._given
+            and self._looked_up(quantity, columns) is None
+        ]
+
+    def _columns(self) -> dict[str, Found]:
+        """What an event may have, by name: its value is not known yet."""
+        return {
+            name: Found(None, f"event column {name}")
+            for name in self._beamline.columns(self._key)
+            if name in self._descriptor["data_keys"]
+        }
+
+    def _say(self, out: Document, quantity: str, found: Found | None, columns: Mapping[str, Found]) -> None:
+        if found is None:
+            if getattr(self._beamline, quantity, None) is None:
+                return
+            found = Found(None, "not found")
+        if not isinstance(found.value, Found) and found.value is not None:
+            out[f"{self._key}_{quantity}"] = _plain(found.value)
+        out[f"{self._key}_{quantity}_source"] = found.source
+
+    def _first(self, quantity: str, data: Mapping[str, Any]) -> Found | None:
+        if quantity in self._given:
+            return Found(self._given[quantity], "argument")
+        return self._looked_up(quantity, data)
+
+    def _looked_up(self, quantity: str, data: Mapping[str, Any]) -> Found | None:
+        name = getattr(self._beamline, quantity)
+        if name is None:
+            return None
+        name = _for_key(name, self._key)
+        if name in data:
+            return Found(data[name], f"event column {name}")
+        for device in self._descriptor.get("configuration", {}).values():
+            value = _within(device.get("data", {}), name)
+            if value is not _NOTHING:
+                return Found(value, f"descriptor configuration {name}")
+        value = _within(self._start, name)
+        return None if value is _NOTHING else Found(value, f"start metadata {name}")
+
+    def _stood(self) -> tuple[Stand, str] | None:
+        """How the detector stands, and what says so."""
+        named = self._looked_up("poni", {})
+        stated = self._beamline.poni_file if named is None else named.value
+        if stated is None:
+            return None
+        shape = self._descriptor["data_keys"].get(self._key, {}).get("shape", ())[-2:]
+        frames = (int(shape[0]), int(shape[1])) if len(shape) == 2 and None not in shape else None
+        if named is not None and isinstance(stated, Mapping):
+            return stand_of(stated, key=self._key, shape=frames), named.source
+        return stand_of(str(stated), key=self._key, shape=frames), f"poni file {Path(str(stated)).name}"
+
+
+def dark_from(path: str | Path, *, seconds: float | None) -> Dark:
+    """The dark in a file of dark frames."""
+    with open_frames(path) as frames:
+        return summed_dark((frames[i] for i in range(frames.shape[0])), seconds=seconds)
+
+
+def _within(held: Any, name: str) -> Any:
+    """The value of this name, in which dots go into nested mappings and lists; `_NOTHING` where there is none."""
+    for part in [name] if name in held else name.split("."):
+        held = _plain(held)
+        if isinstance(held, Mapping) and part in held:
+            held = held[part]
+        elif isinstance(held, list | tuple) and part.isdecimal() and int(part) < len(held):
+            held = held[int(part)]
+        else:
+            return _NOTHING
+    return held
+
+
+def _for_key(name: str, key: str) -> str:
+    return name.replace("{key}", key)
+
+
+def _number(found: Found) -> float:
+    try:
+        value = float(np.asarray(found.value).item())
+    except (TypeError, ValueError) as error:
+        raise SymDenoiseError(
+            f"{found.source} = {found.value!r}", rule="it must be a number", remedy="name what holds one"
+        ) from error
+    if not np.isfinite(value):
+        raise SymDenoiseError(f"{found.source} = {value}", rule="it must be finite", remedy="name what holds a number")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _file_sha256(path: str | Path) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise SymDenoiseError(
+            f"{path}", rule=f"it cannot be read ({error.strerror})", remedy="check the path"
+        ) from error

@@ -1,0 +1,120 @@
+"""What a .poni file, or a run in its words, says of a detector: where the beam meets it, and how it leans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bluesky_symdenoise.catalog.report.profile import stated_geometry
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.symmetry import noticeable_tilt
+from bluesky_symdenoise.physics.tilt import Tilt, met_at
+
+if TYPE_CHECKING:
+    from pyFAI.integrator.azimuthal import AzimuthalIntegrator
+
+
+@dataclass(frozen=True)
+class Stand:
+    """How a detector stands in the beam.
+
+    Attributes
+    ----------
+    beam_center
+        (y, x) in pixels, the first pixel's centre is 0.
+    tilt
+        None where no mate on the detector notices it, or where it cannot be used.
+    unused
+        Why it cannot be used, in one line.
+    """
+
+    beam_center: tuple[float, float]
+    tilt: Tilt | None = None
+    unused: str | None = None
+
+
+def stand_of(stated: str | Path | Mapping[str, Any], *, key: str, shape: tuple[int, int] | None) -> Stand:
+    """How the detector of an image data key stands.
+
+    Parameters
+    ----------
+    stated
+        A .poni file, or its words as `bluesky_symdenoise.catalog.report.profile.stated_geometry` reads them.
+    shape
+        (y, x) of the images; None where there are none, and thus no mates.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it cannot be read, or the beam does not meet the detector's plane.
+    """
+    geometry = _stated(stated, key, shape) if isinstance(stated, Mapping) else _loaded(stated)
+    center = _center(geometry, "the geometry of the run" if isinstance(stated, Mapping) else str(stated))
+    if shape is None:
+        return Stand(center)
+    try:
+        return Stand(center, noticeable_tilt(geometry, shape, center))
+    except SymDenoiseError as error:
+        return Stand(center, unused=f"{error.value}: {error.rule}")
+
+
+def poni_beam_center(path: str | Path) -> tuple[float, float]:
+    """Where the beam meets the detector that a .poni file describes: (y, x) in pixels, the first pixel's centre is 0.
+
+    Parameters
+    ----------
+    path
+        As pyFAI writes it; the detector's orientation counts.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it cannot be read, or the beam does not meet the detector's plane.
+    """
+    return stand_of(path, key="", shape=None).beam_center
+
+
+def _loaded(path: str | Path) -> AzimuthalIntegrator:
+    from pyFAI.integrator.azimuthal import AzimuthalIntegrator
+
+    geometry = AzimuthalIntegrator()
+    try:
+        geometry.load(str(path))
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise _unreadable(str(path), error) from error
+    return geometry
+
+
+def _stated(words: Mapping[str, Any], key: str, shape: tuple[int, int] | None) -> AzimuthalIntegrator:
+    found = stated_geometry({"poni": words}, {}, key)
+    if found is None:
+        raise SymDenoiseError(
+            f"poni = {dict(words)!r:.120}",
+            rule="a geometry has dist, poni1, poni2, pixel1 and pixel2, numbers in metres",
+            remedy="write these into the run, or name a .poni file",
+        )
+    return found.integrator(shape)
+
+
+def _center(geometry: AzimuthalIntegrator, name: str) -> tuple[float, float]:
+    try:
+        y, x = met_at(geometry)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise _unreadable(name, error) from error
+    if not (np.isfinite(y) and np.isfinite(x)):
+        raise SymDenoiseError(
+            name, rule="the beam does not meet the detector's plane", remedy="use symmetry 1 for this detector"
+        )
+    return y, x
+
+
+def _unreadable(name: str, error: Exception) -> SymDenoiseError:
+    return SymDenoiseError(
+        name,
+        rule=f"it cannot be read as a .poni file ({error})",
+        remedy="write it with pyFAI-calib2, or name a beam centre",
+    )

@@ -1,0 +1,397 @@
+"""What to do with every frame of a run, and where the result goes, checked before a run starts."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
+from numpy.typing import ArrayLike, NDArray
+
+from bluesky_symdenoise import __version__
+from bluesky_symdenoise.acquisition.request.beamline import Beamline, dark_from
+from bluesky_symdenoise.acquisition.request.place import UNSORTED, Place
+from bluesky_symdenoise.acquisition.request.poni import poni_beam_center
+from bluesky_symdenoise.analysis.ring import Ring, checked_rings
+from bluesky_symdenoise.catalog.store.containers import FRAMES_FOLDER
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
+from bluesky_symdenoise.derived.columns import with_numbers
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import is_colour, may_be_image, stated_shape
+from bluesky_symdenoise.physics.check import stated_symmetry
+from bluesky_symdenoise.physics.dark import Dark
+from bluesky_symdenoise.physics.frame import as_exposure
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_symmetry, refuse_other_center
+from bluesky_symdenoise.recipe import Recipe, array_sha256, chosen_frames
+
+if TYPE_CHECKING:
+    from tiled.client.container import Container
+
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+Document = dict[str, Any]
+Transport = Literal["files", "http"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to do with every frame.
+
+    Attributes
+    ----------
+    model
+        The denoiser, or the settings that load it when it is first used: what is planned here may be done elsewhere.
+    activity
+        ``callback`` or ``replay``: how the derived run came to be.
+    beamline
+        Where the run's own documents say more.
+    dark
+        For all images, from a file.
+    raw
+        Catalogue in which a run with darks is looked up; None where there is no such catalogue.
+    fold
+        Where mates may be used, as in `Symmetry`, if a checked symmetry was given.
+    analysis
+        Rings whose quantities become columns.
+    named
+        Rows that were asked for one by one: a run without one of them is refused. A slice or a range may go beyond its
+        end.
+    """
+
+    model: Denoiser | DenoiserSettings
+    recipe: Recipe
+    mask: NDArray[np.bool_] | None
+    exposure: NDArray[np.float64] | None
+    fold: NDArray[np.uint8] | None
+    activity: str
+    beamline: Beamline = field(default_factory=Beamline)
+    dark: Dark | None = None
+    raw: Container | None = None
+    analysis: tuple[Ring, ...] = ()
+    named: tuple[int, ...] = ()
+
+    @classmethod
+    def asked(
+        cls,
+        *,
+        activity: str,
+        denoiser: Denoiser | DenoiserSettings | None = None,
+        mask: ArrayLike | None = None,
+        exposure: ArrayLike | None = None,
+        symmetry: str | Symmetry = "auto",
+        beam_center: Sequence[float] | None = None,
+        streams: Sequence[str] | None = None,
+        data_keys: Sequence[str] | None = None,
+        beamline: Beamline | None = None,
+        analysis: Ring | Sequence[Ring] | None = None,
+        rows: slice | range | Sequence[int] | None = None,
+        raw: Container | None = None,
+    ) -> Request:
+        """Check what can be checked before a run starts.
+
+        Raises
+        ------
+        SymDenoiseError
+            For anything that could not work whatever the frames are.
+        """
+        fold, stated = None, stated_symmetry(symmetry)
+        if isinstance(stated, Symmetry):
+            refuse_other_center(stated, beam_center)
+            beam_center, fold = stated.beam_center, stated.fold
+        symmetry = checked_symmetry(stated.point_group if isinstance(stated, Symmetry) else stated)
+        if beam_center is not None and (len(beam_center) != 2 or not np.isfinite(np.asarray(beam_center, float)).all()):
+            raise SymDenoiseError(
+                f"beam centre {beam_center!r}",
+                rule="it must be two finite numbers",
+                remedy="give (y, x) in pixels",
+            )
+        for names, what in ((streams, "streams"), (data_keys, "data_keys")):
+            if isinstance(names, str):
+                raise SymDenoiseError(
+                    f"{what}={names!r}", rule="it must be a list of names", remedy=f"give [{names!r}]"
+                )
+        bad = None if mask is None else np.asarray(mask).astype(bool)
+        n = None if exposure is None else np.asarray(exposure, np.float64)
+        for array, what in ((bad, "mask"), (n, "exposure")):
+            if array is not None and array.ndim != 2:
+                raise SymDenoiseError(
+                    f"{what} of shape {array.shape}",
+                    rule="it must be (y, x)",
+                    remedy="give one for all frames",
+                )
+        if n is not None:
+            as_exposure(n, n.shape)
+        model = denoiser or DenoiserSettings()
+        kept = beamline or Beamline()
+        rings = checked_rings(analysis)
+        dark = None if kept.dark_file is None else dark_from(kept.dark_file, seconds=kept.dark_seconds)
+        if kept.poni_file is not None:
+            poni_beam_center(kept.poni_file)
+        recipe = Recipe(
+            model_sha256=model.sha256() if isinstance(model, DenoiserSettings) else model.model.sha256,
+            algorithm=ALGORITHM,
+            symmetry=symmetry,
+            beam_center=None if beam_center is None else (float(beam_center[0]), float(beam_center[1])),
+            mask_sha256=None if bad is None else array_sha256(bad),
+            exposure_sha256=None if n is None else array_sha256(n),
+            streams=None if streams is None else tuple(streams),
+            data_keys=None if data_keys is None else tuple(data_keys),
+            beamline=kept.to_recipe(),
+            analysis=tuple(ring.to_text() for ring in rings) or None,
+            frames=chosen_frames(rows),
+            defects=None if model.defects == "find" else model.defects,
+            views=None if model.views == 1 else model.views,
+            fold_sha256=None if fold is None else array_sha256(fold),
+        )
+        return Request(
+            model=model,
+            recipe=recipe,
+            mask=bad,
+            exposure=n,
+            fold=fold,
+            activity=activity,
+            beamline=kept,
+            dark=dark,
+            raw=raw,
+            analysis=rings,
+            named=() if rows is None or isinstance(rows, slice | range) else tuple(int(row) for row in rows),
+        )
+
+    def refuse_missing(self, held: Mapping[str, int]) -> None:
+        """Raise SymDenoiseError if no stream has a row that was named, or any that was asked for.
+
+        Parameters
+        ----------
+        held
+            How many rows each stream of images has.
+        """
+        if self.recipe.frames is None:
+            return
+        most = max(held.values(), default=0)
+        missing = ", ".join(str(row) for row in sorted(set(self.named)) if row >= most)
+        if missing or not self.recipe.rows_among(most):
+            raise SymDenoiseError(
+                f"frames={missing or self.recipe.frames}",
+                rule="the run has no such rows; "
+                + ", ".join(f"stream {name!r} has {rows}, counted from 0" for name, rows in held.items()),
+                remedy="name rows that it has; a slice or a range may go beyond the end, and must hold one of them",
+            )
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What was given for all images, to be stored with them under the recipe's checksums."""
+        named = {"mask": self.mask, "exposure": self.exposure, "fold": self.fold}
+        return {name: array for name, array in named.items() if array is not None}
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser, loaded if it was not."""
+        return self.model.load() if isinstance(self.model, DenoiserSettings) else self.model
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Names, without the data key, and types of the scalars of each row."""
+        return with_numbers(name for ring in self.analysis for name in ring.columns)
+
+    def given(self) -> dict[str, Any]:
+        """The arguments that were given, as `Settings` takes them."""
+        symmetry, center = self.recipe.symmetry, self.recipe.beam_center
+        given = {"symmetry": None if symmetry == "auto" else symmetry, "beam_center": center, "mask": self.mask}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(Request):
+    """What to do with every frame, and where the result goes.
+
+    Attributes
+    ----------
+    container
+        Client of the catalogue of derived runs.
+    place, folder
+        Where the HDF5 files go: the rule for each run, and the folder above them all, which the server reads.
+    frames
+        How frames get to the server: ``files`` that it reads, or over ``http``.
+    """
+
+    container: Container
+    place: Place
+    folder: Path
+    frames: Transport = "files"
+
+    @classmethod
+    def planned(
+        cls,
+        container: Container,
+        *,
+        activity: str,
+        denoiser: Denoiser | DenoiserSettings | None = None,
+        directory: str | Path | Place | None = None,
+        mask: ArrayLike | None = None,
+        exposure: ArrayLike | None = None,
+        symmetry: str | Symmetry = "auto",
+        beam_center: Sequence[float] | None = None,
+        streams: Sequence[str] | None = None,
+        data_keys: Sequence[str] | None = None,
+        beamline: Beamline | None = None,
+        analysis: Ring | Sequence[Ring] | None = None,
+        frames: Transport = "files",
+        rows: slice | range | Sequence[int] | None = None,
+    ) -> Work:
+        """Check what can be checked before a run starts.
+
+        Raises
+        ------
+        SymDenoiseError
+            For anything that could not work whatever the frames are.
+        """
+        if not isinstance(container, CatalogOfBlueskyRuns):
+            raise SymDenoiseError(
+                f"{getattr(container, 'uri', container)!s}",
+                rule="it is no catalogue of Bluesky runs",
+                remedy='pass the container of the derived runs, client["denoised"]',
+            )
+        check_choice("frames", frames, get_args(Transport))
+        asked = Request.asked(
+            activity=activity,
+            denoiser=denoiser,
+            mask=mask,
+            exposure=exposure,
+            symmetry=symmetry,
+            beam_center=beam_center,
+            streams=streams,
+            data_keys=data_keys,
+            beamline=beamline,
+            analysis=analysis,
+            rows=rows,
+        )
+        place = directory if isinstance(directory, Place) else Place(directory)
+        return Work(
+            **{each.name: getattr(asked, each.name) for each in fields(asked)},
+            container=container,
+            place=place,
+            folder=frames_folder(container, place),
+            frames=frames,
+        )
+
+    def folder_for(self, start: Document) -> tuple[Path, str | None]:
+        """The folder for a run's files, made if it was not there, and what is wrong with it in one line."""
+        folder, complaint = self.folder_named(start)
+        self.place.make(self.folder, folder)
+        return folder, complaint
+
+    def folder_named(self, start: Document) -> tuple[Path, str | None]:
+        """The same, not made yet."""
+        try:
+            return self.place.folder(self.folder, start), None
+        except SymDenoiseError as error:
+            return self.folder / UNSORTED, str(error)
+
+    @property
+    def environment(self) -> Document:
+        """What of this computer decides the bits of a row."""
+        return {"python": platform.python_version(), **self.denoiser.environment()}
+
+    def provenance(self, raw_uid: str, stream: str, keys: Sequence[str]) -> Document:
+        """The provenance block of the start document, in the words of W3C PROV."""
+        return {
+            "wasDerivedFrom": [{"run": raw_uid, "stream": stream, "data_key": key} for key in keys],
+            "wasGeneratedBy": {"activity": self.activity, "startedAtTime": now()},
+            "wasAssociatedWith": {"name": "bluesky-symdenoise", "version": __version__},
+            "model": self.denoiser.model.identity(),
+            "recipe": self.recipe.to_dict(),
+            "recipe_sha256": self.recipe.sha256,
+            "environment": self.environment,
+        }
+
+
+def image_keys(descriptor: Document, recipe: Recipe) -> list[str]:
+    """Data keys of a stream whose images are asked for."""
+    if recipe.streams is not None and descriptor["name"] not in recipe.streams:
+        return []
+    return [key for key in all_image_keys(descriptor) if recipe.data_keys is None or key in recipe.data_keys]
+
+
+def all_image_keys(descriptor: Document) -> list[str]:
+    """Data keys of a stream that hold images."""
+    return [key for key, value in descriptor["data_keys"].items() if _is_image(value)]
+
+
+def no_images(descriptor: Document) -> dict[str, str]:
+    """Data keys of a stream that look like images and are none that could be denoised, each with the reason."""
+    return {key: reason for key, value in descriptor["data_keys"].items() if (reason := _why_no_image(value))}
+
+
+def _is_image(data_key: Document) -> bool:
+    """Whether a data key holds 2D images, perhaps several an event: (..., y, x) with y and x above 1."""
+    return _is_numeric(data_key) and may_be_image(stated_shape(data_key.get("shape")))
+
+
+def _is_numeric(data_key: Document) -> bool:
+    dtype = data_key.get("dtype_numpy", "<f8")
+    if data_key["dtype"] != "array" or not isinstance(dtype, str):
+        return False
+    try:
+        return np.dtype(dtype).kind in "iuf"
+    except TypeError:
+        # What the device made up is no type of NumPy; its arrays have one of their own.
+        return True
+
+
+def _why_no_image(data_key: Document) -> str | None:
+    shape = stated_shape(data_key.get("shape"))
+    if data_key["dtype"] != "array" or len(shape) < 2:
+        return None
+    if not _is_numeric(data_key):
+        return f"its type {data_key['dtype_numpy']!r} is none of integers or real numbers"
+    if may_be_image(shape):
+        return None
+    if is_colour(shape):
+        return f"it has shape {tuple(data_key['shape'])}: colour images hold no counts"
+    return f"it has shape {tuple(data_key['shape'])}, which is not (y, x) or (frame, y, x)" if len(shape) > 3 else None
+
+
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise SymDenoiseError if a word is none of the choices."""
+    if value not in choices:
+        raise SymDenoiseError(f"{what}={value!r}", rule="there is no such choice", remedy=f"give {', '.join(choices)}")
+
+
+def now() -> str:
+    """The time in ISO 8601, UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def frames_folder(container: Container, place: Place) -> Path:
+    """The folder above all derived files: the one given, or the one that the container itself names."""
+    folder = place.root(container.metadata.get(FRAMES_FOLDER))
+    if folder is None:
+        if len(container) and "raw_uid" not in container.values().first().metadata.get("start", {}):
+            raise SymDenoiseError(
+                f"container {container.uri}",
+                rule="it holds raw runs, beside which nothing of ours is written",
+                remedy='pass the container of the derived runs, client["denoised"]; `symdenoise prepare` makes one',
+            )
+        raise SymDenoiseError(
+            f"container {container.uri}",
+            rule="it does not say where files of denoised frames go",
+            remedy="pass directory=..., a folder that this computer writes and the server reads (readable_storage)",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".symdenoise-writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SymDenoiseError(
+            f"folder {folder}",
+            rule=f"denoised frames cannot be written there ({error.strerror})",
+            remedy="pass directory=..., a folder that this computer writes and the server reads",
+        ) from error
+    return folder

@@ -1,0 +1,60 @@
+"""The arguments of a callback from a TOML file, so that services denoise as it does."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from bluesky_symdenoise.acquisition.request.beamline import Beamline
+from bluesky_symdenoise.analysis.ring import Ring
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.opening import mask_from, open_frames
+from bluesky_symdenoise.physics.check import load_symmetry
+
+_PLAIN = ("symmetry", "beam_center", "streams", "data_keys", "directory", "frames")
+_IMAGES = ("mask", "exposure")
+
+
+def read_arguments(path: Path) -> dict[str, Any]:
+    """Arguments for `Work.planned`, named as those of `bluesky_symdenoise.DenoiseCallback`.
+
+    ``mask`` and ``exposure`` name files with one image each, from the folder of the TOML file on, and so does a
+    ``symmetry`` that `symdenoise symmetry -o` wrote; ``[beamline]`` holds
+    the attributes of `bluesky_symdenoise.Beamline`, and each ``[[analysis]]`` those of a `bluesky_symdenoise.Ring`.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the file cannot be read, or says something else.
+    """
+    try:
+        said = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SymDenoiseError(str(path), rule=f"it cannot be read ({error})", remedy="give a TOML file") from error
+    beamline, rings = said.pop("beamline", {}), said.pop("analysis", [])
+    if not isinstance(beamline, dict):
+        raise SymDenoiseError(f"{path}: beamline", rule="it is a table", remedy="begin it with [beamline]")
+    _check_known(path, said, (*_PLAIN, *_IMAGES), "and tables [beamline], [[analysis]]")
+    _check_known(path, beamline, tuple(each.name for each in fields(Beamline)), "in [beamline]")
+    if not isinstance(rings, list) or not all(isinstance(ring, dict) for ring in rings):
+        raise SymDenoiseError(f"{path}: analysis", rule="it is tables", remedy="begin each ring with [[analysis]]")
+    for ring in rings:
+        _check_known(path, ring, tuple(each.name for each in fields(Ring)), "in [[analysis]]")
+    if str(said.get("symmetry")).endswith(".npz"):
+        said["symmetry"] = load_symmetry(path.parent / said["symmetry"])
+    if "mask" in said:
+        said["mask"] = mask_from(path.parent / said["mask"])
+    if "exposure" in said:
+        with open_frames(path.parent / said["exposure"]) as stack:
+            said["exposure"] = stack[0]
+    given = {"beamline": Beamline(**beamline)} if beamline else {}
+    return said | given | ({"analysis": [Ring(**ring) for ring in rings]} if rings else {})
+
+
+def _check_known(path: Path, said: dict[str, Any], names: tuple[str, ...], where: str) -> None:
+    for name in said:
+        if name not in names:
+            known = ", ".join(sorted(names))
+            raise SymDenoiseError(f"{path}: {name}", rule="there is no such argument", remedy=f"give {known}; {where}")

@@ -1,0 +1,1 @@
+"""Where raw runs and their frames come from: documents, files, Tiled and databroker."""

@@ -1,0 +1,138 @@
+"""From which number on a file counts its rows: settled once for each resource, over all streams of a run.
+
+By the event model, the indices of a stream_datum count the rows of its own resource from 0. Some devices, and documents
+converted from older ones, go on in each new file where the file before ended. Which of both holds is seen where the
+first index of a later resource is 0, or anything but the number of rows before it; else its file tells. A file that is
+announced again from index 0 was written anew, or its rows go on though their indices do not: its length tells.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bluesky_symdenoise.acquisition.runs.replaced import place
+from bluesky_symdenoise.errors import SymDenoiseError
+
+Document = dict[str, Any]
+
+#: Seconds that rows may take to appear where it depends on them how a file counts: as long as any frame.
+SETTLE_S = 10.0
+
+
+@dataclass
+class Count:
+    """How the indices of one resource are counted.
+
+    Attributes
+    ----------
+    first
+        The index of the file's first row; None while that is not known.
+    other
+        What it is if it is not 0: positive where a file goes on counting from the file before, negative where rows go
+        on in a file that was announced before.
+    stop
+        The greatest index that was announced, and one.
+    """
+
+    first: int | None
+    other: int
+    stop: int = 0
+    _device: _Device = field(default_factory=lambda: _Device())
+
+    def row(self, index: int, *, has: Callable[[int], bool]) -> int:
+        """Return the row of the file for an index.
+
+        Parameters
+        ----------
+        has
+            Returns whether the file has a row now.
+
+        Raises
+        ------
+        SymDenoiseError
+            If it cannot be known.
+        """
+        if self.first is None:
+            self.first = self._device.known.get(self.other > 0)
+            if self.first is None:
+                self.first = self._device.known[self.other > 0] = self._seen(index, has)
+            self.first = self.other if self.first else 0
+        return index - self.first
+
+    def _seen(self, index: int, has: Callable[[int], bool]) -> bool:
+        """Whether the file has the rows of the other way to count alone."""
+        deadline = time.monotonic() + SETTLE_S
+        while True:
+            own = has(self.stop - 1)
+            others = has(self.stop - 1 - self.other) and (self.other < 0 or has(0))
+            if (own and others) or time.monotonic() > deadline:
+                break
+            time.sleep(SETTLE_S / 10)
+        if own != others:
+            return others
+        there = "has the rows of both ways to count them" if own else "is not there, or has no row"
+        raise SymDenoiseError(
+            f"frame {index}",
+            rule=f"{self._ways()}; the file {there}, and nothing tells which",
+            remedy="have the device count the rows of each file from 0, and give each file a name of its own; denoise "
+            "this file with `symdenoise denoise`",
+        )
+
+    def _ways(self) -> str:
+        if self.other > 0:
+            return (
+                f"its first index is {self.other}, as many as rows came before, so it counts its own rows and some "
+                "were never announced, or it goes on from the file before"
+            )
+        return (
+            f"it was announced before, with {-self.other} rows, and now from index 0 again, so it was written anew, or "
+            "its rows go on though their indices do not"
+        )
+
+
+@dataclass
+class _Device:
+    """What is known of one data key: the rows so far by stream and by file, and how it was seen to count."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    places: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: Whether it goes on counting from file to file (True), and whether rows go on where it counts from 0 (False).
+    known: dict[bool, bool] = field(default_factory=dict)
+
+
+class Counting:
+    """Settles how each resource of a run is counted; it is told of every stream_datum, wanted or not."""
+
+    def __init__(self) -> None:
+        self._devices: dict[str, _Device] = {}
+        self._counts: dict[str, Count] = {}
+
+    def take(self, resource: Document, datum: Document, stream: str) -> Count:
+        """Take in a stream_datum of a stream, and return how its resource is counted."""
+        device = self._devices.setdefault(resource["data_key"], _Device())
+        start, stop = datum["indices"]["start"], datum["indices"]["stop"]
+        where = place(resource)
+        if resource["uid"] not in self._counts:
+            self._counts[resource["uid"]] = self._settled(device, start, stream, device.places[where])
+        count = self._counts[resource["uid"]]
+        count.stop = max(count.stop, stop)
+        device.rows[stream] += stop - start
+        device.places[where] += stop - start
+        return count
+
+    def _settled(self, device: _Device, start: int, stream: str, here: int) -> Count:
+        before = device.rows.total()
+        if start == 0 and here:
+            return Count(None, -here, _device=device)
+        if start == 0 or before == 0:
+            if before:
+                device.known[True] = False
+            return Count(0, 0, _device=device)
+        if start not in (before, device.rows[stream]) or here:
+            # A file that is announced again was counted from 0 before, and goes on by itself.
+            return Count(0, 0, _device=device)
+        return Count(None, start, _device=device)

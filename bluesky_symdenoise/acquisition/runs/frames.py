@@ -1,0 +1,379 @@
+"""Where the pixels of an event are: references from documents, read when they are needed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import numpy as np
+import tifffile
+from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
+from numpy.typing import NDArray
+from tiled.ndslice import NDSlice
+
+from bluesky_symdenoise.acquisition.runs.counting import Count
+from bluesky_symdenoise.acquisition.runs.replaced import Replaced
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import frames_stated, stated_shape
+from bluesky_symdenoise.files.paths import local_path
+from bluesky_symdenoise.files.rows import Hdf5Rows, Patience
+from bluesky_symdenoise.files.source import HDF5, TIFF
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+#: How long a frame that was announced may take to appear in its file.
+PATIENCE_S = 10.0
+#: Rows of a stored run in succession that a server fails to read before the others are not asked for.
+REFUSALS = 2
+#: Bytes of successive rows that are asked for at once.
+TOGETHER = 2**20
+
+
+class FrameSource(Protocol):
+    """Gives the image of one event of one data key.
+
+    After a pause a RunEngine may take points again, under the same numbers: ``turn`` says how many events of this
+    number came before.
+    """
+
+    def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
+        """Whether the frame of this event has been announced."""
+        ...
+
+    def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
+        """The image, in the shape that its file has."""
+        ...
+
+    def announced(self) -> Sequence[int]:
+        """All seq_nums for which some frame has been announced, in order."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the files."""
+        ...
+
+
+class AnnouncedFrames:
+    """Frames of one stream, as stream_resource and stream_datum documents announce them in files.
+
+    Only what was announced is read, whatever else a file holds. Of frames announced under one number the last counts.
+
+    Parameters
+    ----------
+    descriptor
+        Of the stream.
+    replaced
+        Which files may be others by now.
+    """
+
+    def __init__(self, descriptor: Document, *, replaced: Replaced | None = None) -> None:
+        self._descriptor, self._replaced = descriptor, replaced or Replaced()
+        self._files: dict[str, _File] = {}
+        self._where: dict[tuple[str, int], list[tuple[_File, int]]] = {}
+        #: Which of the frames that were announced under its number belongs to an event, by its turn.
+        self._pinned: dict[tuple[str, int, int], int] = {}
+
+    def take(self, resource: Document, datum: Document, count: Count, *, descriptor: Document) -> None:
+        """Take a stream_datum, the stream_resource and the descriptor that it names, and how its rows are counted.
+
+        A file is opened when it is first read.
+        """
+        key, uid = resource["data_key"], resource["uid"]
+        indices = range(datum["indices"]["start"], datum["indices"]["stop"])
+        seq_nums = range(datum["seq_nums"]["start"], datum["seq_nums"]["stop"])
+        if len(indices) != len(seq_nums):
+            raise SymDenoiseError(
+                f"stream_datum with indices {datum['indices']} and seq_nums {datum['seq_nums']}",
+                rule="each row belongs to one event number",
+                remedy="mend the device that announces them, or replay the run from Tiled",
+            )
+        if uid not in self._files:
+            self._files[uid] = _file(resource, self._descriptor, count, self._replaced)
+        file = _other_frames(key, self._descriptor, descriptor) or self._files[uid]
+        for seq_num, index in zip(seq_nums, indices, strict=True):
+            self._where.setdefault((key, seq_num), []).append((file, index))
+
+    def pin(self, key: str, seq_num: int, turn: int) -> None:
+        """Take in that an event has come: its frame is the last announced so far, or one that is still to come.
+
+        Points may be taken again under their number before this event's row is read.
+        """
+        announced = len(self._where.get((key, seq_num), ()))
+        self._pinned[key, seq_num, turn] = announced - 1 if announced > turn else turn
+
+    def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
+        """Whether the frame of this event has been announced."""
+        return len(self._where.get((key, seq_num), ())) > turn
+
+    def announced(self) -> Sequence[int]:
+        """All seq_nums for which some frame has been announced, in order."""
+        return sorted({seq_num for _, seq_num in self._where})
+
+    def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
+        """The image, in the shape that its file has.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the file does not show it in time.
+        """
+        file, index = self._where[key, seq_num][self._pinned.get((key, seq_num, turn), -1)]
+        return file.read(index)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in self._files.values():
+            file.close()
+
+
+class _File(Protocol):
+    def read(self, index: int) -> NDArray[Any]: ...
+
+    def close(self) -> None: ...
+
+
+def _file(resource: Document, descriptor: Document, count: Count, replaced: Replaced) -> _File:
+    parameters = resource["parameters"]
+    try:
+        local_path(resource["uri"])
+    except SymDenoiseError as error:
+        return _OutOfReach(error)
+    if resource["mimetype"] == HDF5 and not any(parameters.get(name) for name in ("template", "slice", "squeeze")):
+        return _Hdf5File(resource, descriptor, count, replaced)
+    return _OtherFile(resource, descriptor, count, replaced)
+
+
+def _other_frames(key: str, first: Document, now: Document) -> _OutOfReach | None:
+    """Rows of a detector that was configured anew, so that another number of frames is one."""
+    before, after = (frames_stated(stated_shape(each["data_keys"][key]["shape"])) for each in (first, now))
+    if before == after:
+        return None
+    return _OutOfReach(
+        SymDenoiseError(
+            f"{after} frames in an event of {key!r}",
+            rule=f"the stream began with {before}, and its rows have one shape",
+            remedy="take them in a stream of its own, or in another run",
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _OutOfReach:
+    """Rows that cannot be read, whatever comes."""
+
+    reason: SymDenoiseError
+
+    def read(self, index: int) -> NDArray[Any]:
+        raise self.reason
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Hdf5File:
+    """Rows of one HDF5 dataset."""
+
+    def __init__(self, resource: Document, descriptor: Document, count: Count, replaced: Replaced) -> None:
+        stated = frames_stated(stated_shape(descriptor["data_keys"][resource["data_key"]]["shape"]))
+        multiplier = resource["parameters"].get("multiplier")
+        # Two that contradict each other say nothing.
+        frames = None if multiplier and stated not in (None, 1, multiplier) else multiplier or stated
+        self._path = local_path(resource["uri"])
+        self._rows = Hdf5Rows(self._path, resource["parameters"]["dataset"], frames=frames, patience=PATIENCE_S)
+        self._uid, self._count, self._replaced = resource["uid"], count, replaced
+
+    def read(self, index: int) -> NDArray[Any]:
+        self._replaced.check(self._uid, [self._path])
+        image = self._rows.read(self._count.row(index, has=lambda row: row < self._rows.count()))
+        # Meanwhile, too.
+        self._replaced.check(self._uid, [self._path])
+        return image
+
+    def close(self) -> None:
+        """It is opened for each read; what is strange about its length is said now."""
+        there, announced = self._rows.count(), self._count.stop
+        if there > announced > 0 and there % announced == 0 and self._count.first == 0:
+            log.warning(
+                "%s holds %d times as many frames as were announced, %d and %d: if that many are taken for an event, "
+                "its rows show others; have the device state the shape (frames, y, x)",
+                self._path,
+                there // announced,
+                there,
+                announced,
+            )
+
+
+class _OtherFile:
+    """Rows of numbered files, or of any other kind that Tiled has an adapter for.
+
+    A consolidator, as Tiled's writer has it, says which files they are. It is made anew for each row and told of no
+    other rows than it needs: then a row is what its number says, whatever came before.
+    """
+
+    def __init__(self, resource: Document, descriptor: Document, count: Count, replaced: Replaced) -> None:
+        key = resource["data_key"]
+        known = [size or 1 for size in stated_shape(descriptor["data_keys"][key]["shape"])]
+        chunk = resource["parameters"].get("chunk_shape") or ()
+        if len(chunk) == len(known) == 3:
+            # How many frames are in a file is said by the first axis, whatever was stated of the others.
+            known[1:] = chunk[1:]
+        described = descriptor["data_keys"] | {key: descriptor["data_keys"][key] | {"shape": known}}
+        self._resource, self._descriptor = resource, {**descriptor, "data_keys": described}
+        self._count, self._replaced, self._patience = count, replaced, Patience(PATIENCE_S)
+
+    def read(self, index: int) -> NDArray[Any]:
+        row = self._count.row(index, has=self._has)
+        value = f"frame {index} of {self._resource['uri']}"
+        uid, paths = self._resource["uid"], self._paths(row)[1]
+        self._replaced.check(uid, paths)
+        image = self._patience.read(lambda: self._read_now(row), value=value)
+        self._replaced.check(uid, paths)
+        return image
+
+    def _has(self, row: int) -> bool:
+        """Whether there is a row; of a file that holds several nobody knows."""
+        numbered, paths = self._paths(row)
+        return not numbered or all(path.exists() for path in paths)
+
+    def _paths(self, row: int) -> tuple[bool, list[Path]]:
+        """Whether rows are in files of their own, and which the file of a row is."""
+        numbered, consolidator = self._consolidator(row)
+        return numbered, [local_path(asset.data_uri) for asset in consolidator.assets]
+
+    def _consolidator(self, row: int) -> tuple[bool, Any]:
+        """Whether rows are in files of their own, and what says in which."""
+        # A consolidator writes into the document that it is given.
+        consolidator = consolidator_factory(deepcopy(self._resource), self._descriptor)
+        numbered = hasattr(consolidator, "get_datum_uri")
+        first = row if numbered else 0
+        consolidator.consume_stream_datum(
+            {"indices": {"start": first, "stop": row + 1}, "seq_nums": {"start": first + 1, "stop": row + 2}}
+        )
+        return numbered, consolidator
+
+    def _read_now(self, row: int) -> NDArray[Any]:
+        numbered, consolidator = self._consolidator(row)
+        if self._resource["mimetype"] == TIFF:
+            parts = [tifffile.imread(local_path(asset.data_uri)) for asset in consolidator.assets]
+            if len(parts) == 1:
+                return np.asarray(parts[0])
+            return np.concatenate([part.reshape(-1, *part.shape[-2:]) for part in parts])
+        place = 0 if numbered else row
+        return np.asarray(consolidator.init_adapter().read(NDSlice(slice(place, place + 1))))[0]
+
+    def close(self) -> None:
+        """Its files are opened for each read."""
+
+
+class StoredFrames:
+    """Frames of one stream of a stored run, through its Tiled client: several small ones with one request.
+
+    Parameters
+    ----------
+    stream
+        Clients of its arrays by data key.
+    seq_nums
+        Of the rows, in order.
+    check
+        Called once with a data key and its client before a row of it is read; if it raises, it is called again with the
+        next row.
+    """
+
+    def __init__(
+        self, stream: Any, seq_nums: Sequence[int], *, check: Callable[[str, Any], None] | None = None
+    ) -> None:
+        self._stream, self._check = stream, check
+        self._rows: dict[int, list[int]] = {}
+        for row, seq_num in enumerate(seq_nums):
+            self._rows.setdefault(seq_num, []).append(row)
+        self._clients: dict[str, Any] = {}
+        #: The rows that came last, by number, the one that was asked for last, and keys that give one row at a time.
+        self._held: dict[str, dict[int, NDArray[Any]]] = {}
+        self._last: dict[str, int] = {}
+        self._singly: set[str] = set()
+        self._refused: Counter[str] = Counter()
+
+    def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
+        """Whether the run has this row."""
+        return len(self._rows.get(seq_num, ())) > turn
+
+    def announced(self) -> Sequence[int]:
+        """All seq_nums, in order."""
+        return sorted(self._rows)
+
+    def row(self, seq_num: int, turn: int = 0) -> int:
+        """Of the image, counted from 0."""
+        return self._rows[seq_num][turn]
+
+    def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
+        """The image, in the shape that the server gives it.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the server cannot read it. Tiled's client tries that for the better part of a minute, so after two rows
+            in succession the others are not asked for.
+        """
+        unreadable = SymDenoiseError(
+            f"raw image {key}",
+            rule="the server cannot read its file",
+            remedy="see the server's log, put the file back, then replay the run or run `symdenoise catch-up`",
+        )
+        if self._refused[key] >= REFUSALS:
+            raise unreadable
+        if key not in self._clients:
+            try:
+                client = self._stream[key]
+            except KeyError as error:
+                raise SymDenoiseError(
+                    f"raw image {key}",
+                    rule="the server has no rows of it in this stream, though its data key is there",
+                    remedy="replay the run from its documents, as a backup of TiledWriter has them",
+                ) from error
+            if self._check is not None:
+                self._check(key, client)
+            self._clients[key] = client
+        row = self.row(seq_num, turn)
+        held = self._held.setdefault(key, {})
+        if row not in held:
+            try:
+                self._fetch(key, row)
+            except httpx.HTTPStatusError as error:
+                self._refused[key] += 1
+                raise unreadable from error
+            self._refused[key] = 0
+        self._last[key] = row
+        return held[row]
+
+    def _fetch(self, key: str, row: int) -> None:
+        """Get a row, and with it those around it, if one close by was read before: threads need not keep the order."""
+        client, held = self._clients[key], self._held[key]
+        together = max(1, TOGETHER // (math.prod(client.shape[1:]) * np.dtype(client.dtype).itemsize))
+        for old in list(held)[: len(held) - 3 * together]:
+            del held[old]
+        if together > 1 and key not in self._singly and abs(row - self._last.get(key, row + 9)) <= 2:
+            first = row // together * together
+            try:
+                images = np.asarray(client[first : min(first + together, client.shape[0])])
+            except httpx.HTTPStatusError:
+                # One of them cannot be read, perhaps not this one.
+                images = np.empty(0)
+            # They are handed out more than once.
+            images.flags.writeable = False
+            held.update(zip(range(first, first + len(images)), images, strict=True))
+            if row in held:
+                return
+            self._singly.add(key)
+        held[row] = np.asarray(client[row : row + 1])[0]
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,308 @@
+"""Runs that were acquired before: their documents in order, and where the frames of each stream are."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.acquisition.request.request import image_keys
+from bluesky_symdenoise.acquisition.runs.databroker import Columns, columns_of, descriptors_of, tiled_run
+from bluesky_symdenoise.acquisition.runs.frames import FrameSource, StoredFrames
+from bluesky_symdenoise.acquisition.runs.given import Backup, GivenRun, Layout
+from bluesky_symdenoise.acquisition.runs.raw_files import other_rows, refuse_other_rows
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.layout import row_shape, stated_shape
+
+if TYPE_CHECKING:
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+
+    from bluesky_symdenoise.acquisition.derive.reader import RunReader
+    from bluesky_symdenoise.acquisition.request.request import Request
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+Named = tuple[str, Document]
+
+
+class StoredRun(Protocol):
+    """One raw run of the past.
+
+    Attributes
+    ----------
+    start
+        Its start document, with its access tags.
+    stop
+        Its stop document; None if it has none, or if it is not known before the documents end.
+    """
+
+    start: Document
+    stop: Document | None
+
+    @property
+    def last_seen(self) -> float | None:
+        """Time of its last sign of life; None if that is not known before the documents end."""
+        ...
+
+    def documents(self) -> Iterator[Named]:
+        """All documents but start and stop, in order; events in the order of the run."""
+        ...
+
+    def frames(self, descriptor: Document) -> FrameSource:
+        """Where the frames of a stream are read."""
+        ...
+
+    def layout(self, descriptor: Document, key: str) -> Layout:
+        """Dimensions of the raw images of a data key."""
+        ...
+
+    def images(self, asked: Request) -> int | None:
+        """How many images are asked for; None where only the documents tell."""
+        ...
+
+
+def stored_run(run: object, *, columns: Callable[[str], Collection[str]] | None = None) -> StoredRun:
+    """A run from whatever holds one; see `bluesky_symdenoise.replay`.
+
+    Parameters
+    ----------
+    columns
+        Gives the columns beside an image that are read from a Tiled server; by default all that are scalars.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is nothing of the kind.
+    """
+    if isinstance(run, str | Path):
+        return Backup(Path(run))
+    found = tiled_run(run)
+    if found is not None:
+        return TiledRun(found, columns)
+    if isinstance(run, Iterable):
+        return GivenRun(run)
+    raise SymDenoiseError(
+        f"a {type(run).__name__}",
+        rule="it is no run",
+        remedy='give client["raw"][uid], a databroker Header, the path of a .jsonl backup, or (name, document) pairs',
+    )
+
+
+class NothingToDenoiseError(SymDenoiseError):
+    """The run has no image that was asked for."""
+
+
+def raw_only(run: StoredRun) -> StoredRun:
+    """The run, if it is a raw one.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is denoised already.
+    """
+    refuse_denoised(run.start)
+    return run
+
+
+def refuse_denoised(start: Document) -> None:
+    """Raise SymDenoiseError if a start document is that of a derived run."""
+    if "raw_uid" in start:
+        raise SymDenoiseError(
+            f"run {start['uid']}", rule="it is denoised already", remedy="give its raw run, raw_for(run)"
+        )
+
+
+def drive(reader: RunReader, run: StoredRun, *, stop: Callable[[], Document]) -> None:
+    """Give a reader the documents of a stored run, in the end with this stop document.
+
+    Raises
+    ------
+    NothingToDenoiseError
+        If the run has no image that was asked for.
+    """
+    reader.start(run.start)
+    try:
+        for name, doc in run.documents():
+            reader(name, doc)
+        if reader.derived_uid is None:
+            raise NothingToDenoiseError(
+                f"run {run.start['uid']}", rule=reader.lack, remedy="check streams and data_keys"
+            )
+        reader.stop(stop())
+    finally:
+        if not reader.closed:
+            reader.leave()
+
+
+class TiledRun:
+    """A run of a Tiled server, in SQL or MongoDB."""
+
+    def __init__(self, run: BlueskyRun, columns: Callable[[str], Collection[str]] | None = None) -> None:
+        self.run = run
+        self.start: Document = dict(run.start)
+        if run.access_tags:
+            self.start["tiled_access_tags"] = list(run.access_tags)
+        self.stop: Document | None = run.metadata.get("stop")
+        #: By the uid of their descriptors.
+        self.streams: dict[str, StoredStream] = {}
+        for name in run:
+            stream = run[name]
+            # A stream that was configured anew has several descriptors; the first counts.
+            first = descriptors_of(run, stream, name)[0]
+            self.streams[first["uid"]] = StoredStream(columns_of(run, stream), first, columns)
+
+    def documents(self) -> Iterator[Named]:
+        """Descriptors, then events by their time."""
+        for stream in self.streams.values():
+            yield "descriptor", stream.descriptor
+        # In the order of the run, for a dark belongs to the images after it.
+        events = (stream.events() for stream in self.streams.values() if _has_arrays(stream.descriptor))
+        for event in heapq.merge(*events, key=_moment):
+            yield "event", event
+
+    def frames(self, descriptor: Document) -> StoredFrames:
+        """Read through Tiled: this computer needs not see the files."""
+        name = descriptor["name"]
+        return self.streams[descriptor["uid"]].frames(lambda key, array: self.refuse_other_rows(name, key, array))
+
+    def refuse_other_rows(self, stream: str, key: str, array: Any) -> None:
+        """Raise SymDenoiseError if the server's rows of an image are not those that were announced."""
+        named = {each.descriptor["name"]: each for each in self.streams.values()}
+        lacking = [name for name, each in named.items() if name != stream and each.lacks(key)]
+        events = len(named[stream].times)
+        if lacking and array.shape[0] != events:
+            raise other_rows(
+                f"image {stream}/{key}",
+                f"it has {array.shape[0]} rows and {events} events, and stream {lacking[0]!r} has no rows: Tiled's "
+                "writer has filed them together and does not keep which rows are whose",
+            )
+        refuse_other_rows(f"{stream}/{key}", array, self._used)
+
+    @cached_property
+    def _used(self) -> dict[tuple[str, str | None], set[str]]:
+        """Which images each file, with the dataset in it, belongs to."""
+        used: dict[tuple[str, str | None], set[str]] = {}
+        for stream in self.streams.values():
+            for key, array in stream.external():
+                for source in array.data_sources() or () if hasattr(array, "data_sources") else ():
+                    for asset in source.assets:
+                        place = asset.data_uri, source.parameters.get("dataset")
+                        used.setdefault(place, set()).add(f"{stream.descriptor['name']}/{key}")
+        return used
+
+    def layout(self, descriptor: Document, key: str) -> Layout:
+        """As the server has it."""
+        return self.streams[descriptor["uid"]].layout(key)
+
+    def images(self, asked: Request) -> int:
+        """How many images are asked for."""
+        return sum(stream.images(asked) for stream in self.streams.values())
+
+    @property
+    def last_seen(self) -> float:
+        """Time of its last event."""
+        return max([self.start["time"], *(float(moment) for each in self.streams.values() for moment in each.times)])
+
+
+class StoredStream:
+    """Events and frames of one stream of a run on a Tiled server."""
+
+    def __init__(
+        self, arrays: Columns, descriptor: Document, columns: Callable[[str], Collection[str]] | None = None
+    ) -> None:
+        self.descriptor, self._columns = descriptor, columns
+        self._arrays = arrays
+        self._held = set(arrays)
+
+    @cached_property
+    def _of_events(self) -> dict[str, NDArray[Any]]:
+        """Their numbers and times, and the columns that are wanted."""
+        return self._arrays.values_of({"seq_num", "time", *self._wanted()} & self._held)
+
+    @cached_property
+    def seq_nums(self) -> list[int]:
+        """Of its events; MongoDB's server has one row for each number."""
+        if "seq_num" in self._held:
+            return [int(number) for number in self._of_events["seq_num"]]
+        return list(range(1, 1 + len(self.times)))
+
+    @cached_property
+    def times(self) -> Sequence[float]:
+        """Of its events."""
+        return self._of_events["time"].tolist() if "time" in self._held else []
+
+    @property
+    def rows(self) -> int:
+        """Of its images: as many as events, if there are events."""
+        return max([len(self.times), *(array.shape[0] for _, array in self.external())])
+
+    def images(self, asked: Request) -> int:
+        """How many images are asked for."""
+        keys = image_keys(self.descriptor, asked.recipe)
+        if not keys or self.descriptor["name"] == asked.beamline.dark_stream:
+            return 0
+        return len(keys) * len(asked.recipe.rows_among(self.rows))
+
+    def layout(self, key: str) -> Layout:
+        """As the server has it."""
+        array = self._arrays[key]
+        dims = array.dims or tuple(f"{key}_dim{i}" for i in range(len(array.shape)))
+        return Layout(("time", *dims[1:]), tuple(array.shape[1:]), np.dtype(array.dtype))
+
+    def chunk_rows(self, key: str) -> int:
+        """Rows of an image that are stored, and thus read, together."""
+        return int(self._arrays[key].chunks[0][0])
+
+    def events(self) -> Iterator[Document]:
+        """Event documents with the columns that are wanted; none for a stream without events."""
+        columns = {name: self._of_events[name] for name in self._wanted()}
+        for row, (seq_num, time) in enumerate(zip(self.seq_nums, self.times, strict=True)):
+            data = {name: column[row].tolist() for name, column in columns.items()}
+            yield {"descriptor": self.descriptor["uid"], "seq_num": seq_num, "time": time, "data": data}
+
+    def frames(self, check: Callable[[str, Any], None]) -> StoredFrames:
+        """Source of the images; `check` as `StoredFrames` takes it."""
+        return StoredFrames(self._arrays, self.numbers, check=check)
+
+    def external(self) -> Iterator[tuple[str, Any]]:
+        """Data keys in files, with their clients."""
+        for key, value in self.descriptor["data_keys"].items():
+            if "external" in value and key in self._held:
+                yield key, self._arrays[key]
+
+    def lacks(self, key: str) -> bool:
+        """Whether events have this image by their data keys, and the server has no rows of it."""
+        external = "external" in self.descriptor["data_keys"].get(key, {})
+        return external and key not in self._held and len(self.times) > 0
+
+    def row_shape(self, key: str) -> tuple[int, ...]:
+        """(..., y, x) of one image."""
+        return row_shape(self._arrays[key].shape[1:], stated_shape(self.descriptor["data_keys"][key]["shape"]))
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of its rows; those without events are numbered after those that have one."""
+        numbers = list(self.seq_nums)
+        last = max(numbers, default=0)
+        return numbers + list(range(last + 1, last + 1 + self.rows - len(numbers)))
+
+    def _wanted(self) -> list[str]:
+        keys = self.descriptor["data_keys"]
+        if self._columns is not None:
+            return sorted(set[str]().union(*(self._columns(key) for key in keys)) & self._held)
+        return [key for key in keys if key in self._held and not keys[key]["shape"] and "external" not in keys[key]]
+
+
+def _has_arrays(descriptor: Document) -> bool:
+    return any(value["dtype"] == "array" for value in descriptor["data_keys"].values())
+
+
+def _moment(event: Document) -> float:
+    return float(event["time"])

@@ -1,0 +1,1 @@
+"""Services that follow raw runs, and the sweep for what is unfinished."""

@@ -1,0 +1,234 @@
+"""Raw runs that have no complete derived run: found, and finished."""
+
+from __future__ import annotations
+
+import logging
+import time as clock
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from tiled.queries import Key
+from tiled.utils import path_from_uri
+
+from bluesky_symdenoise.acquisition.deliver.claim import Claim
+from bluesky_symdenoise.acquisition.deliver.spool import Spool
+from bluesky_symdenoise.acquisition.live.backlog import documents_in, left_files
+from bluesky_symdenoise.acquisition.past.replay import replay_with
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.acquisition.runs.given import GivenRun
+from bluesky_symdenoise.acquisition.runs.stored import NothingToDenoiseError, StoredRun, stored_run
+from bluesky_symdenoise.catalog.store.containers import run_in
+from bluesky_symdenoise.catalog.store.journal import Journal
+from bluesky_symdenoise.catalog.store.lock import HeldError
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+    from distributed import Client
+    from tiled.client.container import Container
+
+log = logging.getLogger("bluesky_symdenoise")
+
+
+#: What became of a run that somebody else is at.
+_HELD = "left alone: a living process writes it"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A raw run without a complete derived run.
+
+    Attributes
+    ----------
+    raw
+        The run.
+    state
+        What there is so far, in words.
+    ready
+        Whether it can be finished now: it has ended, or counts as ended.
+    """
+
+    raw: BlueskyRun
+    state: str
+    ready: bool = True
+
+    @property
+    def uid(self) -> str:
+        """Of the raw run."""
+        return str(self.raw.start["uid"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one unfinished run.
+
+    Attributes
+    ----------
+    ok
+        Whether nothing is left to do here: the derived run is complete, or a living process is at it, or the run has no
+        image.
+    frames, failed
+        Frames written as denoised, and as NaN.
+    """
+
+    uid: str
+    state: str
+    result: str
+    ok: bool
+    frames: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+
+def unfinished(
+    raw: Container, work: Work, *, since: float | None = None, older_than: float | None = None
+) -> Iterator[Unfinished]:
+    """Raw runs that lack a complete derived run of this recipe, oldest first.
+
+    Parameters
+    ----------
+    raw
+        Catalogue of the raw runs.
+    work
+        Whose recipe and container say what complete means.
+    since
+        Only runs that began after this time, in seconds since 1970.
+    older_than
+        Seconds after which runs without a stop document count as ended; None: never. Until then they are not ready.
+    """
+    same = work.container.search(Key("provenance.recipe_sha256") == work.recipe.sha256)
+    derived = {run.start["uid"]: run for run in same.values()}
+    for run in raw.sort(("start.time", 1)).values():
+        start, stop = run.start, run.metadata.get("stop")
+        # Not by a query: Tiled's comparison of times in SQLite is one of text.
+        if "raw_uid" in start or (since is not None and start["time"] < since):
+            continue
+        if not stop and (older_than is None or clock.time() - start["time"] < older_than):
+            yield Unfinished(run, "without a stop document: being acquired, or cut off", ready=False)
+            continue
+        made = derived.get(work.recipe.derived_uid(start["uid"]))
+        if made is None:
+            yield Unfinished(run, "not denoised")
+        elif not Claim(raw_stop=stop).stands(made):
+            yield Unfinished(run, _state(made))
+
+
+def _state(derived: BlueskyRun) -> str:
+    stop = derived.metadata.get("stop")
+    if not stop:
+        return "cut off"
+    failed = sum(each["frames"] for each in stop["provenance"]["failures"])
+    return f"{failed} frames failed" if failed else "ended before the raw run"
+
+
+def finish(
+    item: Unfinished,
+    work: Work,
+    *,
+    older_than: float | None = None,
+    finished_frame: Callable[[str | None], None] = lambda _: None,
+) -> Outcome:
+    """Finish one run; see `attempt`."""
+    stored = stored_run(item.raw, columns=work.beamline.columns)
+    return attempt(stored, work, was=item.state, older_than=older_than, finished_frame=finished_frame)
+
+
+def finish_left(work: Work, *, older_than: float | None = None) -> Iterator[Outcome]:
+    """Finish the runs whose documents a callback left on disk when its process ended; each as `attempt`.
+
+    What can only be finished later stays there: a run without its stop document until that is in the catalogue, or
+    until `older_than`.
+    """
+    for file, _ in left_files(work):
+        run = GivenRun((name, doc) for _, name, doc in documents_in(file.path))
+        outcome = attempt(run, work, was="left by a process that ended", older_than=older_than)
+        if outcome.ok and outcome.result != _HELD:
+            file.remove()
+        else:
+            file.close()
+        yield outcome
+
+
+def attempt(
+    run: StoredRun,
+    work: Work,
+    *,
+    was: str,
+    older_than: float | None = None,
+    force: bool = False,
+    finished_frame: Callable[[str | None], None] = lambda _: None,
+    scheduler: Client | None = None,
+) -> Outcome:
+    """Replay one run; what goes wrong is in the outcome, only a server that is gone is raised.
+
+    Raises
+    ------
+    httpx.TransportError
+        If the server cannot be reached.
+    """
+    frames, reasons, begun = 0, list[str](), clock.monotonic()
+
+    def count(reason: str | None) -> None:
+        nonlocal frames
+        if reason is None:
+            frames += 1
+        else:
+            reasons.append(reason)
+        finished_frame(reason)
+
+    ok = True
+    uid = run.start["uid"]
+    try:
+        replay_with(work, run, older_than=older_than, force=force, finished_frame=count, scheduler=scheduler)
+    except HeldError:
+        result = _HELD
+    except NothingToDenoiseError as error:
+        result = error.rule
+    except (SymDenoiseError, httpx.HTTPStatusError, OSError, RuntimeError, KeyError, ValueError) as error:
+        ok, result = False, (str(error) or type(error).__name__).splitlines()[0]
+        log.error("run %s is not finished: %s", uid[:8], result, exc_info=log.isEnabledFor(logging.DEBUG))
+    else:
+        ok, result = not reasons, reasons[0] if reasons else "complete"
+    return Outcome(
+        uid=uid,
+        state=was,
+        result=result,
+        ok=ok,
+        frames=frames,
+        failed=len(reasons),
+        seconds=clock.monotonic() - begun,
+    )
+
+
+def tidy(work: Work) -> None:
+    """Remove what is left of complete runs whose writer died between the stop document and its own tidying."""
+    for spool in Spool.left(work.folder):
+        run = run_in(work.container, spool.uid)
+        if run is not None and Claim().stands(run):
+            spool.remove()
+        spool.release()
+    for file, head in left_files(work):
+        made = run_in(work.container, head.derived_uid)
+        if made is not None and Claim().stands(made):
+            file.remove()
+        else:
+            file.close()
+    for path in work.folder.rglob("*.journal"):
+        run = run_in(work.container, path.stem)
+        if run is None or not Claim().stands(run):
+            continue
+        sources = [source for stream in run.values() for key in stream for source in _sources(stream[key])]
+        keep = {Path(path_from_uri(asset.data_uri)) for source in sources for asset in source.assets}
+        try:
+            journal = Journal(path, made_with={})
+        except HeldError:
+            continue
+        journal.tidy(keep=keep)
+
+
+def _sources(node: Any) -> list[Any]:
+    # A column of the events is an array client too, but has no source of its own.
+    return list(node.data_sources() or ())

@@ -1,0 +1,172 @@
+"""A service that follows raw runs, writes their derived runs, and goes back for what it missed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time as clock
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from bluesky_symdenoise.acquisition.deliver.delivery import send_spooled
+from bluesky_symdenoise.acquisition.derive.run import RunDenoiser
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.acquisition.service.catchup import finish, tidy, unfinished
+from bluesky_symdenoise.acquisition.service.health import Health
+from bluesky_symdenoise.acquisition.service.sources import Source
+from bluesky_symdenoise.catalog.store.lock import hold
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from tiled.client.container import Container
+
+log = logging.getLogger("bluesky_symdenoise")
+
+Document = dict[str, Any]
+
+
+class _Stopped(Exception):  # noqa: N818
+    """The service was told to stop; raised between two frames."""
+
+
+@contextmanager
+def only_one(work: Work) -> Iterator[None]:
+    """Hold the lock of this catalogue among services that write to the same folder.
+
+    Raises
+    ------
+    HeldError
+        If another service is at work.
+    """
+    catalogue = hashlib.sha256(str(work.container.uri).encode()).hexdigest()[:12]
+    with hold(work.folder / f".symdenoise-watch-{catalogue}.lock"):
+        yield
+
+
+class Watch:
+    """Follows one source with one worker: this thread.
+
+    Parameters
+    ----------
+    raw
+        Catalogue of the raw runs, for the sweeps.
+    sweep_every
+        Seconds between sweeps for raw runs that ended without a complete derived run; the first is at once.
+    older_than
+        Seconds after which a raw run without a stop document counts as ended; None: never.
+    stop
+        Set from outside, by a signal: the frame in hand is finished, unfinished runs are left for the next start.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        source: Source,
+        raw: Container,
+        *,
+        health: Health,
+        stop: threading.Event,
+        sweep_every: float = 300.0,
+        older_than: float | None = None,
+    ) -> None:
+        self._work, self._source, self._raw, self._health, self._stop = work, source, raw, health, stop
+        self._sweep_every, self._older_than = sweep_every, older_than
+        self._open: dict[str, RunDenoiser] = {}
+        self._swept = float("-inf")
+        self._frame_begun = clock.perf_counter()
+
+    def run(self) -> None:
+        """Work until told to stop."""
+        try:
+            for item in self._source:
+                if self._stop.is_set():
+                    break
+                self._health.beat(queue=self._source.waiting(), open_runs=len(self._open))
+                if item is not None:
+                    self._take(*item)
+                elif clock.monotonic() - self._swept > self._sweep_every:
+                    self._sweep()
+        except _Stopped:
+            log.info("told to stop: %d unfinished runs are left for the next start", len(self._open))
+        finally:
+            for run in self._open.values():
+                run.leave()
+            self._source.close()
+
+    def _take(self, name: str, doc: Document) -> None:
+        uid = self._uid_of(name, doc)
+        if name == "start" and uid not in self._open and "raw_uid" not in doc:
+            self._open[uid] = RunDenoiser(self._work, source=self._source.frames, finished_frame=self._finished)
+        run = self._open.get(uid)
+        if run is None:
+            return
+        if not any(each.busy for each in self._open.values()):
+            self._frame_begun = clock.perf_counter()
+        try:
+            run(name, doc)
+        except _Stopped:
+            raise
+        except Exception as error:
+            # The sweep takes it up when it has ended: with the rows that are written, if the cause is mended.
+            self._failed(uid, error)
+            run.leave()
+            if name != "stop":
+                return
+        if name == "event" and run.derived_uid is not None:
+            self._health.lag(clock.time() - doc["time"])
+        if name == "stop":
+            self._end(uid, run)
+
+    def _end(self, uid: str, run: RunDenoiser) -> None:
+        del self._open[uid]
+        if run.complete:
+            self._health.run("live")
+            log.info("run %s: %s", uid[:8], run.outcome)
+        self._source.settled(uid)
+
+    def _failed(self, uid: str, error: Exception) -> None:
+        self._health.error()
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        log.error("run %s is left for the sweep: %s", uid[:8], line, exc_info=log.isEnabledFor(logging.DEBUG))
+
+    def _finished(self, reason: str | None) -> None:
+        now = clock.perf_counter()
+        self._health.frame(reason, seconds=now - self._frame_begun)
+        self._frame_begun = now
+        if self._stop.is_set():
+            raise _Stopped
+
+    def _sweep(self) -> None:
+        """Finish one run after another, for as long as nothing live waits."""
+        try:
+            send_spooled(self._work)
+            for item in unfinished(self._raw, self._work, older_than=self._older_than):
+                if item.uid in self._open or not item.ready:
+                    continue
+                self._frame_begun = clock.perf_counter()
+                outcome = finish(item, self._work, older_than=self._older_than, finished_frame=self._finished)
+                if outcome.frames and outcome.ok:
+                    self._health.run("sweep")
+                if not outcome.ok:
+                    self._health.error()
+                log.info("run %s, %s: %s", item.uid[:8], outcome.state, outcome.result)
+                if self._source.waiting():
+                    return
+            tidy(self._work)
+        except (httpx.TransportError, httpx.HTTPStatusError, SymDenoiseError) as error:
+            self._health.trouble(f"the server does not answer, or refuses ({error})")
+            return
+        self._health.trouble(None)
+        self._swept = clock.monotonic()
+
+    def _uid_of(self, name: str, doc: Document) -> str:
+        """The raw run that a document belongs to."""
+        if name == "start":
+            return str(doc["uid"])
+        if "run_start" in doc:
+            return str(doc["run_start"])
+        return next((uid for uid, run in self._open.items() if run.owns(doc.get("descriptor"))), "")

@@ -1,0 +1,436 @@
+"""What the callback costs a scan and what it delivers: every figure beside the same scan without the callback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import bluesky.plans as bp
+import h5py
+import numpy as np
+from bluesky import RunEngine
+from bluesky_tiled_plugins import TiledWriter
+from event_model import compose_run
+from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
+from rich.console import Console
+from rich.table import Table
+
+from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.live.status import Status
+from bluesky_symdenoise.acquisition.play import PlayDetector
+from bluesky_symdenoise.bench.load.server import ServerProcess, served
+from bluesky_symdenoise.catalog.find.query import denoised_for
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Figures = dict[str, float]
+Documents = list[tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is measured.
+
+    Attributes
+    ----------
+    size, events
+        Of the scans: pixels along each side, and events.
+    repeats
+        Scans without and with the callback, alternating; medians are given.
+    threads
+        CPU threads of the denoiser.
+    memory_events
+        Events over which memory is watched.
+    """
+
+    size: int = 1024
+    events: int = 30
+    repeats: int = 3
+    threads: int = 1
+    memory_events: int = 5000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    figure: str
+    value: float
+    unit: str
+    target: str
+
+
+def _frames(size: int, n: int = 4) -> NDArray[np.uint16]:
+    return np.random.default_rng(0).poisson(1.0, (n, size, size)).astype(np.uint16)
+
+
+def _attached(server: ServerProcess, options: Options) -> DenoiseCallback:
+    return DenoiseCallback(server.client["denoised"], denoiser=DenoiserSettings(threads=options.threads), symmetry="1")
+
+
+def _scan(server: ServerProcess, folder: Path, options: Options, *, dwell: float, callback: Any) -> Figures:
+    """One scan: seconds it took, milliseconds between events and inside the callback."""
+    moments: list[float] = []
+    inside: list[float] = []
+    RE = RunEngine(call_returns_result=True)
+    with init_devices():
+        paths = StaticPathProvider(UUIDFilenameProvider(), folder)
+        det = PlayDetector(_frames(options.size), paths, period=dwell, name="det")
+    RE.subscribe(TiledWriter(server.client["raw"], batch_size=1))
+    hand_over = callback or (lambda *_: None)
+
+    def timed(name: str, doc: dict[str, Any]) -> None:
+        begun = time.perf_counter()
+        hand_over(name, doc)
+        if name == "event":
+            moments.append(begun)
+            inside.append(time.perf_counter() - begun)
+
+    RE.subscribe(timed)
+    begun = time.perf_counter()
+    RE(bp.count([det], num=options.events))
+    seconds = time.perf_counter() - begun
+    return {
+        "scan_s": seconds,
+        "interval_ms": float(np.median(np.diff(moments))) * 1e3,
+        "median_ms": float(np.median(inside)) * 1e3,
+        "p99_ms": float(np.quantile(inside, 0.99)) * 1e3,
+    }
+
+
+def _pair(server: ServerProcess, folder: Path, options: Options, *, dwell: float) -> tuple[Figures, Figures]:
+    """Medians of the same scan without and with the callback, alternating."""
+    measured: tuple[list[Figures], list[Figures]] = ([], [])
+    for repeat in range(options.repeats):
+        for attached in (0, 1) if repeat % 2 == 0 else (1, 0):
+            callback = _attached(server, options) if attached else None
+            measured[attached].append(_scan(server, folder, options, dwell=dwell, callback=callback))
+            if callback is not None:
+                callback.close()
+    without, with_callback = (
+        {key: float(np.median([scan[key] for scan in scans])) for key in scans[0]} for scans in measured
+    )
+    return without, with_callback
+
+
+def _longer(without: Figures, with_callback: Figures, key: str) -> float:
+    return 100 * (with_callback[key] / without[key] - 1)
+
+
+def thread(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
+    """Time that the RunEngine's thread spends in the callback; scan time with a denoiser that cannot follow."""
+    without, attached = _pair(server, folder, options, dwell=0.1)
+    return [
+        Row("on the RunEngine's thread, per event, median", attached["median_ms"], "ms", "<= 1"),
+        Row("on the RunEngine's thread, per event, 99th percentile", attached["p99_ms"], "ms", "<= 5"),
+        Row("scan, 0.1 s dwell, without", without["scan_s"], "s", ""),
+        Row("scan, 0.1 s dwell, denoiser on one thread too slow for it", attached["scan_s"], "s", ""),
+        Row("  longer by", _longer(without, attached, "scan_s"), "%", "<= 2"),
+        Row("interval between events, 0.1 s dwell, without", without["interval_ms"], "ms", ""),
+        Row("  longer by", _longer(without, attached, "interval_ms"), "%", ""),
+    ]
+
+
+def load(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
+    """The interval between events while every core is busy with other work."""
+    with _busy():
+        without, attached = _pair(server, folder, options, dwell=0.1)
+    return [
+        Row("interval under full CPU load, 0.1 s dwell, without", without["interval_ms"], "ms", ""),
+        Row("  longer by", _longer(without, attached, "interval_ms"), "%", "<= 2"),
+        Row("on the RunEngine's thread under full CPU load, median", attached["median_ms"], "ms", "<= 1"),
+        Row("on the RunEngine's thread under full CPU load, 99th percentile", attached["p99_ms"], "ms", "<= 5"),
+    ]
+
+
+def zero(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
+    """Scan time at zero dwell: every core is wanted twice."""
+    without, attached = _pair(server, folder, options, dwell=0.0)
+    return [
+        Row("scan, zero dwell, without", without["scan_s"], "s", ""),
+        Row("  longer by", _longer(without, attached, "scan_s"), "%", "reported"),
+    ]
+
+
+def throughput(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
+    """Frames per second from files to Tiled, against the denoiser in a loop of its own."""
+    frames = _frames(options.size)
+    alone, through = [], []
+    for _ in range(options.repeats):
+        alone.append(_alone(options))
+        documents = run_documents(folder, frames, options.events)
+        with _attached(server, options) as callback:
+            begun = time.perf_counter()
+            for name, doc in documents:
+                callback(name, doc)
+            callback.close()
+            through.append((time.perf_counter() - begun) / options.events)
+    ours, theirs = float(np.median(through)), float(np.median(alone))
+    return [
+        Row("denoiser alone", 1 / theirs, "frames/s", ""),
+        Row("from files to Tiled, the run's beginning and end included", 1 / ours, "frames/s", ""),
+        Row("  of the denoiser alone", 100 * theirs / ours, "%", ">= 90"),
+    ]
+
+
+def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
+    """Growth of the resident memory of both processes over a long run of small frames."""
+    documents = run_documents(folder, _frames(64, 64), options.memory_events)
+    with _attached(server, options) as callback:
+        first = options.memory_events // 10
+        _hand(callback, documents[: 2 * first])
+        _until(callback, lambda status: status.frames + status.failed >= first // 2)
+        before = resident(os.getpid()), resident(callback.worker_pid)
+        _hand(callback, documents[2 * first :])
+        status = _until(callback, lambda status: status.frames + status.failed == options.memory_events)
+        after = resident(os.getpid()), resident(callback.worker_pid)
+    return [
+        Row(f"frames of {options.memory_events} denoised", status.frames, "", ""),
+        Row("RunEngine's process grew by", after[0] - before[0], "MB", "<= 50"),
+        Row("worker grew by", after[1] - before[1], "MB", "<= 50"),
+    ]
+
+
+def latency(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
+    """Seconds from an event to its denoised frame in Tiled, 256 x 256."""
+    documents = run_documents(folder, _frames(256), 12)
+    waited: list[float] = []
+    with _attached(server, options) as callback:
+        uid, key = documents[0][1]["uid"], 0
+        for name, doc in documents:
+            begun = time.perf_counter()
+            callback(name, doc)
+            if name == "event":
+                key += 1
+                while not _readable(server, uid, key):
+                    time.sleep(0.02)
+                waited.append(time.perf_counter() - begun)
+    return [
+        Row("event to frame readable in Tiled, 256 x 256, median", float(np.median(waited)), "s", "<= 1"),
+        Row("event to frame readable in Tiled, 256 x 256, slowest (the run's first)", max(waited), "s", ""),
+    ]
+
+
+def outage(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
+    """Tiled killed in the middle of a scan and started again after it; the raw run goes to files only."""
+    seconds: list[float] = []
+    uid = ""
+    for callback in (None, _attached(server, options)):
+        RE = RunEngine(call_returns_result=True)
+        with init_devices():
+            paths = StaticPathProvider(UUIDFilenameProvider(), folder)
+            det = PlayDetector(_frames(256), paths, period=0.1, name="det")
+        if callback is not None:
+            RE.subscribe(callback)
+        killer = threading.Timer(1.0, server.kill)
+        if callback is not None:
+            killer.start()
+        begun = time.perf_counter()
+        (uid,) = RE(bp.count([det], num=options.events)).run_start_uids
+        seconds.append(time.perf_counter() - begun)
+        if callback is not None:
+            killer.join()
+            _until(callback, lambda status: status.frames == options.events)
+            server.start()
+            status = _until(callback, lambda status: bool(status.runs))
+            callback.close()
+    run = denoised_for(server.client, uid)
+    rows = 0 if run is None else run["primary"]["det"].shape[0]
+    return [
+        Row("scan without, Tiled alive", seconds[0], "s", ""),
+        Row("scan with, Tiled killed", seconds[1], "s", ""),
+        Row("  longer by", 100 * (seconds[1] / seconds[0] - 1), "%", "unaffected"),
+        Row(f"rows of {options.events} in Tiled in the end", rows, "", f"{options.events}"),
+        Row("frames that failed", status.failed, "", "0"),
+    ]
+
+
+def inline(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
+    """Time that the RunEngine's thread spends in the callback where events hold their frames, in one buffer for all."""
+    events = max(100, options.events)
+    run = compose_run()
+    key = {"source": "bench", "dtype": "array", "dtype_numpy": "<u2", "shape": [options.size, options.size]}
+    stream = run.compose_descriptor(name="primary", data_keys={"cam": key})
+    frames = _frames(options.size)
+    buffer = np.empty_like(frames[0])
+    inside: list[float] = []
+    with _attached(server, options) as callback:
+        callback("start", run.start_doc)
+        callback("descriptor", stream.descriptor_doc)
+        before = resident(os.getpid())
+        for number in range(events):
+            time.sleep(0.1)
+            buffer[:] = frames[number % len(frames)]
+            doc = stream.compose_event(data={"cam": buffer}, timestamps={"cam": 0.0}, validate=False)
+            begun = time.perf_counter()
+            callback("event", doc)
+            inside.append(time.perf_counter() - begun)
+        after = resident(os.getpid())
+        callback("stop", run.compose_stop())
+    found = denoised_for(server.client, run.start_doc["uid"])
+    meant = [float(frames[number % len(frames)].sum()) for number in range(events)]
+    counts = [] if found is None else np.asarray(found["primary"]["cam_counts_in"].read()).tolist()
+    right = sum(a == b for a, b in zip(meant, counts, strict=False))
+    return [
+        Row("frames inside events: on the RunEngine's thread, per event, median", _ms(inside, 0.5), "ms", "<= 1"),
+        Row("frames inside events: 99th percentile", _ms(inside, 0.99), "ms", "<= 5"),
+        Row("frames inside events: RunEngine's process grew by", after - before, "MB", "<= 100"),
+        Row(f"rows of {events} with the counts of their frame", right, "", f"{events}"),
+    ]
+
+
+def _ms(seconds: Sequence[float], quantile: float) -> float:
+    return float(np.quantile(seconds, quantile)) * 1e3
+
+
+#: What can be measured, by name.
+FIGURES: dict[str, Callable[[ServerProcess, Path, Options], list[Row]]] = {
+    each.__name__: each for each in (thread, inline, load, zero, throughput, memory, latency, outage)
+}
+
+
+def main(options: Options, *, only: tuple[str, ...] = (), json_path: Path | None = None) -> dict[str, list[Row]]:
+    """Measure, print a table and write JSON.
+
+    Parameters
+    ----------
+    only
+        Names in `FIGURES`; none for all.
+    """
+    for name in only:
+        if name not in FIGURES:
+            raise SymDenoiseError(f"figure {name!r}", rule="there is none", remedy=f"choose among {', '.join(FIGURES)}")
+    results: dict[str, list[Row]] = {}
+    title = (
+        f"{options.events} events of {options.size} x {options.size}, medians of {options.repeats}, denoiser on "
+        f"{options.threads} thread(s), {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
+    )
+    with tempfile.TemporaryDirectory() as home, served(Path(home)) as server:
+        for name in only or tuple(FIGURES):
+            results[name] = FIGURES[name](server, Path(home) / "frames", options)
+    report(results, vars(options), title=title, json_path=json_path)
+    return results
+
+
+def report(
+    results: Mapping[str, Sequence[Row]], options: Mapping[str, object], *, title: str, json_path: Path | None
+) -> None:
+    """Print figures as a table and write them as JSON."""
+    table = Table(title=title, title_justify="left")
+    for column in ("figure", "value", "unit", "target"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for rows in results.values():
+        for row in rows:
+            table.add_row(row.figure, f"{row.value:.3g}", row.unit, row.target)
+        table.add_section()
+    Console().print(table)
+    if json_path is not None:
+        plain = {name: [vars(row) for row in rows] for name, rows in results.items()}
+        json_path.write_text(json.dumps({"options": dict(options), "figures": plain}, indent=2) + "\n")
+
+
+def run_documents(folder: Path, frames: NDArray[np.uint16], events: int) -> Documents:
+    """Documents of a run whose frames lie in a file already."""
+    run = compose_run()
+    path = folder / f"{run.start_doc['uid']}.h5"
+    shape = frames.shape[1:]
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("data", (events, *shape), frames.dtype, chunks=(1, *shape), compression="lzf")
+        for row in range(events):
+            data[row] = frames[row % len(frames)]
+    data_key = {
+        "source": "bench",
+        "dtype": "array",
+        "dtype_numpy": frames.dtype.str,
+        "shape": [1, *shape],
+        "external": "STREAM:",
+    }
+    descriptor = run.compose_descriptor(name="primary", data_keys={"det": data_key})
+    resource = run.compose_stream_resource(
+        mimetype="application/x-hdf5",
+        uri=f"file://localhost{path}",
+        data_key="det",
+        parameters={"dataset": "data", "chunk_shape": (1, *shape)},
+    )
+    documents: Documents = [
+        ("start", run.start_doc),
+        ("descriptor", descriptor.descriptor_doc),
+        ("stream_resource", resource.stream_resource_doc),
+    ]
+    for row in range(events):
+        indices, numbers = {"start": row, "stop": row + 1}, {"start": row + 1, "stop": row + 2}
+        documents.append(("stream_datum", resource.compose_stream_datum(indices, numbers, descriptor.descriptor_doc)))
+        documents.append(("event", descriptor.compose_event(data={}, timestamps={}, seq_num=row + 1)))
+    return [*documents, ("stop", run.compose_stop())]
+
+
+def _hand(callback: DenoiseCallback, documents: Documents) -> None:
+    for name, doc in documents:
+        callback(name, doc)
+
+
+def _until(callback: DenoiseCallback, reached: Callable[[Status], bool]) -> Status:
+    while not reached(status := callback.status()):
+        time.sleep(0.1)
+    return status
+
+
+def _readable(server: ServerProcess, raw_uid: str, rows: int) -> bool:
+    run = denoised_for(server.client, raw_uid)
+    if run is None or "primary" not in run or "det" not in run["primary"]:
+        return False
+    node = run["primary"]["det"]
+    return node.shape[0] >= rows and bool(np.isfinite(node[rows - 1]).any())
+
+
+def resident(pid: int) -> float:
+    """Resident memory of a process in MB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@contextmanager
+def _busy() -> Iterator[None]:
+    """Every core busy with a process of its own."""
+    burners = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(len(os.sched_getaffinity(0)))
+    ]
+    try:
+        yield
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+
+
+_ALONE = """
+import sys, time, numpy as np
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
+size, threads, n = map(int, sys.argv[1:])
+denoiser = DenoiserSettings(threads=threads).load()
+frame = np.random.default_rng(0).poisson(1.0, (size, size)).astype(np.uint16)
+denoiser(frame, symmetry="1")
+begun = time.perf_counter()
+for _ in range(n):
+    denoiser(frame, symmetry="1")
+print((time.perf_counter() - begun) / n)
+"""
+
+
+def _alone(options: Options) -> float:
+    """Seconds per frame of the denoiser in a loop, in a process of its own as the worker is."""
+    arguments = [sys.executable, "-c", _ALONE, str(options.size), str(options.threads), "8"]
+    return float(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)

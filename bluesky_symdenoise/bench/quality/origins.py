@@ -1,0 +1,123 @@
+"""Cross-validation: how well a model does on frames of an instrument that it has not seen any frame of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bluesky_symdenoise.bench.quality.quality import pretrained, run
+from bluesky_symdenoise.bench.quality.report import OURS, OURS_FOLDED, Result, number
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.training.fit import TrainConfig, fit
+from bluesky_symdenoise.training.pairs import real_frames
+
+#: Counts per pixel of the cases.
+LEVELS = (0.1, 1.0, 10.0)
+
+
+def main(
+    data: Path,
+    *,
+    initial: Path,
+    recipe: Path,
+    output: Path,
+    json_path: Path | None = None,
+    crop: int = 256,
+    levels: Sequence[float] = LEVELS,
+) -> list[dict[str, Any]]:
+    """Train with all real frames and without those of each origin in turn, and score each set with all three models.
+
+    Parameters
+    ----------
+    data
+        Folder of real sets, with ``origin``.
+    initial
+        Weights that have seen no real frame.
+    recipe
+        How to go on from them with real frames.
+    output
+        Folder for the trained weights; what is there already is not trained again.
+
+    Returns
+    -------
+    list of dict
+        For each case the held-out negative log-likelihood in nat per pixel, and the PSNR in dB, of the weights that
+        have seen no real frame (``simulated``), all but those of its origin (``left_out``) and all (``all``).
+    """
+    config = TrainConfig.read(recipe)
+    sets = real_frames(data)
+    origins = sorted({frames.origin for frames in sets})
+    if len(origins) < 2:
+        raise SymDenoiseError(
+            f"{data}", rule="its sets are of one origin", remedy="give sets whose attribute origin differs"
+        )
+
+    def trained(name: str, left_out: str | None) -> Path:
+        real = [frames for frames in sets if frames.origin != left_out]
+        weights = output / name / f"{config.name}.safetensors"
+        return weights if weights.exists() else fit(config, output=output / name, real=real, initial=initial)
+
+    output.mkdir(parents=True, exist_ok=True)
+    everything = trained("all", None)
+    rows: list[dict[str, Any]] = []
+    for index, origin in enumerate(origins):
+        names = [frames.name for frames in sets if frames.origin == origin]
+        models = {"simulated": initial, "left_out": trained(f"without-{index}", origin), "all": everything}
+        scored = {
+            kind: run(data, pretrained(str(path)), peers={}, roles=("train",), sets=names, levels=levels, crop=crop)
+            for kind, path in models.items()
+        }
+        rows += _rows(origin, scored)
+    _show(rows)
+    if json_path is not None:
+        content = {"recipe": config.to_dict(), "initial": initial.name, "levels": list(levels), "results": rows}
+        json_path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return rows
+
+
+def _rows(origin: str, scored: dict[str, list[Result]]) -> list[dict[str, Any]]:
+    """One for each case, with the symmetry where the set has one."""
+    out: dict[tuple[str, str, float], dict[str, Any]] = {}
+    for kind, results in scored.items():
+        for row in results:
+            # The folded result of a case comes after the plain one, and stands for it.
+            if row["method"] in (OURS, OURS_FOLDED) and row["nll"] is not None:
+                case = str(row["set"]), str(row["kind"]), number(row["level"])
+                named = dict(zip(("set", "kind", "level"), case, strict=True))
+                mine = out.setdefault(case, {"origin": origin, **named})
+                mine |= {f"{kind}_nll": row["nll"], f"{kind}_psnr": row["psnr"]}
+    return list(out.values())
+
+
+def _show(rows: Sequence[dict[str, Any]]) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = 150
+    table = Table(
+        title="held-out likelihood, millinat per pixel over the model of simulations only", title_justify="left"
+    )
+    for index, name in enumerate(
+        ("origin", "set", "counts/pixel", "its origin left out", "all", "dB left out", "dB all")
+    ):
+        table.add_column(name, justify="left" if index < 2 else "right")
+    gains: dict[str, list[float]] = {"left_out": [], "all": []}
+    for row in rows:
+        cells = []
+        for score, scale, sign in (("nll", 1000, -1), ("psnr", 1, 1)):
+            for kind in gains:
+                one, base = row[f"{kind}_{score}"], row[f"simulated_{score}"]
+                cells.append("-" if one is None or base is None else f"{sign * scale * (one - base):+.2f}")
+        for kind, found in gains.items():
+            found.append(row["simulated_nll"] - row[f"{kind}_nll"])
+        level = f"{row['level']:.3g}{' (repeats)' if row['kind'] == 'repeats' else ''}"
+        table.add_row(row["origin"], row["set"], level, *cells)
+    console.print(table)
+    for kind, found in gains.items():
+        better = int(np.sum(np.array(found) > 0))
+        console.print(f"{kind.replace('_', ' ')}: better than simulations only in {better} of {len(found)} cases")

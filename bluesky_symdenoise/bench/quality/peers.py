@@ -1,0 +1,57 @@
+"""Peers: the methods that a user would reach for instead, on the same counts and mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from bluesky_symdenoise.bench.quality import filters, folded, learned, stabilised
+from bluesky_symdenoise.bench.quality.cases import Given
+from bluesky_symdenoise.bench.quality.metrics import FloatArray, Mask
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A method without a predictive distribution.
+
+    Attributes
+    ----------
+    estimate
+        What it makes of the expected counts per pixel (y, x); None where it is not applicable.
+    floor
+        Smallest estimate, counts per pixel of the input, that its likelihood is computed with.
+    """
+
+    estimate: Callable[[Given], FloatArray | None]
+    floor: float
+
+
+def _of_frame(method: Callable[[FloatArray, Mask], FloatArray]) -> Callable[[Given], FloatArray | None]:
+    return lambda given: method(given.counts, given.mask)
+
+
+PEERS: dict[str, Peer] = {
+    "raw": Peer(_of_frame(filters.raw), 0.1),
+    "rebin_2": Peer(_of_frame(partial(filters.rebinned, side=2)), 0.056),
+    "rebin_4": Peer(_of_frame(partial(filters.rebinned, side=4)), 0.032),
+    "gaussian_1": Peer(_of_frame(partial(filters.gaussian, sigma=1.0)), 0.032),
+    "gaussian_2": Peer(_of_frame(partial(filters.gaussian, sigma=2.0)), 0.013),
+    "nlm": Peer(_of_frame(stabilised.nlm), 0.0018),
+    "bm3d": Peer(_of_frame(stabilised.bm3d), 0.0056),
+    "plain_fold": Peer(folded.plain_fold, 0.075),
+    "gated_fold": Peer(folded.gated_fold, 0.075),
+    "bm3d_on_fold": Peer(folded.bm3d_on_fold, 0.0056),
+    "azimuthal": Peer(folded.azimuthal, 0.0075),
+    "smae": Peer(learned.smae, 0.032),
+    "smae_mended": Peer(learned.smae_mended, 0.032),
+    "n2v": Peer(_of_frame(learned.n2v), 0.0056),
+}
+"""By name, with the floors that `symdenoise bench floors` found. Those of the last three are provisional: SMAE's is
+from two of the training sets, on which any floor does for the published mask, and Noise2Void has that of BM3D.
+"""
+
+SLOW = ("bm3d", "bm3d_on_fold", "smae", "smae_mended", "n2v")
+"""Peers that take more than a second for 256 x 256 pixels."""
+
+QUICK = {name: peer for name, peer in PEERS.items() if name not in SLOW}

@@ -1,0 +1,1 @@
+"""Patterns whose truth is known."""

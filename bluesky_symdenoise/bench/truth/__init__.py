@@ -1,0 +1,1 @@
+"""What is found in data whose truth is known."""

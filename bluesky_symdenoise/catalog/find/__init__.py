@@ -1,0 +1,1 @@
+"""From raw runs to derived ones, back, and to both in one Dataset."""

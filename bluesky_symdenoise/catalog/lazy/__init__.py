@@ -1,0 +1,1 @@
+"""Arrays that are denoised when they are read."""

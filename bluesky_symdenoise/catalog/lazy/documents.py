@@ -1,0 +1,208 @@
+"""The documents of a derived run without pixels: as a computed run's, but for where its images are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bluesky_tiled_plugins.writing.consolidators import CONSOLIDATOR_REGISTRY, ConsolidatorBase
+from numpy.typing import NDArray
+from tiled.structures.data_source import Asset
+
+from bluesky_symdenoise.catalog.lazy.parameters import MIMETYPE, QUANTITIES, SOURCE, LazyImage
+from bluesky_symdenoise.catalog.store.journal import Journal
+from bluesky_symdenoise.catalog.store.writer import DerivedRun, configuration_of, derived_data_keys, stored_scalars
+from bluesky_symdenoise.derived.row import Row
+from bluesky_symdenoise.recipe import array_sha256
+
+Document = dict[str, Any]
+
+#: Scalars that need every frame to be computed: beside the table of events, which is never written again. They are NaN
+#: until pixels are stored.
+PENDING = ("counts_in", "counts_out", "hot_pixels", "dead_pixels", "ms")
+
+
+@dataclass(frozen=True)
+class LazyKey:
+    """How one image of a stream is registered.
+
+    Attributes
+    ----------
+    image
+        Its parameters.
+    uris
+        Of the raw files, in order.
+    is_directory
+        Whether they are folders, as zarr arrays are.
+    """
+
+    image: LazyImage
+    uris: tuple[str, ...]
+    is_directory: bool
+
+    def resource(self, quantity: str, arrays: Mapping[str, str]) -> Document:
+        """Parameters of the stream_resource of intensity or sigma."""
+        assets = [
+            {"data_uri": uri, "is_directory": self.is_directory, "parameter": SOURCE, "num": number}
+            for number, uri in enumerate(self.uris)
+        ]
+        assets += [
+            {"data_uri": uri, "is_directory": False, "parameter": name, "num": None} for name, uri in arrays.items()
+        ]
+        return {"assets": assets, "image": replace(self.image, quantity=quantity).to_dict()}
+
+
+class LazyConsolidator(ConsolidatorBase):  # type: ignore[misc]
+    """Takes a stream_resource of our mimetype to Tiled: its assets and parameters as they are."""
+
+    supported_mimetypes = frozenset({MIMETYPE})
+
+    def __init__(self, stream_resource: Document, descriptor: Document) -> None:
+        super().__init__(stream_resource, descriptor)
+        self.chunk_shape = (1,)
+        self.assets = [Asset(**asset) for asset in stream_resource["parameters"]["assets"]]
+
+    def adapter_parameters(self) -> Document:
+        """Of `bluesky_symdenoise.catalog.adapter.DenoisedArrayAdapter`."""
+        return dict(self._sres_parameters["image"])
+
+
+CONSOLIDATOR_REGISTRY[MIMETYPE] = LazyConsolidator
+
+
+class LazyRun(DerivedRun):
+    """A derived run whose streams are lazy.
+
+    Parameters
+    ----------
+    plan
+        By (stream, data key).
+    """
+
+    def __init__(
+        self,
+        emit: Callable[[str, Document], Any],
+        *,
+        plan: Mapping[tuple[str, str], LazyKey],
+        journal: Journal,
+        start: Document,
+        uid: str,
+        time: float,
+        arrays: Mapping[str, NDArray[Any]],
+    ) -> None:
+        super().__init__(emit, journal=journal, start=start, uid=uid, time=time, arrays=arrays)
+        self._plan = plan
+
+    def stream(
+        self,
+        descriptor: Document,
+        keys: Sequence[str],
+        *,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+        configuration: Document | None = None,
+        flown: bool = False,
+    ) -> Any:
+        """Open the stream that mirrors a raw one, for its image data keys; one with events."""
+        folder = self.journal.path.parent
+        opened = LazyStream(
+            self._emit,
+            self._run,
+            descriptor=descriptor,
+            keys={key: self._plan[descriptor["name"], key] for key in keys},
+            arrays={name: stored_array(folder, array) for name, array in (self._arrays | dict(arrays or {})).items()},
+            configuration=configuration or {},
+        )
+        self._streams.append(opened)  # type: ignore[arg-type]
+        return opened
+
+
+class LazyStream:
+    """The events of one stream, and one reference for all rows of each image."""
+
+    bytes_written = 0
+
+    def __init__(
+        self,
+        emit: Callable[[str, Document], Any],
+        run: Any,
+        *,
+        descriptor: Document,
+        keys: Mapping[str, LazyKey],
+        arrays: Mapping[str, str],
+        configuration: Document,
+    ) -> None:
+        self._emit = emit
+        self.shapes = {key: tuple(descriptor["data_keys"][key]["shape"]) for key in keys}
+        self._composed = run.compose_descriptor(
+            name=descriptor["name"],
+            time=descriptor["time"],
+            data_keys=derived_data_keys(descriptor, list(keys), flown=False),
+            configuration=configuration_of(configuration, descriptor["time"]),
+        )
+        emit("descriptor", self._composed.descriptor_doc)
+        self._resources: list[Any] = []
+        self._rows = 0
+        for key, lazy in keys.items():
+            for name, quantity in zip((key, f"{key}_sigma"), QUANTITIES, strict=True):
+                resource = run.compose_stream_resource(
+                    mimetype=MIMETYPE,
+                    uri=lazy.uris[0],
+                    data_key=name,
+                    parameters=lazy.resource(quantity, arrays),
+                )
+                emit("stream_resource", resource.stream_resource_doc)
+                self._resources.append(resource)
+
+    def append(self, *, seq_num: int, time: float | None, rows: Mapping[str, Row]) -> None:
+        """Write one event: the symmetry is known, the scalars of `PENDING` are not."""
+        assert time is not None, "only streams with events are registered"
+        index, self._rows = self._rows, self._rows + 1
+        for resource in self._resources:
+            self._emit(
+                "stream_datum",
+                resource.compose_stream_datum(
+                    {"start": index, "stop": index + 1},
+                    {"start": seq_num, "stop": seq_num + 1},
+                    self._composed.descriptor_doc,
+                ),
+            )
+        scalars: Document = {}
+        for key, row in rows.items():
+            scalars |= stored_scalars(key, row.scalars)
+        moment = float(time)
+        event = self._composed.compose_event(
+            data=scalars, timestamps=dict.fromkeys(scalars, moment), seq_num=int(seq_num), time=moment
+        )
+        kept = [name for name in scalars if not name.endswith(tuple(f"_{each}" for each in PENDING))]
+        self._emit(
+            "event",
+            event | {part: {name: event[part][name] for name in kept} for part in ("data", "timestamps")},
+        )
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def stored_array(folder: Path, array: NDArray[Any]) -> str:
+    """URI of the file in a folder that holds an array, named by its sha256."""
+    path = folder / f"{array_sha256(array)}.npy"
+    if not path.exists():
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+        part.replace(path)
+    return f"file://localhost{path.as_posix()}"
+
+
+def write_pending(stream: Any, columns: Mapping[str, Sequence[float]], access_tags: Sequence[str] | None) -> None:
+    """Put the scalars of `PENDING` beside a stream's events, an array each; one that is there gets other values."""
+    for name, column in columns.items():
+        values = np.asarray(column, np.float64)
+        if name in stream:
+            stream[name].write(values)
+        else:
+            tags = None if access_tags is None else list(access_tags)
+            stream.write_array(values, key=name, dims=("time",), access_tags=tags)

@@ -1,0 +1,209 @@
+"""What an array that is computed on read needs to know: the parameters of its data source, parsed and checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.derived.row import Row, denoised_row, empty_row
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.source import HDF5, MAX_PIXELS, TIFF, ZARR, Stamp
+from bluesky_symdenoise.physics.clipped import refuse_clipped_image
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group, checked_symmetry
+from bluesky_symdenoise.recipe import OPTIONAL, Recipe
+
+#: Mimetype of data sources whose pixels are computed when they are read.
+MIMETYPE = "application/x-symdenoise"
+#: Roles of its assets: the raw files in order, and arrays of the recipe, one ``.npy`` each.
+SOURCE, MASK, EXPOSURE = "source", "mask", "exposure"
+#: What the two arrays of one image hold.
+QUANTITIES = ("intensity", "sigma")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_MAX_THREADS = 256
+
+
+@dataclass(frozen=True)
+class LazyImage:
+    """Parameters of the data source of one image, intensity or sigma.
+
+    Attributes
+    ----------
+    quantity
+        ``intensity`` or ``sigma``.
+    recipe
+        Of the run.
+    model
+        Name of the model whose sha256 is the recipe's.
+    device, threads
+        ``cpu`` or ``auto``, and CPU threads: the same bits need the same.
+    point_group, beam_center
+        The symmetry as resolved with the first frame that has counts.
+    first_row
+        That frame's row; what symmetry the recipe gives for an earlier one, the frame itself says.
+    mimetype, shape, dtype, dataset
+        Of the raw image.
+    stamps
+        (ns, bytes) of each raw file when the run was registered.
+    """
+
+    quantity: str
+    recipe: Recipe
+    model: str
+    device: str
+    threads: int
+    point_group: str
+    beam_center: tuple[float, float] | None
+    first_row: int
+    mimetype: str
+    shape: tuple[int, ...]
+    dtype: str
+    dataset: str | None
+    stamps: tuple[Stamp, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        plain = asdict(self) | {"recipe": self.recipe.to_dict(), "stamps": [list(each) for each in self.stamps]}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> LazyImage:
+        """The inverse of `to_dict`; anybody may have written what is given.
+
+        Raises
+        ------
+        SymDenoiseError
+            If a value is not what it must be.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(stored) != names:
+            wrong = sorted(set(stored) ^ names)
+            raise _refused(f"the names {', '.join(repr(name)[:40] for name in wrong[:3])} are missing or unknown")
+        recipe = _recipe(stored["recipe"])
+        for name, good in (
+            ("quantity", QUANTITIES),
+            ("device", ("cpu", "auto")),
+            ("mimetype", (HDF5, TIFF, ZARR)),
+        ):
+            if stored[name] not in good:
+                raise _refused(f"{name} must be one of {', '.join(good)}")
+        checked_point_group(_named(stored["point_group"]))
+        model, dataset = stored["model"], stored["dataset"]
+        if not (isinstance(model, str) and _NAME.fullmatch(model)):
+            raise _refused("model must be a name")
+        if dataset is not None if stored["mimetype"] != HDF5 else not (isinstance(dataset, str) and dataset):
+            raise _refused("dataset must be a name for HDF5, and null for others")
+        if not (_whole(stored["threads"], 1, _MAX_THREADS) and _whole(stored["first_row"], 0, 2**53)):
+            raise _refused(f"threads must be from 1 to {_MAX_THREADS}, and first_row not negative")
+        shape, stamps = stored["shape"], stored["stamps"]
+        if not (
+            isinstance(shape, list)
+            and 3 <= len(shape) <= 4
+            and all(_whole(size, 1, 2**53) for size in shape)
+            and math.prod(shape[1:]) <= MAX_PIXELS
+        ):
+            raise _refused(f"shape must be (row, ..., y, x) with at most {MAX_PIXELS} pixels a row")
+        if not (
+            isinstance(stamps, list) and all(_pair(each) and all(_whole(v, 0, 2**63) for v in each) for each in stamps)
+        ):
+            raise _refused("stamps must be pairs of whole numbers")
+        return cls(
+            **{
+                **stored,
+                "recipe": recipe,
+                "beam_center": _center(stored["beam_center"]),
+                "shape": tuple(shape),
+                "dtype": _dtype(stored["dtype"]),
+                "stamps": tuple((each[0], each[1]) for each in stamps),
+            }
+        )
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """As resolved for rows from `first_row` on."""
+        return Symmetry(self.point_group, self.beam_center)
+
+    def row(self, denoiser: Denoiser, image: Any, row: int, *, mask: Any, exposure: Any) -> Row:
+        """What the derived run holds for one raw frame: NaN for one that cannot be denoised."""
+        try:
+            symmetry = self.symmetry
+            if row < self.first_row:
+                refuse_clipped_image(image, mask)
+                symmetry = denoiser.resolve(
+                    image,
+                    mask=mask,
+                    exposure=exposure,
+                    symmetry=self.recipe.symmetry,
+                    beam_center=self.recipe.beam_center,
+                )
+            return denoised_row(denoiser, self.recipe, image, mask=mask, exposure=exposure, symmetry=symmetry)
+        except SymDenoiseError:
+            return empty_row(self.shape[1:])
+
+
+def _refused(rule: str) -> SymDenoiseError:
+    return SymDenoiseError("parameters of the lazy array", rule=rule, remedy="register the run again")
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+
+
+def _center(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    if not (_pair(value) and all(isinstance(v, int | float) and math.isfinite(v) and abs(v) < 2**31 for v in value)):
+        raise _refused("a beam centre is two finite numbers")
+    return float(value[0]), float(value[1])
+
+
+def _dtype(value: Any) -> str:
+    try:
+        dtype = np.dtype(value) if isinstance(value, str) and len(value) <= 4 else None
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.kind not in "iuf":
+        raise _refused("dtype must be of integers or floats")
+    return str(value)
+
+
+def _named(symbol: Any) -> str:
+    if not isinstance(symbol, str):
+        raise _refused("a point group must be a name")
+    return symbol
+
+
+def _recipe(stored: Any) -> Recipe:
+    # What is looked up in a run's documents, or chosen among its frames, is not known to the server.
+    # An analysis decides columns and no pixels.
+    names = {field.name for field in fields(Recipe)} - OPTIONAL
+    if not isinstance(stored, Mapping) or set(stored) - {"analysis"} != names:
+        raise _refused("recipe must have the entries of a recipe")
+    if stored["algorithm"] != ALGORITHM:
+        raise _refused(f"algorithm {str(stored['algorithm'])[:20]!r} is not this server's, {ALGORITHM!r}")
+    shas = [stored["model_sha256"], *(stored[name] for name in ("mask_sha256", "exposure_sha256") if stored[name])]
+    if not all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in shas):
+        raise _refused("recipe has something else than a sha256")
+    checked_symmetry(_named(stored["symmetry"]))
+    rounding = stored["rounding"]
+    if not (isinstance(rounding, float) and 2**-20 <= rounding <= 1) or not _whole(stored["sigma_bits"], 1, 23):
+        raise _refused("recipe has an unknown rounding")
+    for name in ("streams", "data_keys", "analysis"):
+        if stored.get(name) is not None and not (
+            isinstance(stored[name], list) and all(isinstance(each, str) for each in stored[name])
+        ):
+            raise _refused(f"{name} must be a list of names")
+    _center(stored["beam_center"])
+    return Recipe.from_dict(dict(stored))

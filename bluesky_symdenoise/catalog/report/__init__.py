@@ -1,0 +1,1 @@
+"""Report page, pictures and NeXus files of derived runs."""

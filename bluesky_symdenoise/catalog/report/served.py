@@ -1,0 +1,156 @@
+"""Inside the server: what an exporter may read of a derived run and, under the same rights, of its raw run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from tiled.catalog.adapter import CatalogContainerAdapter, RootNode
+from tiled.ndslice import NDSlice
+from tiled.server.core import NoEntry
+from tiled.utils import BrokenLink, ensure_awaitable, path_from_uri
+
+from bluesky_symdenoise.derived.columns import denoised_images
+from bluesky_symdenoise.recipe import array_sha256
+
+#: What Tiled gives every exporter of a container: the node as the requesting user may see it.
+Filter = Callable[[Any], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class ServedStream:
+    """One stream of a run.
+
+    Attributes
+    ----------
+    metadata
+        Of the stream's node: its descriptor.
+    columns
+        Scalars, one value a row.
+    """
+
+    name: str
+    node: Any
+    metadata: Mapping[str, Any]
+    columns: Mapping[str, NDArray[Any]]
+
+    @property
+    def images(self) -> list[str]:
+        """Data keys of denoised images: those that have a sigma."""
+        return denoised_images(self.metadata.get("data_keys", {}))
+
+
+class ServedFrames:
+    """The frames of one array node, whatever dimensions lie before (y, x)."""
+
+    def __init__(self, node: Any) -> None:
+        self._node = node
+        self.shape = tuple(int(size) for size in node.structure().shape)
+        self.dtype = node.structure().data_type.to_numpy_dtype()
+
+    def __len__(self) -> int:
+        return int(np.prod(self.shape[:-2], dtype=np.int64))
+
+    async def read(self, index: int) -> NDArray[Any]:
+        """Frame (y, x); only it is read."""
+        place = np.unravel_index(index, self.shape[:-2])
+        # A slice of one row and not its number: not every adapter drops the dimension.
+        wanted = NDSlice(*(slice(int(at), int(at) + 1) for at in place))
+        frame: NDArray[Any] = np.asarray(await ensure_awaitable(self._node.read, wanted)).reshape(self.shape[-2:])
+        return frame
+
+
+async def served_streams(run: Any, filter_for_access: Filter) -> list[ServedStream]:
+    """The streams of a run that the requesting user may read and that have images or a table."""
+    allowed = await filter_for_access(run)
+    names = await allowed.keys_range(0, None)
+    return [await _stream(await allowed.lookup_adapter([name]), name, filter_for_access) for name in names]
+
+
+async def _stream(node: Any, name: str, filter_for_access: Filter) -> ServedStream:
+    node = await filter_for_access(node)
+    columns: dict[str, NDArray[Any]] = {}
+    if "internal" in await node.keys_range(0, None):
+        table = await ensure_awaitable((await node.lookup_adapter(["internal"])).read)
+        columns = {column: np.asarray(table[column]) for column in table.columns}
+    return ServedStream(name=name, node=node, metadata=node.metadata(), columns=columns)
+
+
+async def served_frames(stream: ServedStream, key: str) -> ServedFrames | None:
+    """The frames of a data key; None where no frame was written yet."""
+    try:
+        return ServedFrames(await stream.node.lookup_adapter([key]))
+    except NoEntry:
+        return None
+
+
+async def raw_stream(run: Any, name: str, filter_for_access: Filter) -> ServedStream | None:
+    """The stream of the raw run that a derived run names, if the requesting user may read that run too.
+
+    An exporter is handed no tree and no request, only its own node and the filter of the request. The raw run is the
+    one in ``raw`` beside the derived run's container. Every node on the way that the request has not passed yet must
+    be allowed by the server's access policy to this very principal, as Tiled's own routes ask it: the container must
+    be visible, and run, stream and images must be readable. Without a policy the server's users may read everything,
+    and the request was let in. None in every other case: rights that cannot be asked for are not there.
+    """
+    asked = getattr(filter_for_access, "keywords", {})
+    if not {"access_policy", "principal", "authn_access_tags", "authn_scopes"} <= asked.keys():
+        return None
+    policy = asked["access_policy"]
+
+    async def may(node: Any, *scopes: str) -> bool:
+        if policy is None:
+            return True
+        allowed = await policy.allowed_scopes(
+            node, asked["principal"], asked["authn_access_tags"], asked["authn_scopes"]
+        )
+        return set(scopes) <= set(allowed)
+
+    raw_uid = run.metadata().get("start", {}).get("raw_uid")
+    path = await run.path_segments()
+    if not isinstance(raw_uid, str) or len(path) < 2:
+        return None
+    root = CatalogContainerAdapter(run.context, RootNode({}, [], []))
+    folder = [*path[:-2], "raw"]
+    try:
+        container = await root.lookup_adapter(folder)
+        raw = await root.lookup_adapter([*folder, raw_uid])
+        node = await root.lookup_adapter([*folder, raw_uid, name])
+        if not (
+            await may(container, "read:metadata")
+            and await may(raw, "read:metadata", "read:data")
+            and await may(node, "read:metadata", "read:data")
+        ):
+            return None
+        return await _stream(node, name, filter_for_access)
+    except (NoEntry, BrokenLink):
+        return None
+
+
+async def stored_array(stream: ServedStream, key: str, name: str, sha256: str) -> NDArray[Any] | None:
+    """Mask or exposure from the derived run's own file, checked by its sha256; None where it is not there.
+
+    Call it after a frame was read: only then has the server checked that the file lies in its storage.
+    """
+    node = await stream.node.lookup_adapter([key])
+    sources = await node.data_sources(include_assets=True)
+    for asset in sources[0].assets if sources else []:
+        if not asset.data_uri.startswith("file:"):
+            continue
+        found = await ensure_awaitable(_array_in_file, path_from_uri(asset.data_uri), name)
+        if found is not None and array_sha256(found) == sha256:
+            return found
+    return None
+
+
+def _array_in_file(path: Any, name: str) -> NDArray[Any] | None:
+    try:
+        with h5py.File(path, "r", swmr=True) as file:
+            array: NDArray[Any] = file[f"entry/process/{name}"][()]
+    except (OSError, KeyError, ValueError):
+        return None
+    return array

@@ -1,0 +1,1 @@
+"""Derived runs on disk and in Tiled: files, documents, journals, access."""

@@ -1,0 +1,113 @@
+"""What one event gets for one image: the same for live, replayed, recomputed and lazily read frames."""
+
+from __future__ import annotations
+
+import time as clock
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.derived.columns import SCALARS
+from bluesky_symdenoise.physics.dark import Background
+from bluesky_symdenoise.physics.defects import DEAD, HOT
+from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
+from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
+from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.recipe import Recipe
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one event gets for one image data key.
+
+    Attributes
+    ----------
+    intensity, sigma
+        float32, in the shape of the raw data key.
+    scalars
+        Values of ``<key>_<name>``.
+    """
+
+    intensity: NDArray[np.float32]
+    sigma: NDArray[np.float32]
+    scalars: Mapping[str, Any]
+
+    @property
+    def crc32(self) -> int:
+        """Checksum of the frames."""
+        return zlib.crc32(np.ascontiguousarray(self.sigma).data, zlib.crc32(np.ascontiguousarray(self.intensity).data))
+
+
+@dataclass(frozen=True)
+class CompressedFrame:
+    """One row of an HDF5 dataset, as it is on disk."""
+
+    dataset: Any
+    index: int
+
+    def copy_to(self, dataset: Any, index: int) -> None:
+        """Write it as a row of another dataset with the same chunks and filters, a chunk at a time, compressed."""
+        first = self.dataset.chunks
+        for offset in product(*(range(0, size, step) for size, step in zip(dataset.shape[1:], first[1:], strict=True))):
+            skipped, content = self.dataset.id.read_direct_chunk((self.index, *offset))
+            dataset.id.write_direct_chunk((index, *offset), content, skipped)
+
+
+@dataclass(frozen=True)
+class CompressedRow:
+    """A `Row` whose frames another process has compressed into a file."""
+
+    intensity: CompressedFrame
+    sigma: CompressedFrame
+    scalars: Mapping[str, Any]
+    crc32: int
+
+
+def empty_row(shape: Sequence[int], columns: Mapping[str, str] = SCALARS) -> Row:
+    """The row of a frame that could not be denoised: NaN."""
+    nothing = np.full(tuple(shape), np.nan, np.float32)
+    scalars = {name: "" if dtype == "string" else float("nan") for name, dtype in columns.items()}
+    return Row(intensity=nothing, sigma=nothing, scalars=scalars)
+
+
+def denoised_row(
+    denoiser: Denoiser,
+    recipe: Recipe,
+    image: NDArray[Any],
+    *,
+    mask: NDArray[np.bool_] | None,
+    exposure: NDArray[np.float64] | None,
+    symmetry: Symmetry,
+    background: Background | None = None,
+) -> Row:
+    """One image as stored: denoised, rounded as the recipe says, with its scalars."""
+    begun = clock.perf_counter()
+    result = denoiser(image, mask=mask, exposure=exposure, symmetry=symmetry, background=background)
+    intensity, sigma = result["intensity"].values, result["sigma"].values
+    shape = (image.shape[-2], image.shape[-1])
+    measured = ~(as_mask(mask, shape) | sentinel_mask(image)) & (as_exposure(exposure, shape) > 0)
+    defect = result["defect"].values
+    measured &= defect == 0
+    center = symmetry.beam_center or (float("nan"), float("nan"))
+    return Row(
+        intensity=rounded_to_sigma(intensity, sigma, fraction=recipe.rounding),
+        sigma=rounded_mantissa(sigma, bits=recipe.sigma_bits),
+        scalars={
+            "counts_in": float(image[measured].sum(dtype=np.float64)),
+            "counts_out": float(intensity[measured].sum(dtype=np.float64)),
+            "symmetry": symmetry.point_group,
+            "center_y": center[0],
+            "center_x": center[1],
+            "hot_pixels": float(np.count_nonzero(defect == HOT)),
+            "dead_pixels": float(np.count_nonzero(defect == DEAD)),
+            "ms": (clock.perf_counter() - begun) * 1000,
+        },
+    )
