@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise.denoiser.bands import as_tensor, banded_prior, flux_kept
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
-from bluesky_symdenoise.denoiser.network import PriorNet, features, unrefuted
+from bluesky_symdenoise.denoiser.network import PriorNet, features, prior
 from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype, checked_views
 from bluesky_symdenoise.denoiser.stack import pooled, stacked
 from bluesky_symdenoise.denoiser.views import averaged
@@ -344,8 +344,7 @@ class Denoiser:
             partial(banded_prior, net, band_pixels=band_pixels), per_pixel, per_block, self.views
         )
         own_y, own_n = net.own(y, n)
-        mean = mean * torch.exp(ratio)
-        kappa = unrefuted(torch.exp(log_kappa), mean, own_y, own_n)
+        mean, kappa = prior(ratio, log_kappa, mean, own_y, own_n)
         shape = own_y + kappa
         rate = own_n + kappa / flux_kept(y.sum(dtype=torch.float64), n, shape, own_n, kappa, mean)
         # A pixel that only its mates saw is given at the median exposure, which is 1.

@@ -306,6 +306,23 @@ def posterior(
     per_pixel, per_block, mean = features(counts, exposure, mate_counts, mate_exposure)
     ratio, log_kappa = net(per_pixel, per_block)
     own_counts, own_exposure = net.own(counts, exposure)
-    mean = mean * torch.exp(ratio)
-    kappa = unrefuted(torch.exp(log_kappa), mean, own_counts, own_exposure)
+    mean, kappa = prior(ratio, log_kappa, mean, own_counts, own_exposure)
     return own_counts + kappa, own_exposure + kappa / mean
+
+
+def prior(
+    ratio: Tensor, log_kappa: Tensor, mean: Tensor, own_counts: Tensor, own_exposure: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return mean and weight (exposure that it is worth) of the Gamma prior of each pixel's rate.
+
+    Parameters
+    ----------
+    ratio, log_kappa
+        What the network gives: logarithms of the prior's mean over the mates' mean, and of its weight.
+    mean
+        Of the mates, as `features` returns it.
+    own_counts, own_exposure
+        What the pixel's own posterior counts; they may refute the prior.
+    """
+    mean = mean * torch.exp(ratio)
+    return mean, unrefuted(torch.exp(log_kappa), mean, own_counts, own_exposure)

@@ -15,25 +15,15 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.part import Array, Part, ReadFrames, stack_shape
+from bluesky_symdenoise.files.rows import open_for_reading
 
 _PIXEL_UNITS = ("", "pixel", "pixels", "px")
 
 
 def hdf5_parts(path: Path, name: str | None) -> list[Part]:
     """Return the frames of the dataset that was asked for, or of those found by convention."""
-    with _open_hdf5(path) as file:
+    with open_for_reading(path) as file:
         return [_hdf5_part(file, path, each) for each in _dataset_names(file, path, name)]
-
-
-def _open_hdf5(path: Path) -> Any:
-    """Open read-only, as SWMR reader where the file is still being written.
-
-    Not always as SWMR reader: within a process, HDF5 refuses to open a file in both ways at a time.
-    """
-    try:
-        return h5py.File(path, "r")
-    except OSError:
-        return h5py.File(path, "r", swmr=True)
 
 
 def _dataset_names(file: Any, path: Path, name: str | None) -> list[str]:
@@ -129,7 +119,7 @@ def _hdf5_part(file: Any, path: Path, name: str) -> Part:
 
 @contextmanager
 def _hdf5_frames(path: Path, name: str) -> Iterator[ReadFrames]:
-    with _open_hdf5(path) as file:
+    with open_for_reading(path) as file:
         dataset = file[name]
         if dataset.ndim == 2:
             yield lambda start, stop: dataset[()][np.newaxis]

@@ -138,7 +138,10 @@ class Hdf5Rows:
 
 
 def open_for_reading(path: Path) -> Any:
-    """The HDF5 file, also while another process writes it."""
+    """Open an HDF5 file read-only, also while another process writes it.
+
+    As a SWMR reader, or else, for within a process HDF5 refuses to open a file in both ways at a time, as any reader.
+    """
     try:
         return h5py.File(path, "r", libver="latest", swmr=True)
     except (OSError, ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bluesky_symdenoise.catalog.store.lock import held
+from bluesky_symdenoise.catalog.store.lock import held, locked
 from bluesky_symdenoise.errors import SymDenoiseError
 
 Document = dict[str, Any]
@@ -69,10 +68,11 @@ class Spool:
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_ino != os.stat(path).st_ino:
-                raise FileNotFoundError(path)
-        except (BlockingIOError, FileNotFoundError):
+            # Who held it may have removed it meanwhile.
+            ours = locked(descriptor) and os.fstat(descriptor).st_ino == os.stat(path).st_ino
+        except FileNotFoundError:
+            ours = False
+        if not ours:
             os.close(descriptor)
             return None
         return cls(path, descriptor)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import hdf5plugin  # noqa: F401  (registers the filter that our files are written with)
 import numpy as np
 from tiled.utils import path_from_uri
+
+from bluesky_symdenoise.files.rows import open_for_reading
 
 if TYPE_CHECKING:
     from tiled.client.container import Container
@@ -39,7 +40,7 @@ class Upload:
 
     def _upload(self, resource: Document, datum: Document) -> None:
         descriptor, key = self._descriptors[datum["descriptor"]], resource["data_key"]
-        with h5py.File(path_from_uri(resource["uri"]), "r", libver="latest", swmr=True) as file:
+        with open_for_reading(path_from_uri(resource["uri"])) as file:
             dataset = file[resource["parameters"]["dataset"]]
             for row in range(datum["indices"]["start"], datum["indices"]["stop"]):
                 frame = np.asarray(dataset[row : row + 1])

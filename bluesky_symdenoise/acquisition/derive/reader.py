@@ -202,10 +202,6 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             raise self._misfit
         self._close(exit_status=doc["exit_status"], reason=doc.get("reason", ""))
 
-    def owns(self, descriptor_uid: str | None) -> bool:
-        """Whether a descriptor belongs to this run."""
-        return descriptor_uid in self._by_descriptor
-
     @property
     def held(self) -> dict[str, int]:
         """How many rows each stream of images has had so far, wanted or not."""

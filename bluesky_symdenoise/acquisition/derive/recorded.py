@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from tiled.utils import path_from_uri
@@ -15,6 +14,7 @@ from bluesky_symdenoise.acquisition.request.beamline import Beamline, Settings
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.rows import open_for_reading
 from bluesky_symdenoise.physics.dark import Background, Dark, summed_dark
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe, array_sha256
@@ -125,7 +125,7 @@ class Recorded:
             if name in assets:  # A lazy run has a file for each array.
                 array: NDArray[Any] = np.load(path, allow_pickle=False)
             else:
-                with h5py.File(path, "r", swmr=True) as file:
+                with open_for_reading(path) as file:
                     array = file[f"entry/process/{name}"][()]
         except (OSError, KeyError, ValueError) as error:
             raise SymDenoiseError(

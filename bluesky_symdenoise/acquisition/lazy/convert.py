@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import hdf5plugin  # noqa: F401  (the filters that our files are written with)
 import numpy as np
 from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
@@ -30,6 +29,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.derived.columns import denoised_images
 from bluesky_symdenoise.derived.row import Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.rows import open_for_reading
 from bluesky_symdenoise.files.source import HDF5, Source
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
@@ -234,7 +234,7 @@ class _Image:
         """Compute every stored row again."""
         if self.pixels is None:
             return
-        with h5py.File(self.pixels, "r", swmr=True) as file:
+        with open_for_reading(self.pixels) as file:
             intensity, sigma = file[self.dataset], file[f"{self.dataset}_sigma"]
             for row in range(intensity.shape[0]):
                 again = self._computed(row)
@@ -261,15 +261,15 @@ class _Image:
             new = LazyConsolidator(resource, _descriptor(self.run, self.stream)).get_data_source()
             _put(self.run, self.stream, name, replace(new, structure=old.structure))
         try:
-            self._probe()
+            self._probe(self.pixels)
         except BaseException:
             for name, old in before.items():
                 _put(self.run, self.stream, name, old)
             raise
 
-    def _probe(self) -> None:
+    def _probe(self, pixels: Path) -> None:
         row = min(self.lazy.image.first_row, len(self.again.groups) - 1)
-        with h5py.File(self.pixels, "r", swmr=True) as file:
+        with open_for_reading(pixels) as file:
             for name in (self.key, f"{self.key}_sigma"):
                 stored = file[f"entry/data/{name}"][row]
                 try:

@@ -15,6 +15,7 @@ import httpx
 from bluesky_symdenoise.acquisition.deliver.delivery import send_spooled
 from bluesky_symdenoise.acquisition.derive.run import RunDenoiser
 from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.acquisition.runs.routing import Owners
 from bluesky_symdenoise.acquisition.service.catchup import finish, tidy, unfinished
 from bluesky_symdenoise.acquisition.service.health import Health
 from bluesky_symdenoise.acquisition.service.sources import Source
@@ -75,6 +76,7 @@ class Watch:
     ) -> None:
         self._work, self._source, self._raw, self._health, self._stop = work, source, raw, health, stop
         self._sweep_every, self._older_than = sweep_every, older_than
+        self._owners = Owners()
         self._open: dict[str, RunDenoiser] = {}
         self._swept = float("-inf")
         self._frame_begun = clock.perf_counter()
@@ -98,7 +100,7 @@ class Watch:
             self._source.close()
 
     def _take(self, name: str, doc: Document) -> None:
-        uid = self._uid_of(name, doc)
+        uid = self._owners.of(name, doc) or ""
         if name == "start" and uid not in self._open and "raw_uid" not in doc:
             self._open[uid] = RunDenoiser(self._work, source=self._source.frames, finished_frame=self._finished)
         run = self._open.get(uid)
@@ -123,6 +125,7 @@ class Watch:
 
     def _end(self, uid: str, run: RunDenoiser) -> None:
         del self._open[uid]
+        self._owners.forget(uid)
         if run.complete:
             self._health.run("live")
             log.info("run %s: %s", uid[:8], run.outcome)
@@ -162,11 +165,3 @@ class Watch:
             return
         self._health.trouble(None)
         self._swept = clock.monotonic()
-
-    def _uid_of(self, name: str, doc: Document) -> str:
-        """The raw run that a document belongs to."""
-        if name == "start":
-            return str(doc["uid"])
-        if "run_start" in doc:
-            return str(doc["run_start"])
-        return next((uid for uid, run in self._open.items() if run.owns(doc.get("descriptor"))), "")

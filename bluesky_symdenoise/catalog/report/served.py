@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from tiled.catalog.adapter import CatalogContainerAdapter, RootNode
@@ -15,6 +14,7 @@ from tiled.server.core import NoEntry
 from tiled.utils import BrokenLink, ensure_awaitable, path_from_uri
 
 from bluesky_symdenoise.derived.columns import denoised_images
+from bluesky_symdenoise.files.rows import open_for_reading
 from bluesky_symdenoise.recipe import array_sha256
 
 #: What Tiled gives every exporter of a container: the node as the requesting user may see it.
@@ -149,7 +149,7 @@ async def stored_array(stream: ServedStream, key: str, name: str, sha256: str) -
 
 def _array_in_file(path: Any, name: str) -> NDArray[Any] | None:
     try:
-        with h5py.File(path, "r", swmr=True) as file:
+        with open_for_reading(path) as file:
             array: NDArray[Any] = file[f"entry/process/{name}"][()]
     except (OSError, KeyError, ValueError):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import re
@@ -34,6 +33,7 @@ from tiled.utils import ensure_specified_sql_driver, import_object, parse
 
 from bluesky_symdenoise.catalog.store.containers import FRAMES_FOLDER as FRAMES_FOLDER
 from bluesky_symdenoise.catalog.store.containers import prepare
+from bluesky_symdenoise.catalog.store.lock import locked
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -320,15 +320,13 @@ def _only_server(directory: Path) -> Iterator[None]:
             remedy="choose a folder that you may write to",
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not locked(lock):
             lock.seek(0)
             raise SymDenoiseError(
                 str(directory),
                 rule=f"process {lock.read().strip()} serves this folder already",
                 remedy="stop that server first, or connect to it",
-            ) from error
+            )
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -14,11 +14,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import hdf5plugin  # noqa: F401  (registers the filter that frames are written with)
 
 from bluesky_symdenoise.catalog.store.lock import hold
 from bluesky_symdenoise.derived.row import CompressedRow, Row
+from bluesky_symdenoise.files.rows import open_for_reading
 
 Document = dict[str, Any]
 #: An image: stream, data key, number of its event, and how many rows of this number came before.
@@ -124,7 +124,7 @@ class Journal:
 
     def _reader(self, name: str) -> Any:
         if name not in self._readers:
-            self._readers[name] = h5py.File(self.path.with_name(name), "r", libver="latest", swmr=True)
+            self._readers[name] = open_for_reading(self.path.with_name(name))
         return self._readers[name]
 
     def _write(self, line: bytes) -> None:

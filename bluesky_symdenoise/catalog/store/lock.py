@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -46,6 +46,21 @@ def _holder(path: Path) -> tuple[int, str] | None:
     return found
 
 
+def locked(file: int | IO[Any]) -> bool:
+    """Lock an open file, without waiting; return whether that succeeded.
+
+    Raises
+    ------
+    OSError
+        If the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def hold(path: Path) -> BinaryIO:
     """Open a file for appending and lock it; it is made if it does not exist. Closing it lets go.
 
@@ -59,10 +74,7 @@ def hold(path: Path) -> BinaryIO:
     while True:
         file = path.open("a+b", buffering=0)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise held(path) from None
+            free = locked(file)
         except OSError as error:
             file.close()
             raise SymDenoiseError(
@@ -70,6 +82,9 @@ def hold(path: Path) -> BinaryIO:
                 rule=f"the file system cannot lock files ({error.strerror})",
                 remedy="choose a folder on a file system with locks: a local one, or NFS version 4",
             ) from error
+        if not free:
+            file.close()
+            raise held(path)
         # Whoever held it may have removed it between our opening and our locking.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
@@ -83,8 +98,4 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not locked(file)
