@@ -6,14 +6,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from numpy.typing import ArrayLike
 from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.lazy.register import register
+from bluesky_symdenoise.acquisition.request.options import ImageOptions, refuse_unknown
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import Stamp, stamp
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
     from tiled.client.container import Container
 
-    from bluesky_symdenoise.physics.symmetry import Symmetry
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -56,29 +54,14 @@ class RegisterCallback:
         *,
         denoiser: Denoiser | None = None,
         directory: str | Path | None = None,
-        mask: ArrayLike | None = None,
-        exposure: ArrayLike | None = None,
-        symmetry: str | Symmetry = "auto",
-        beam_center: Sequence[float] | None = None,
-        streams: Sequence[str] | None = None,
-        data_keys: Sequence[str] | None = None,
         patience: float = 60.0,
+        **options: Unpack[ImageOptions],
     ) -> None:
+        refuse_unknown(options, ImageOptions)
         self._raw, self._patience = raw, patience
 
         def registered(run: BlueskyRun) -> BlueskyRun:
-            return register(
-                run,
-                into,
-                denoiser=denoiser,
-                directory=directory,
-                mask=mask,
-                exposure=exposure,
-                symmetry=symmetry,
-                beam_center=beam_center,
-                streams=streams,
-                data_keys=data_keys,
-            )
+            return register(run, into, denoiser=denoiser, directory=directory, **options)
 
         self._register = registered
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()

@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.deliver.claim import Claim
 from bluesky_symdenoise.acquisition.deliver.outlet import straight_to_tiled
 from bluesky_symdenoise.acquisition.derive.run import RunDenoiser
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.past.replay import derived_already
+from bluesky_symdenoise.acquisition.request.options import ImageOptions, refuse_unknown
 from bluesky_symdenoise.acquisition.request.request import Work, image_keys
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_source
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun, drive
@@ -51,12 +52,7 @@ def register(
     *,
     denoiser: Denoiser | None = None,
     directory: str | Path | None = None,
-    mask: ArrayLike | None = None,
-    exposure: ArrayLike | None = None,
-    symmetry: str | Symmetry = "auto",
-    beam_center: Sequence[float] | None = None,
-    streams: Sequence[str] | None = None,
-    data_keys: Sequence[str] | None = None,
+    **options: Unpack[ImageOptions],
 ) -> BlueskyRun:
     """Write a derived run whose frames the server denoises when they are read, and which stores no pixels.
 
@@ -65,7 +61,7 @@ def register(
     Frames are read here up to the first that has counts, which decides the symmetry; that one is also read through
     the server, and a run that the server cannot serve is not left behind. A derived run of the same recipe, lazy or
     not, is returned as it is, and one that stores its pixels is logged.
-    Parameters after `into` are those of `bluesky_symdenoise.DenoiseCallback`.
+    `denoiser` and `directory` are those of `bluesky_symdenoise.DenoiseCallback`.
 
     Parameters
     ----------
@@ -73,6 +69,9 @@ def register(
         A finished raw run, from a Tiled catalogue. This computer must see its files.
     into
         Catalogue for derived runs, ``client["denoised"]``.
+    **options
+        `mask`, `exposure`, `symmetry`, `beam_center`, `streams`, `data_keys`: see
+        `bluesky_symdenoise.acquisition.request.options.ImageOptions`.
 
     Returns
     -------
@@ -85,18 +84,8 @@ def register(
         If the run has no image or no stop document, if its files are of a kind that is not read lazily, or if the
         server may not read them.
     """
-    work = Work.planned(
-        into,
-        activity="register",
-        denoiser=denoiser,
-        directory=directory,
-        mask=mask,
-        exposure=exposure,
-        symmetry=symmetry,
-        beam_center=beam_center,
-        streams=streams,
-        data_keys=data_keys,
-    )
+    refuse_unknown(options, ImageOptions)
+    work = Work.planned(into, activity="register", denoiser=denoiser, directory=directory, **options)
     claim = Claim(raw_stop=run.metadata.get("stop"))
     stored = TiledRun(run, work.beamline.columns)
     existing = derived_already(stored, work, claim)

@@ -6,29 +6,24 @@ import atexit
 import logging
 import time
 import weakref
-from collections.abc import Sequence
 from multiprocessing import parent_process
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
-
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from bluesky_symdenoise.acquisition.deliver.probe import check_server
 from bluesky_symdenoise.acquisition.live.feeder import Feeder
 from bluesky_symdenoise.acquisition.live.status import Status
 from bluesky_symdenoise.acquisition.live.worker import Setup
-from bluesky_symdenoise.acquisition.request.beamline import Beamline
+from bluesky_symdenoise.acquisition.request.options import Options
 from bluesky_symdenoise.acquisition.request.place import Place
 from bluesky_symdenoise.acquisition.request.request import Transport, Work, check_choice
-from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     from tiled.client.container import Container
 
-    from bluesky_symdenoise.physics.symmetry import Symmetry
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -59,21 +54,6 @@ class DenoiseCallback:
     directory
         Folder for the denoised frames, or a template or `Place`; the server must be able to read it unless `frames` is
         ``http``. By default the one that the container names in its metadata (``symdenoise_frames``).
-    mask
-        (y, x), True = bad, for all images.
-    exposure
-        (y, x) relative exposure for all images, 0 = masked.
-    symmetry
-        As `bluesky_symdenoise.Denoiser` takes them; ``auto`` is decided with the first frame of each run. Or what
-        `bluesky_symdenoise.check_symmetry` found, or the name of the ``.npz`` file that it was saved to.
-    beam_center
-        (y, x) in pixels.
-    streams, data_keys
-        Names of those to denoise; by default every 2D image of every stream.
-    beamline
-        Where the run's own documents say more: geometry, masks, doses, darks.
-    analysis
-        Rings whose orientation, anisotropy and peak become columns of the derived run.
     slow
         What happens when the denoiser is slower than the detector. ``defer``: frames wait where they are and are
         finished after the scan. ``drop``: those that waited longer than 5 s are NaN, and counted. ``block``: the scan
@@ -82,6 +62,9 @@ class DenoiseCallback:
         ``files``: the server reads the files in `directory`. ``http``: it cannot, so frames are sent to it.
     nice
         Niceness of the worker; 0 makes it as urgent as the RunEngine.
+    **options
+        `mask`, `exposure`, `symmetry`, `beam_center`, `streams`, `data_keys`, `beamline`, `analysis`: see
+        `bluesky_symdenoise.acquisition.request.options.Options`.
 
     Raises
     ------
@@ -95,17 +78,10 @@ class DenoiseCallback:
         *,
         denoiser: DenoiserSettings | None = None,
         directory: str | Path | Place | None = None,
-        mask: ArrayLike | None = None,
-        exposure: ArrayLike | None = None,
-        symmetry: str | Symmetry = "auto",
-        beam_center: Sequence[float] | None = None,
-        streams: Sequence[str] | None = None,
-        data_keys: Sequence[str] | None = None,
-        beamline: Beamline | None = None,
-        analysis: Ring | Sequence[Ring] | None = None,
         slow: Slow = "defer",
         frames: Transport = "files",
         nice: int = 10,
+        **options: Unpack[Options],
     ) -> None:
         check_choice("slow", slow, get_args(Slow))
         if denoiser is not None and not isinstance(denoiser, DenoiserSettings):
@@ -117,19 +93,7 @@ class DenoiseCallback:
         if not 0 <= nice <= 19:
             raise SymDenoiseError(f"nice={nice}", rule="it goes from 0 to 19", remedy="give 10, or 0 for no sparing")
         work = Work.planned(
-            client,
-            activity="callback",
-            denoiser=denoiser,
-            directory=directory,
-            mask=mask,
-            exposure=exposure,
-            symmetry=symmetry,
-            beam_center=beam_center,
-            streams=streams,
-            data_keys=data_keys,
-            beamline=beamline,
-            frames=frames,
-            analysis=analysis,
+            client, activity="callback", denoiser=denoiser, directory=directory, frames=frames, **options
         )
         check_server(work)
         auth = client.context.http_client.auth

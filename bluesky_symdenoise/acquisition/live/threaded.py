@@ -5,26 +5,21 @@ from __future__ import annotations
 import atexit
 import queue
 import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, Any, Unpack
 
 from bluesky_symdenoise.acquisition.live.engine import Engine
 from bluesky_symdenoise.acquisition.live.status import Status, Tally
-from bluesky_symdenoise.acquisition.request.beamline import Beamline
+from bluesky_symdenoise.acquisition.request.options import Options
 from bluesky_symdenoise.acquisition.request.place import Place
 from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.acquisition.runs.documents import plain
 from bluesky_symdenoise.acquisition.runs.replaced import Places, Replaced
-from bluesky_symdenoise.analysis.ring import Ring
 
 if TYPE_CHECKING:
     from tiled.client.container import Container
 
     from bluesky_symdenoise.denoiser.infer import Denoiser
-    from bluesky_symdenoise.physics.symmetry import Symmetry
 
 Document = dict[str, Any]
 
@@ -49,29 +44,9 @@ class ThreadedDenoiseCallback:
         *,
         denoiser: Denoiser,
         directory: str | Path | Place | None = None,
-        mask: ArrayLike | None = None,
-        exposure: ArrayLike | None = None,
-        symmetry: str | Symmetry = "auto",
-        beam_center: Sequence[float] | None = None,
-        streams: Sequence[str] | None = None,
-        data_keys: Sequence[str] | None = None,
-        beamline: Beamline | None = None,
-        analysis: Ring | Sequence[Ring] | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        work = Work.planned(
-            client,
-            activity="callback",
-            denoiser=denoiser,
-            directory=directory,
-            mask=mask,
-            exposure=exposure,
-            symmetry=symmetry,
-            beam_center=beam_center,
-            streams=streams,
-            data_keys=data_keys,
-            beamline=beamline,
-            analysis=analysis,
-        )
+        work = Work.planned(client, activity="callback", denoiser=denoiser, directory=directory, **options)
         self._queue: queue.SimpleQueue[tuple[str, Document] | None] = queue.SimpleQueue()
         self._lock, self._tally = threading.Lock(), Tally()
         self._places, self._replaced = Places(), Replaced()

@@ -8,10 +8,9 @@ import time as clock
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import xarray as xr
-from numpy.typing import ArrayLike
 
 from bluesky_symdenoise.acquisition.cluster.distributed import cluster_denoiser
 from bluesky_symdenoise.acquisition.deliver.claim import Claim
@@ -19,12 +18,11 @@ from bluesky_symdenoise.acquisition.deliver.outlet import straight_to_tiled
 from bluesky_symdenoise.acquisition.derive.run import RunDenoiser
 from bluesky_symdenoise.acquisition.past.forecast import COMPLETE, Forecast, forecast
 from bluesky_symdenoise.acquisition.past.in_memory import denoised_when_read
-from bluesky_symdenoise.acquisition.request.beamline import Beamline
+from bluesky_symdenoise.acquisition.request.options import Options
 from bluesky_symdenoise.acquisition.request.request import Request, Work, image_keys
 from bluesky_symdenoise.acquisition.runs.ahead import Ahead
 from bluesky_symdenoise.acquisition.runs.databroker import tiled_run
 from bluesky_symdenoise.acquisition.runs.stored import StoredRun, TiledRun, drive, raw_only, stored_run
-from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.catalog.store.containers import run_in
 from bluesky_symdenoise.catalog.store.journal import finished
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 
     from bluesky_symdenoise.acquisition.request.place import Place
     from bluesky_symdenoise.denoiser.infer import Denoiser
-    from bluesky_symdenoise.physics.symmetry import Symmetry
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -52,25 +49,18 @@ def replay(
     into: Container | None = None,
     denoiser: Denoiser | None = None,
     directory: str | Path | Place | None = None,
-    mask: ArrayLike | None = None,
-    exposure: ArrayLike | None = None,
-    symmetry: str | Symmetry = "auto",
-    beam_center: Sequence[float] | None = None,
-    streams: Sequence[str] | None = None,
-    data_keys: Sequence[str] | None = None,
-    beamline: Beamline | None = None,
-    analysis: Ring | Sequence[Ring] | None = None,
     frames: slice | range | Sequence[int] | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: bool | None = None,
     scheduler: Client | None = None,
+    **options: Unpack[Options],
 ) -> BlueskyRun | xr.Dataset | Forecast:
     """Denoise a stored run: in memory, when it is read; or into a catalogue, as if it had been denoised live.
 
     In a catalogue, a derived run of the same recipe is returned as it is if it is complete. One that was interrupted,
-    by Ctrl-C or a crash, or has frames that failed, is replaced; its finished rows are taken over. Parameters that are
-    not listed are those of `bluesky_symdenoise.DenoiseCallback`.
+    by Ctrl-C or a crash, or has frames that failed, is replaced; its finished rows are taken over. `denoiser`
+    and `directory` are those of `bluesky_symdenoise.DenoiseCallback`.
 
     Parameters
     ----------
@@ -97,6 +87,9 @@ def replay(
         ``dask.annotate(resources={"GPU": 1})``; with a device ``auto`` a worker takes the GPU that it sees, which
         dask-cuda makes one each. Workers need the folder of the derived files, the model under its sha256, and this
         version of the package; they are given this client's Tiled key, so use TLS between computers.
+    **options
+        `mask`, `exposure`, `symmetry`, `beam_center`, `streams`, `data_keys`, `beamline`, `analysis`: see
+        `bluesky_symdenoise.acquisition.request.options.Options`.
 
     Returns
     -------
@@ -114,19 +107,6 @@ def replay(
     SymDenoiseError
         If the run has no image or no stop document, or a living process writes its derived run of this recipe.
     """
-    given: dict[str, Any] = {
-        "activity": "replay",
-        "denoiser": denoiser,
-        "mask": mask,
-        "exposure": exposure,
-        "symmetry": symmetry,
-        "beam_center": beam_center,
-        "streams": streams,
-        "data_keys": data_keys,
-        "beamline": beamline,
-        "analysis": analysis,
-        "rows": frames,
-    }
     if into is None:
         if scheduler is not None:
             raise SymDenoiseError(
@@ -135,13 +115,19 @@ def replay(
                 remedy="give into=..., or leave out the scheduler",
             )
         held = tiled_run(run)
-        asked = Request.asked(**given, raw=None if held is None else held.parent)
+        asked = Request.asked(
+            activity="replay",
+            denoiser=denoiser,
+            rows=frames,
+            raw=None if held is None else held.parent,
+            **options,
+        )
         stored = raw_only(stored_run(run))
         if dry_run:
             _refuse_missing_rows(stored, asked)
             return forecast(stored, asked, state="computed when it is read", compressed=False)
         return denoised_when_read(stored, asked)
-    work = Work.planned(into, directory=directory, **given)
+    work = Work.planned(into, activity="replay", denoiser=denoiser, directory=directory, rows=frames, **options)
     stored = raw_only(stored_run(run, columns=work.beamline.columns))
     if dry_run:
         return planned(stored, work, force=force)

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import numpy as np
 from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.request.beamline import Beamline, dark_from
+from bluesky_symdenoise.acquisition.request.options import Options, refuse_unknown
 from bluesky_symdenoise.acquisition.request.place import UNSORTED, Place
 from bluesky_symdenoise.acquisition.request.poni import poni_beam_center
 from bluesky_symdenoise.analysis.ring import Ring, checked_rings
@@ -82,16 +83,9 @@ class Request:
         *,
         activity: str,
         denoiser: Denoiser | DenoiserSettings | None = None,
-        mask: ArrayLike | None = None,
-        exposure: ArrayLike | None = None,
-        symmetry: str | Symmetry = "auto",
-        beam_center: Sequence[float] | None = None,
-        streams: Sequence[str] | None = None,
-        data_keys: Sequence[str] | None = None,
-        beamline: Beamline | None = None,
-        analysis: Ring | Sequence[Ring] | None = None,
         rows: slice | range | Sequence[int] | None = None,
         raw: Container | None = None,
+        **options: Unpack[Options],
     ) -> Request:
         """Check what can be checked before a run starts.
 
@@ -100,6 +94,10 @@ class Request:
         SymDenoiseError
             For anything that could not work whatever the frames are.
         """
+        refuse_unknown(options)
+        mask, exposure = options.get("mask"), options.get("exposure")
+        symmetry, beam_center = options.get("symmetry", "auto"), options.get("beam_center")
+        streams, data_keys = options.get("streams"), options.get("data_keys")
         fold, stated = None, stated_symmetry(symmetry)
         if isinstance(stated, Symmetry):
             refuse_other_center(stated, beam_center)
@@ -128,8 +126,8 @@ class Request:
         if n is not None:
             as_exposure(n, n.shape)
         model = denoiser or DenoiserSettings()
-        kept = beamline or Beamline()
-        rings = checked_rings(analysis)
+        kept = options.get("beamline") or Beamline()
+        rings = checked_rings(options.get("analysis"))
         dark = None if kept.dark_file is None else dark_from(kept.dark_file, seconds=kept.dark_seconds)
         if kept.poni_file is not None:
             poni_beam_center(kept.poni_file)
@@ -233,16 +231,9 @@ class Work(Request):
         activity: str,
         denoiser: Denoiser | DenoiserSettings | None = None,
         directory: str | Path | Place | None = None,
-        mask: ArrayLike | None = None,
-        exposure: ArrayLike | None = None,
-        symmetry: str | Symmetry = "auto",
-        beam_center: Sequence[float] | None = None,
-        streams: Sequence[str] | None = None,
-        data_keys: Sequence[str] | None = None,
-        beamline: Beamline | None = None,
-        analysis: Ring | Sequence[Ring] | None = None,
         frames: Transport = "files",
         rows: slice | range | Sequence[int] | None = None,
+        **options: Unpack[Options],
     ) -> Work:
         """Check what can be checked before a run starts.
 
@@ -258,19 +249,7 @@ class Work(Request):
                 remedy='pass the container of the derived runs, client["denoised"]',
             )
         check_choice("frames", frames, get_args(Transport))
-        asked = Request.asked(
-            activity=activity,
-            denoiser=denoiser,
-            mask=mask,
-            exposure=exposure,
-            symmetry=symmetry,
-            beam_center=beam_center,
-            streams=streams,
-            data_keys=data_keys,
-            beamline=beamline,
-            analysis=analysis,
-            rows=rows,
-        )
+        asked = Request.asked(activity=activity, denoiser=denoiser, rows=rows, **options)
         place = directory if isinstance(directory, Place) else Place(directory)
         return Work(
             **{each.name: getattr(asked, each.name) for each in fields(asked)},

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_symdenoise.acquisition.request.beamline import Beamline
+from bluesky_symdenoise.acquisition.request.options import ImageOptions
 from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opening import mask_from, open_frames
 from bluesky_symdenoise.physics.check import load_symmetry
 
-_PLAIN = ("symmetry", "beam_center", "streams", "data_keys", "directory", "frames")
-_IMAGES = ("mask", "exposure")
+#: Values of the file itself, beside those that it has as tables.
+_PLAIN = (*ImageOptions.__annotations__, "directory", "frames")
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def read_arguments(path: Path) -> dict[str, Any]:
     beamline, rings = said.pop("beamline", {}), said.pop("analysis", [])
     if not isinstance(beamline, dict):
         raise SymDenoiseError(f"{path}: beamline", rule="it is a table", remedy="begin it with [beamline]")
-    _check_known(path, said, (*_PLAIN, *_IMAGES), "and tables [beamline], [[analysis]]")
+    _check_known(path, said, _PLAIN, "and tables [beamline], [[analysis]]")
     _check_known(path, beamline, tuple(each.name for each in fields(Beamline)), "in [beamline]")
     if not isinstance(rings, list) or not all(isinstance(ring, dict) for ring in rings):
         raise SymDenoiseError(f"{path}: analysis", rule="it is tables", remedy="begin each ring with [[analysis]]")

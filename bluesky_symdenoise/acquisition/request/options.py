@@ -1,0 +1,60 @@
+"""The options of a request: declared once, for callbacks, replays, registered runs and settings files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from numpy.typing import ArrayLike
+
+from bluesky_symdenoise.acquisition.request.beamline import Beamline
+from bluesky_symdenoise.analysis.ring import Ring
+from bluesky_symdenoise.physics.symmetry import Symmetry
+
+
+class ImageOptions(TypedDict, total=False):
+    """What is known of the images, and which of them are asked for. All may be left out.
+
+    Attributes
+    ----------
+    mask
+        (y, x), True = bad, for all images.
+    exposure
+        (y, x) relative exposure for all images, 0 = masked.
+    symmetry
+        As `bluesky_symdenoise.Denoiser` takes it; ``auto``, the default, is decided with the first frame of each run.
+        Or what `bluesky_symdenoise.check_symmetry` found, or the name of the ``.npz`` file that it was saved to.
+    beam_center
+        (y, x) in pixels.
+    streams, data_keys
+        Names of those to denoise; by default every 2D image of every stream.
+    """
+
+    mask: ArrayLike | None
+    exposure: ArrayLike | None
+    symmetry: str | Symmetry
+    beam_center: Sequence[float] | None
+    streams: Sequence[str] | None
+    data_keys: Sequence[str] | None
+
+
+class Options(ImageOptions, total=False):
+    """Those of the images, and what a run's own documents say of them.
+
+    Attributes
+    ----------
+    beamline
+        Where the run's own documents say more: geometry, masks, doses, darks.
+    analysis
+        Rings whose orientation, anisotropy and peak become columns of the derived run.
+    """
+
+    beamline: Beamline | None
+    analysis: Ring | Sequence[Ring] | None
+
+
+def refuse_unknown(given: Mapping[str, Any], known: type[ImageOptions] = Options) -> None:
+    """Raise TypeError, as Python does, for an option that does not exist."""
+    for name in given:
+        if name not in known.__annotations__:
+            raise TypeError(f"unexpected keyword argument {name!r}; the options are {', '.join(known.__annotations__)}")
