@@ -39,22 +39,27 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Container
         yield client, home
 
 
+def run_process(uri: str, how: str, home: Path, said: Path) -> subprocess.CompletedProcess[str]:
+    """Run a process of `process_callback.py` to its end; what it said is in a file."""
+    script = Path(__file__).with_name("process_callback.py")
+    with said.open("w") as stderr:
+        return subprocess.run(
+            [sys.executable, str(script), uri, how, str(FRAMES), str(home / "frames" / "raw")],
+            env=os.environ | {"TILED_API_KEY": "5ec2e7"},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            timeout=240,
+        )
+
+
 @pytest.fixture
 def ended(served: tuple[Container, Path], tmp_path: Path) -> Callable[..., Ended]:
     client, home = served
 
     def run(how: str) -> Ended:
-        script = Path(__file__).with_name("process_callback.py")
         said = tmp_path / "stderr"
-        with said.open("w") as stderr:
-            done = subprocess.run(
-                [sys.executable, str(script), client.uri, how, str(FRAMES), str(home / "frames" / "raw")],
-                env=os.environ | {"TILED_API_KEY": "5ec2e7"},
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                timeout=240,
-            )
+        done = run_process(client.uri, how, home, said)
         uid, worker = done.stdout.split()
         return Ended(uid, int(worker), said.read_text())
 
@@ -149,6 +154,21 @@ def test_both_processes_killed(
             assert callback.status().ok, callback.status()
     expect_all(client, done.uid)
     assert left_on_disk(home) == []
+
+
+def test_documents_wait_for_a_server_that_comes_back_at_another_address(tmp_path: Path) -> None:
+    """As an embedded catalogue does, whose port is a free one each time."""
+    with embedded_catalog(tmp_path, api_key="5ec2e7") as client:
+        uid, _ = run_process(client.uri, "SIGKILL both", tmp_path, tmp_path / "stderr").stdout.split()
+        before = client.uri
+    with embedded_catalog(tmp_path, api_key="5ec2e7") as client:
+        assert client.uri != before
+        with callback_on(client) as callback:
+            deadline = time.monotonic() + 240
+            while uid not in dict(callback.status().runs):
+                assert time.monotonic() < deadline, callback.status()
+                time.sleep(0.1)
+        expect_all(client, uid)
 
 
 def test_process_that_ended_before_its_documents_were_on_disk(

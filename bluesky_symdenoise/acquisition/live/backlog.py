@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
 
 from bluesky_symdenoise.acquisition.deliver.spool import spool_folder
 from bluesky_symdenoise.acquisition.runs.documents import Packed, unpacked
@@ -180,7 +181,9 @@ def left_with_other_settings(work: Work) -> Iterator[str]:
 
 
 def _is_for(head: Head, work: Work) -> bool:
-    return (head.recipe_sha256, head.container) == (work.recipe.sha256, str(work.container.uri))
+    # The place in the catalogue alone: a server that was started again may be at another address.
+    places = (urlsplit(uri).path for uri in (head.container, str(work.container.uri)))
+    return head.recipe_sha256 == work.recipe.sha256 and len(set(places)) == 1
 
 
 def _record(file: BinaryIO) -> tuple[int, Pieces] | None:
