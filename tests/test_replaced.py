@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,17 @@ from bluesky_tiled_plugins import TiledWriter
 from test_runs_as_made import HEIGHT, WIDTH, Made, counts_in, derived, described, fed, frames, sums
 from tiled.client.container import Container
 
+from bluesky_symdenoise.acquisition.deliver.spool import spool_folder
+from bluesky_symdenoise.acquisition.live.backlog import Head, RunFile
 from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
 from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
 from bluesky_symdenoise.acquisition.past.replay import replay
+from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.acquisition.runs import counting
 from bluesky_symdenoise.acquisition.runs.counting import Counting
+from bluesky_symdenoise.acquisition.runs.documents import packed
 from bluesky_symdenoise.acquisition.runs.replaced import Places, Replaced
+from bluesky_symdenoise.acquisition.service.catchup import finish_left
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -179,7 +185,7 @@ class TestWrittenAnew:
         write(path, frames(1))
         os.utime(path, (1e9, 1e9))
         replaced = Replaced()
-        replaced.add({"a": 1e9 + 3600})
+        replaced.add({"a": 1e9 + 60})
         replaced.check("a", [path])
         os.utime(path, (1e9 + 3600, 1e9 + 3600))
         with pytest.raises(SymDenoiseError, match="announced a file of this name again"):
@@ -195,11 +201,34 @@ class TestWrittenAnew:
                 found = places.take("stream_datum", {"stream_resource": uid, "indices": {"start": row}})
                 assert list(found) == (replaced if row == start else [])
 
-    @pytest.mark.parametrize("doc", [{}, {"uid": None, "parameters": 3, "time": "late"}, {"indices": [0]}])
+    def test_views_of_one_file_are_not_each_other(self) -> None:
+        """Two data keys, two specs, two slices, one resource for each event: nothing was written anew."""
+        places = Places()
+        resource = {"uri": "file:///same.h5", "data_key": "a", "parameters": {"dataset": "x"}}
+        for number, changes in enumerate([{}, {"data_key": "b"}, {"parameters": {"dataset": "x", "slice": "0, :"}}]):
+            places.take("stream_resource", resource | changes | {"uid": str(number)})
+            assert places.take("stream_datum", {"stream_resource": str(number), "indices": {"start": 0}}) == {}
+        old = {"root": "/", "resource_path": "f.h5", "resource_kwargs": {}}
+        for number, (spec, point) in enumerate([("AD_HDF5", 0), ("AD_HDF5_TS", 0), ("AD_HDF5", 1), ("AD_HDF5", 2)]):
+            places.take("resource", old | {"spec": spec, "uid": f"r{number}"})
+            assert places.take("datum", {"resource": f"r{number}", "datum_kwargs": {"point_number": point}}) == {}
+        places.take("resource", old | {"spec": "AD_HDF5", "uid": "again"})
+        page = {"resource": "again", "datum_id": ["again/0"], "datum_kwargs": {"point_number": [1]}}
+        assert list(places.take("datum_page", page)) == ["r2"]
+
+    @pytest.mark.parametrize(
+        "doc",
+        [
+            {},
+            {"uid": None, "parameters": 3, "time": "late"},
+            {"indices": [0], "stream_resource": "a", "time": 10**400},
+            {"indices": {"start": np.arange(2)}, "stream_resource": "None", "resource": []},
+        ],
+    )
     def test_malformed_documents_harm_nothing(self, doc: dict[str, Any]) -> None:
         places = Places()
-        for name in ("start", "stream_resource", "stream_datum", "resource", "datum", "stop"):
-            places.take(name, doc)
+        for name in ("start", "stream_resource", "stream_datum", "resource", "datum", "datum_page", "stop"):
+            assert places.take(name, doc) == {}
 
     def test_detector_opens_its_file_again(self, late: Any, made: Callable[..., Made]) -> None:
         """Between two frames the denoiser has no file open."""
@@ -216,6 +245,62 @@ class TestWrittenAnew:
         path = run.folder / f"{run.uid}.h5"
         subprocess.run([sys.executable, "-c", f"import h5py; h5py.File({str(path)!r}, 'r+')"], check=True)
         fed(callback, [("stop", run.run.compose_stop())])
+
+
+class TestOfAProcessThatHasEnded:
+    """Its documents are on disk, and the next process takes runs meanwhile."""
+
+    @pytest.mark.parametrize("finished_by", ["the next callback", "catch-up"])
+    def test_file_that_the_next_process_writes(
+        self, finished_by: str, client: Container, made: Callable[..., Made], home: Path, tmp_path: Path
+    ) -> None:
+        runs, stacks = [made(), made()], [frames(6)[:3], frames(6)[3:]]
+        name, settings = f"{runs[0].uid}.h5", DenoiserSettings(threads=1)
+        for run, stack in zip(runs, stacks, strict=True):
+            stream, resource = run.stream(det=described([1, HEIGHT, WIDTH])), hdf5(run, name, stack)
+            for row in range(3):
+                run.row(stream, resource, row, row + 1)
+        work = Work.planned(client["denoised"], activity="callback", denoiser=settings, symmetry="1")
+        head = Head(
+            raw_uid=runs[0].uid,
+            derived_uid=work.recipe.derived_uid(runs[0].uid),
+            recipe_sha256=work.recipe.sha256,
+            container=str(work.container.uri),
+        )
+        file = RunFile.begin(spool_folder(work.folder), head)
+        for number, (kind, doc) in enumerate(runs[0].ended()):
+            file.append(number, packed(kind, doc))
+        file.close()
+        # The process ended a while ago; the file has been written since.
+        then = time.time() - 3600
+        os.utime(file.path, (then, then))
+        if finished_by == "catch-up":
+            outcomes = [each for each in finish_left(work) if each.uid == runs[0].uid]
+            assert len(outcomes) == 1
+        else:
+            with DenoiseCallback(client["denoised"], denoiser=settings, nice=0, symmetry="1") as callback:
+                for each in runs[1].ended():
+                    callback(*each)
+                while runs[0].uid not in dict(callback.status().runs):
+                    time.sleep(0.1)
+            assert counts_in(derived(client, runs[1].uid)) == sums(stacks[1])
+        assert np.isnan(counts_in(derived(client, runs[0].uid))).all()
+        assert "the file changed after the process" in reasons(derived(client, runs[0].uid))
+
+    def test_late_change_after_a_run_is_said_in_a_replay(
+        self, client: Container, denoiser: Denoiser, made: Callable[..., Made], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run, stack = made(), frames(3)
+        stream, resource = run.stream(det=described([1, HEIGHT, WIDTH])), hdf5(run, f"{run.uid}.h5", stack)
+        for row in range(3):
+            run.row(stream, resource, row, row + 1)
+        writer = TiledWriter(client["raw"], batch_size=1)
+        for name, doc in run.ended():
+            writer(name, doc)
+        later = time.time() + 3600
+        os.utime(run.folder / f"{run.uid}.h5", (later, later))
+        replay(client["raw"][run.uid], into=client["denoised"], denoiser=denoiser, symmetry="1")
+        assert "s after the run had ended: if a later run wrote a file of this name" in caplog.text
 
 
 class TestNumbersThatGoOn:
@@ -289,6 +374,37 @@ class TestFramesOfAnEvent:
         found = derived(client, run.uid)
         np.testing.assert_array_equal(counts_in(found), [*sums(stack[:2]), NAN, NAN])
         assert "the stream began with 1" in reasons(found)
+
+    def test_second_descriptor_that_says_nothing_of_them(
+        self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
+    ) -> None:
+        run, stack = made(), frames(4)
+        first = run.stream(det=described([1, HEIGHT, WIDTH]))
+        resource = run.hdf5("a", stack)
+        second = run.stream(det=described([None, HEIGHT, WIDTH]))
+        for row in range(4):
+            run.row(first if row < 2 else second, resource, row, row + 1)
+        with ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1") as callback:
+            fed(callback, run.ended())
+        assert counts_in(derived(client, run.uid)) == sums(stack)
+
+    @pytest.mark.parametrize("dataset", ["/", "empty", "scalar"])
+    def test_dataset_that_is_none(
+        self, dataset: str, client: Container, denoiser: Denoiser, made: Callable[..., Made]
+    ) -> None:
+        """Its rows are NaN, and the run ends."""
+        run, stack = made(), frames(2)
+        stream = run.stream(det=described([1, HEIGHT, WIDTH]))
+        resource = run.hdf5("a", stack)
+        with h5py.File(run.folder / f"{run.uid}-a.h5", "a") as file:
+            file["empty"], file["scalar"] = h5py.Empty("u2"), np.uint16(3)
+        resource.stream_resource_doc["parameters"]["dataset"] = dataset
+        for row in range(2):
+            run.row(stream, resource, row, row + 1)
+        with ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1") as callback:
+            fed(callback, run.ended())
+        assert np.isnan(counts_in(derived(client, run.uid))).all()
+        assert "0 frames denoised, 2 failed" in dict(callback.status().runs)[run.uid]
 
     def test_statements_that_contradict_each_other(
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made]

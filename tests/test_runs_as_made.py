@@ -363,6 +363,19 @@ class TestShapes:
             assert counts_in(found, key=key) == sums(stack.reshape(2, 3, HEIGHT, WIDTH))
             upright(found, stack, key=key)
 
+    def test_mask_that_fits_though_the_first_image_is_unreadable(
+        self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
+    ) -> None:
+        run, stack = made(), frames(3)
+        stream = run.stream(det=described([HEIGHT + 8, WIDTH + 9], None))
+        run.event(stream, det="no image")
+        for image in stack:
+            run.event(stream, det=image)
+        mask = np.zeros((HEIGHT, WIDTH), bool)
+        callback = ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1", mask=mask)
+        fed(callback, run.ended())
+        np.testing.assert_array_equal(counts_in(derived(client, run.uid)), [np.nan, *sums(stack)])
+
     @pytest.mark.parametrize("fitting", [True, False])
     def test_mask_of_the_region_that_the_file_holds(
         self, fitting: bool, client: Container, denoiser: Denoiser, made: Callable[..., Made]

@@ -100,6 +100,8 @@ def refused_stream(name: str) -> str | None:
 def _refused_array(key: str) -> str | None:
     if key in ("", "time", "seq_num"):
         return "Tiled cannot have an image of that name"
+    if key in ("x", "y"):
+        return "the files of derived runs have an axis of that name"
     if found := re.search(r"\.", key) or _UNADDRESSABLE.search(key):
         return f"it holds {found[0]!r}, which Bluesky's documents or Tiled's URLs cannot have in a name"
     return None

@@ -89,10 +89,12 @@ class Hdf5Rows:
         self._path, self._dataset_name, self._frames, self._patience = path, dataset, frames, Patience(patience)
 
     def count(self) -> int:
-        """Return how many whole rows the dataset has now; 0 while it cannot be read."""
+        """Return how many whole rows the dataset has now; 0 while it cannot be read, or is none."""
         try:
             with open_for_reading(self._path) as file:
                 dataset = file[self._dataset_name]
+                if not isinstance(dataset, h5py.Dataset) or not dataset.shape:
+                    return 0
                 return int(dataset.shape[0]) // self._per_row(dataset)
         except (OSError, KeyError, ValueError, RuntimeError):
             return 0

@@ -25,6 +25,9 @@ log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
+#: Rows that wait for the first image that can be read.
+HELD = 8
+
 
 class RunReader(DocumentRouter):  # type: ignore[misc]
     """Takes the documents of one raw run and hands over its rows; what becomes of them is for who inherits.
@@ -65,6 +68,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         self._ended = False
         #: What fits no stated shape, until the first image comes.
         self._misfit: SymDenoiseError | None = None
+        self._unopened: list[tuple[Stream, Event]] = []
         #: Names that were looked for in vain.
         self._complained: set[str] = set()
         #: The derived run's uid once a stream of images has come, and what became of it in one line.
@@ -100,6 +104,11 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             if self.derived_uid is None:
                 self.outcome = f"nothing to denoise: {self.lack}"
             return
+        if any(each["name"] == doc["name"] for each in self._left_out):
+            self._complain_once(
+                f"stream {doc['name']!r}: its first descriptor described no image ({no_images(self._left_out[-1])}): "
+                "the events that came before this one are left out; have the device describe its image from the first"
+            )
         images = {key: Images(self._asked, self._darks, key=key, start=self._start, descriptor=doc) for key in keys}
         if self.derived_uid is None and self._misfit is None and doc["name"] != self._asked.beamline.dark_stream:
             self._misfit = misfit(images, doc)
@@ -257,19 +266,27 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         self._open(descriptor, keys)
         self.derived_uid = self._asked.recipe.derived_uid(self._start["uid"])
 
-    def _open_in_spite(self, stream: Stream, event: Event, refused: SymDenoiseError) -> None:
-        """What fits no stated shape may fit the images: the first one tells."""
+    def _opened_in_spite(self, stream: Stream, event: Event, refused: SymDenoiseError) -> bool:
+        """What fits no stated shape may fit the images: the first that can be read tells; rows before it wait."""
+        readable = False
         for key, images in stream.images.items():
             try:
                 fitting = fits(images, self._image(stream, key, event).shape[-2:])
             except Exception as error:
                 log.debug("run %s, %s: %s", self._start["uid"][:8], key, error)
-            else:
-                if fitting:
-                    self._misfit = None
-                    self._open_with(stream.descriptor, stream.keys)
-                    return
-        raise refused
+                continue
+            readable = True
+            if fitting:
+                self._misfit = None
+                self._open_with(stream.descriptor, stream.keys)
+                before, self._unopened = self._unopened, []
+                for each in before:
+                    self._wanted_row(*each)
+                return True
+        self._unopened.append((stream, event))
+        if readable or len(self._unopened) > HELD:
+            raise refused
+        return False
 
     def _file(self, uri: str) -> None:
         """Images are in this file."""
@@ -333,8 +350,11 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         if self._is_dark(stream):
             self._take_darks(stream, event)
             return
-        if self._misfit is not None:
-            self._open_in_spite(stream, event, self._misfit)
+        if self._misfit is not None and not self._opened_in_spite(stream, event, self._misfit):
+            return
+        self._wanted_row(stream, event)
+
+    def _wanted_row(self, stream: Stream, event: Event) -> None:
         row, stream.rows = stream.rows, stream.rows + 1
         if row in self._wanted:
             self._write(stream, event, row)
@@ -361,7 +381,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         for close in (*(stream.frames.close for stream in self._streams.values()), self._legacy.close):
             try:
                 close()
-            except (OSError, RuntimeError) as error:
+            except Exception as error:
+                # Its rows are written: the derived run is closed whatever a file of the raw one says.
                 log.warning("run %s: a raw file cannot be closed: %s", self._start["uid"][:8], error)
 
     def _take_darks(self, stream: Stream, event: Event) -> None:

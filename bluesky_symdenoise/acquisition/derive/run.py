@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.deliver.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.derive.aside import Aside
-from bluesky_symdenoise.acquisition.derive.reader import RunReader
+from bluesky_symdenoise.acquisition.derive.reader import HELD, RunReader
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.request.place import check_apart
 from bluesky_symdenoise.acquisition.request.request import Work, now
@@ -40,8 +40,6 @@ _OWN_KEYS = frozenset({"uid", "time", "scan_id", "versions", "tiled_specs"})
 #: Rows, or bytes of them, that wait to be written while the next one is denoised, and what a row counts at least: where
 #: frames are small, what Tiled is asked at the beginning of a run takes as long as many of them.
 WAITING, WAITING_BYTES, LEAST_BYTES = 2, 2**24, 2**15
-#: Rows that wait for the first image that can be read.
-HELD = 8
 
 
 class DroppedError(Exception):

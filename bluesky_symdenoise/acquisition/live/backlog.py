@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from bluesky_symdenoise.acquisition.deliver.spool import spool_folder
 from bluesky_symdenoise.acquisition.runs.documents import Packed, unpacked
+from bluesky_symdenoise.acquisition.runs.replaced import SLACK_S, Places, Replaced
 from bluesky_symdenoise.catalog.store.lock import HeldError, hold, is_held
 
 if TYPE_CHECKING:
@@ -147,6 +148,25 @@ def documents_in(path: Path, *, after: int = _HEAD) -> Iterator[tuple[int, str, 
 def merged_documents(paths: Sequence[Path], *, after: int) -> Iterator[tuple[int, str, Document]]:
     """Yield the documents of several runs in the order in which they came."""
     return heapq.merge(*(documents_in(path, after=after) for path in paths), key=lambda each: each[0])
+
+
+def foresee(paths: Sequence[Path], places: Places, replaced: Replaced, *, after: int = _HEAD) -> None:
+    """Look through documents that are worked off later: which raw files were replaced before that, or may be.
+
+    The process that took them has ended, when the last of them came: what changes its files a while after that is
+    another run.
+
+    Parameters
+    ----------
+    after
+        Number of the last document that `places` has seen.
+    """
+    ended = max((path.stat().st_mtime for path in paths), default=0.0) + SLACK_S
+    for number, name, doc in merged_documents(paths, after=_HEAD):
+        if number > after:
+            replaced.add(places.take(name, doc))
+        if name in ("resource", "stream_resource"):
+            replaced.add({str(doc.get("uid")): ended})
 
 
 def left_files(work: Work) -> Iterator[tuple[RunFile, Head]]:

@@ -181,6 +181,8 @@ class DenoiseCallback:
             Seconds to wait until all documents are on disk.
         """
         self._closing = True
+        # At the exit, then, nobody waits any more.
+        atexit.unregister(self._close_at_exit)
         if not self._feeder.alive:
             return
         waiting = self._feeder.waiting

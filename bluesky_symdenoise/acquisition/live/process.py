@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class WorkerProcess:
                 process_group=0,
                 env=os.environ | _RETRY,
             )
-        self._outbox: queue.SimpleQueue[tuple[Any, Sequence[bytes]] | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[bytes, ...] | None] = queue.SimpleQueue()
         self.send(setup)
         threading.Thread(target=self._talk, name="symdenoise-talk", daemon=True).start()
         threading.Thread(target=self._listen, name="symdenoise-listen", daemon=True).start()
@@ -62,7 +63,7 @@ class WorkerProcess:
 
         To one that has ended nothing is handed over, and ``("gone",)`` says so.
         """
-        self._outbox.put((message, pieces))
+        self._outbox.put((bytes(ForkingPickler.dumps(message)), *pieces))
 
     def forget_in_fork(self) -> None:
         """Close the pipe in a process that was forked: while that held it, the worker would think this one alive."""
@@ -81,10 +82,8 @@ class WorkerProcess:
         self._process.wait()
 
     def _talk(self) -> None:
-        while (item := self._outbox.get()) is not None:
-            message, pieces = item
+        while (pieces := self._outbox.get()) is not None:
             try:
-                self._pipe.send(message)
                 for piece in pieces:
                     self._pipe.send_bytes(piece)
             except OSError:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -21,14 +21,17 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.deliver.delivery import Delivered
-    from bluesky_symdenoise.acquisition.live.backlog import RunFile
+    from bluesky_symdenoise.acquisition.live.backlog import Head, RunFile
     from bluesky_symdenoise.acquisition.request.request import Work
     from bluesky_symdenoise.catalog.store.writer import Emit
 
 Document = dict[str, Any]
 
 #: Why a derived run ends where the raw run's documents end before their time.
-ENDED_EARLY = "the process that took the run ended before the run's stop document came"
+ENDED_EARLY = (
+    "the process that took the run ended before the run's stop document came; if the raw run is over, finish it with "
+    "`symdenoise catch-up --older-than 0` and the same settings"
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,9 @@ class _Worker:
         #: Files of runs that are finished here, until the RunEngine's process has removed them.
         self._over: set[Path] = set()
         self._held: dict[str, RunFile] = {}
+        #: Files of documents that processes left, and what they are for.
+        self._left_behind: list[tuple[RunFile, Head]] = []
+        self._leftover = self._left()
         #: Whether the RunEngine's process has ended.
         self._alone = False
         self._sender = Sender(setup.work, told=self)
@@ -93,15 +99,18 @@ class _Worker:
         """Work until the pipe is closed."""
         from bluesky_symdenoise.acquisition.deliver.sender import PATIENCE_S
         from bluesky_symdenoise.acquisition.deliver.spool import Spool
+        from bluesky_symdenoise.acquisition.live.backlog import left_with_other_settings
 
         for spool in Spool.left(self._setup.work.folder):
             if spool.complete:
                 self._sender.add(spool)
             else:
                 spool.release()
-        left = self._left()
+        for line in left_with_other_settings(self._setup.work):
+            self.say("log", logging.WARNING, line)
+        self._find_left()
         while True:
-            match _next(inbox, left):
+            match _next(inbox, self._leftover):
                 case None:
                     continue
                 case ("document", number, uid, path, came, again, pieces):
@@ -132,21 +141,18 @@ class _Worker:
             return
         if again and name == "start":
             self._again.add(self._setup.work.recipe.derived_uid(doc["uid"]))
-        # What comes later, after this process is alone, may be of a file that this document names.
-        self._places.take(name, doc)
+        # The files of earlier processes are known here only.
+        self._replaced.add(self._places.take(name, doc))
         self._engine.take(name, doc)
         if self._setup.settled:
             self._engine.settle()
 
     def _left(self) -> Iterator[None]:
         """Work off the documents that processes left when they ended, one at each step."""
-        from bluesky_symdenoise.acquisition.live.backlog import documents_in, left_files, left_with_other_settings
+        from bluesky_symdenoise.acquisition.live.backlog import documents_in
 
-        for line in left_with_other_settings(self._setup.work):
-            self.say("log", logging.WARNING, line)
-        left = list(left_files(self._setup.work))
-        self._foresee([file.path for file, _ in left])
-        for file, head in left:
+        while self._left_behind:
+            file, head = self._left_behind.pop(0)
             uid = head.raw_uid
             self.say("log", logging.WARNING, f"run {uid[:8]}: the process that took it has ended; it is finished now")
             self._held[uid] = file
@@ -159,7 +165,7 @@ class _Worker:
 
     def _finish_alone(self) -> None:
         """Finish what the RunEngine's process took before it ended: its documents are on disk."""
-        from bluesky_symdenoise.acquisition.live.backlog import RunFile, merged_documents
+        from bluesky_symdenoise.acquisition.live.backlog import RunFile, foresee, merged_documents
         from bluesky_symdenoise.catalog.store.lock import HeldError
 
         self._alone = True
@@ -178,22 +184,26 @@ class _Worker:
             line = f"the RunEngine's process has ended; process {os.getpid()} finishes runs {runs}"
             self.say("log", logging.WARNING, line)
         paths = [self._held[uid].path for uid in taken_over]
-        self._foresee(paths, after=self._taken)
+        foresee(paths, self._places, self._replaced, after=self._taken)
         for _, name, doc in merged_documents(paths, after=self._taken):
             self._came = time.monotonic()
             self._engine.take(name, doc)
         for uid in taken_over:
             self._engine.end(uid, ENDED_EARLY)
-        # And the runs of which no document has come here yet.
+        # And the runs of which no document has come here yet, after those that are begun.
+        for _ in self._leftover:
+            pass
+        self._find_left()
         for _ in self._left():
             pass
 
-    def _foresee(self, paths: Sequence[Path], *, after: int = -1) -> None:
-        """Look through documents that are worked off later: which files were replaced before that."""
-        from bluesky_symdenoise.acquisition.live.backlog import merged_documents
+    def _find_left(self) -> None:
+        """Lock the documents that processes left when they ended, and look through them."""
+        from bluesky_symdenoise.acquisition.live.backlog import foresee, left_files
 
-        for _, name, doc in merged_documents(paths, after=after):
-            self._replaced.add(self._places.take(name, doc))
+        found = list(left_files(self._setup.work))
+        foresee([file.path for file, _ in found], self._places, self._replaced)
+        self._left_behind += found
 
     def _remove_finished(self) -> None:
         """Remove the documents of runs that are finished, where the process ended that had not heard so yet."""

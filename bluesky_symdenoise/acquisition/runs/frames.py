@@ -154,8 +154,10 @@ def _file(resource: Document, descriptor: Document, count: Count, replaced: Repl
 
 def _other_frames(key: str, first: Document, now: Document) -> _OutOfReach | None:
     """Rows of a detector that was configured anew, so that another number of frames is one."""
+    if key not in now["data_keys"]:
+        return None
     before, after = (frames_stated(stated_shape(each["data_keys"][key]["shape"])) for each in (first, now))
-    if before == after:
+    if None in (before, after) or before == after:
         return None
     return _OutOfReach(
         SymDenoiseError(
@@ -185,6 +187,7 @@ class _Hdf5File:
     def __init__(self, resource: Document, descriptor: Document, count: Count, replaced: Replaced) -> None:
         stated = frames_stated(stated_shape(descriptor["data_keys"][resource["data_key"]]["shape"]))
         multiplier = resource["parameters"].get("multiplier")
+        multiplier = int(float(multiplier)) if str(multiplier).removesuffix(".0").isdecimal() else None
         # Two that contradict each other say nothing.
         frames = None if multiplier and stated not in (None, 1, multiplier) else multiplier or stated
         self._path = local_path(resource["uri"])
@@ -326,7 +329,8 @@ class StoredFrames:
         unreadable = SymDenoiseError(
             f"raw image {key}",
             rule="the server cannot read its file",
-            remedy="see the server's log, put the file back, then replay the run or run `symdenoise catch-up`",
+            remedy="see the server's log: the file is gone, has fewer rows than were announced, or lies outside the "
+            "folders that the server may read (readable_storage); then replay the run or run `symdenoise catch-up`",
         )
         if self._refused[key] >= REFUSALS:
             raise unreadable

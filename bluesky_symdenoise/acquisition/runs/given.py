@@ -52,7 +52,7 @@ class GivenRun:
     The documents are read once; those in a list or a backup are looked through before, for files that were replaced.
     """
 
-    def __init__(self, documents: Iterable[Any]) -> None:
+    def __init__(self, documents: Iterable[Any], *, replaced: Replaced | None = None) -> None:
         self._documents = iter(documents)
         first = next(self._documents, None)
         if not (isinstance(first, tuple | list) and len(first) == 2 and first[0] == "start"):
@@ -61,7 +61,7 @@ class GivenRun:
                 rule="a run begins with its start document",
                 remedy="give all its (name, document) pairs",
             )
-        self._replaced = Replaced()
+        self._replaced = replaced or Replaced()
         if isinstance(documents, Sequence):
             self._foresee(documents)
         self.start: Document = plain(first[1])

@@ -7,11 +7,16 @@ sees them before the denoiser does.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from event_model import unpack_datum_page
+
 from bluesky_symdenoise.errors import SymDenoiseError
+
+log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
@@ -22,20 +27,24 @@ MOST = 10_000
 
 
 class Replaced:
-    """Uids of resources whose files may be others by now; told on one thread, asked on another."""
+    """Uids of resources whose files may be others by now; told on one thread, asked on another.
+
+    Each has the moment after which its file must not have changed, if it is to be what it was.
+    """
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
 
     def add(self, found: Mapping[str, float]) -> None:
-        """Take in resources, each with when its run began."""
-        for uid in list(self._since)[: max(0, len(self._since) + len(found) - MOST)]:
-            del self._since[uid]
-        self._since.update(found)
+        """Take in resources, each with its moment; of two moments the earlier counts."""
+        for uid, since in found.items():
+            self._since[uid] = min(since, self._since.get(uid, since))
+        while len(self._since) > MOST:
+            del self._since[next(iter(self._since))]
 
     @property
     def all(self) -> dict[str, float]:
-        """The resources, each with when its run began."""
+        """The resources, each with its moment."""
         return dict(self._since)
 
     def check(self, uid: str, paths: Iterable[Path]) -> None:
@@ -46,11 +55,12 @@ class Replaced:
                 changed = path.stat().st_mtime
             except OSError:
                 continue
-            if since is not None and changed > since - SLACK_S:
+            if since is not None and changed > since:
                 raise SymDenoiseError(
                     f"a frame of {path}",
-                    rule="the detector announced a file of this name again, from its first row, before this frame was "
-                    "read: what the file holds now may be other frames",
+                    rule="before this frame was read, the detector announced a file of this name again, from its first "
+                    "row, or the file changed after the process that took the run had ended: what it holds now may be "
+                    "other frames",
                     remedy="have the detector give each file a name of its own",
                 )
 
@@ -62,46 +72,65 @@ class Places:
         self._place: dict[str, str] = {}
         #: Resources of each place whose frames are there together, with when their runs began.
         self._there: dict[str, dict[str, float]] = {}
+        self._legacy: dict[str, list[Any]] = {}
         self._began = 0.0
 
     def take(self, name: str, doc: Document) -> dict[str, float]:
-        """Take in a document, whatever it is; return the resources that may be replaced now, with when they began."""
+        """Take in a document, whatever it is; return the resources that may be replaced now, with their moments."""
+        try:
+            return self._taken(name, doc)
+        except (TypeError, ValueError, OverflowError, AttributeError, KeyError, IndexError) as error:
+            # Who reads the document says what is wrong with it.
+            log.debug("a %s document names no file that could be followed: %s", name, error)
+            return {}
+
+    def _taken(self, name: str, doc: Document) -> dict[str, float]:
         match name:
-            case "start" if isinstance(doc.get("time"), int | float):
+            case "start":
                 self._began = float(doc["time"])
             case "stream_resource":
-                self._place[str(doc.get("uid"))] = str(place(doc))
+                self._place[str(doc["uid"])] = str(place(doc))
             case "stream_datum":
-                return self._datum(str(doc.get("stream_resource")), doc.get("indices"))
+                uid = str(doc["stream_resource"])
+                return self._datum(self._place.get(uid), uid, first=int(doc["indices"]["start"]))
             case "resource":
-                uid = str(doc.get("uid"))
-                where = [doc.get(each) for each in ("root", "resource_path", "resource_kwargs")]
-                self._place[uid] = str(where)
-                return self._datum(uid, {"start": 0})
+                self._legacy[str(doc["uid"])] = [
+                    doc.get(each) for each in ("spec", "root", "resource_path", "resource_kwargs")
+                ]
+                while len(self._legacy) > MOST:
+                    del self._legacy[next(iter(self._legacy))]
+            case "datum":
+                uid = str(doc["resource"])
+                # Several resources may be of one file: it is replaced where the same frame is announced again.
+                where = [*self._legacy[uid], doc.get("datum_kwargs")]
+                return self._datum(str(where), uid, first=0)
+            case "datum_page" | "bulk_datum":
+                found: dict[str, float] = {}
+                for datum in unpack_datum_page(doc) if name == "datum_page" else ():
+                    found |= self._taken("datum", datum)
+                return found
         return {}
 
-    def _datum(self, uid: str, indices: Any) -> dict[str, float]:
-        where = self._place.get(uid)
+    def _datum(self, where: str | None, uid: str, *, first: int) -> dict[str, float]:
         if where is None:
             return {}
-        there = self._there.setdefault(where, {})
-        if uid in there:
-            return {}
+        there = self._there.pop(where, {})
         before: dict[str, float] = {}
-        if isinstance(indices, dict) and indices.get("start") == 0:
-            before, there = there, {}
-        there[uid] = self._began
+        if uid not in there:
+            if first == 0:
+                before, there = there, {}
+            there[uid] = self._began - SLACK_S
         # Latest last.
-        self._there.pop(where, None)
         self._there[where] = there
-        if len(self._there) > MOST:
+        while len(self._there) > MOST:
             for gone in self._there.pop(next(iter(self._there))):
                 self._place.pop(gone, None)
         return before
 
 
 def place(resource: Document) -> tuple[str, str]:
-    """Return the file and what of it a stream_resource is for: two of one place are of one file."""
+    """Return the file and what of it a stream_resource is for: two of one place are of the same rows."""
     parameters = resource.get("parameters")
     parameters = parameters if isinstance(parameters, dict) else {}
-    return str(resource.get("uri")), str([parameters.get(name) for name in ("dataset", "template", "filename")])
+    of = [parameters.get(name) for name in ("dataset", "template", "filename", "slice", "squeeze")]
+    return str(resource.get("uri")), str([resource.get("data_key"), *of])

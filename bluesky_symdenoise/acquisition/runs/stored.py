@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.request.request import image_keys
 from bluesky_symdenoise.acquisition.runs.databroker import Columns, columns_of, descriptors_of, tiled_run
 from bluesky_symdenoise.acquisition.runs.frames import FrameSource, StoredFrames
 from bluesky_symdenoise.acquisition.runs.given import Backup, GivenRun, Layout
 from bluesky_symdenoise.acquisition.runs.raw_files import other_rows, refuse_other_rows
+from bluesky_symdenoise.acquisition.runs.replaced import SLACK_S
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape, stated_shape
 
@@ -184,6 +186,29 @@ class TiledRun:
                 "writer has filed them together and does not keep which rows are whose",
             )
         refuse_other_rows(f"{stream}/{key}", array, self._used)
+        self._warn_of_later_files(f"{stream}/{key}", array)
+
+    def _warn_of_later_files(self, name: str, array: Any) -> None:
+        """Say that a raw file changed after the run: the next run may have written one of its name."""
+        if self.stop is None or not hasattr(array, "data_sources"):
+            return
+        for source in array.data_sources() or ():
+            for asset in source.assets:
+                try:
+                    changed = path_from_uri(asset.data_uri).stat().st_mtime
+                except (OSError, ValueError):
+                    # It is the server that reads it.
+                    continue
+                if changed > self.stop["time"] + SLACK_S:
+                    log.warning(
+                        "run %s, %s: %s changed %.0f s after the run had ended: if a later run wrote a file of this "
+                        "name, these are its frames; compare counts_in with a derived run that was made live",
+                        self.start["uid"][:8],
+                        name,
+                        asset.data_uri,
+                        changed - self.stop["time"],
+                    )
+                    return
 
     @cached_property
     def _used(self) -> dict[tuple[str, str | None], set[str]]:

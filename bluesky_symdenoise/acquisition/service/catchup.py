@@ -15,10 +15,11 @@ from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.deliver.claim import Claim
 from bluesky_symdenoise.acquisition.deliver.spool import Spool
-from bluesky_symdenoise.acquisition.live.backlog import documents_in, left_files
+from bluesky_symdenoise.acquisition.live.backlog import documents_in, foresee, left_files
 from bluesky_symdenoise.acquisition.past.replay import replay_with
 from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.acquisition.runs.given import GivenRun
+from bluesky_symdenoise.acquisition.runs.replaced import Places, Replaced
 from bluesky_symdenoise.acquisition.runs.stored import NothingToDenoiseError, StoredRun, stored_run
 from bluesky_symdenoise.catalog.store.containers import run_in
 from bluesky_symdenoise.catalog.store.journal import Journal
@@ -143,7 +144,9 @@ def finish_left(work: Work, *, older_than: float | None = None) -> Iterator[Outc
     until `older_than`.
     """
     for file, _ in left_files(work):
-        run = GivenRun((name, doc) for _, name, doc in documents_in(file.path))
+        replaced = Replaced()
+        foresee([file.path], Places(), replaced)
+        run = GivenRun(((name, doc) for _, name, doc in documents_in(file.path)), replaced=replaced)
         outcome = attempt(run, work, was="left by a process that ended", older_than=older_than)
         if outcome.ok and outcome.result != _HELD:
             file.remove()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ from bluesky_symdenoise.recipe import rows_of
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+
+log = logging.getLogger("bluesky_symdenoise")
 
 
 def aligned(raw: BlueskyRun, denoised: BlueskyRun, *, stream: str = "primary") -> xr.Dataset:
@@ -81,6 +85,7 @@ def merged(
     rows
         Of the raw stream, that those of the denoised one belong to where there are no times.
     """
+    left = _with_distinct_dims(left)
     by_time = "time" in left.coords and "time" in right.coords
     if not by_time:
         left = _numbered(left, range(sys.maxsize))
@@ -119,8 +124,44 @@ def _read(run: BlueskyRun, stream: str) -> xr.Dataset:
             rule=f"run {run.start['uid']} has none of that name",
             remedy=f"choose among {', '.join(run)}" if len(run) else "it has no stream at all: choose another run",
         ) from error
-    dataset: xr.Dataset = events.read()
+    try:
+        with warnings.catch_warnings():
+            # Such dimensions get names of their own.
+            warnings.filterwarnings("ignore", "Duplicate dimension names")
+            dataset: xr.Dataset = events.read()
+    except ValueError as error:
+        # A writer that was killed wrote frames whose events it did not write.
+        dataset = _first_rows(events)
+        log.warning(
+            "stream %r of run %s: its columns have different numbers of rows (%s), as where its writer was "
+            "interrupted; the first %d are given",
+            stream,
+            run.start["uid"][:8],
+            error,
+            dataset.sizes["time"],
+        )
     return dataset if dataset.sizes.get("time") else _without_rows(events.descriptors[0]["data_keys"])
+
+
+def _first_rows(events: Any) -> xr.Dataset:
+    """The rows that all columns of a stream have."""
+    columns = {name: events[name].read() for name in events}
+    rows = min(len(column) for column in columns.values())
+    held = {
+        name: (("time", *(f"{name}_dim{i + 1}" for i in range(column.ndim - 1))), column[:rows])
+        for name, column in columns.items()
+        if name != "time" and not str(name).startswith("ts_")
+    }
+    return xr.Dataset(held, coords={"time": np.asarray(columns["time"])[:rows]} if "time" in columns else None)
+
+
+def _with_distinct_dims(columns: xr.Dataset) -> xr.Dataset:
+    """The same columns; an image with two dimensions of one name, as Tiled names those of equal length, gets its own."""
+    for name, column in columns.data_vars.items():
+        if len(set(column.dims)) < column.ndim:
+            own = (column.dims[0], *(f"{name}_dim{i + 1}" for i in range(column.ndim - 1)))
+            columns = columns.assign({name: (own, column.data, column.attrs)})
+    return columns
 
 
 def _without_rows(data_keys: Mapping[str, Any]) -> xr.Dataset:
