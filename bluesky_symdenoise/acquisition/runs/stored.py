@@ -278,7 +278,10 @@ class StoredStream:
     def layout(self, key: str) -> Layout:
         """As the server has it."""
         array = self._arrays[key]
-        dims = array.dims or tuple(f"{key}_dim{i}" for i in range(len(array.shape)))
+        dims = tuple(array.dims or ())
+        if len(set(dims)) < len(array.shape):
+            # None are known, or Tiled gave those of equal length one name.
+            dims = ("time", *(f"{key}_dim{i}" for i in range(1, len(array.shape))))
         return Layout(("time", *dims[1:]), tuple(array.shape[1:]), np.dtype(array.dtype))
 
     def chunk_rows(self, key: str) -> int:

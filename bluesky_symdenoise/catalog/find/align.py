@@ -156,7 +156,7 @@ def _first_rows(events: Any) -> xr.Dataset:
 
 
 def _with_distinct_dims(columns: xr.Dataset) -> xr.Dataset:
-    """The same columns; an image with two dimensions of one name, as Tiled names those of equal length, gets its own."""
+    """The same columns; an image with two dimensions of one name, as Tiled names those of equal length, gets own ones."""
     for name, column in columns.data_vars.items():
         if len(set(column.dims)) < column.ndim:
             own = (column.dims[0], *(f"{name}_dim{i + 1}" for i in range(column.ndim - 1)))
