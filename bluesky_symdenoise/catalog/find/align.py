@@ -156,12 +156,14 @@ def _first_rows(events: Any) -> xr.Dataset:
 
 
 def _with_distinct_dims(columns: xr.Dataset) -> xr.Dataset:
-    """The same columns; an image with two dimensions of one name, as Tiled names those of equal length, gets own ones."""
+    """The same columns; where an image has two dimensions of one name, as Tiled may give them, it gets its own."""
+    distinct: dict[Hashable, Any] = {}
     for name, column in columns.data_vars.items():
-        if len(set(column.dims)) < column.ndim:
-            own = (column.dims[0], *(f"{name}_dim{i + 1}" for i in range(column.ndim - 1)))
-            columns = columns.assign({name: (own, column.data, column.attrs)})
-    return columns
+        dims = column.dims
+        if len(set(dims)) < len(dims):
+            dims = (dims[0], *(f"{name}_dim{i + 1}" for i in range(column.ndim - 1)))
+        distinct[name] = (dims, column.data, column.attrs)
+    return xr.Dataset(distinct, coords=columns.coords, attrs=columns.attrs)
 
 
 def _without_rows(data_keys: Mapping[str, Any]) -> xr.Dataset:
