@@ -288,3 +288,13 @@ class TestErrors:
     def test_missing_recipe_for_training(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         recipe = tmp_path / "missing.toml"
         assert str(recipe) in refused(capsys, "train", str(recipe), "--output", str(tmp_path / "out"))
+
+
+def test_help_lists_every_command_under_a_heading_the_demo_first() -> None:
+    from bluesky_symdenoise.cli.root import PANELS, app
+
+    done = CliRunner().invoke(app, ["--help"])
+    assert "Commands" not in done.output
+    places = [done.output.index(panel) for panel in PANELS]
+    assert places == sorted(places)
+    assert done.output.index("demo") < done.output.index("denoise  ")
