@@ -25,7 +25,8 @@ def _described(command: Any, context: Any, level: int = 2) -> Iterator[str]:
     rows = [record for each in command.params if (record := each.get_help_record(context)) is not None]
     rows = [(name, said) for name, said in rows if "--help" not in name]
     if rows:
-        yield "\n".join(["| option | what |", "|---|---|", *(f"| `{_cell(name)}` | {_text(_cell(said))} |" for name, said in rows)])
+        lines = [f"| `{_cell(name)}` | {_text(_cell(said))} |" for name, said in rows]
+        yield "\n".join(["| option | what |", "|---|---|", *lines])
     for name, each in inner.items():
         yield from _described(each, each.context_class(each, info_name=name, parent=context), min(level + 1, 4))
 
