@@ -68,7 +68,7 @@ def integrate(
         By bin ``radial`` (coordinate in `unit`): ``intensity``, counts per pixel of unit exposure; ``sigma``, its rms
         error; ``bias``, the part of sigma that smoothing makes, with its sign (not subtracted);
         ``sigma_independent``, what the pixels' sigma would give if their errors were independent, for comparison only;
-        ``covariance`` (radial, radial_), mean products of errors, of rank `replicates` at most; and ``replicates``
+        ``covariance`` ``(radial, radial_)``, mean products of errors, of rank `replicates` at most; and ``replicates``
         (replicate, radial), to be fitted one by one where a fit's errors are wanted. NaN in bins without pixels.
 
     Raises
