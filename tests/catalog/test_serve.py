@@ -37,13 +37,13 @@ def test_the_configuration_of_this_version_is_used():
 
 
 def test_in_a_source_tree_the_configuration_lies_beside_the_package(tmp_path, monkeypatch):
-    module = tmp_path / "bluesky_symdenoise" / "catalog" / "serve.py"
+    module = tmp_path / "bluesky_symdenoise" / "catalog" / "server" / "serve.py"
     monkeypatch.setattr("bluesky_symdenoise.catalog.server.serve.__file__", str(module))
     assert config_path() == tmp_path / "tiled_config.yml"
 
 
 def test_an_installed_package_has_its_own_configuration(tmp_path, monkeypatch):
-    module = tmp_path / "bluesky_symdenoise" / "catalog" / "serve.py"
+    module = tmp_path / "bluesky_symdenoise" / "catalog" / "server" / "serve.py"
     monkeypatch.setattr("bluesky_symdenoise.catalog.server.serve.__file__", str(module))
     installed = tmp_path / "bluesky_symdenoise" / "tiled_config.yml"
     installed.parent.mkdir()

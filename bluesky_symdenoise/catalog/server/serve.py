@@ -56,7 +56,7 @@ _GRACE_S = 5
 
 def config_path() -> Path:
     """The ``tiled_config.yml`` of this package: inside it where installed, beside it in a source tree."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     installed = package / "tiled_config.yml"
     return installed if installed.is_file() else package.parent / "tiled_config.yml"
 
