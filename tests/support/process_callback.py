@@ -1,6 +1,7 @@
-"""A RunEngine's process with a callback that is far behind, and ends in one of many ways: URI HOW FRAMES.
+"""A RunEngine's process with a callback that is far behind, and ends in one of many ways: URI HOW FRAMES FOLDER.
 
-The key is in TILED_API_KEY. Prints the uid of the raw run and the pid of the worker, then ends.
+The key is in TILED_API_KEY. Its last words are the uid of the raw run, the pid of the worker, how many documents wait
+for that, and the pid of a fork that goes on, or 0.
 """
 
 from __future__ import annotations
@@ -33,41 +34,37 @@ def work(uri: str, how: str, frames: int, folder: Path) -> None:
     callback = DenoiseCallback(client["denoised"], denoiser=DenoiserSettings(threads=1), symmetry="1", nice=0)
     documents = list(step_scan(folder, counts(frames)))
     if how.startswith("cut"):
-        documents = documents[: len(documents) // 2]
+        documents = documents[: len(documents) * 3 // 4]
     for name, doc in documents:
         writer(name, doc)
     for name, doc in documents:
         callback(name, doc)
-    print(documents[0][1]["uid"], callback.worker_pid, flush=True)
-    end(how, callback)
+    end(how.removeprefix("cut "), callback, documents[0][1]["uid"])
 
 
-def end(how: str, callback: DenoiseCallback) -> None:
-    """End this process."""
-    match how.removeprefix("cut "):
+def end(how: str, callback: DenoiseCallback, uid: str) -> None:
+    """End this process: at once, or while the worker is at one of the first frames."""
+    fork = None
+    if how == "with a fork that goes on":
+        fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=False)
+        fork.start()
+    while how not in ("return", "os._exit at once", "interrupt at exit") and callback.status().frames < 2:
+        time.sleep(0.02)
+    print(uid, callback.worker_pid, callback.status().waiting, fork.pid if fork else 0, flush=True)
+    match how:
         case "return":
             return
-        case "os._exit at once":
-            os._exit(0)
-        case "os._exit":
-            time.sleep(0.5)
+        case "os._exit at once" | "os._exit" | "with a fork that goes on":
             os._exit(0)
         case "interrupt at exit":
-            signal.alarm(2)
             signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
             return
         case "SIGTERM" | "SIGKILL" as name:
-            time.sleep(0.5)
             os.kill(os.getpid(), getattr(signal, name))
         case "SIGKILL both":
-            while callback.status().frames < 2:
-                time.sleep(0.02)
             os.kill(callback.worker_pid, signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
-        case "with a fork that goes on":
-            multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=False).start()
-            time.sleep(0.5)
-            os._exit(0)
 
 
 def main() -> None:

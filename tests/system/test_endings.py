@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import process_callback
 import pytest
 from callback_runs import column, derived_of, outcome
-from process_callback import counts
 from tiled.client.container import Container
 
 from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
@@ -22,15 +23,18 @@ from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 
-#: More documents than the worker holds at a time.
-FRAMES = 40
+#: Two documents each: more than the worker holds at a time, also of three quarters of them.
+FRAMES = 24
 
 
+@dataclass(frozen=True)
 class Ended:
-    """A process of `process_callback.py` that has ended; `worker` may live."""
+    """A process of `process_callback.py` that has ended; `worker` may live, and `fork` does if it is not 0."""
 
-    def __init__(self, uid: str, worker: int, stderr: str) -> None:
-        self.uid, self.worker, self.stderr = uid, worker, stderr
+    uid: str
+    worker: int
+    fork: int
+    stderr: str
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +45,28 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Container
 
 
 @pytest.fixture
-def ended(served: tuple[Container, Path], tmp_path: Path) -> Callable[..., Ended]:
+def ended(served: tuple[Container, Path], tmp_path: Path) -> Iterator[Callable[..., Ended]]:
+    """Function that has a process end in a way, while its worker is behind."""
     client, home = served
+    forks: list[int] = []
 
     def run(how: str) -> Ended:
-        script = process_callback.__file__
-        said = tmp_path / "stderr"
-        with said.open("w") as stderr:
-            done = subprocess.run(
-                [sys.executable, script, client.uri, how, str(FRAMES), str(home / "frames" / "raw")],
-                env=os.environ | {"TILED_API_KEY": "5ec2e7"},
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                timeout=240,
-            )
-        uid, worker = done.stdout.split()
-        return Ended(uid, int(worker), said.read_text())
+        command = [sys.executable, process_callback.__file__]
+        arguments = [client.uri, how, str(FRAMES), str(home / "frames" / "raw")]
+        last_words, said = tmp_path / "stdout", tmp_path / "stderr"
+        # Into files: a pipe would be open, and waited for, as long as a fork lives.
+        with last_words.open("w") as stdout, said.open("w") as stderr:
+            variables = os.environ | {"TILED_API_KEY": "5ec2e7"}
+            subprocess.run([*command, *arguments], env=variables, stdout=stdout, stderr=stderr, timeout=240)
+        uid, *numbers = last_words.read_text().split()
+        worker, waiting, fork = map(int, numbers)
+        forks.extend([fork] if fork else [])
+        assert waiting > 0
+        return Ended(uid, worker, fork, said.read_text())
 
-    return run
+    yield run
+    for fork in forks:
+        os.kill(fork, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -79,9 +86,13 @@ def catch_up(
     return run
 
 
+def lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()
+
+
 def wait_until_gone(pid: int, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
-    while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+    while lives(pid):
         assert time.monotonic() < deadline, f"process {pid} lives"
         time.sleep(0.1)
 
@@ -96,7 +107,7 @@ def expect_all(client: Container, uid: str) -> None:
     run = derived_of(client, _Uid(uid))
     assert run.metadata["stop"]["exit_status"] == "success"
     assert outcome(run)["complete"]
-    np.testing.assert_array_equal(column(run, "det_counts_in"), counts(FRAMES).sum(axis=(1, 2)))
+    np.testing.assert_array_equal(column(run, "det_counts_in"), process_callback.counts(FRAMES).sum(axis=(1, 2)))
 
 
 class _Uid:
@@ -128,6 +139,10 @@ def test_worker_finishes_what_the_process_took(
     assert left_on_disk(home) == []
     if how in ("return", "fork return", "spawn return"):
         assert "this process ends" in done.stderr
+    if how == "interrupt at exit":
+        assert "KeyboardInterrupt" in done.stderr
+    if how == "with a fork that goes on":
+        assert lives(done.fork)
 
 
 @pytest.mark.parametrize("finished_by", ["catch-up", "the next start"])
@@ -177,7 +192,7 @@ def test_run_whose_process_ends_in_the_middle_says_so(
     assert not stop["provenance"]["complete"]
     rows = len(column(run, "seq_num"))
     assert 0 < rows < FRAMES
-    np.testing.assert_array_equal(column(run, "det_counts_in"), counts(FRAMES)[:rows].sum(axis=(1, 2)))
+    np.testing.assert_array_equal(column(run, "det_counts_in"), process_callback.counts(FRAMES)[:rows].sum(axis=(1, 2)))
 
 
 def test_documents_taken_with_other_settings_wait_and_are_named(
