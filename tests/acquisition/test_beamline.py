@@ -23,6 +23,8 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import Recipe
 
+pytestmark = pytest.mark.server
+
 Documents = list[tuple[str, dict[str, Any]]]
 SIZE = 64
 

@@ -53,6 +53,8 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import Recipe
 
+pytestmark = pytest.mark.server
+
 SCALARS = ("counts_in", "counts_out", "symmetry", "center_y", "center_x", "ms")
 
 

@@ -23,6 +23,8 @@ from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 
+pytestmark = pytest.mark.server
+
 FRAMES = 3
 Command = Callable[..., tuple[int, str]]
 
@@ -104,6 +106,7 @@ class TestCommand:
         for uid in uids:
             assert denoised_for(catalog, uid).metadata["stop"]["provenance"]["complete"]
 
+    @pytest.mark.process
     def test_same_recipe_as_the_callback(
         self, catalog: Container, command: Command, raw: Callable[..., str], tmp_path: Path
     ) -> None:

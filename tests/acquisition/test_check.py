@@ -27,6 +27,8 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.check import load_symmetry
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
+pytestmark = pytest.mark.server
+
 SHAPE, CENTER = (128, 144), (60.5, 71.0)
 #: A tenth brighter on one side: a quarter of the upper left.
 ARC = np.s_[10:40, 20:60]

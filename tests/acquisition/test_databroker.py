@@ -24,6 +24,8 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 mongo_normalized = pytest.importorskip("databroker.mongo_normalized", exc_type=ImportError)
 v1 = pytest.importorskip("databroker.v1", exc_type=ImportError)
 
+pytestmark = pytest.mark.server
+
 KEY = "mongoKey"
 
 

@@ -35,6 +35,8 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.rows import Patience
 
+pytestmark = pytest.mark.server
+
 Documents = list[tuple[str, dict[str, Any]]]
 SIZE = 64
 

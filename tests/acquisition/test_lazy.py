@@ -31,6 +31,8 @@ from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 
+pytestmark = pytest.mark.server
+
 HEIGHT, WIDTH = 32, 48
 ROWS = 3
 

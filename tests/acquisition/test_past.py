@@ -26,6 +26,8 @@ from bluesky_symdenoise.acquisition.runs.stored import stored_run
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.recipe import Recipe, chosen_frames, rows_of
 
+pytestmark = pytest.mark.server
+
 AXES = {"dimensions": [[["stage"], "primary"]]}
 
 

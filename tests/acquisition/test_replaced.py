@@ -29,6 +29,8 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 
+pytestmark = pytest.mark.server
+
 NAN = float("nan")
 
 
@@ -120,6 +122,7 @@ class TestWrittenAnew:
         np.testing.assert_array_equal(others, [NAN, NAN, *sums(stack[3:])])
         assert "give each file a name of its own" in str(callback.status().errors)
 
+    @pytest.mark.process
     def test_by_the_next_run(
         self, client: Container, made: Callable[..., Made], keeping_busy: list[tuple[str, Any]]
     ) -> None:

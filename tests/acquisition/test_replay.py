@@ -25,6 +25,8 @@ from bluesky_symdenoise.catalog.find.query import denoised_for
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 
+pytestmark = pytest.mark.server
+
 HEIGHT, WIDTH = 64, 80
 CENTER = (31.0, 40.5)
 FRAMES = 2

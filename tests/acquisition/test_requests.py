@@ -17,6 +17,8 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 
+pytestmark = pytest.mark.server
+
 SHAPE = (48, 56)
 CENTER = (23.5, 27.5)
 OFF = (23.5, 270.0)

@@ -25,6 +25,8 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 
+pytestmark = pytest.mark.server
+
 SIZE = 64
 CENTER = (31.5, 31.5)
 #: Degrees, along a map of two rows and three columns; the last frame has no texture.
@@ -128,6 +130,7 @@ def test_catching_up_gives_the_same_columns(live: Any, client: Container, home: 
         np.testing.assert_array_equal(column(denoised_for(client, raw), name), column(live, name))
 
 
+@pytest.mark.process
 def test_worker_process_writes_the_same(live: Any, client: Container, home: Path) -> None:
     with DenoiseCallback(
         client["denoised"], denoiser=DenoiserSettings(threads=1), analysis=RINGS, **OPTIONS

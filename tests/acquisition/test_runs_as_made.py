@@ -26,13 +26,15 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 
+pytestmark = pytest.mark.server
+
 
 @pytest.fixture
 def made(home: Path) -> Callable[..., Made]:
     return lambda **metadata: Made(home / "frames" / "raw", **metadata)
 
 
-@pytest.fixture(params=["thread", "process"])
+@pytest.fixture(params=["thread", pytest.param("process", marks=pytest.mark.process)])
 def callback(request: pytest.FixtureRequest, client: Container, denoiser: Denoiser) -> Iterator[Any]:
     options = {"symmetry": "1"}
     if request.param == "thread":
@@ -527,6 +529,7 @@ class TestAttaching:
         assert (status.frames, status.failed) == (1, 0)
         assert counts_in(derived(client, run.uid)) == sums(frames(1))
 
+    @pytest.mark.process
     def test_two_callbacks_of_the_same_settings(self, client: Container, made: Callable[..., Made]) -> None:
         """The first denoises the run; the other says why it does not, and nobody is told to end the RunEngine."""
         run = made()
@@ -581,6 +584,7 @@ class TestPlaces:
         assert counts_in(derived(client, run.uid)) == sums(frames(1))
 
 
+@pytest.mark.process
 def test_closing_in_a_hurry_says_what_is_not_done(
     client: Container, made: Callable[..., Made], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

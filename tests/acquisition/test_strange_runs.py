@@ -35,6 +35,8 @@ from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.derived.columns import denoised_images
 from bluesky_symdenoise.errors import SymDenoiseError
 
+pytestmark = pytest.mark.server
+
 Document = dict[str, Any]
 Documents = list[tuple[str, Document]]
 
@@ -307,6 +309,7 @@ def callback(client: Container) -> Iterator[DenoiseCallback]:
         assert callback.status().restarts == 0
 
 
+@pytest.mark.process
 class TestThroughAnotherProcess:
     """One callback with a worker takes all runs."""
 

@@ -379,6 +379,7 @@ def test_speed_prints_and_stores_what_a_small_frame_takes(tmp_path):
 # Cross-validation
 
 
+@pytest.mark.train
 def test_each_origin_is_left_out_in_turn(tmp_path, rng, rings, mask):
     """Each set is scored by weights that have seen no real frame, all but those of its origin, and all."""
     data = tmp_path / "data"

@@ -76,6 +76,7 @@ def test_runs_and_shows_a_table(denoiser: Denoiser) -> None:
     assert {verdict(row["saved_against_raw"]) for row in summary(results)} == {"not compared"}
 
 
+@pytest.mark.train
 def test_smae_stands_beside_the_others_on_few_frames(denoiser: Denoiser) -> None:
     results = few.run(SAMPLE, denoiser, frames=1, levels=(5.0,), replicates=2, budget=Budget(steps=2, channels=(4, 4)))
     assert {row["method"] for row in results} == {*science.METHODS, few.SMAE}

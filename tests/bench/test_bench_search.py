@@ -14,6 +14,8 @@ from bluesky_symdenoise.bench.load.postgres import private_postgres
 from bluesky_symdenoise.bench.load.search import _SEARCHES, _scan, catalogue, measured
 from bluesky_symdenoise.errors import SymDenoiseError
 
+pytestmark = pytest.mark.server
+
 
 def test_copies_of_runs_are_whole_and_found(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/catalog.db"
@@ -36,6 +38,7 @@ def test_copies_of_runs_are_whole_and_found(tmp_path: Path) -> None:
         assert denoised_for(client, population.raw_uid(0)) is None
 
 
+@pytest.mark.process
 def test_every_search_is_measured_with_its_plan_on_postgresql(tmp_path: Path) -> None:
     try:
         with private_postgres(tmp_path):

@@ -17,6 +17,8 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.training.n2v import n2v
 from bluesky_symdenoise.training.smae import BUDGET, UNet, both_counted, both_measured, smae
 
+pytestmark = pytest.mark.train
+
 SHORT = replace(BUDGET, steps=60, channels=(8, 16))
 
 

@@ -18,6 +18,8 @@ from bluesky_symdenoise import SymDenoiseError, aligned, denoised_for, replay
 from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
+pytestmark = pytest.mark.server
+
 SHAPE = (1, 48, 64)
 Documents = Iterator[tuple[str, dict[str, Any]]]
 

@@ -29,6 +29,8 @@ from bluesky_symdenoise.catalog.store.writer import DerivedRun
 from bluesky_symdenoise.derived.columns import SCALARS, refused_keys, refused_stream, with_numbers
 from bluesky_symdenoise.derived.row import Row, empty_row
 
+pytestmark = [pytest.mark.server, pytest.mark.process]
+
 SHAPE = (1, 4, 5)
 NAN = float("nan")
 

@@ -30,6 +30,8 @@ from bluesky_symdenoise.catalog.server import serve
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.files import open_frames
 
+pytestmark = pytest.mark.server
+
 SHAPE = (64, 80)
 CENTER = (31.5, 39.5)
 KEY = "exportKey1"

@@ -25,6 +25,8 @@ from bluesky_symdenoise.catalog.client import SymDenoisedRun
 from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.recipe import Recipe
 
+pytestmark = pytest.mark.server
+
 RAW = "0a000000-0000-4000-8000-000000000000"
 FAST, PRECISE = "ab" * 32, "AbcD".lower() + "0" * 60
 ASKED = {name: Recipe(FAST, "1", symmetry=name) for name in ("auto", "2mm")}
@@ -50,7 +52,7 @@ def _uid(name: str) -> str:
     return f"d{list(RUNS).index(name)}{RAW[2:]}"
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.process)])
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     """A raw run, five denoised ones written out of order, and one that somebody else derived."""
     folder = tmp_path_factory.mktemp(request.param)

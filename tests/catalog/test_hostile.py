@@ -26,6 +26,8 @@ from bluesky_symdenoise.catalog.lazy.cache import FRAMES
 from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
+pytestmark = pytest.mark.server
+
 SECRET = b"root:x:0:0:the secret"
 #: Arrays with crafted data sources.
 CRAFTED = 250

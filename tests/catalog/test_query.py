@@ -17,6 +17,8 @@ from bluesky_symdenoise import SymDenoiseError, aligned, denoised_for, raw_for
 from bluesky_symdenoise.catalog.client import SymDenoisedRun
 from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 
+pytestmark = pytest.mark.server
+
 FRAMES = np.random.default_rng(0).poisson(3, (3, 4, 5)).astype("<u2")
 TIMES = [1.7e9, 1.7e9 + 1, 1.7e9 + 2]
 WriteRun = Callable[..., str]

@@ -62,6 +62,7 @@ def test_all_storage_lies_in_the_folder_and_nothing_is_made_yet(tmp_path):
     assert not home.exists()
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -130,6 +131,7 @@ def test_a_folder_that_tiled_cannot_address_is_refused(tmp_path):
 # --- the embedded server
 
 
+@pytest.mark.server
 def test_a_new_folder_has_two_empty_catalogues_of_runs(catalog):
     assert set(catalog) == {"raw", "denoised"}
     assert not catalog.specs
@@ -138,6 +140,7 @@ def test_a_new_folder_has_two_empty_catalogues_of_runs(catalog):
         assert len(catalog[name]) == 0
 
 
+@pytest.mark.server
 def test_runs_are_there_when_the_folder_is_opened_again(tmp_path, write_run):
     with embedded_catalog(tmp_path) as client:
         uid = write_run(client["raw"], tmp_path / "frames", {"det": FRAMES}, scalars={"motor": [1.0, 2.0]})
@@ -147,6 +150,7 @@ def test_runs_are_there_when_the_folder_is_opened_again(tmp_path, write_run):
         np.testing.assert_array_equal(events.motor, [1.0, 2.0])
 
 
+@pytest.mark.server
 def test_frames_elsewhere_are_read_only_where_that_was_allowed(tmp_path, write_run):
     for folder in ("detector", "other"):
         (tmp_path / folder).mkdir()
@@ -158,6 +162,7 @@ def test_frames_elsewhere_are_read_only_where_that_was_allowed(tmp_path, write_r
         assert client.context.http_client.get(link).is_error
 
 
+@pytest.mark.server
 def test_only_the_key_opens_the_server(tmp_path, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, "fromEnvironment1")
     with embedded_catalog(tmp_path) as client:
@@ -167,10 +172,12 @@ def test_only_the_key_opens_the_server(tmp_path, monkeypatch):
         assert httpx.get(url, headers={"Authorization": "Apikey fromEnvironment1"}).status_code == 200
 
 
+@pytest.mark.server
 def test_the_server_is_reachable_from_this_computer_only(catalog):
     assert catalog.context.api_uri.host == "127.0.0.1"
 
 
+@pytest.mark.server
 def test_two_folders_in_one_process_have_a_key_each(tmp_path):
     def status(client, key):
         return httpx.get(f"{client.context.api_uri}metadata/", headers={"Authorization": f"Apikey {key}"}).status_code
@@ -183,6 +190,7 @@ def test_two_folders_in_one_process_have_a_key_each(tmp_path):
         assert [status(b, "keyA"), status(b, "keyB")] == [401, 200]
 
 
+@pytest.mark.server
 def test_a_second_server_on_the_folder_is_refused_until_the_first_ends(tmp_path):
     with embedded_catalog(tmp_path) as client:
         with (
@@ -195,6 +203,7 @@ def test_a_second_server_on_the_folder_is_refused_until_the_first_ends(tmp_path)
         pass
 
 
+@pytest.mark.server
 def test_a_port_that_is_taken_is_named(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -205,18 +214,21 @@ def test_a_port_that_is_taken_is_named(tmp_path):
             pass
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_a_port_that_does_not_exist_is_refused(tmp_path, port):
     with pytest.raises(SymDenoiseError, match=f"port {port}"), embedded_catalog(tmp_path, port=port):
         pass
 
 
+@pytest.mark.server
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SymDenoiseError, match="cannot hold a catalogue"), embedded_catalog(tmp_path / "file"):
         pass
 
 
+@pytest.mark.server
 def test_an_error_of_the_user_stops_the_server_and_leaves_nothing_behind(tmp_path, caplog, capfd):
     caplog.set_level(logging.INFO)
     environment, threads = dict(os.environ), set(threading.enumerate())
@@ -292,6 +304,8 @@ def kept(tmp_path):
     return tmp_path
 
 
+@pytest.mark.process
+@pytest.mark.server
 def test_ctrl_c_ends_the_server_and_the_key_it_made_is_shown_once_in_each_form(kept):
     answer, said, status = _serve(kept, signal.SIGINT)
     assert (answer, status) == (200, 0), said
@@ -305,6 +319,8 @@ def test_ctrl_c_ends_the_server_and_the_key_it_made_is_shown_once_in_each_form(k
     )
 
 
+@pytest.mark.process
+@pytest.mark.server
 def test_a_key_from_the_environment_is_used_and_never_shown(kept):
     answer, said, status = _serve(kept, signal.SIGTERM, **{KEY_VARIABLE: "fromEnvironment1"})
     assert (answer, status) == (200, 0), said
@@ -318,6 +334,7 @@ def test_serving_a_folder_without_a_catalogue_names_the_command_that_makes_one(t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.server
 def test_without_a_terminal_no_key_is_made_for_a_log(kept):
     with pytest.raises(SymDenoiseError, match=f"set {KEY_VARIABLE}"):
         serve(kept, port=0)

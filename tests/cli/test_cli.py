@@ -121,6 +121,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return output, invoked("demo", "--json", "--frames", "2", "--output", str(output))
 
 
+@pytest.mark.process
+@pytest.mark.server
 class TestDemo:
     """The main job with nothing to set up."""
 

@@ -14,6 +14,8 @@ from bluesky_symdenoise import denoised_for
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
+pytestmark = pytest.mark.server
+
 Command = Callable[..., tuple[int, str]]
 
 

@@ -252,6 +252,7 @@ class TestImport:
         assert not models.exists()
 
 
+@pytest.mark.server
 def test_runs_find_their_model_by_its_sha256(tmp_path: Path, catalog: Any, frames_folder: Path, write_run: Any) -> None:
     """Stored, lazy and recomputed frames, whatever the model is called now; and the remedy where it is missing."""
     counts = np.random.default_rng(0).poisson(2.0, (3, 40, 48)).astype(np.uint16)
@@ -284,6 +285,7 @@ def test_runs_find_their_model_by_its_sha256(tmp_path: Path, catalog: Any, frame
     np.testing.assert_array_equal(np.asarray(catalog["denoised"][run.start["uid"]]["primary"]["det"]), stored)
 
 
+@pytest.mark.server
 def test_the_server_says_which_model_it_lacks(
     tmp_path: Path, catalog: Any, frames_folder: Path, write_run: Any, models: Path
 ) -> None:

@@ -280,6 +280,7 @@ class TestBeamline:
         # Nobody misses it who has no mates.
         assert self.settings(Beamline(poni_file=path), symmetry="1").unused_tilt is None
 
+    @pytest.mark.server
     @pytest.mark.parametrize("asked", ["auto", "2"])
     def test_a_run_is_denoised_on_the_detector_as_it_leans(
         self, client: Container, denoiser: Denoiser, home: Path, tmp_path: Path, asked: str

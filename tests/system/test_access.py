@@ -28,6 +28,8 @@ from bluesky_symdenoise.catalog.store.containers import prepare
 from bluesky_symdenoise.cli import app
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
+pytestmark = [pytest.mark.server, pytest.mark.process]
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "access_control"
 PASSWORDS = {f"{name.upper()}_PASSWORD": f"{name}Secret1" for name in ("alice", "bob", "operator")}
 PROPOSALS = {"alice": "proposal-1", "bob": "proposal-2"}

@@ -21,9 +21,11 @@ BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 KEY = "browserKey1"
 HOSTILE = "<script>document.title='owned'</script><img src=http://example.org/x onerror=alert(1)>"
 
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs Chromium: apt-get install chromium chromium-driver"
-)
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.process,
+    pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Chromium: apt-get install chromium chromium-driver"),
+]
 
 
 def rings(frames: int = 3) -> np.ndarray:

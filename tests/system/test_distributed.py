@@ -37,6 +37,8 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.weights import Model, encode
 from bluesky_symdenoise.errors import SymDenoiseError
 
+pytestmark = [pytest.mark.server, pytest.mark.process]
+
 SIZE, FRAMES, FAILS = 128, 13, 7
 
 

@@ -24,6 +24,8 @@ from bluesky_symdenoise.catalog.server.serve import config_path
 from bluesky_symdenoise.catalog.store.containers import prepare
 from bluesky_symdenoise.cli import app
 
+pytestmark = [pytest.mark.server, pytest.mark.process]
+
 
 def doctor(uri: str, *options: str, key: str = KEY) -> tuple[int, dict[str, tuple[str, str, str]]]:
     """Exit status, and verdict, words and remedy of each check."""

@@ -23,6 +23,8 @@ from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 
+pytestmark = [pytest.mark.server, pytest.mark.process]
+
 #: Two documents each: more than the worker holds at a time, also of three quarters of them.
 FRAMES = 24
 

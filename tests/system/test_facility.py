@@ -17,6 +17,8 @@ from servers import private_redis
 from bluesky_symdenoise import SymDenoiseError, aligned, denoised_for
 from bluesky_symdenoise.catalog.store.containers import prepare
 
+pytestmark = [pytest.mark.server, pytest.mark.process]
+
 
 def works(server: TiledProcess, frames: Path) -> None:
     """A scan is written, denoised and read back; so is a run of arrays and scalars that Tiled itself stores."""

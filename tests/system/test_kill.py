@@ -23,6 +23,8 @@ from tiled.structures.core import Spec
 
 from bluesky_symdenoise.catalog.client import SymDenoisedRun
 
+pytestmark = [pytest.mark.server, pytest.mark.process]
+
 KILLS = 54
 RUNS, FRAMES, SIZE = 4, 5, 64
 

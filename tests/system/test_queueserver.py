@@ -22,6 +22,8 @@ from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 
 comms = pytest.importorskip("bluesky_queueserver.manager.comms")
 
+pytestmark = [pytest.mark.server, pytest.mark.process]
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "queueserver"
 Ask = Callable[..., dict[str, Any]]
 

@@ -19,6 +19,8 @@ from bluesky_symdenoise.acquisition.service.sources import KafkaSource, ZmqSourc
 zmq_callbacks = pytest.importorskip("bluesky.callbacks.zmq")
 confluent_kafka = pytest.importorskip("confluent_kafka")
 
+pytestmark = pytest.mark.process
+
 
 #: The mock cluster waits for the session of a consumer that left before it lets the next one in.
 QUICK = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 1000}

@@ -28,6 +28,8 @@ from tiled.structures.core import Spec
 from bluesky_symdenoise.catalog.find.query import denoised_for
 from bluesky_symdenoise.catalog.server.serve import FRAMES_FOLDER, KEY_VARIABLE
 
+pytestmark = [pytest.mark.server, pytest.mark.process]
+
 KEY = "f" * 32
 FRAMES = 6
 #: Seconds that anything may take on a busy machine.

@@ -32,6 +32,8 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 
+pytestmark = pytest.mark.server
+
 ONE = DenoiserSettings(threads=1)
 
 
@@ -88,6 +90,7 @@ def left_in_spool(home: Path) -> list[Path]:
     return sorted((home / "denoised" / FOLDER).iterdir())
 
 
+@pytest.mark.process
 def test_process_of_the_run_engine_imports_no_torch(home: Path, client: Container, tmp_path: Path) -> None:
     """Also with the callback attached; and the worker is started from a script that has no __main__ guard."""
     write(rings(2), tmp_path / "raw.h5")
@@ -109,6 +112,7 @@ print("torch" in sys.modules)
     assert done.stdout == "False\n"
 
 
+@pytest.mark.process
 def test_key_is_not_on_the_command_line_and_the_worker_is_nice(client: Container) -> None:
     with callback_on(client, nice=7) as callback:
         command = Path(f"/proc/{callback.worker_pid}/cmdline").read_bytes().decode()
@@ -118,6 +122,7 @@ def test_key_is_not_on_the_command_line_and_the_worker_is_nice(client: Container
         assert its == min(19, ours + 7)
 
 
+@pytest.mark.process
 class TestCrash:
     """A worker that dies loses nothing."""
 
@@ -211,6 +216,7 @@ def inline(frames: np.ndarray) -> list[tuple[str, dict[str, Any]]]:
     return [("start", run.start_doc), ("descriptor", descriptor.descriptor_doc), *events, ("stop", run.compose_stop())]
 
 
+@pytest.mark.process
 class TestServerAway:
     """Tiled may come and go: frames and documents are on disk, and end up there once."""
 
@@ -274,6 +280,7 @@ class TestServerAway:
             assert derived_of(back, done).metadata["stop"]
 
 
+@pytest.mark.process
 class TestFramesOverHttp:
     def test_reads_the_same_where_the_server_sees_no_file(
         self, client: Container, tmp_path: Path, raw_folder: Path
@@ -295,6 +302,7 @@ class TestFramesOverHttp:
         assert not any(key.startswith("symdenoise-probe") for key in client["denoised"])
 
 
+@pytest.mark.process
 class TestSlowDenoiser:
     def test_drop_leaves_nan_rows_with_the_reason(
         self, client: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

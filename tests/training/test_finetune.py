@@ -232,6 +232,7 @@ def tuned_with(parent: Denoiser, rng: np.random.Generator, **changes: Any) -> An
     return tune(parent, on, held_out, config=replace(QUICK, **changes), seconds=300, progress=False)
 
 
+@pytest.mark.train
 def test_a_network_that_knows_nothing_learns(parent: Denoiser, rng: np.random.Generator) -> None:
     before = [parameter.clone() for parameter in parent.model.net.parameters()]
     tuned = tuned_with(parent, rng)
@@ -242,6 +243,7 @@ def test_a_network_that_knows_nothing_learns(parent: Denoiser, rng: np.random.Ge
     assert all(torch.equal(a, b) for a, b in zip(before, parent.model.net.parameters(), strict=True))
 
 
+@pytest.mark.train
 def test_the_same_seed_gives_the_same_weights(parent: Denoiser) -> None:
     shas = [tuned_with(parent, np.random.default_rng(1), seed=seed, steps=3).model.sha256 for seed in (2, 2, 3)]
     assert shas[0] == shas[1]
@@ -255,6 +257,7 @@ def test_no_time_means_no_steps_and_no_gain(parent: Denoiser, rng: np.random.Gen
     assert tuned.loss.difference == 0
 
 
+@pytest.mark.train
 def test_a_model_that_invents_is_not_accepted(parent: Denoiser, rng: np.random.Generator) -> None:
     tuned = tuned_with(parent, rng)
     worse = Paired.of(np.zeros(9), np.arange(1.0, 10))
@@ -262,6 +265,7 @@ def test_a_model_that_invents_is_not_accepted(parent: Denoiser, rng: np.random.G
     assert replace(tuned, features=Paired.of(np.arange(1.0, 10), np.zeros(9))).accepted
 
 
+@pytest.mark.train
 def test_simulated_frames_hold_the_network_to_its_parent(
     parent: Denoiser, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +320,7 @@ def test_what_is_no_stack_of_frames_is_refused(wrong: Any) -> None:
 # The whole
 
 
+@pytest.mark.train
 def test_a_better_model_is_registered_with_its_lineage(untrained: Path, rng: np.random.Generator) -> None:
     done = finetune(frames(rng), name="ring", parent=untrained, config=QUICK, minutes=5, progress=False)
     assert done.accepted
@@ -341,6 +346,7 @@ def test_where_there_was_no_time_to_tune_that_is_said(untrained: Path, rng: np.r
     assert "not better" not in done.said
 
 
+@pytest.mark.train
 def test_where_it_is_no_better_the_parent_is_kept(untrained: Path, rng: np.random.Generator) -> None:
     """In words and numbers, and nothing is registered."""
     done = finetune(
@@ -353,6 +359,7 @@ def test_where_it_is_no_better_the_parent_is_kept(untrained: Path, rng: np.rando
     assert done.denoiser.model.sha256 == load_model(untrained).sha256
 
 
+@pytest.mark.train
 def test_ctrl_c_leaves_nothing(untrained: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
 
@@ -370,6 +377,7 @@ def test_ctrl_c_leaves_nothing(untrained: Path, rng: np.random.Generator, monkey
     assert finetune(frames(rng), name="ring", parent=untrained, config=QUICK, progress=False).accepted
 
 
+@pytest.mark.train
 def test_a_better_exposed_reference_is_foretold(untrained: Path, rng: np.random.Generator) -> None:
     low, high = frames(rng, scale=0.5), frames(rng, scale=20.0)
     done = finetune(low, name="pairs", reference=high, parent=untrained, config=QUICK, progress=False)
@@ -444,6 +452,8 @@ def invoked(*arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.train
+@pytest.mark.server
 def test_the_command_tunes_to_runs_of_a_catalogue(served: Any, untrained: Path, tmp_path: Path) -> None:
     """The tuned model then denoises a run, which names it by sha256."""
     client, uri, uids = served
@@ -462,6 +472,8 @@ def test_the_command_tunes_to_runs_of_a_catalogue(served: Any, untrained: Path, 
     assert isinstance(json.loads(invoked(*paired))["registered"], bool)
 
 
+@pytest.mark.train
+@pytest.mark.server
 def test_the_command_says_that_the_parent_is_kept(served: Any, untrained: Path, tmp_path: Path) -> None:
     """With exit status 0."""
     _, uri, uids = served
@@ -473,6 +485,8 @@ def test_the_command_says_that_the_parent_is_kept(served: Any, untrained: Path, 
     assert registry.registered() == []
 
 
+@pytest.mark.train
+@pytest.mark.server
 def test_the_command_fails_where_there_was_no_time_for_a_step(
     served: Any, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -486,6 +500,8 @@ def test_the_command_fails_where_there_was_no_time_for_a_step(
     assert "no tuning step was made" in result.stdout
 
 
+@pytest.mark.train
+@pytest.mark.server
 def test_training_takes_the_runs_of_a_catalogue(served: Any, tmp_path: Path) -> None:
     _, uri, uids = served
     recipe = recipe_file(tmp_path)
@@ -502,6 +518,7 @@ def test_training_takes_the_runs_of_a_catalogue(served: Any, tmp_path: Path) -> 
         invoked("train", str(recipe), *out, "--query", "sample=low")
 
 
+@pytest.mark.server
 def test_frames_of_many_runs_fit_into_memory(served: Any) -> None:
     client, _, uids = served
     runs = client["raw"].values()
@@ -516,6 +533,7 @@ def test_frames_of_many_runs_fit_into_memory(served: Any) -> None:
     assert len(one.counts) == 1
 
 
+@pytest.mark.train
 def test_the_bench_prints_a_line_for_each_set_and_mode(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

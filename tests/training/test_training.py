@@ -107,6 +107,7 @@ def finished(tmp_path_factory):
     return output
 
 
+@pytest.mark.train
 def test_training_writes_weights_that_denoise(finished, rng):
     path = finished / "tiny.safetensors"
     model = load_model(path)
@@ -122,12 +123,14 @@ def test_training_writes_weights_that_denoise(finished, rng):
     assert any(parameter.abs().sum() > 0 for parameter in model.net.head.parameters())
 
 
+@pytest.mark.train
 def test_history_has_a_line_per_step(finished):
     lines = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert all(np.isfinite([line["loss"], line["norm"]]).all() for line in lines)
 
 
+@pytest.mark.train
 def test_a_run_leaves_its_curve_and_its_card(finished):
     with Image.open(finished / "tiny.png") as picture:
         assert picture.format == "PNG"
@@ -145,6 +148,7 @@ def test_a_short_history_is_drawn(tmp_path):
         assert (tmp_path / "short.png").stat().st_size > 0
 
 
+@pytest.mark.train
 def test_ctrl_c_ends_the_step_and_leaves_a_checkpoint(finished, tmp_path, monkeypatch):
     steps = 0
 
@@ -166,6 +170,7 @@ def test_ctrl_c_ends_the_step_and_leaves_a_checkpoint(finished, tmp_path, monkey
     assert [json.loads(line)["step"] for line in (tmp_path / "history.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
 
 
+@pytest.mark.train
 def test_a_training_goes_on_with_what_it_began_with_only(finished, tmp_path, rng):
     """Its card would say what is not so."""
     for name in ("checkpoint.pt", "history.jsonl"):
@@ -206,6 +211,7 @@ def test_a_recipe_needs_a_plain_name(tmp_path):
         TrainConfig.read(recipe)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("after", [1, 2])
 def test_an_interrupted_run_ends_with_the_same_weights(finished, tmp_path, monkeypatch, after):
     """Bit for bit."""
@@ -216,18 +222,21 @@ def test_an_interrupted_run_ends_with_the_same_weights(finished, tmp_path, monke
     assert same_weights(path, finished / "tiny.safetensors")
 
 
+@pytest.mark.train
 def test_a_finished_run_is_not_run_again(finished, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())
     path = fit(TINY, output=tmp_path)
     assert same_weights(path, finished / "tiny.safetensors")
 
 
+@pytest.mark.train
 def test_another_seed_gives_other_weights(finished, tmp_path):
     """The control of bit-identity."""
     path = fit(replace(TINY, seed=4), output=tmp_path)
     assert not same_weights(path, finished / "tiny.safetensors")
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("change", [{"seed": 4}, {"steps": 5}, {"channels": (8, 16)}, {"learning_rate": 1e-3}])
 def test_the_checkpoint_of_another_recipe_is_refused(finished, tmp_path, change):
     (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())
@@ -235,6 +244,7 @@ def test_the_checkpoint_of_another_recipe_is_refused(finished, tmp_path, change)
         fit(replace(TINY, **change), output=tmp_path)
 
 
+@pytest.mark.train
 def test_real_frames_are_mixed_in_and_recorded(tmp_path, rng):
     data = tmp_path / "data"
     data.mkdir()
@@ -243,6 +253,7 @@ def test_real_frames_are_mixed_in_and_recorded(tmp_path, rng):
     assert json.loads(path.with_suffix(".json").read_text())["training"]["real_sets"] == ["flat"]
 
 
+@pytest.mark.train
 def test_a_step_that_is_not_finite_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "weighted_loss", lambda *args, **options: weighted_loss(*args, **options) * torch.nan)
     model = load_model(fit(replace(TINY, steps=2), output=tmp_path))
@@ -405,6 +416,7 @@ def test_counts_beside_what_is_expected_are_foretold_as_counts(rng, monkeypatch,
         assert difference.item() == pytest.approx(of_photons.mean().item(), abs=2e-3)
 
 
+@pytest.mark.train
 def test_the_recipe_says_what_is_minimised(tmp_path, monkeypatch):
     asked = []
 
@@ -437,6 +449,7 @@ def test_a_known_rate_is_that_of_simulations_only(tmp_path, rng):
         TrainConfig.read(recipe)
 
 
+@pytest.mark.train
 def test_without_the_conjugate_head_the_networks_answer_is_the_result(tmp_path, rng):
     path = fit(replace(TINY, steps=1, conjugate=False), output=tmp_path)
     counts = rng.poisson(5.0, (SIZE, SIZE))
@@ -449,6 +462,7 @@ def test_without_the_conjugate_head_the_networks_answer_is_the_result(tmp_path, 
     assert result["intensity"].values.sum() == pytest.approx(counts.sum(), rel=1e-3)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("outputs", [3, 5])
 def test_weights_without_the_shares_of_log_rates_go_on_and_start_a_training(tmp_path, rng, outputs):
     """They give what they gave, and a network with more outputs that starts from them gives the same."""
