@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import logging
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from bluesky_symdenoise import denoised_for
 from bluesky_symdenoise.acquisition.lazy.register import register
 from bluesky_symdenoise.acquisition.live import feeder
 from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.live.status import Status
 from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
 from bluesky_symdenoise.acquisition.past.recompute import recompute
 from bluesky_symdenoise.acquisition.past.replay import replay
@@ -34,14 +37,60 @@ def made(home: Path) -> Callable[..., Made]:
     return lambda **metadata: Made(home / "frames" / "raw", **metadata)
 
 
-@pytest.fixture(params=["thread", pytest.param("process", marks=pytest.mark.process)])
-def callback(request: pytest.FixtureRequest, client: Container, denoiser: Denoiser) -> Iterator[Any]:
-    options = {"symmetry": "1"}
+class Lasting:
+    """A callback that outlasts a test: what that gives to it, and what comes of that."""
+
+    def __init__(self, callback: DenoiseCallback) -> None:
+        self._callback, self._before, self._begun = callback, callback.status(), set[str]()
+
+    def __call__(self, name: str, doc: Any) -> None:
+        if name == "start":
+            self._begun.add(doc["uid"])
+        self._callback(name, doc)
+
+    def status(self) -> Status:
+        now, before = self._callback.status(), self._before
+        return replace(
+            now,
+            frames=now.frames - before.frames,
+            failed=now.failed - before.failed,
+            runs=tuple(each for each in now.runs if each not in before.runs),
+            errors=tuple(line for line in now.errors if line not in before.errors),
+        )
+
+    def close(self, timeout: float) -> Status:
+        """Wait until all documents are worked off, and the runs are in Tiled; it takes more of both."""
+        deadline = time.monotonic() + timeout
+        while (status := self.status()).waiting or not self._begun <= set(dict(status.runs)):
+            assert time.monotonic() < deadline, status
+            time.sleep(0.02)
+        return status
+
+
+@pytest.fixture(scope="module")
+def worker(client: Container) -> Iterator[DenoiseCallback]:
+    """One worker process for all: starting it takes longer than the runs."""
+    with DenoiseCallback(client["denoised"], denoiser=DenoiserSettings(threads=1), nice=0, symmetry="1") as callback:
+        yield callback
+        assert callback.status().restarts == 0
+
+
+KINDS = ["thread", pytest.param("process", marks=pytest.mark.process)]
+
+
+@pytest.fixture(params=KINDS)
+def callback(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue("live") if request.param == "thread" else Lasting(request.getfixturevalue("worker"))
+
+
+@pytest.fixture(params=KINDS)
+def own_callback(request: pytest.FixtureRequest, client: Container) -> Iterator[Any]:
+    """One that is closed for good."""
     if request.param == "thread":
-        with ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, **options) as callback:
-            yield callback
+        yield request.getfixturevalue("live")
     else:
-        with DenoiseCallback(client["denoised"], denoiser=DenoiserSettings(threads=1), nice=0, **options) as callback:
+        settings = DenoiserSettings(threads=1)
+        with DenoiseCallback(client["denoised"], denoiser=settings, nice=0, symmetry="1") as callback:
             yield callback
 
 
@@ -518,30 +567,30 @@ class TestAttaching:
         assert denoised_for(client, early.uid) is None
         assert counts_in(derived(client, late.uid)) == sums(frames(1))
 
-    def test_twice(self, callback: Any, client: Container, made: Callable[..., Made]) -> None:
+    def test_twice(self, own_callback: Any, client: Container, made: Callable[..., Made]) -> None:
         """Each document is taken once, and it is said."""
         run = made()
         for name, doc in self.one_frame(run):
-            callback(name, doc)
-            callback(name, doc)
-        status = callback.close(timeout=120)
+            own_callback(name, doc)
+            own_callback(name, doc)
+        status = own_callback.close(timeout=120)
         assert "subscribed twice" in status.errors[0]
         assert (status.frames, status.failed) == (1, 0)
         assert counts_in(derived(client, run.uid)) == sums(frames(1))
 
     @pytest.mark.process
-    def test_two_callbacks_of_the_same_settings(self, client: Container, made: Callable[..., Made]) -> None:
+    def test_two_callbacks_of_the_same_settings(
+        self, worker: DenoiseCallback, client: Container, made: Callable[..., Made]
+    ) -> None:
         """The first denoises the run; the other says why it does not, and nobody is told to end the RunEngine."""
         run = made()
-        one, other = (
-            DenoiseCallback(client["denoised"], denoiser=DenoiserSettings(threads=1), symmetry="1", nice=0)
-            for _ in range(2)
-        )
+        one = Lasting(worker)
+        other = DenoiseCallback(client["denoised"], denoiser=DenoiserSettings(threads=1), symmetry="1", nice=0)
         documents = self.one_frame(run)
         for name, doc in documents[:-1]:
             one(name, doc)
         while one.status().frames < 1:
-            pass
+            time.sleep(0.02)
         for name, doc in documents[:-1]:
             other(name, doc)
         status = other.close(timeout=120)
@@ -599,7 +648,7 @@ def test_closing_in_a_hurry_says_what_is_not_done(
     assert status.waiting > 0
     assert f"documents of {run.uid[:8]} are not worked off" in caplog.text
     while callback.status().waiting:
-        pass
+        time.sleep(0.001)
     monkeypatch.setattr(feeder.Feeder, "waiting", property(lambda _: 0))
     said = callback._feeder.unfinished
     assert "being sent to Tiled" in said or "has not ended" in said
