@@ -391,6 +391,7 @@ class TestConstructor:
         with pytest.raises(SymDenoiseError, match="ThreadedDenoiseCallback"):
             DenoiseCallback(client["denoised"], denoiser=Denoiser.pretrained())  # type: ignore[arg-type]
 
+    @pytest.mark.process
     def test_device_that_is_not_there_is_refused_at_once(self, client: Container) -> None:
         with pytest.raises(SymDenoiseError, match="cuda"):
             DenoiseCallback(client["denoised"], denoiser=DenoiserSettings(device="cuda:7", threads=1))
