@@ -46,25 +46,28 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Container
         yield client, home
 
 
+def run_process(uri: str, how: str, home: Path, folder: Path) -> Ended:
+    """Run a process of `process_callback.py` to its end, while its worker is behind; what it says is in the folder."""
+    command = [sys.executable, process_callback.__file__, uri, how, str(FRAMES), str(home / "frames" / "raw")]
+    variables = os.environ | {"TILED_API_KEY": "5ec2e7"}
+    last_words, said = folder / "stdout", folder / "stderr"
+    # Into files: a pipe would be open, and waited for, as long as a fork lives.
+    with last_words.open("w") as stdout, said.open("w") as stderr:
+        subprocess.run(command, env=variables, stdout=stdout, stderr=stderr, timeout=240)
+    uid, worker, waiting, fork = last_words.read_text().split()
+    assert int(waiting) > 0
+    return Ended(uid, int(worker), int(fork), said.read_text())
+
+
 @pytest.fixture
 def ended(served: tuple[Container, Path], tmp_path: Path) -> Iterator[Callable[..., Ended]]:
-    """Function that has a process end in a way, while its worker is behind."""
     client, home = served
     forks: list[int] = []
 
     def run(how: str) -> Ended:
-        command = [sys.executable, process_callback.__file__]
-        arguments = [client.uri, how, str(FRAMES), str(home / "frames" / "raw")]
-        last_words, said = tmp_path / "stdout", tmp_path / "stderr"
-        # Into files: a pipe would be open, and waited for, as long as a fork lives.
-        with last_words.open("w") as stdout, said.open("w") as stderr:
-            variables = os.environ | {"TILED_API_KEY": "5ec2e7"}
-            subprocess.run([*command, *arguments], env=variables, stdout=stdout, stderr=stderr, timeout=240)
-        uid, *numbers = last_words.read_text().split()
-        worker, waiting, fork = map(int, numbers)
-        forks.extend([fork] if fork else [])
-        assert waiting > 0
-        return Ended(uid, worker, fork, said.read_text())
+        done = run_process(client.uri, how, home, tmp_path)
+        forks.extend([done.fork] if done.fork else [])
+        return done
 
     yield run
     for fork in forks:
