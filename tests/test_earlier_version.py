@@ -18,6 +18,8 @@ from bluesky_symdenoise import denoised_for, embedded_catalog, recompute
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
+pytestmark = [pytest.mark.server, pytest.mark.process]
+
 ARCHIVE = Path(__file__).parent / "data" / "catalogue-0.1.0.tar.gz"
 
 

@@ -10,6 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.process
+
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.ipynb"))
 
 PLACES = re.compile(r"/(?:tmp|home|root|usr|var|work)/|127\.0\.0\.1|localhost")

@@ -1,0 +1,110 @@
+"""A CCD's gain and read noise are read from symmetry pairs, and its frames are denoised as counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from arrays import frozen
+
+from bluesky_symdenoise import Denoiser
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.integrating import Readout, found_readout, pseudo_counts
+from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.training.series import textured_rate
+from bluesky_symdenoise.training.simulate import View
+
+SHAPE, CENTER = (256, 272), (121.5, 141.0)
+
+
+def pattern(photons):
+    rate = textured_rate(View.about(CENTER, SHAPE), orientation=0.8)
+    return photons * rate / rate.mean()
+
+
+def ccd(rng, rate, readout, *, dark=0.0):
+    """What the detector writes of a rate in photons: no whole numbers, negative where it is dark."""
+    signal = readout.gain * rng.poisson(rate) + rng.normal(0, readout.read_noise, rate.shape) + dark
+    return frozen(signal.astype(np.float32))
+
+
+@pytest.mark.parametrize("symbol", ["2", "2mm"])
+@pytest.mark.parametrize("readout", [Readout(1.0, 1.5), Readout(2.5, 8.0), Readout(0.3, 0.5)])
+def test_gain_and_read_noise_are_found_within_ten_percent(symbol, readout):
+    rng = np.random.default_rng(5)
+    dark = rng.uniform(100, 200, SHAPE)
+    mask = np.zeros(SHAPE, bool)
+    mask[40:50] = True
+    frames = [ccd(rng, pattern(5.0), readout, dark=dark) for _ in range(4)]
+    found = found_readout(frames, Symmetry(symbol, CENTER), mask=mask, dark=dark)
+    assert found.gain == pytest.approx(readout.gain, rel=0.1)
+    assert found.read_noise == pytest.approx(readout.read_noise, rel=0.1)
+
+
+@pytest.mark.parametrize("photons", [1.0, 30.0, 1000.0])
+def test_one_frame_tells_the_gain(photons):
+    found = found_readout([ccd(np.random.default_rng(6), pattern(photons), Readout(2.0, 0.5))], Symmetry("2", CENTER))
+    assert found.gain == pytest.approx(2.0, rel=0.1)
+
+
+def test_what_is_not_symmetric_is_no_noise():
+    """A shadow and a spot on one side; control: a wrong centre is taken for noise."""
+    rng = np.random.default_rng(7)
+    rate = pattern(20.0)
+    rate[:70, :70] *= 0.5
+    rate[90:94, 200:204] += 5000
+    frame = ccd(rng, rate, Readout(2.0, 3.0))
+    assert found_readout([frame], Symmetry("2", CENTER)).gain == pytest.approx(2.0, rel=0.1)
+    assert found_readout([frame], Symmetry("2", (CENTER[0] + 9, CENTER[1]))).gain != pytest.approx(2.0, rel=0.02)
+
+
+def test_frames_that_cannot_tell_are_refused():
+    flat = ccd(np.random.default_rng(8), np.full((16, 16), 3.0), Readout(1.0, 1.0))
+    with pytest.raises(SymDenoiseError, match="give gain and read noise"):
+        found_readout([flat], Symmetry("2", (7.5, 7.5)))
+    with pytest.raises(SymDenoiseError, match="give gain and read noise"):
+        found_readout([], Symmetry("2", (7.5, 7.5)))
+    with pytest.raises(SymDenoiseError, match="noise is read from pairs"):
+        found_readout([flat], Symmetry())
+    for gain, noise in ((0, 1), (-1, 1), (1, -1), (np.nan, 1)):
+        with pytest.raises(SymDenoiseError, match="a gain is positive"):
+            Readout(gain, noise)
+    with pytest.raises(SymDenoiseError, match="dark of shape"):
+        pseudo_counts(flat, Readout(1.0, 1.0), dark=np.zeros((3, 3)))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0, 5.0])
+def test_pseudo_counts_have_the_mean_and_at_least_the_variance_of_counts(noise):
+    rng = np.random.default_rng(9)
+    readout = Readout(3.0, 3.0 * noise)
+    for photons in (0.0, 0.5, 20.0):
+        counts, background = pseudo_counts(ccd(rng, np.full(SHAPE, photons), readout, dark=50.0), readout, dark=50.0)
+        expected = photons + background.expected[0, 0]
+        error = np.sqrt((photons + noise**2 + 1e-3) / counts.size)
+        assert counts.mean(dtype=float) == pytest.approx(expected, abs=5 * error + 1e-3 * noise)
+        assert counts.min() >= 0
+        assert counts.var(dtype=float) <= expected * 1.03 + 1e-6
+        # From 3 photons of noise on the variance is that of counts.
+        if noise >= 3:
+            assert counts.var(dtype=float) == pytest.approx(expected, rel=0.03)
+
+
+def test_codes_are_no_signal_and_negative_values_are():
+    counts, _ = pseudo_counts(np.array([[7, 65535, 0]], np.uint16), Readout(1.0, 0.0))
+    assert np.isnan(counts).tolist() == [[False, True, False]]
+    counts, _ = pseudo_counts(np.array([[-2.5, np.nan, 65535.0]], np.float32), Readout(1.0, 2.0))
+    assert np.isnan(counts).tolist() == [[False, True, False]]
+    assert counts[0, 0] == 3.5
+
+
+def test_a_ccd_frame_is_denoised_without_bias():
+    """At one photon per pixel, with a read noise as large; total and dark corners are right."""
+    rng = np.random.default_rng(10)
+    readout, rate = Readout(4.0, 4.0), pattern(1.0)
+    counts, background = pseudo_counts(ccd(rng, rate, readout, dark=80.0), readout, dark=80.0)
+    result = Denoiser.pretrained(threads=1)(counts, symmetry="2", beam_center=CENTER, background=background)
+    estimate = result.intensity.values
+    assert estimate.mean() == pytest.approx(rate.mean(), rel=0.02)
+    dim = rate < np.quantile(rate, 0.2)
+    assert estimate[dim].mean() == pytest.approx(rate[dim].mean(), abs=0.03)
+    assert np.mean((estimate - rate) ** 2) < 0.1 * np.mean((counts - background.expected - rate) ** 2)
+    assert 0.5 < np.std((estimate - rate) / result.sigma.values) < 1.3
