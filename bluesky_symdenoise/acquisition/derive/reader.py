@@ -9,13 +9,14 @@ from typing import Any
 
 from event_model import DocumentRouter, unpack_datum_page, unpack_event_page
 
+from bluesky_symdenoise.acquisition.derive.complaints import Complaints
 from bluesky_symdenoise.acquisition.derive.darks import Darks
 from bluesky_symdenoise.acquisition.derive.images import Images, fits, misfit
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream, said_lack
 from bluesky_symdenoise.acquisition.derive.taker import RowTaker
 from bluesky_symdenoise.acquisition.request.request import Request, image_keys, no_images
 from bluesky_symdenoise.acquisition.runs.counting import Counting
-from bluesky_symdenoise.acquisition.runs.documents import Unreadable, refuse_unreadable, refused_value, unreadable
+from bluesky_symdenoise.acquisition.runs.documents import Unreadable, refuse_unreadable
 from bluesky_symdenoise.acquisition.runs.frames import AnnouncedFrames, FrameSource
 from bluesky_symdenoise.acquisition.runs.legacy import LegacyFrames
 from bluesky_symdenoise.acquisition.runs.replaced import Replaced
@@ -72,8 +73,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         #: What fits no stated shape, until the first image comes.
         self._misfit: SymDenoiseError | None = None
         self._unopened: list[tuple[Stream, Event]] = []
-        #: Names that were looked for in vain.
-        self._complained: set[str] = set()
+        self._complaints = Complaints("")
         #: The derived run's uid once a stream of images has come, and what became of it in one line.
         self.derived_uid: str | None = None
         self.outcome = "nothing to denoise: no stream"
@@ -85,7 +85,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
     def start(self, doc: Document) -> None:
         """Remember the raw run; the derived one starts with its first stream of images."""
-        self._start = doc
+        self._start, self._complaints = doc, Complaints(doc["uid"])
         self._darks = Darks(self._asked, doc)
 
     def descriptor(self, doc: Document) -> None:
@@ -100,7 +100,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             return
         keys = image_keys(doc, self._asked.recipe)
         refused = self._taker.refused(doc["name"], keys)
-        self._say_left_out(doc["name"], no_images(doc) | refused)
+        self._complaints.left_out(doc["name"], no_images(doc) | refused, asked=self._asked.recipe.data_keys)
         keys = [key for key in keys if key not in refused]
         if not keys:
             self._left_out.append(doc)
@@ -108,7 +108,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
                 self.outcome = f"nothing to denoise: {self.lack}"
             return
         if any(each["name"] == doc["name"] for each in self._left_out):
-            self._complain_once(
+            self._complaints.once(
                 f"stream {doc['name']!r}: its first descriptor described no image ({no_images(self._left_out[-1])}): "
                 "the events that came before this one are left out; have the device describe its image from the first"
             )
@@ -118,7 +118,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             if self._misfit is None:
                 self._open_with(doc, keys)
         if doc["name"] != self._asked.beamline.dark_stream:
-            self._complain(doc["name"], images)
+            self._complaints.missing(doc["name"], images)
         stream = Stream(
             run=self._start["uid"],
             name=doc["name"],
@@ -145,7 +145,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         stream = self._by_descriptor.get(doc["descriptor"])
         resource = self._resources.get(doc["stream_resource"])
         if resource is None:
-            self._complain_once(
+            self._complaints.once(
                 f"a stream_datum names resource {doc['stream_resource']!r}, which was not announced in this run: its "
                 "frames cannot be found; have the device announce its files in each run"
             )
@@ -182,14 +182,14 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         """Queue the row; it is done when all its frames have been announced."""
         stream = self._by_descriptor.get(doc["descriptor"])
         if stream is not None and stream.flown:
-            self._complain_once(
+            self._complaints.once(
                 f"stream {stream.name!r}: its events came after its frames, which were taken for those of a fly scan: "
                 "the rows have no times; replay the run to give them times"
             )
         elif stream is not None:
             data = doc["data"]
             needed = self._taker.columns(stream)
-            self._say_unreadable(stream, data)
+            self._complaints.unreadable(stream.name, data)
             stream.waiting.append(
                 Event(
                     seq_num=doc["seq_num"],
@@ -271,33 +271,6 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         recipe, left_out = self._asked.recipe, self._left_out
         refused = {each["name"]: self._taker.refused(each["name"], image_keys(each, recipe)) for each in left_out}
         return said_lack(recipe, left_out, refused)
-
-    def _say_left_out(self, stream: str, reasons: Mapping[str, str]) -> None:
-        """Log the images that are not denoised, once a run."""
-        asked = self._asked.recipe.data_keys
-        for key, reason in reasons.items():
-            if asked is None or key in asked:
-                self._complain_once(f"{stream}/{key} is left out: {reason}")
-
-    def _say_unreadable(self, stream: Stream, data: Mapping[str, Any]) -> None:
-        """Log the columns that cannot be read, once a run: images among them are NaN rows besides."""
-        for key, value in unreadable(data):
-            error = refused_value(f"event document, key {key!r}", value)
-            self._complain_once(f"stream {stream.name}: {error}", about=key)
-
-    def _complain(self, stream: str, images: Mapping[str, Images]) -> None:
-        """Log what of a stream's images is found nowhere, or found and not used, once a run."""
-        for key, each in images.items():
-            if each.unused_tilt is not None:
-                self._complain_once(f"{stream}/{key}: tilt not used: {each.unused_tilt}", about=each.unused_tilt)
-            for quantity, name in each.missing_names():
-                where = "is found nowhere: no column, configuration or start document has it"
-                self._complain_once(f"{stream}/{key}: {quantity}={name!r} {where}", about=name)
-
-    def _complain_once(self, line: str, *, about: str | None = None) -> None:
-        if (about or line) not in self._complained:
-            self._complained.add(about or line)
-            log.warning("run %s%s %s", self._start["uid"][:8], ":" if about is None else ",", line)
 
     def _open_with(self, descriptor: Document, keys: Sequence[str]) -> None:
         self._taker.open(self._start, descriptor, keys)

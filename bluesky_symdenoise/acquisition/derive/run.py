@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.deliver.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.derive.aside import Aside
+from bluesky_symdenoise.acquisition.derive.making import Making
 from bluesky_symdenoise.acquisition.derive.reader import HELD, RunReader
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.derive.taker import RowTaker
@@ -24,7 +25,7 @@ from bluesky_symdenoise.acquisition.runs.frames import FrameSource
 from bluesky_symdenoise.acquisition.runs.replaced import Replaced
 from bluesky_symdenoise.catalog.find.query import SPEC
 from bluesky_symdenoise.catalog.store.journal import Journal
-from bluesky_symdenoise.catalog.store.writer import DerivedRun, DerivedStream, Emit
+from bluesky_symdenoise.catalog.store.writer import DerivedRun, DerivedStream
 from bluesky_symdenoise.derived.columns import refused_keys, refused_stream
 from bluesky_symdenoise.derived.row import CompressedRow, Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -46,22 +47,6 @@ WAITING, WAITING_BYTES, LEAST_BYTES = 2, 2**24, 2**15
 
 class DroppedError(Exception):
     """A frame that is not denoised because the denoiser is too far behind."""
-
-
-class Making:
-    """How a derived run and its rows are made: by denoising each image."""
-
-    def derived_run(self, emit: Emit, work: Work, **made: Any) -> DerivedRun:
-        """Return the derived run, to which streams are added."""
-        return DerivedRun(emit, **made, created=work.place.own, columns=work.columns)
-
-    def shapes_known(self, stream: Stream) -> bool:
-        """Return whether it is known which shapes the images of a stream have."""
-        return all(key in stream.shapes for key in stream.keys)
-
-    def row(self, stream: Stream, key: str, event: Event, image: NDArray[Any] | None) -> Row:
-        """Return the row of one image, which was read before or is read now."""
-        return stream.images[key].row(stream.image(key, event) if image is None else image, event.columns, event.time)
 
 
 class DerivedRows(RowTaker):

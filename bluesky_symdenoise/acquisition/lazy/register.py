@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.deliver.claim import Claim
 from bluesky_symdenoise.acquisition.deliver.outlet import straight_to_tiled
+from bluesky_symdenoise.acquisition.derive.making import Making
 from bluesky_symdenoise.acquisition.derive.reader import RunReader
-from bluesky_symdenoise.acquisition.derive.run import DerivedRows, Making
+from bluesky_symdenoise.acquisition.derive.run import DerivedRows
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.derive.taker import PassedOn, RowTaker
 from bluesky_symdenoise.acquisition.past.replay import derived_already
