@@ -631,7 +631,8 @@ class TestAttaching:
             callback(name, doc)
             callback(name, doc)
         status = callback.close(timeout=120)
-        assert "subscribed twice" in status.errors[0]
+        (line,) = status.errors
+        assert "subscribed twice" in line
         assert (status.frames, status.failed) == (1, 0)
         assert counts_in(derived(client, run.uid)) == sums(frames(1))
 

@@ -266,6 +266,11 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         return {stream.name: stream.rows for stream in self._streams.values() if not self._is_dark(stream)}
 
     @property
+    def waits_for_an_image(self) -> bool:
+        """Whether the first image will tell if what was asked for fits the run."""
+        return self._misfit is not None
+
+    @property
     def lack(self) -> str:
         """Why nothing is denoised: what was asked for, and what there is."""
         recipe, left_out = self._asked.recipe, self._left_out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -74,6 +75,8 @@ class Engine:
         self._open: dict[str, RunReader] = {}
         #: Runs whose start document came and whose stop document did not, given up or not.
         self._begun: set[str] = set()
+        #: Runs whose stop document came lately: a callback that was subscribed twice gets it twice.
+        self._over: deque[str] = deque(maxlen=1000)
         #: Runs that began before the first document came, and whether one came of a run that nothing tells.
         self._missed: set[str] = set()
         self._stray = False
@@ -91,7 +94,7 @@ class Engine:
                     self._open[uid](name, doc)
             elif uid is None:
                 self._unowned(name, doc)
-            elif uid not in self._begun:
+            elif uid not in self._begun and uid not in self._over:
                 self._miss(uid)
         except FinishedError as error:
             if uid is not None:
@@ -101,6 +104,7 @@ class Engine:
             self._give_up(name, doc, error, uid)
         if name == "stop" and uid is not None:
             self._begun.discard(uid)
+            self._over.append(uid)
             self._stopped(uid)
             # Not earlier: what still comes of a run that was given up is known to be its own.
             self._owners.forget(uid)
