@@ -22,7 +22,7 @@ from tiled.client.container import DEFAULT_STRUCTURE_CLIENT_DISPATCH
 import bluesky_symdenoise
 from bluesky_symdenoise import Beamline, DenoiseCallback, embedded_catalog
 from bluesky_symdenoise.acquisition.play import PlayDetector
-from bluesky_symdenoise.acquisition.request.toml import _IMAGES, _PLAIN, read_arguments
+from bluesky_symdenoise.acquisition.request.toml import _PLAIN, read_arguments
 from bluesky_symdenoise.acquisition.service.health import Health
 from bluesky_symdenoise.catalog.client import SymDenoisedRun
 from bluesky_symdenoise.catalog.lazy import cache
@@ -166,10 +166,10 @@ def test_arrays_are_denoised_as_it_is_printed():
 def test_the_settings_file_is_read_as_it_is_printed(tmp_path):
     (text,) = blocks("settings file", "toml")
     (tmp_path / "settings.toml").write_text(text)
-    for name in _IMAGES:
+    for name in ("mask", "exposure"):
         np.save(tmp_path / f"{name}.npy", np.ones((8, 8)))
     given = read_arguments(tmp_path / "settings.toml")
-    assert set(given) == {*_PLAIN, *_IMAGES, "beamline", "analysis"}
+    assert set(given) == {*_PLAIN, "beamline", "analysis"}
     assert [ring.name for ring in given["analysis"]] == ["inner", "outer"]
 
 
@@ -225,7 +225,7 @@ def test_the_reference_has_every_name():
     for metric in (*Health().registry.collect(), *cache.FRAMES.collect(), *cache.HELD.collect()):
         assert f"`{metric.name}" in metrics, metric.name
     settings = written("reference/settings.md")
-    for name in (*_PLAIN, *_IMAGES):
+    for name in _PLAIN:
         assert f"`{name}`" in settings, name
 
 

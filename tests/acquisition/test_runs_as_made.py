@@ -587,7 +587,8 @@ class TestAttaching:
             own_callback(name, doc)
             own_callback(name, doc)
         status = own_callback.close(timeout=120)
-        assert "subscribed twice" in status.errors[0]
+        (line,) = status.errors
+        assert "subscribed twice" in line
         assert (status.frames, status.failed) == (1, 0)
         assert counts_in(derived(client, run.uid)) == sums(frames(1))
 

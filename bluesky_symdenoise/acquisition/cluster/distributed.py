@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -25,8 +25,10 @@ from bluesky_symdenoise.acquisition.cluster.partition import (
     denoise_partition,
 )
 from bluesky_symdenoise.acquisition.deliver.outlet import Outlet
-from bluesky_symdenoise.acquisition.derive.run import RunDenoiser
+from bluesky_symdenoise.acquisition.derive.reader import RunReader
+from bluesky_symdenoise.acquisition.derive.run import DerivedRows
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
+from bluesky_symdenoise.acquisition.derive.taker import PassedOn
 from bluesky_symdenoise.acquisition.request.request import Request, Work
 from bluesky_symdenoise.acquisition.runs.frames import StoredFrames
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_files
@@ -64,8 +66,8 @@ class _Sent:
     future: Future
 
 
-class ClusterDenoiser(RunDenoiser):
-    """Takes the documents of one stored run, lets a cluster denoise its frames, and writes its derived run.
+class ClusterRows(PassedOn):
+    """Takes the rows of one stored run, lets a cluster denoise them, and writes its derived run.
 
     The workers get all that was looked up here; each partition of rows comes back as a file of compressed frames. Their
     chunks are copied as they are, in the order of the run, into the one file of the stream; with each row its documents
@@ -74,7 +76,7 @@ class ClusterDenoiser(RunDenoiser):
     Parameters
     ----------
     work, finished_frame, outlet
-        As `RunDenoiser`.
+        As `DerivedRows`.
     run
         A run of a Tiled catalogue.
     client
@@ -90,9 +92,12 @@ class ClusterDenoiser(RunDenoiser):
         finished_frame: Callable[[str | None], None],
         outlet: Outlet,
     ) -> None:
-        super().__init__(work, source=run.frames, finished_frame=finished_frame, outlet=outlet)
-        self._run, self._client = run, client
+        self._work, self._run, self._client = work, run, client
         self._model, self._machine = prepared(client, work)
+        environment = {"python": work.environment["python"], **self._machine.environment}
+        self._rows = DerivedRows(work, environment=environment, finished_frame=finished_frame, outlet=outlet)
+        super().__init__(self._rows)
+        self._wanted = work.recipe.rows
         self._filling: dict[str, _Filling] = {}
         self._sent: deque[_Sent] = deque()
         #: The last setup of each stream with what it was made from.
@@ -104,21 +109,25 @@ class ClusterDenoiser(RunDenoiser):
         try:
             self._client.cancel([sent.future for sent in self._sent])
         except Exception as error:
-            log.warning("the tasks of run %s could not be cancelled: %s", self._start["uid"][:8], error)
+            log.warning("the tasks of run %s could not be cancelled: %s", self._run.start["uid"][:8], error)
         super().leave()
 
-    def _provenance(self, stream: str, keys: Sequence[str]) -> Document:
-        provenance = super()._provenance(stream, keys)
-        python = provenance["environment"]["python"]
-        return provenance | {"environment": {"python": python, **self._machine.environment}}
+    def take(self, stream: Stream, event: Event, row: int) -> None:
+        """Hand over the images of one event, and write what has come back; others decide what they would have."""
+        if row in self._wanted:
+            self._hand_over(stream, event, row)
+        elif row < self._wanted[-1]:
+            # What a row decides that is not denoised, the worker with the rows before it cannot know.
+            if not all(images.settled for images in stream.images.values()):
+                self._send(stream)
+            stream.look(event)
 
-    def _write(self, stream: Stream, event: Event, row: int) -> None:
-        """Hand over the images of one event, and write what has come back."""
-        kept = {key: self._kept(stream, key, event) for key in stream.keys}
+    def _hand_over(self, stream: Stream, event: Event, row: int) -> None:
+        kept = {key: self._rows.kept(stream, key, event) for key in stream.keys}
         if all(kept.values()):
             self._send(stream)
             self._finish_all()
-            self._append(stream, event, {key: each for key, each in kept.items() if each is not None})
+            self._rows.append(stream, event, {key: each for key, each in kept.items() if each is not None})
             return
         number = row // self._rows_together(stream)
         if stream.name in self._filling and self._filling[stream.name].number != number:
@@ -127,18 +136,13 @@ class ClusterDenoiser(RunDenoiser):
             said, setup = self._setup(stream)
             self._filling[stream.name] = _Filling(number, setup, said)
         self._filling[stream.name].events.append(event)
-        super()._pass_over(stream, event)
+        stream.look(event)
 
-    def _pass_over(self, stream: Stream, event: Event) -> None:
-        """What a row decides that is not denoised, the worker with the rows before it cannot know."""
-        if not all(images.settled for images in stream.images.values()):
-            self._send(stream)
-        super()._pass_over(stream, event)
-
-    def _end_stream(self, stream: Stream) -> None:
+    def end_stream(self, stream: Stream) -> None:
+        """Send what is left of a stream, and write all of it."""
         self._send(stream)
         self._finish_all()
-        super()._end_stream(stream)
+        super().end_stream(stream)
 
     def _rows_together(self, stream: Stream) -> int:
         """Rows of a partition: chunks of the raw file are not divided, unless they are very large."""
@@ -197,8 +201,7 @@ class ClusterDenoiser(RunDenoiser):
         filling = self._filling.pop(stream.name, None)
         if filling is None:
             return
-        assert self._journal is not None
-        journal = self._journal.path
+        journal = self._rows.journal
         # What is left of it goes with the other files of the run when that is complete: see `Journal.finish`.
         path = journal.with_name(f"{journal.stem}-{stream.name}.part-{self._token(filling)}.h5")
         partition = Partition(path, journal, tuple(filling.events))
@@ -240,16 +243,16 @@ class ClusterDenoiser(RunDenoiser):
             ) from error
         with part:
             for event, outcomes in zip(events, part.rows(), strict=True):
-                self._append(stream, event, outcomes)
-            self._aside.wait()
+                self._rows.append(stream, event, outcomes)
+            self._rows.settle()
         self._sent.popleft()
         path.unlink(missing_ok=True)
 
 
 def cluster_denoiser(
     work: Work, run: StoredRun, client: Client, *, finished_frame: Callable[[str | None], None], outlet: Outlet
-) -> ClusterDenoiser:
-    """A `ClusterDenoiser` for this run.
+) -> RunReader:
+    """Return what takes the documents of this run and has a cluster denoise it.
 
     Raises
     ------
@@ -262,4 +265,5 @@ def cluster_denoiser(
             rule="workers read runs of a Tiled catalogue, and this one is given as documents",
             remedy="write it into a catalogue first, or replay it without a scheduler",
         )
-    return ClusterDenoiser(work, run, checked_client(client), finished_frame=finished_frame, outlet=outlet)
+    rows = ClusterRows(work, run, checked_client(client), finished_frame=finished_frame, outlet=outlet)
+    return RunReader(work, rows, source=run.frames)

@@ -239,7 +239,7 @@ def _outcome(setup: Setup, key: str, images: Images, event: Event) -> Row | Exce
         image = setup.raw.read(key, event)
         return images.row(image.reshape(row_shape(image.shape, setup.shapes[key])), event.columns, event.time)
     except Exception as error:
-        # As in `RunDenoiser`: one bad frame must not cost the others.
+        # As in `DerivedRows`: one bad frame must not cost the others.
         return error
 
 

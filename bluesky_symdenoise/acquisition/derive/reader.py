@@ -8,14 +8,15 @@ from functools import partial
 from typing import Any
 
 from event_model import DocumentRouter, unpack_datum_page, unpack_event_page
-from numpy.typing import NDArray
 
+from bluesky_symdenoise.acquisition.derive.complaints import Complaints
 from bluesky_symdenoise.acquisition.derive.darks import Darks
 from bluesky_symdenoise.acquisition.derive.images import Images, fits, misfit
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream, said_lack
+from bluesky_symdenoise.acquisition.derive.taker import RowTaker
 from bluesky_symdenoise.acquisition.request.request import Request, image_keys, no_images
 from bluesky_symdenoise.acquisition.runs.counting import Counting
-from bluesky_symdenoise.acquisition.runs.documents import Unreadable, refuse_unreadable, refused_value, unreadable
+from bluesky_symdenoise.acquisition.runs.documents import Unreadable, refuse_unreadable
 from bluesky_symdenoise.acquisition.runs.frames import AnnouncedFrames, FrameSource
 from bluesky_symdenoise.acquisition.runs.legacy import LegacyFrames
 from bluesky_symdenoise.acquisition.runs.replaced import Replaced
@@ -30,12 +31,14 @@ HELD = 8
 
 
 class RunReader(DocumentRouter):  # type: ignore[misc]
-    """Takes the documents of one raw run and hands over its rows; what becomes of them is for who inherits.
+    """Takes the documents of one raw run and hands over its rows.
 
     Parameters
     ----------
     asked
         What to do with every frame.
+    taker
+        Takes the rows.
     source
         Makes the frame source of a stream from its descriptor; by default files that documents announce.
     replaced
@@ -45,14 +48,15 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
     def __init__(
         self,
         asked: Request,
+        taker: RowTaker,
         *,
         source: Callable[[Document], FrameSource] | None = None,
         replaced: Replaced | None = None,
     ) -> None:
         super().__init__()
-        self._asked, self._source = asked, source or partial(AnnouncedFrames, replaced=replaced)
+        self._asked, self._taker = asked, taker
+        self._source = source or partial(AnnouncedFrames, replaced=replaced)
         self._start: Document = {}
-        self._wanted = asked.recipe.rows
         self._streams: dict[str, Stream] = {}
         self._by_descriptor: dict[str, Stream] = {}
         #: Descriptors without an image that was asked for.
@@ -69,8 +73,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         #: What fits no stated shape, until the first image comes.
         self._misfit: SymDenoiseError | None = None
         self._unopened: list[tuple[Stream, Event]] = []
-        #: Names that were looked for in vain.
-        self._complained: set[str] = set()
+        self._complaints = Complaints("")
         #: The derived run's uid once a stream of images has come, and what became of it in one line.
         self.derived_uid: str | None = None
         self.outcome = "nothing to denoise: no stream"
@@ -82,7 +85,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
     def start(self, doc: Document) -> None:
         """Remember the raw run; the derived one starts with its first stream of images."""
-        self._start = doc
+        self._start, self._complaints = doc, Complaints(doc["uid"])
         self._darks = Darks(self._asked, doc)
 
     def descriptor(self, doc: Document) -> None:
@@ -96,8 +99,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             self._by_descriptor[doc["uid"]] = self._streams[doc["name"]]
             return
         keys = image_keys(doc, self._asked.recipe)
-        refused = self._refused(doc["name"], keys)
-        self._say_left_out(doc["name"], no_images(doc) | refused)
+        refused = self._taker.refused(doc["name"], keys)
+        self._complaints.left_out(doc["name"], no_images(doc) | refused, asked=self._asked.recipe.data_keys)
         keys = [key for key in keys if key not in refused]
         if not keys:
             self._left_out.append(doc)
@@ -105,7 +108,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
                 self.outcome = f"nothing to denoise: {self.lack}"
             return
         if any(each["name"] == doc["name"] for each in self._left_out):
-            self._complain_once(
+            self._complaints.once(
                 f"stream {doc['name']!r}: its first descriptor described no image ({no_images(self._left_out[-1])}): "
                 "the events that came before this one are left out; have the device describe its image from the first"
             )
@@ -115,9 +118,19 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             if self._misfit is None:
                 self._open_with(doc, keys)
         if doc["name"] != self._asked.beamline.dark_stream:
-            self._complain(doc["name"], images)
-        stream = Stream(name=doc["name"], keys=keys, descriptor=doc, frames=self._source(doc), images=images)
+            self._complaints.missing(doc["name"], images)
+        stream = Stream(
+            run=self._start["uid"],
+            name=doc["name"],
+            keys=keys,
+            descriptor=doc,
+            frames=self._source(doc),
+            legacy=self._legacy,
+            images=images,
+        )
         self._streams[stream.name] = self._by_descriptor[doc["uid"]] = stream
+        if not self._is_dark(stream):
+            self._taker.begin(stream)
 
     def stream_resource(self, doc: Document) -> None:
         """Keep the reference; which stream it belongs to is known with its first stream_datum."""
@@ -132,7 +145,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         stream = self._by_descriptor.get(doc["descriptor"])
         resource = self._resources.get(doc["stream_resource"])
         if resource is None:
-            self._complain_once(
+            self._complaints.once(
                 f"a stream_datum names resource {doc['stream_resource']!r}, which was not announced in this run: its "
                 "frames cannot be found; have the device announce its files in each run"
             )
@@ -147,7 +160,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         if isinstance(stream.frames, AnnouncedFrames):
             if resource["uid"] not in self._seen:
                 self._seen.add(resource["uid"])
-                self._file(resource["uri"])
+                self._taker.file(resource["uri"])
             stream.frames.take(resource, doc, count, descriptor=self._descriptors[doc["descriptor"]])
         self._advance()
 
@@ -169,14 +182,14 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         """Queue the row; it is done when all its frames have been announced."""
         stream = self._by_descriptor.get(doc["descriptor"])
         if stream is not None and stream.flown:
-            self._complain_once(
+            self._complaints.once(
                 f"stream {stream.name!r}: its events came after its frames, which were taken for those of a fly scan: "
                 "the rows have no times; replay the run to give them times"
             )
         elif stream is not None:
             data = doc["data"]
-            needed = self._needed(stream)
-            self._say_unreadable(stream, data)
+            needed = self._taker.columns(stream)
+            self._complaints.unreadable(stream.name, data)
             stream.waiting.append(
                 Event(
                     seq_num=doc["seq_num"],
@@ -211,59 +224,61 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             raise self._misfit
         self._close(exit_status=doc["exit_status"], reason=doc.get("reason", ""))
 
+    def abandon(self, reason: str) -> None:
+        """Close the derived run, incomplete: the raw run's stop document never came, or rows could not be written."""
+        if not self.closed:
+            self._ended = False
+            self._taker.abandon()
+            self._close(exit_status="fail", reason=reason)
+
+    def leave(self) -> None:
+        """Let go of the derived run without ending it: who takes it up next goes on with its rows."""
+        self._let_go()
+        self._taker.leave()
+
+    def settle(self) -> None:
+        """Wait until all rows that were handed over are written."""
+        self._taker.settle()
+
+    @property
+    def busy(self) -> bool:
+        """Whether rows wait to be written."""
+        return self._taker.busy
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a derived run and it ended with the raw run."""
+        return self._ended and self._taker.has_run
+
+    @property
+    def complaint(self) -> str | None:
+        """What is wrong with the folder of the derived files, in one line."""
+        return self._taker.complaint
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """Streams with images, by name."""
+        return self._streams
+
     @property
     def held(self) -> dict[str, int]:
         """How many rows each stream of images has had so far, wanted or not."""
         return {stream.name: stream.rows for stream in self._streams.values() if not self._is_dark(stream)}
 
     @property
+    def waits_for_an_image(self) -> bool:
+        """Whether the first image will tell if what was asked for fits the run."""
+        return self._misfit is not None
+
+    @property
     def lack(self) -> str:
         """Why nothing is denoised: what was asked for, and what there is."""
         recipe, left_out = self._asked.recipe, self._left_out
-        refused = {each["name"]: self._refused(each["name"], image_keys(each, recipe)) for each in left_out}
+        refused = {each["name"]: self._taker.refused(each["name"], image_keys(each, recipe)) for each in left_out}
         return said_lack(recipe, left_out, refused)
 
-    def _say_left_out(self, stream: str, reasons: Mapping[str, str]) -> None:
-        """Log the images that are not denoised, once a run."""
-        asked = self._asked.recipe.data_keys
-        for key, reason in reasons.items():
-            if asked is None or key in asked:
-                self._complain_once(f"{stream}/{key} is left out: {reason}")
-
-    def _refused(self, stream: str, keys: Sequence[str]) -> dict[str, str]:
-        """Images of a stream that cannot be written, with the reason."""
-        return {}
-
-    def _say_unreadable(self, stream: Stream, data: Mapping[str, Any]) -> None:
-        """Log the columns that cannot be read, once a run: images among them are NaN rows besides."""
-        for key, value in unreadable(data):
-            error = refused_value(f"event document, key {key!r}", value)
-            self._complain_once(f"stream {stream.name}: {error}", about=key)
-
-    def _needed(self, stream: Stream) -> set[str]:
-        """Columns that are kept of an event."""
-        return set[str]().union(*(images.columns for images in stream.images.values()))
-
-    def _complain(self, stream: str, images: Mapping[str, Images]) -> None:
-        """Log what of a stream's images is found nowhere, or found and not used, once a run."""
-        for key, each in images.items():
-            if each.unused_tilt is not None:
-                self._complain_once(f"{stream}/{key}: tilt not used: {each.unused_tilt}", about=each.unused_tilt)
-            for quantity, name in each.missing_names():
-                where = "is found nowhere: no column, configuration or start document has it"
-                self._complain_once(f"{stream}/{key}: {quantity}={name!r} {where}", about=name)
-
-    def _complain_once(self, line: str, *, about: str | None = None) -> None:
-        if (about or line) not in self._complained:
-            self._complained.add(about or line)
-            log.warning("run %s%s %s", self._start["uid"][:8], ":" if about is None else ",", line)
-
-    def _open(self, descriptor: Document, keys: Sequence[str]) -> None:
-        """The first stream of images has come."""
-        raise NotImplementedError
-
     def _open_with(self, descriptor: Document, keys: Sequence[str]) -> None:
-        self._open(descriptor, keys)
+        self._taker.open(self._start, descriptor, keys)
         self.derived_uid = self._asked.recipe.derived_uid(self._start["uid"])
 
     def _opened_in_spite(self, stream: Stream, event: Event, refused: SymDenoiseError) -> bool:
@@ -271,7 +286,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         readable = False
         for key, images in stream.images.items():
             try:
-                fitting = fits(images, self._image(stream, key, event).shape[-2:])
+                fitting = fits(images, stream.image(key, event).shape[-2:])
             except Exception as error:
                 log.debug("run %s, %s: %s", self._start["uid"][:8], key, error)
                 continue
@@ -281,26 +296,22 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
                 self._open_with(stream.descriptor, stream.keys)
                 before, self._unopened = self._unopened, []
                 for each in before:
-                    self._wanted_row(*each)
+                    self._hand_over(*each)
                 return True
         self._unopened.append((stream, event))
         if readable or len(self._unopened) > HELD:
             raise refused
         return False
 
-    def _file(self, uri: str) -> None:
-        """Images are in this file."""
-
-    def _write(self, stream: Stream, event: Event, row: int) -> None:
-        """A row that is wanted has all its images; ``row`` counts those of the stream."""
-        raise NotImplementedError
-
-    def _end_stream(self, stream: Stream) -> None:
-        """All rows of a stream have come."""
-
     def _close(self, *, exit_status: str, reason: str) -> None:
-        """All documents have come."""
-        raise NotImplementedError
+        streams = self._streams.values()
+        self._taker.finish(streams)
+        if self._taker.reads_later:
+            self.closed = True
+        else:
+            self._let_go()
+        outcome = self._taker.close(streams, complete=self._ended, exit_status=exit_status, reason=reason)
+        self.outcome = self.outcome if outcome is None else outcome
 
     def _advance(self) -> None:
         """Write the rows whose frames have all been announced; darks before the images that wait for them."""
@@ -319,7 +330,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         stream.flown = stream.flown or (stream.may_fly and bool(stream.frames.announced()))
         self._write_announced(stream, None if stream.flown else time)
         if not self._is_dark(stream):
-            self._end_stream(stream)
+            self._taker.end_stream(stream)
 
     def _ready(self, stream: Stream, event: Event) -> bool:
         for key in stream.keys:
@@ -345,36 +356,18 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         return stream.name == self._asked.beamline.dark_stream
 
     def _row(self, stream: Stream, event: Event) -> None:
-        """Write a row if it is wanted; of the others the first decide what they would have decided."""
+        """Hand over a row that has all its images, or take it for a dark."""
         stream.done.add(event.seq_num)
         if self._is_dark(stream):
             self._take_darks(stream, event)
             return
         if self._misfit is not None and not self._opened_in_spite(stream, event, self._misfit):
             return
-        self._wanted_row(stream, event)
+        self._hand_over(stream, event)
 
-    def _wanted_row(self, stream: Stream, event: Event) -> None:
+    def _hand_over(self, stream: Stream, event: Event) -> None:
         row, stream.rows = stream.rows, stream.rows + 1
-        if row in self._wanted:
-            self._write(stream, event, row)
-        elif row < self._wanted[-1]:
-            self._pass_over(stream, event)
-
-    def _pass_over(self, stream: Stream, event: Event) -> None:
-        for key, images in stream.images.items():
-            if images.settled:
-                continue
-            try:
-                image = self._image(stream, key, event)
-            except Exception as error:
-                log.debug("run %s, %s, event %d decides nothing: %s", self._start["uid"][:8], key, event.seq_num, error)
-            else:
-                images.look(image, event.columns)
-
-    def leave(self) -> None:
-        """Let go of the files before the end of the run."""
-        self._let_go()
+        self._taker.take(stream, event, row)
 
     def _let_go(self) -> None:
         self.closed = True
@@ -389,10 +382,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         for key, images in stream.images.items():
             time = float("-inf") if event.time is None else event.time
             try:
-                self._darks.take(key, time, self._image(stream, key, event), images.exposure_time(event.columns))
+                self._darks.take(key, time, stream.image(key, event), images.exposure_time(event.columns))
             except Exception as error:
                 # The images that lack it say so in their rows.
                 log.warning("run %s, dark of %s: %s", self._start["uid"][:8], key, error)
-
-    def _image(self, stream: Stream, key: str, event: Event) -> NDArray[Any]:
-        return stream.image(key, event, run=self._start["uid"], legacy=self._legacy)

@@ -6,23 +6,26 @@ import logging
 import socket
 import time as clock
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.deliver.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.derive.aside import Aside
+from bluesky_symdenoise.acquisition.derive.making import Making
 from bluesky_symdenoise.acquisition.derive.reader import HELD, RunReader
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
+from bluesky_symdenoise.acquisition.derive.taker import RowTaker
 from bluesky_symdenoise.acquisition.request.place import check_apart
 from bluesky_symdenoise.acquisition.request.request import Work, now
 from bluesky_symdenoise.acquisition.runs.frames import FrameSource
 from bluesky_symdenoise.acquisition.runs.replaced import Replaced
 from bluesky_symdenoise.catalog.find.query import SPEC
 from bluesky_symdenoise.catalog.store.journal import Journal
-from bluesky_symdenoise.catalog.store.writer import DerivedRun, DerivedStream, Emit
+from bluesky_symdenoise.catalog.store.writer import DerivedRun, DerivedStream
 from bluesky_symdenoise.derived.columns import refused_keys, refused_stream
 from bluesky_symdenoise.derived.row import CompressedRow, Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -46,18 +49,20 @@ class DroppedError(Exception):
     """A frame that is not denoised because the denoiser is too far behind."""
 
 
-class RunDenoiser(RunReader):
-    """Takes the documents of one raw run and writes its derived run.
+class DerivedRows(RowTaker):
+    """Denoises the rows of one raw run and writes its derived run.
 
     Rows are written, and their documents sent, in a thread of their own: what goes wrong there is raised with one of
-    the next documents, at the latest with the stop document.
+    the next rows, at the latest by `finish`.
 
     Parameters
     ----------
     work
         What to do.
-    source
-        Makes the frame source of a stream from its descriptor; by default files that documents announce.
+    making
+        How rows are made.
+    environment
+        What decides their bits, where that is not this computer.
     finished_frame
         Called in that thread after each frame was written with None, or with the reason why it is NaN. If it raises, no
         row is written after this one.
@@ -65,23 +70,22 @@ class RunDenoiser(RunReader):
         Asked before each frame; a reason not to denoise it any more makes it NaN.
     outlet
         Where the documents of the derived run go.
-    replaced
-        Which raw files may be others by now.
     """
 
     def __init__(
         self,
         work: Work,
         *,
-        source: Callable[[Document], FrameSource] | None = None,
+        making: Making | None = None,
+        environment: Document | None = None,
         finished_frame: Callable[[str | None], None] = lambda _: None,
         too_late: Callable[[], str | None] = lambda: None,
         outlet: Outlet = STRAIGHT,
-        replaced: Replaced | None = None,
     ) -> None:
-        super().__init__(work, source=source, replaced=replaced)
-        self._work, self._finished_frame = work, finished_frame
-        self._too_late, self._outlet = too_late, outlet
+        self._work, self._making, self._environment = work, making or Making(), environment
+        self._finished_frame, self._too_late, self._outlet = finished_frame, too_late, outlet
+        self._wanted = work.recipe.rows
+        self._start: Document = {}
         self._aside = Aside()
         self._journal: Journal | None = None
         self._derived: DerivedRun | None = None
@@ -97,56 +101,60 @@ class RunDenoiser(RunReader):
         #: Images of the first rows, until they are denoised.
         self._first: dict[tuple[str, str, int, int], NDArray[Any]] = {}
         self._begun = 0.0
-        #: What is wrong with the folder of its files, in one line.
         self.complaint: str | None = None
         self._folder = work.folder
 
     @property
-    def complete(self) -> bool:
-        """Whether there is a derived run and it ended with the raw run."""
-        return self._ended and self._derived is not None
-
-    def abandon(self, reason: str) -> None:
-        """Close the derived run, incomplete: the raw run's stop document never came, or rows could not be written."""
-        if not self.closed:
-            self._ended = False
-            self._aside.close()
-            self._close(exit_status="fail", reason=reason)
-
-    def settle(self) -> None:
-        """Wait until all rows that were denoised are written."""
-        self._aside.wait()
+    def has_run(self) -> bool:  # type: ignore[override]
+        """Whether there is a derived run."""
+        return self._derived is not None
 
     @property
-    def busy(self) -> bool:
+    def busy(self) -> bool:  # type: ignore[override]
         """Whether rows wait to be written."""
         return self._aside.busy
 
+    @property
+    def journal(self) -> Path:
+        """Path of the journal of the derived run, once that is open."""
+        assert self._journal is not None
+        return self._journal.path
+
+    def settle(self) -> None:
+        """Wait until all rows that were taken are written; raise what went wrong there."""
+        self._aside.wait()
+
+    def abandon(self) -> None:
+        """Write nothing more of what waits."""
+        self._aside.close()
+
     def leave(self) -> None:
         """Let go of the derived run without ending it: who takes it up next goes on with its rows."""
-        super().leave()
         self._aside.close()
         if self._derived is not None:
             self._derived.leave()
         elif self._journal is not None:
             self._journal.close()
 
-    def _close(self, *, exit_status: str, reason: str) -> None:
+    def finish(self, streams: Collection[Stream]) -> None:
+        """Write what is left: no row comes any more."""
         self._aside.wait()
         if self._derived is not None:
-            for stream in self._streams.values():
+            for stream in streams:
                 if self._held.get(stream.name):
                     self._append_held(stream)
         self._aside.close()
-        self._let_go()
+
+    def close(self, streams: Collection[Stream], *, complete: bool, exit_status: str, reason: str) -> str | None:
+        """End the derived run, and return what became of it in one line."""
         if self._derived is None:
             if self._journal is not None:
                 self._journal.close()
-            return
+            return None
         failures = [{"reason": why, "frames": count} for why, count in self._failures.items()]
         groups = {
             f"{stream.name}/{key}": images.point_group
-            for stream in self._streams.values()
+            for stream in streams
             for key, images in stream.images.items()
             if images.point_group is not None
         }
@@ -155,7 +163,7 @@ class RunDenoiser(RunReader):
             reason=reason,
             provenance={
                 "endedAtTime": now(),
-                "complete": self._ended,
+                "complete": complete,
                 "frames": self._frames,
                 "failures": failures,
                 # No dots in a key that is searched for; a group on a tilted detector is found by itself, too.
@@ -168,9 +176,11 @@ class RunDenoiser(RunReader):
             },
         )
         failed = sum(self._failures.values())
-        self.outcome = f"{self._frames - failed} frames denoised" + (f", {failed} failed" if failed else "")
+        return f"{self._frames - failed} frames denoised" + (f", {failed} failed" if failed else "")
 
-    def _open(self, descriptor: Document, keys: Sequence[str]) -> None:
+    def open(self, start: Document, descriptor: Document, keys: Sequence[str]) -> None:
+        """Begin the derived run: the first stream with images has come."""
+        self._start = start
         work, raw_uid = self._work, self._start["uid"]
         uid = work.recipe.derived_uid(raw_uid)
         self._begun = clock.perf_counter()
@@ -181,14 +191,14 @@ class RunDenoiser(RunReader):
             log.warning("run %s: %s", raw_uid[:8], self.complaint)
         journal = Journal(self._folder / f"{uid}.journal", made_with=made_with)
         provenance["wasGeneratedBy"] |= {"host": socket.gethostname(), "journal": str(journal.path)}
-        start = {key: value for key, value in self._start.items() if key not in _OWN_KEYS} | {
+        own = {key: value for key, value in self._start.items() if key not in _OWN_KEYS} | {
             "raw_uid": raw_uid,
             "raw_time": self._start["time"],
             "tiled_specs": [SPEC],
             "provenance": provenance,
         }
         if "scan_id" in self._start:
-            start["raw_scan_id"] = self._start["scan_id"]
+            own["raw_scan_id"] = self._start["scan_id"]
         arrays = work.arrays
         self._work.place.own(journal.path)
         try:
@@ -199,41 +209,31 @@ class RunDenoiser(RunReader):
         self._journal = journal
 
         def begin() -> None:
-            self._derived = self._derived_run(emit, journal=journal, start=start, uid=uid, arrays=arrays)
+            self._derived = self._making.derived_run(
+                emit, work, journal=journal, start=own, uid=uid, time=clock.time(), arrays=arrays
+            )
 
         self._aside.put(begin, most=WAITING)
 
     def _provenance(self, stream: str, keys: Sequence[str]) -> Document:
-        """Of the derived run."""
-        return self._work.provenance(self._start["uid"], stream, keys)
+        made = self._work.provenance(self._start["uid"], stream, keys)
+        return made if self._environment is None else made | {"environment": self._environment}
 
-    def _refused(self, stream: str, keys: Sequence[str]) -> dict[str, str]:
-        """Names that Tiled does not take: found out here, for there the documents would wait for good."""
+    def refused(self, stream: str, keys: Sequence[str]) -> dict[str, str]:
+        """Return the names that Tiled does not take: found out here, for there the documents would wait for good."""
         remedy = "; rename the device or its stream, or denoise in memory with replay(run)"
         if reason := refused_stream(stream):
             return dict.fromkeys(keys, f"stream {stream!r}: {reason}{remedy}")
         refused = refused_keys(keys, tuple(self._work.columns), flown=False)
         return {key: f"{reason}{remedy}" for key, reason in refused.items()}
 
-    def _file(self, uri: str) -> None:
+    def file(self, uri: str) -> None:
+        """Refuse to write where raw files are."""
         check_apart(self._folder, uri)
 
-    def _end_stream(self, stream: Stream) -> None:
+    def end_stream(self, stream: Stream) -> None:
+        """Write the rows that wait for a shape."""
         self._aside.put(partial(self._append_held, stream), most=WAITING)
-
-    def _derived_run(
-        self, emit: Emit, *, journal: Journal, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]
-    ) -> DerivedRun:
-        return DerivedRun(
-            emit,
-            journal=journal,
-            start=start,
-            uid=uid,
-            time=clock.time(),
-            arrays=arrays,
-            created=self._work.place.own,
-            columns=self._work.columns,
-        )
 
     def _ensure_open(self, stream: Stream) -> DerivedStream:
         assert self._derived is not None
@@ -251,35 +251,42 @@ class RunDenoiser(RunReader):
         self._opened[stream.name] = opened
         return opened
 
-    def _write(self, stream: Stream, event: Event, row: int) -> None:
-        """Denoise the images of one event and write it."""
+    def take(self, stream: Stream, event: Event, row: int) -> None:
+        """Denoise the images of one event and write it, if it is wanted; others decide what they would have decided."""
+        if row in self._wanted:
+            self._write(stream, event)
+        elif row < self._wanted[-1]:
+            stream.look(event)
+
+    def _write(self, stream: Stream, event: Event) -> None:
         if stream.name not in self._opened:
-            self._look_at_shapes(stream, event)
-            if self._shapes_known(stream):
+            if not self._making.shapes_known(stream):
+                self._look_at_shapes(stream, event)
+            if self._making.shapes_known(stream):
                 self._aside.put(partial(self._ensure_open, stream), most=WAITING)
         outcomes: dict[str, Outcome] = {}
         for key in stream.keys:
             try:
-                outcomes[key] = self._kept(stream, key, event) or self._denoised(stream, key, event)
+                outcomes[key] = self.kept(stream, key, event) or self._denoised(stream, key, event)
             except Exception as error:
                 outcomes[key] = error
-        self._append(stream, event, outcomes)
+        self.append(stream, event, outcomes)
 
     def _look_at_shapes(self, stream: Stream, event: Event) -> None:
         """Read the images of the first row: the derived stream has the shapes that they have."""
         for key in stream.keys:
             try:
-                self._first[stream.name, key, event.seq_num, event.turn] = self._image(stream, key, event)
+                self._first[stream.name, key, event.seq_num, event.turn] = stream.image(key, event)
             except Exception as error:
                 # Its row says so.
                 log.debug("run %s, %s: %s", self._start["uid"][:8], key, error)
 
-    def _append(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
+    def append(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
         """Have the images of one event written; what failed becomes a NaN row with its reason in stop."""
         for key, each in outcomes.items():
             if isinstance(each, Row) and each.intensity.size:
                 stream.shapes.setdefault(key, each.intensity.shape)
-        if not self._shapes_known(stream):
+        if not self._making.shapes_known(stream):
             self._shapeless[stream.name] += 1
             if self._shapeless[stream.name] > HELD:
                 # What is stated has to do.
@@ -294,12 +301,8 @@ class RunDenoiser(RunReader):
         held = self._held.setdefault(stream.name, [])
         held.append((event, outcomes))
         # Rows that come before the first that shows a shape wait for it, but not for long.
-        if stream.name in self._opened or self._shapes_known(stream):
+        if stream.name in self._opened or self._making.shapes_known(stream):
             self._append_held(stream)
-
-    def _shapes_known(self, stream: Stream) -> bool:
-        """Whether it is known which shapes the images of a stream have."""
-        return all(key in stream.shapes for key in stream.keys)
 
     def _append_held(self, stream: Stream) -> None:
         derived = self._ensure_open(stream)
@@ -325,8 +328,8 @@ class RunDenoiser(RunReader):
         for reason in reasons:
             self._finished_frame(reason)
 
-    def _kept(self, stream: Stream, key: str, event: Event) -> Row | None:
-        """The row that an earlier writer finished, if it has the symmetry that an uninterrupted run would give it."""
+    def kept(self, stream: Stream, key: str, event: Event) -> Row | None:
+        """Return the row that an earlier writer finished, if it has the symmetry that it would be given now."""
         assert self._journal is not None
         row = self._journal.kept(stream.name, key, event.seq_num, event.turn)
         return row if row is not None and stream.images[key].takes_over(row, event.columns) else None
@@ -335,9 +338,7 @@ class RunDenoiser(RunReader):
         if late := self._too_late():
             raise DroppedError(late)
         image = self._first.pop((stream.name, key, event.seq_num, event.turn), None)
-        if image is None:
-            image = self._image(stream, key, event)
-        return stream.images[key].row(image, event.columns, event.time)
+        return self._making.row(stream, key, event, image)
 
     def _failed(self, stream: Stream, key: str, event: Event, error: Exception) -> str:
         """Count a failure with those of its kind, and log the first of them: a thousand frames lack one file."""
@@ -347,6 +348,28 @@ class RunDenoiser(RunReader):
         reason = self._reasons.setdefault((stream.name, key, kind), f"{stream.name}/{key}: {error}")
         self._failures[reason] += 1
         return reason
+
+
+def run_denoiser(
+    work: Work,
+    *,
+    source: Callable[[Document], FrameSource] | None = None,
+    replaced: Replaced | None = None,
+    finished_frame: Callable[[str | None], None] = lambda _: None,
+    too_late: Callable[[], str | None] = lambda: None,
+    outlet: Outlet = STRAIGHT,
+) -> RunReader:
+    """Return what takes the documents of one raw run and writes its derived run.
+
+    Parameters
+    ----------
+    source, replaced
+        As `RunReader`.
+    finished_frame, too_late, outlet
+        As `DerivedRows`.
+    """
+    rows = DerivedRows(work, finished_frame=finished_frame, too_late=too_late, outlet=outlet)
+    return RunReader(work, rows, source=source, replaced=replaced)
 
 
 def _fitting(row: Row, shape: tuple[int, ...]) -> Outcome:

@@ -38,12 +38,14 @@ class Event:
 
 @dataclass
 class Stream:
-    """What is known so far of one stream with images."""
+    """What is known so far of one stream with images; ``run`` is the uid of its raw run."""
 
+    run: str
     name: str
     keys: list[str]
     descriptor: Document
     frames: FrameSource
+    legacy: LegacyFrames
     images: dict[str, Images]
     #: Whether frames come without events, as in a fly scan.
     flown: bool = False
@@ -69,22 +71,27 @@ class Stream:
         external = (str(key.get("external", "")) for key in self.descriptor["data_keys"].values())
         return not self.turns and all(each.startswith("STREAM:") for each in external)
 
-    def image(self, key: str, event: Event, *, run: str, legacy: LegacyFrames) -> NDArray[Any]:
-        """Read one image (..., y, x), in the shape that the first of its data key had.
+    def look(self, event: Event) -> None:
+        """Let the images of a row that is not denoised decide what they would have decided."""
+        for key, images in self.images.items():
+            if images.settled:
+                continue
+            try:
+                image = self.image(key, event)
+            except Exception as error:
+                log.debug("run %s, %s, event %d decides nothing: %s", self.run[:8], key, event.seq_num, error)
+            else:
+                images.look(image, event.columns)
 
-        Parameters
-        ----------
-        run
-            Uid of the raw run.
-        legacy
-            Gives the images of datum documents.
+    def image(self, key: str, event: Event) -> NDArray[Any]:
+        """Read one image (..., y, x), in the shape that the first of its data key had.
 
         Raises
         ------
         SymDenoiseError
             If it cannot be read, is no image, or has another shape.
         """
-        image = self._as_it_is(key, event, legacy)
+        image = self._as_it_is(key, event)
         described = self.descriptor["data_keys"][key]
         stated = stated_shape(described["shape"])
         shape = row_shape(image.shape, stated)
@@ -94,7 +101,7 @@ class Stream:
                 log.warning(
                     "run %s, %s/%s: the data key states shape %s and its images have %s, which counts; mask and beam "
                     "centre are those of (y, x) = %s; mend the device's description",
-                    run[:8],
+                    self.run[:8],
                     self.name,
                     key,
                     tuple(described["shape"] or ()),
@@ -110,12 +117,12 @@ class Stream:
         # Bits that are set or not are counts of one or none.
         return image.reshape(shape).astype(np.uint8 if image.dtype == bool else image.dtype, copy=False)
 
-    def _as_it_is(self, key: str, event: Event, legacy: LegacyFrames) -> NDArray[Any]:
+    def _as_it_is(self, key: str, event: Event) -> NDArray[Any]:
         held = event.images.get(key)
         if isinstance(held, Unreadable):
             raise refused_value(f"image {key!r}", held)
         if isinstance(held, str):
-            return legacy.read(held, stated_shape(self.descriptor["data_keys"][key]["shape"]))
+            return self.legacy.read(held, stated_shape(self.descriptor["data_keys"][key]["shape"]))
         if held is not None:
             return held_image(held, self.descriptor["data_keys"][key].get("dtype_numpy"))
         if self.frames.has(key, event.seq_num, event.turn):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time as clock
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -16,8 +15,11 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.deliver.claim import Claim
 from bluesky_symdenoise.acquisition.deliver.outlet import straight_to_tiled
-from bluesky_symdenoise.acquisition.derive.run import RunDenoiser
+from bluesky_symdenoise.acquisition.derive.making import Making
+from bluesky_symdenoise.acquisition.derive.reader import RunReader
+from bluesky_symdenoise.acquisition.derive.run import DerivedRows
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
+from bluesky_symdenoise.acquisition.derive.taker import PassedOn, RowTaker
 from bluesky_symdenoise.acquisition.past.replay import derived_already
 from bluesky_symdenoise.acquisition.request.options import ImageOptions, refuse_unknown
 from bluesky_symdenoise.acquisition.request.request import Work, image_keys
@@ -25,7 +27,6 @@ from bluesky_symdenoise.acquisition.runs.raw_files import raw_source
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun, drive
 from bluesky_symdenoise.catalog.lazy.documents import PENDING, LazyKey, LazyRun, write_pending
 from bluesky_symdenoise.catalog.lazy.parameters import LazyImage
-from bluesky_symdenoise.catalog.store.journal import Journal
 from bluesky_symdenoise.catalog.store.writer import DerivedRun, Emit
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.derived.columns import SCALARS, computed_when_read
@@ -98,12 +99,15 @@ def register(
         raise SymDenoiseError(
             f"run {run.start['uid']}", rule="it has no stop document yet", remedy="register it when it has ended"
         )
-    pipeline = _Registering(work, stored, claim)
+    plan = _plan(work, stored)
+    making = _Registering(work, plan)
+    rows = DerivedRows(work, making=making, outlet=straight_to_tiled(claim))
+    pipeline = RunReader(work, _WithPending(rows, work, making), source=stored.frames)
     stop = claim.raw_stop
     try:
         drive(pipeline, stored, stop=lambda: stop)
         derived = into[pipeline.derived_uid]
-        for (stream, key), (planned, _) in pipeline.plan.items():
+        for (stream, key), (planned, _) in plan.items():
             _refuse_unreadable(derived[stream][key], planned)
     except BaseException:
         if pipeline.derived_uid is not None and pipeline.derived_uid in into:
@@ -139,96 +143,112 @@ class _Resolved:
         return found
 
 
-class _Registering(RunDenoiser):
-    """Writes what `RunDenoiser` writes, without denoising."""
+#: How each image is registered, and which symmetry its rows have, by stream and data key.
+_Plan = dict[tuple[str, str], tuple[LazyKey, _Resolved]]
 
-    def __init__(self, work: Work, stored: TiledRun, claim: Claim) -> None:
-        super().__init__(work, source=stored.frames, outlet=straight_to_tiled(claim))
-        self._run, self._stored = stored.run, stored
-        self.plan: dict[tuple[str, str], tuple[LazyKey, _Resolved]] = {}
 
-    def descriptor(self, doc: Document) -> None:
-        """Look at a stream's images before anything is written."""
-        numbers = self._stored.streams[doc["uid"]].seq_nums
-        keys = image_keys(doc, self._work.recipe)
+def _plan(work: Work, stored: TiledRun) -> _Plan:
+    """Look at the images of all streams before anything is written."""
+    plan: _Plan = {}
+    for stream in stored.streams.values():
+        name, numbers = stream.descriptor["name"], stream.seq_nums
+        keys = image_keys(stream.descriptor, work.recipe)
         if keys and (not numbers or len(set(numbers)) != len(numbers)):
             raise SymDenoiseError(
-                f"stream {doc['name']!r}",
+                f"stream {name!r}",
                 rule="it has no events" if not numbers else "two of its events have one number",
                 remedy="replay the run instead",
             )
         for key in keys:
-            if (doc["name"], key) not in self.plan:
-                self._stored.refuse_other_rows(doc["name"], key, self._run[doc["name"]][key])
-                source, uris = raw_source(self._run, doc, key)
-                resolved = self._resolved_rows(source)
-                self.plan[doc["name"], key] = (
-                    lazy_key(self._work.denoiser, self._work.recipe, source, uris, resolved.symmetry, resolved.first),
-                    resolved,
-                )
-        super().descriptor(doc)
-        for key in self._streams[doc["name"]].keys if doc["name"] in self._streams else ():
-            _, resolved = self.plan[doc["name"], key]
-            if resolved.first < resolved.rows:
-                self._streams[doc["name"]].images[key].decide(resolved.symmetry)
+            if (name, key) not in plan:
+                stored.refuse_other_rows(name, key, stored.run[name][key])
+                source, uris = raw_source(stored.run, stream.descriptor, key)
+                found = _resolved_rows(work, source)
+                planned = lazy_key(work.denoiser, work.recipe, source, uris, found.symmetry, found.first)
+                plan[name, key] = planned, found
+    return plan
 
-    def _finish(self, stream: Stream, time: float) -> None:
-        """Write the scalars that are not known yet beside the events."""
-        super()._finish(stream, time)
-        self._aside.wait()
-        rows = len(stream.done)
-        if rows:
-            columns = {f"{key}_{name}": [math.nan] * rows for key in stream.keys for name in PENDING}
-            node = self._work.container[self.derived_uid].base[stream.name].base
-            write_pending(node, columns, self._start.get("tiled_access_tags"))
 
-    def _resolved_rows(self, source: Source) -> _Resolved:
-        work = self._work
-        early: list[Symmetry | SymDenoiseError] = []
-        for row in range(source.shape[0]):
-            image = source.read(row)
-            try:
-                refuse_clipped_image(image, work.mask)
-                found: Symmetry | SymDenoiseError = work.denoiser.resolve(
-                    image,
-                    mask=work.mask,
-                    exposure=work.exposure,
-                    symmetry=work.recipe.symmetry,
-                    beam_center=work.recipe.beam_center,
-                )
-            except SymDenoiseError as error:
-                found = error
-            if isinstance(found, Symmetry) and np.any(image[~sentinel_mask(image)]):
-                return _Resolved(found, row, source.shape[0], tuple(early))
-            early.append(found)
-        return _Resolved(Symmetry(), source.shape[0], source.shape[0], tuple(early))
+def _resolved_rows(work: Work, source: Source) -> _Resolved:
+    early: list[Symmetry | SymDenoiseError] = []
+    for row in range(source.shape[0]):
+        image = source.read(row)
+        try:
+            refuse_clipped_image(image, work.mask)
+            found: Symmetry | SymDenoiseError = work.denoiser.resolve(
+                image,
+                mask=work.mask,
+                exposure=work.exposure,
+                symmetry=work.recipe.symmetry,
+                beam_center=work.recipe.beam_center,
+            )
+        except SymDenoiseError as error:
+            found = error
+        if isinstance(found, Symmetry) and np.any(image[~sentinel_mask(image)]):
+            return _Resolved(found, row, source.shape[0], tuple(early))
+        early.append(found)
+    return _Resolved(Symmetry(), source.shape[0], source.shape[0], tuple(early))
 
-    def _derived_run(
-        self, emit: Emit, *, journal: Journal, start: Document, uid: str, arrays: Mapping[str, NDArray[Any]]
-    ) -> DerivedRun:
-        return LazyRun(
-            emit,
-            plan={name: planned for name, (planned, _) in self.plan.items()},
-            journal=journal,
-            start=start,
-            uid=uid,
-            time=clock.time(),
-            arrays=arrays,
-        )
 
-    def _look_at_shapes(self, stream: Stream, event: Event) -> None:
-        """They are those of the registered files."""
+class _Registering(Making):
+    """Makes a derived run that refers to raw files, and rows without pixels."""
 
-    def _shapes_known(self, stream: Stream) -> bool:
+    def __init__(self, work: Work, plan: _Plan) -> None:
+        self._work, self._plan = work, plan
+
+    def derived_run(self, emit: Emit, work: Work, **made: Any) -> DerivedRun:
+        """Return a lazy run."""
+        return LazyRun(emit, plan={name: planned for name, (planned, _) in self._plan.items()}, **made)
+
+    def shapes_known(self, stream: Stream) -> bool:
+        """Return True: they are those of the registered files."""
         return True
 
-    def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
-        _, resolved = self.plan[stream.name, key]
+    def decide(self, stream: Stream) -> None:
+        """Give the images of a stream the symmetry that was found."""
+        for key in stream.keys:
+            _, resolved = self._plan[stream.name, key]
+            if resolved.first < resolved.rows:
+                stream.images[key].decide(resolved.symmetry)
+
+    def row(self, stream: Stream, key: str, event: Event, image: NDArray[Any] | None) -> Row:
+        """Return what is known before a frame is denoised."""
+        _, resolved = self._plan[stream.name, key]
         symmetry = resolved.of(stream.frames.announced().index(event.seq_num))
         center = symmetry.beam_center or (math.nan, math.nan)
         known = {"symmetry": symmetry.point_group, "center_y": center[0], "center_x": center[1]}
         nothing = np.empty(0, np.float32)
         return Row(nothing, nothing, {name: known.get(name, math.nan) for name in SCALARS})
+
+
+class _WithPending(PassedOn):
+    """Writes the scalars that are not known yet beside the events of each stream."""
+
+    def __init__(self, to: RowTaker, work: Work, making: _Registering) -> None:
+        super().__init__(to)
+        self._work, self._making = work, making
+        self._start: Document = {}
+
+    def open(self, start: Document, descriptor: Document, keys: Sequence[str]) -> None:
+        """Begin, and remember the raw run."""
+        self._start = start
+        super().open(start, descriptor, keys)
+
+    def begin(self, stream: Stream) -> None:
+        """Give the images of a stream their symmetry."""
+        self._making.decide(stream)
+        super().begin(stream)
+
+    def end_stream(self, stream: Stream) -> None:
+        """Write the columns of a stream that has ended."""
+        super().end_stream(stream)
+        self.settle()
+        rows = len(stream.done)
+        if rows:
+            columns = {f"{key}_{name}": [math.nan] * rows for key in stream.keys for name in PENDING}
+            uid = self._work.recipe.derived_uid(self._start["uid"])
+            node = self._work.container[uid].base[stream.name].base
+            write_pending(node, columns, self._start.get("tiled_access_tags"))
 
 
 def lazy_key(

@@ -1,13 +1,15 @@
-"""Documents of any number of runs in, one `RunDenoiser` each, and word of what became of them; nothing is raised."""
+"""Documents of any number of runs in, one `RunReader` each, and word of what became of them; nothing is raised."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from bluesky_symdenoise.acquisition.deliver.outlet import STRAIGHT, Outlet
-from bluesky_symdenoise.acquisition.derive.run import RunDenoiser
+from bluesky_symdenoise.acquisition.derive.reader import RunReader
+from bluesky_symdenoise.acquisition.derive.run import run_denoiser
 from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.acquisition.runs.documents import refuse_unreadable
 from bluesky_symdenoise.acquisition.runs.replaced import Replaced
@@ -55,7 +57,7 @@ class Engine:
     report
         Told what became of frames and runs.
     outlet, too_late, replaced
-        As `RunDenoiser`.
+        As `run_denoiser`.
     """
 
     def __init__(
@@ -70,9 +72,11 @@ class Engine:
         self._replaced = replaced
         self._work, self._report, self._outlet, self._too_late = work, report, outlet, too_late
         self._owners = Owners()
-        self._open: dict[str, RunDenoiser] = {}
+        self._open: dict[str, RunReader] = {}
         #: Runs whose start document came and whose stop document did not, given up or not.
         self._begun: set[str] = set()
+        #: Runs whose stop document came lately: a callback that was subscribed twice gets it twice.
+        self._over: deque[str] = deque(maxlen=1000)
         #: Runs that began before the first document came, and whether one came of a run that nothing tells.
         self._missed: set[str] = set()
         self._stray = False
@@ -90,7 +94,7 @@ class Engine:
                     self._open[uid](name, doc)
             elif uid is None:
                 self._unowned(name, doc)
-            elif uid not in self._begun:
+            elif uid not in self._begun and uid not in self._over:
                 self._miss(uid)
         except FinishedError as error:
             if uid is not None:
@@ -100,6 +104,7 @@ class Engine:
             self._give_up(name, doc, error, uid)
         if name == "stop" and uid is not None:
             self._begun.discard(uid)
+            self._over.append(uid)
             self._stopped(uid)
             # Not earlier: what still comes of a run that was given up is known to be its own.
             self._owners.forget(uid)
@@ -137,7 +142,7 @@ class Engine:
 
     def _begin(self, uid: str, doc: Document) -> None:
         self._begun.add(uid)
-        run = self._open[uid] = RunDenoiser(
+        run = self._open[uid] = run_denoiser(
             self._work,
             finished_frame=lambda reason: self._report.frame(uid, reason),
             too_late=self._too_late,

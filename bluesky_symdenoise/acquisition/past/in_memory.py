@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.derive.reader import RunReader
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
+from bluesky_symdenoise.acquisition.derive.taker import RowTaker
 from bluesky_symdenoise.acquisition.request.request import Request
 from bluesky_symdenoise.acquisition.runs.stored import StoredRun, drive
 from bluesky_symdenoise.catalog.find.align import merged
@@ -28,50 +29,42 @@ Document = dict[str, Any]
 _DTYPES = {"number": "f8", "string": "U64"}
 
 
-class Gathered(RunReader):
-    """Takes the documents of a run and reads no image but darks.
+class Gathered(RowTaker):
+    """Takes the rows of a run and reads no image; darks were read by who hands them over.
 
     Attributes
     ----------
+    streams
+        Those with images, by name.
     events
         By stream, in order, wanted or not: those before the first wanted one may decide its symmetry.
     """
 
-    def __init__(self, asked: Request, run: StoredRun) -> None:
-        super().__init__(asked, source=run.frames)
+    # Files stay open: they are read when frames are computed.
+    reads_later = True
+
+    def __init__(self, asked: Request) -> None:
+        self._asked = asked
+        self.streams: dict[str, Stream] = {}
         self.events: dict[str, list[Event]] = {}
 
     def images(self, name: str) -> dict[str, LazyImages]:
         """Images of one stream by data key."""
-        stream = self._streams[name]
-        columns = self._asked.columns
-        return {key: LazyImages(self, stream, key, self.events[name], columns) for key in stream.keys}
+        stream = self.streams[name]
+        return {key: LazyImages(stream, key, self.events[name], self._asked.columns) for key in stream.keys}
 
-    def stream(self, name: str) -> Stream:
-        """One stream with images."""
-        return self._streams[name]
-
-    def image(self, stream: Stream, key: str, event: Event) -> NDArray[Any]:
-        """Read one image."""
-        return self._image(stream, key, event)
-
-    def _needed(self, stream: Stream) -> set[str]:
+    def columns(self, stream: Stream) -> set[str]:
+        """Return all scalars that events hold."""
         keys = stream.descriptor["data_keys"]
         return {key for key, value in keys.items() if not value["shape"] and "external" not in value}
 
-    def _open(self, descriptor: Document, keys: Sequence[str]) -> None:
-        """Nothing is written."""
+    def begin(self, stream: Stream) -> None:
+        """Keep a stream."""
+        self.streams[stream.name] = stream
 
-    def _row(self, stream: Stream, event: Event) -> None:
-        if self._is_dark(stream):
-            super()._row(stream, event)
-            return
-        stream.done.add(event.seq_num)
+    def take(self, stream: Stream, event: Event, row: int) -> None:
+        """Keep a row."""
         self.events.setdefault(stream.name, []).append(event)
-
-    def _close(self, *, exit_status: str, reason: str) -> None:
-        """Files stay open: they are read when frames are computed."""
-        self.closed = True
 
 
 class LazyImages:
@@ -80,11 +73,8 @@ class LazyImages:
     Whatever the order, each gets the symmetry that it has in the order of the run.
     """
 
-    def __init__(
-        self, gathered: Gathered, stream: Stream, key: str, events: Sequence[Event], columns: Mapping[str, str]
-    ) -> None:
-        self._gathered, self._stream, self._key, self._events = gathered, stream, key, events
-        self._columns = columns
+    def __init__(self, stream: Stream, key: str, events: Sequence[Event], columns: Mapping[str, str]) -> None:
+        self._stream, self._key, self._events, self._columns = stream, key, events, columns
         self._images = stream.images[key]
         #: As they were before each row, up to the one that settled them.
         self._before: list[Any] = []
@@ -122,7 +112,7 @@ class LazyImages:
         return tuple(described["shape"])
 
     def _read(self, row: int) -> NDArray[Any]:
-        return self._gathered.image(self._stream, self._key, self._events[row])
+        return self._stream.image(self._key, self._events[row])
 
     def _as_of(self, row: int) -> Any:
         """The images as all rows before this one left them."""
@@ -142,8 +132,9 @@ class LazyImages:
 
 def gathered(run: StoredRun, asked: Request) -> Gathered:
     """The documents of a run, ended or not."""
-    found = Gathered(asked, run)
-    drive(found, run, stop=lambda: run.stop or {"time": run.start["time"], "exit_status": "fail"})
+    found = Gathered(asked)
+    reader = RunReader(asked, found, source=run.frames)
+    drive(reader, run, stop=lambda: run.stop or {"time": run.start["time"], "exit_status": "fail"})
     return found
 
 
@@ -178,7 +169,7 @@ def denoised_when_read(run: StoredRun, asked: Request) -> xr.Dataset:
     """
     found = gathered(run, asked)
     name = chosen_stream(found, asked)
-    events, stream = found.events[name], found.stream(name)
+    events, stream = found.events[name], found.streams[name]
     asked.refuse_missing({name: len(events)})
     rows = asked.recipe.rows_among(len(events))
     flown = events[0].time is None

@@ -15,7 +15,7 @@ import xarray as xr
 from bluesky_symdenoise.acquisition.cluster.distributed import cluster_denoiser
 from bluesky_symdenoise.acquisition.deliver.claim import Claim
 from bluesky_symdenoise.acquisition.deliver.outlet import straight_to_tiled
-from bluesky_symdenoise.acquisition.derive.run import RunDenoiser
+from bluesky_symdenoise.acquisition.derive.run import run_denoiser
 from bluesky_symdenoise.acquisition.past.forecast import COMPLETE, Forecast, forecast
 from bluesky_symdenoise.acquisition.past.in_memory import denoised_when_read
 from bluesky_symdenoise.acquisition.request.options import Options
@@ -174,7 +174,7 @@ def replay_with(
     outlet = straight_to_tiled(claim, batch_size=BATCH)
     if scheduler is None:
         ahead = (lambda descriptor: Ahead(run.frames(descriptor))) if isinstance(run, TiledRun) else run.frames
-        pipeline = RunDenoiser(work, source=ahead, finished_frame=finished_frame, outlet=outlet)
+        pipeline = run_denoiser(work, source=ahead, finished_frame=finished_frame, outlet=outlet)
     else:
         pipeline = cluster_denoiser(work, run, scheduler, finished_frame=finished_frame, outlet=outlet)
     drive(pipeline, run, stop=lambda: stop or run.stop or _assumed_stop(run, older_than))

@@ -133,7 +133,7 @@ def drive(reader: RunReader, run: StoredRun, *, stop: Callable[[], Document]) ->
     try:
         for name, doc in run.documents():
             reader(name, doc)
-        if reader.derived_uid is None:
+        if reader.derived_uid is None and not reader.waits_for_an_image:
             raise NothingToDenoiseError(
                 f"run {run.start['uid']}", rule=reader.lack, remedy="check streams and data_keys"
             )

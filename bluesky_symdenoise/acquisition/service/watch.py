@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from bluesky_symdenoise.acquisition.deliver.delivery import send_spooled
-from bluesky_symdenoise.acquisition.derive.run import RunDenoiser
+from bluesky_symdenoise.acquisition.derive.reader import RunReader
+from bluesky_symdenoise.acquisition.derive.run import run_denoiser
 from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.acquisition.runs.routing import Owners
 from bluesky_symdenoise.acquisition.service.catchup import finish, tidy, unfinished
@@ -77,7 +78,7 @@ class Watch:
         self._work, self._source, self._raw, self._health, self._stop = work, source, raw, health, stop
         self._sweep_every, self._older_than = sweep_every, older_than
         self._owners = Owners()
-        self._open: dict[str, RunDenoiser] = {}
+        self._open: dict[str, RunReader] = {}
         self._swept = float("-inf")
         self._frame_begun = clock.perf_counter()
 
@@ -102,7 +103,7 @@ class Watch:
     def _take(self, name: str, doc: Document) -> None:
         uid = self._owners.of(name, doc) or ""
         if name == "start" and uid not in self._open and "raw_uid" not in doc:
-            self._open[uid] = RunDenoiser(self._work, source=self._source.frames, finished_frame=self._finished)
+            self._open[uid] = run_denoiser(self._work, source=self._source.frames, finished_frame=self._finished)
         run = self._open.get(uid)
         if run is None:
             return
@@ -123,7 +124,7 @@ class Watch:
         if name == "stop":
             self._end(uid, run)
 
-    def _end(self, uid: str, run: RunDenoiser) -> None:
+    def _end(self, uid: str, run: RunReader) -> None:
         del self._open[uid]
         self._owners.forget(uid)
         if run.complete:

@@ -1,0 +1,28 @@
+"""How a derived run and its rows are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.catalog.store.writer import DerivedRun, Emit
+from bluesky_symdenoise.derived.row import Row
+
+
+class Making:
+    """Makes rows by denoising each image."""
+
+    def derived_run(self, emit: Emit, work: Work, **made: Any) -> DerivedRun:
+        """Return the derived run, to which streams are added."""
+        return DerivedRun(emit, **made, created=work.place.own, columns=work.columns)
+
+    def shapes_known(self, stream: Stream) -> bool:
+        """Return whether it is known which shapes the images of a stream have."""
+        return all(key in stream.shapes for key in stream.keys)
+
+    def row(self, stream: Stream, key: str, event: Event, image: NDArray[Any] | None) -> Row:
+        """Return the row of one image, which was read before or is read now."""
+        return stream.images[key].row(stream.image(key, event) if image is None else image, event.columns, event.time)
