@@ -2,6 +2,7 @@
 
     TILED_URI=http://127.0.0.1:8000 TILED_API_KEY=... start-re-manager --startup-dir examples/queueserver --keep-re
 
+Raw frames go to the folder DETECTOR_FOLDER, ./frames by default: name it in readable_storage of the Tiled server.
 At a beamline, take the lines from TiledWriter on into your own profile, and leave out the detector that plays frames.
 Closing the environment, or destroying it, does not wait for the denoiser: its worker process finishes what was taken.
 """
