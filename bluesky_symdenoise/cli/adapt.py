@@ -11,7 +11,8 @@ import typer
 
 from bluesky_symdenoise.cli.catalog import opened
 from bluesky_symdenoise.cli.lazy import Catalog, Runs, run_named
-from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
+from bluesky_symdenoise.cli.options import Center, ModelName, Symmetry
+from bluesky_symdenoise.cli.root import app
 
 #: Minutes that may not be enough to begin with.
 LITTLE = 2.0

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bluesky_symdenoise.cli.root import ModelName, Views, bench
+from bluesky_symdenoise.cli.options import ModelName, Views
+from bluesky_symdenoise.cli.root import bench
 
 
 @bench.command()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bluesky_symdenoise.cli.root import Center, Defects, ModelName, Symmetry, Views, app
+from bluesky_symdenoise.cli.options import Center, Defects, ModelName, Symmetry, Views
+from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:

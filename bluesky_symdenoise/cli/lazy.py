@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bluesky_symdenoise.cli.catalog import opened
-from bluesky_symdenoise.cli.root import Center, ModelName, Symmetry, app
+from bluesky_symdenoise.cli.options import Center, ModelName, Symmetry
+from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:

@@ -11,7 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bluesky_symdenoise.cli.catalog import opened
-from bluesky_symdenoise.cli.root import Center, Defects, ModelName, Symmetry, Views, app
+from bluesky_symdenoise.cli.options import (
+    Center,
+    Defects,
+    Denoised,
+    Device,
+    Directory,
+    Frames,
+    ModelName,
+    OlderThan,
+    Raw,
+    SettingsFile,
+    Symmetry,
+    Threads,
+    Uri,
+    Views,
+)
+from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -20,34 +36,6 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.request.request import Work
     from bluesky_symdenoise.acquisition.service.catchup import Outcome
     from bluesky_symdenoise.denoiser.infer import Denoiser
-
-Uri = Annotated[str, typer.Argument(metavar="CATALOG_URI", help="Of the Tiled catalogue that holds RAW and DENOISED.")]
-Raw = Annotated[str, typer.Option(help="Container of the raw runs.")]
-Denoised = Annotated[str, typer.Option(help="Container for the denoised runs.")]
-Directory = Annotated[
-    str | None,
-    typer.Option(
-        help="Folder for denoised frames, or a template such as /data/{proposal}; by default the one DENOISED names."
-    ),
-]
-Frames = Annotated[
-    str | None,
-    typer.Option(help="files: the server reads DIRECTORY (default); http: frames are sent to it."),
-]
-SettingsFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--settings", metavar="TOML", help="Arguments as DenoiseCallback takes them; those given here go before."
-    ),
-]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-OlderThan = Annotated[
-    float | None,
-    typer.Option(
-        min=0, metavar="HOURS", help="Also runs without a stop document that gave no sign of life for this long."
-    ),
-]
 
 
 @app.command("catch-up")

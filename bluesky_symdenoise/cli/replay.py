@@ -11,25 +11,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bluesky_symdenoise.cli.catalog import opened
-from bluesky_symdenoise.cli.live import (
+from bluesky_symdenoise.cli.live import planned_work, show
+from bluesky_symdenoise.cli.options import (
+    Center,
+    Defects,
     Denoised,
     Device,
     Directory,
     Frames,
+    ModelName,
     OlderThan,
     Raw,
     SettingsFile,
+    Symmetry,
     Threads,
     Uri,
-    planned_work,
-    show,
+    Views,
 )
-from bluesky_symdenoise.cli.root import Center, Defects, ModelName, Symmetry, Views, app
+from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
+    from distributed import Client
     from tiled.client.container import Container
 
+    from bluesky_symdenoise.acquisition.request.request import Work
     from bluesky_symdenoise.acquisition.service.catchup import Outcome
 
 #: What a shell says of a command that Ctrl-C ended.
@@ -82,9 +88,6 @@ def replay(
     the runs could be found, or an argument cannot be meant; 130: Ctrl-C.
     """
     from bluesky_symdenoise.acquisition.cluster.client import connected
-    from bluesky_symdenoise.acquisition.past.replay import planned, progress_bar, state
-    from bluesky_symdenoise.acquisition.runs.stored import StoredRun, stored_run
-    from bluesky_symdenoise.acquisition.service.catchup import attempt
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     if bool(runs) == bool(since or query or plan):
@@ -107,65 +110,113 @@ def replay(
     ):
         denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
         work = planned_work(client[denoised], settings, given, activity="replay", denoiser=denoiser, rows=_rows(rows))
-        found: list[Any] = []
-        unknown: dict[str, SymDenoiseError] = {}
-        for name in runs or ():
-            try:
-                found.append(_named(client[raw], name))
-            except SymDenoiseError as error:
-                unknown[name] = error
-        if unknown and not found:
-            raise next(iter(unknown.values()))
-        if not runs:
-            after = None if since is None else since.timestamp()
-            found = list(_searched(client[raw], query or [], plan, after, unfinished=older_than is not None))
-            if not found:
-                asked = {"--since": since, "--plan": plan, "--query": " ".join(query or ())}
-                raise SymDenoiseError(
-                    ", ".join(f"{option} {value}" for option, value in asked.items() if value),
-                    rule=f"no finished run of {len(client[raw])} in {raw!r} fits",
-                    remedy="check the names; --older-than HOURS takes runs without a stop document too",
-                )
-        outcomes = [_failed(name, error) for name, error in unknown.items()]
+        after = None if since is None else since.timestamp()
+        if runs:
+            found, outcomes = _all_named(client[raw], runs)
+        else:
+            found, outcomes = (
+                list(_searched(client[raw], query or [], plan, after, unfinished=older_than is not None)),
+                [],
+            )
+        if not found and not outcomes:
+            asked = {"--since": since, "--plan": plan, "--query": " ".join(query or ())}
+            raise SymDenoiseError(
+                ", ".join(f"{option} {value}" for option, value in asked.items() if value),
+                rule=f"no finished run of {len(client[raw])} in {raw!r} fits",
+                remedy="check the names; --older-than HOURS takes runs without a stop document too",
+            )
+        total = len(found) + len(outcomes)
         seconds = None if older_than is None else older_than * 3600
-        for each in found:
-            try:
-                stored: StoredRun = stored_run(each, columns=work.beamline.columns)
-                forecast = planned(stored, work, older_than=seconds, force=force) if dry_run else None
-            except SymDenoiseError as error:
-                outcomes.append(_failed(each if isinstance(each, str) else each.start["uid"], error))
-                continue
-            if forecast is not None:
-                typer.echo(str(forecast))
-                continue
-            try:
-                with progress_bar(stored, work, None) as advance:
-                    was = state(stored, work)
-                    outcome = attempt(
-                        stored,
-                        work,
-                        was=was,
-                        older_than=seconds,
-                        force=force,
-                        finished_frame=advance,
-                        scheduler=scheduler,
-                    )
-            except KeyboardInterrupt:
-                if outcomes:
-                    show(outcomes)
-                typer.echo(f"interrupted in run {stored.start['uid']}: the same command goes on with it")
-                raise typer.Exit(INTERRUPTED) from None
-            outcomes.append(outcome)
         if dry_run:
+            outcomes += _forecast(found, work, older_than=seconds, force=force)
             for failure in outcomes:
                 typer.echo(failure.result)
-        elif outcomes:
-            show(outcomes)
+        else:
+            _denoise(found, work, outcomes, older_than=seconds, force=force, scheduler=scheduler)
+            if outcomes:
+                show(outcomes)
         failed = sum(not each.ok for each in outcomes)
-        total = len(found) + len(unknown)
         typer.echo(f"{total - failed} of {total} runs {'can be ' if dry_run else ''}replayed")
         if failed:
             raise typer.Exit(1)
+
+
+def _all_named(raw: Container, names: list[str]) -> tuple[list[Any], list[Outcome]]:
+    """Return the runs that are there, and the failures of those that are not.
+
+    Raises
+    ------
+    SymDenoiseError
+        If none is there.
+    """
+    found: list[Any] = []
+    unknown: dict[str, SymDenoiseError] = {}
+    for name in names:
+        try:
+            found.append(_named(raw, name))
+        except SymDenoiseError as error:
+            unknown[name] = error
+    if unknown and not found:
+        raise next(iter(unknown.values()))
+    return found, [_failed(name, error) for name, error in unknown.items()]
+
+
+def _forecast(found: list[Any], work: Work, *, older_than: float | None, force: bool) -> list[Outcome]:
+    """Print what a replay of each run would do, and return the failures."""
+    from bluesky_symdenoise.acquisition.past.replay import planned
+    from bluesky_symdenoise.acquisition.runs.stored import stored_run
+
+    failures = []
+    for each in found:
+        try:
+            stored = stored_run(each, columns=work.beamline.columns)
+            typer.echo(str(planned(stored, work, older_than=older_than, force=force)))
+        except SymDenoiseError as error:
+            failures.append(_failed(_name_of(each), error))
+    return failures
+
+
+def _denoise(
+    found: list[Any],
+    work: Work,
+    outcomes: list[Outcome],
+    *,
+    older_than: float | None,
+    force: bool,
+    scheduler: Client | None,
+) -> None:
+    """Replay one run after another, and add what became of each; Ctrl-C shows what was done until then."""
+    from bluesky_symdenoise.acquisition.past.replay import progress_bar, state
+    from bluesky_symdenoise.acquisition.runs.stored import stored_run
+    from bluesky_symdenoise.acquisition.service.catchup import attempt
+
+    for each in found:
+        try:
+            stored = stored_run(each, columns=work.beamline.columns)
+        except SymDenoiseError as error:
+            outcomes.append(_failed(_name_of(each), error))
+            continue
+        try:
+            with progress_bar(stored, work, None) as advance:
+                outcome = attempt(
+                    stored,
+                    work,
+                    was=state(stored, work),
+                    older_than=older_than,
+                    force=force,
+                    finished_frame=advance,
+                    scheduler=scheduler,
+                )
+        except KeyboardInterrupt:
+            if outcomes:
+                show(outcomes)
+            typer.echo(f"interrupted in run {stored.start['uid']}: the same command goes on with it")
+            raise typer.Exit(INTERRUPTED) from None
+        outcomes.append(outcome)
+
+
+def _name_of(run: Any) -> str:
+    return run if isinstance(run, str) else str(run.start["uid"])
 
 
 def _failed(name: str, error: SymDenoiseError) -> Outcome:

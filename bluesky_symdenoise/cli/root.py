@@ -47,26 +47,6 @@ app = typer.Typer(
 bench = typer.Typer(no_args_is_help=True, help="Measure; prints a table and writes JSON.")
 app.add_typer(bench, name="bench")
 
-Symmetry = Annotated[
-    str,
-    typer.Option(
-        help="1, 2, m (left onto right), my (top onto bottom), 2mm, 4, 4mm, inf (rings), m@ANGLE, 2mm@ANGLE, "
-        "or auto: what the data support of 2mm, 2, m and my; or a .npz file that `symdenoise symmetry -o` wrote. "
-        "On a tilted detector each but 1 is followed by ~TILT:AXIS:DISTANCE, in degrees and pixels."
-    ),
-]
-Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help="Beam centre in pixels.")]
-ModelName = Annotated[
-    str | None, typer.Option(help="Name of a model (`symdenoise models list`), or a .safetensors file.")
-]
-Views = Annotated[
-    int, typer.Option(help="8: the mean over quarter turns and mirror images of each frame, eight times as slow; or 1.")
-]
-Defects = Annotated[
-    str,
-    typer.Option(help="find: mask hot and dead pixels that a frame shows; keep: mask what the mask says, no more."),
-]
-
 
 def _version(wanted: bool) -> None:
     if wanted:

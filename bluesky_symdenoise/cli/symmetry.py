@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from bluesky_symdenoise.cli.root import Center, Symmetry, app
+from bluesky_symdenoise.cli.options import Center, Symmetry
+from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
 

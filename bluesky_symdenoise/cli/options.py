@@ -1,0 +1,55 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Symmetry = Annotated[
+    str,
+    typer.Option(
+        help="1, 2, m (left onto right), my (top onto bottom), 2mm, 4, 4mm, inf (rings), m@ANGLE, 2mm@ANGLE, "
+        "or auto: what the data support of 2mm, 2, m and my; or a .npz file that `symdenoise symmetry -o` wrote. "
+        "On a tilted detector each but 1 is followed by ~TILT:AXIS:DISTANCE, in degrees and pixels."
+    ),
+]
+Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help="Beam centre in pixels.")]
+ModelName = Annotated[
+    str | None, typer.Option(help="Name of a model (`symdenoise models list`), or a .safetensors file.")
+]
+Views = Annotated[
+    int, typer.Option(help="8: the mean over quarter turns and mirror images of each frame, eight times as slow; or 1.")
+]
+Defects = Annotated[
+    str,
+    typer.Option(help="find: mask hot and dead pixels that a frame shows; keep: mask what the mask says, no more."),
+]
+Uri = Annotated[str, typer.Argument(metavar="CATALOG_URI", help="Of the Tiled catalogue that holds RAW and DENOISED.")]
+Raw = Annotated[str, typer.Option(help="Container of the raw runs.")]
+Denoised = Annotated[str, typer.Option(help="Container for the denoised runs.")]
+Directory = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder for denoised frames, or a template such as /data/{proposal}; by default the one DENOISED names."
+    ),
+]
+Frames = Annotated[
+    str | None,
+    typer.Option(help="files: the server reads DIRECTORY (default); http: frames are sent to it."),
+]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings", metavar="TOML", help="Arguments as DenoiseCallback takes them; those given here go before."
+    ),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+OlderThan = Annotated[
+    float | None,
+    typer.Option(
+        min=0, metavar="HOURS", help="Also runs without a stop document that gave no sign of life for this long."
+    ),
+]
