@@ -88,7 +88,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
-        """The inverse of `to_dict`."""
+        """Return the inverse of `to_dict`."""
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
         }
@@ -129,7 +129,8 @@ def array_sha256(array: NDArray[Any]) -> str:
 
 
 def chosen_frames(frames: slice | range | Sequence[int] | None) -> str | None:
-    """The one way to write which rows of a stream are meant: ``first:stop:step``, ``5::1`` to the end, or ``0,3,9``.
+    """Return the one way to write which rows of a stream are meant: ``first:stop:step``, ``5::1`` to the end, or
+    ``0,3,9``.
 
     Parameters
     ----------
@@ -165,7 +166,7 @@ def chosen_frames(frames: slice | range | Sequence[int] | None) -> str | None:
 
 
 def rows_of(frames: str | None) -> Sequence[int]:
-    """The inverse of `chosen_frames`: rows in order, without end where there is none."""
+    """Return the inverse of `chosen_frames`: rows in order, without end where there is none."""
     if frames is None:
         return range(sys.maxsize)
     if ":" not in frames:

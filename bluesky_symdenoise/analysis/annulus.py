@@ -39,7 +39,8 @@ class Annulus:
 
     @classmethod
     def about(cls, beam_center: tuple[float, float], shape: tuple[int, int], *, inner: float, outer: float) -> Annulus:
-        """The pixels whose centres are at least `inner` and less than `outer` pixels from the beam centre (y, x).
+        """Return the pixels whose centres are at least `inner` and less than `outer` pixels from the beam centre (y,
+        x).
 
         Raises
         ------

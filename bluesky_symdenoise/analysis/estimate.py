@@ -66,7 +66,7 @@ class Estimate:
 
 
 def from_counts(annulus: Annulus, observed: Observed) -> Estimate:
-    """The moment of the raw counts, and a Poisson fit to their radial profile.
+    """Return the moment of the raw counts, and a Poisson fit to their radial profile.
 
     Pixels are independent: errors are exact sums of their variances, and the inverse Fisher information.
     """
@@ -77,7 +77,7 @@ def from_counts(annulus: Annulus, observed: Observed) -> Estimate:
 
 
 def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:
-    """One Poisson fit to the raw counts of all pixels: a textured Gaussian ring on about a power law.
+    """Return one Poisson fit to the raw counts of all pixels: a textured Gaussian ring on about a power law.
 
     The most that the counts can tell if the ring is of that form. Nothing is given where they refute it, in that the
     squared differences in cells of radius and azimuth sum up to `REFUTED` standard deviations too many. Few counts
@@ -129,7 +129,7 @@ def from_denoised(
     replicates: int,
     rng: np.random.Generator,
 ) -> Estimate:
-    """The moment and the profile fit of a denoised frame, less their bias, with errors from replicates.
+    """Return the moment and the profile fit of a denoised frame, less their bias, with errors from replicates.
 
     Denoised pixels are correlated and drawn towards their surroundings: rings come out lower and wider, and sigma of a
     pixel does not give that of a sum. Counts are drawn from the denoised frame (posterior-predictive), denoised by the
@@ -172,7 +172,7 @@ def _corrected(estimated: Estimate, away: NDArray[np.float64], part: slice) -> t
 
 
 def _from_intensity(annulus: Annulus, intensity: Image, observed: Observed) -> Estimate:
-    """The moment and the profile fit of expected counts, with the errors of as many photons."""
+    """Return the moment and the profile fit of expected counts, with the errors of as many photons."""
     values, measured = annulus.of(intensity), annulus.of(observed.exposure)
     known = np.isfinite(values)
     typical = np.median(measured[measured > 0]) if (measured > 0).any() else 0.0

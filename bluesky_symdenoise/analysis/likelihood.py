@@ -93,7 +93,8 @@ def poisson_fit(
 
 
 def peak_model(radius: Values, middle: float, *, blur: float = 0.0) -> Model:
-    """A Gaussian on a background that is about a power law: level at `middle`, exponent, area, position, log sigma.
+    """Return a Gaussian on a background that is about a power law: level at `middle`, exponent, area, position, log
+    sigma.
 
     The sixth parameter is the background's curvature, that of log rate over log radius. Lengths are in pixels.
 
@@ -125,7 +126,7 @@ def peak_model(radius: Values, middle: float, *, blur: float = 0.0) -> Model:
 
 
 def ring_model(radius: Values, azimuth: Values, middle: float) -> Model:
-    """The same with a texture: the Gaussian times exp(p cos 2phi + q sin 2phi) / I0, parameters p and q last.
+    """Return the same with a texture: the Gaussian times exp(p cos 2phi + q sin 2phi) / I0, parameters p and q last.
 
     I0 is the Bessel function of sqrt(p^2 + q^2), which keeps the area that of the mean over azimuth.
     """

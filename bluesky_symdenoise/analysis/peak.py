@@ -31,7 +31,7 @@ def radial_profile(annulus: Annulus, intensity: Values, exposure: Values) -> tup
 
 
 def start_values(radius: Values, summed: Values, exposure: Values) -> Values:
-    """A guess at `peak_model`: a power law through the ends of the profile, the peak where most rises above it."""
+    """Return a guess at `peak_model`: a power law through the ends, and the peak where most rises above it."""
     rate = summed / exposure
     ends, middle, span = max(2, len(rate) // 5), (radius[0] + radius[-1]) / 2, radius[-1] - radius[0]
     floor = 1e-3 * max(rate.mean(), 1e-9)

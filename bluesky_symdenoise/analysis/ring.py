@@ -138,7 +138,7 @@ class Ring:
 
 
 def rings_from_texts(texts: tuple[str, ...]) -> tuple[Ring, ...]:
-    """The inverse of `Ring.to_text` for several.
+    """Return the inverse of `Ring.to_text` for several.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def _ring(stored: dict[str, Any]) -> Ring:
 
 
 def checked_rings(analysis: Any) -> tuple[Ring, ...]:
-    """One ring or several as a tuple.
+    """Return one ring or several as a tuple.
 
     Raises
     ------

@@ -84,5 +84,5 @@ def show(console: Console, report: Report, output: Path) -> None:
 
 
 def as_json(report: Report) -> str:
-    """One line."""
+    """Return one line."""
     return json.dumps(asdict(report))

@@ -24,7 +24,7 @@ def as_tensor(image: NDArray[np.float64], device: torch.device) -> Tensor:
 
 
 def banded_prior(net: PriorNet, per_pixel: Tensor, per_block: Tensor, *, band_pixels: int) -> tuple[Tensor, Tensor]:
-    """The network's output; large frames in bands that overlap by more than the network looks across."""
+    """Return the network's output; large frames in bands that overlap by more than the network looks across."""
     height, width = per_pixel.shape[2:]
     if height * width <= band_pixels:
         ratio, log_kappa = net(per_pixel, per_block)
@@ -41,7 +41,7 @@ def banded_prior(net: PriorNet, per_pixel: Tensor, per_block: Tensor, *, band_pi
 
 
 def flux_kept(total: Tensor, n: Tensor, shape: Tensor, own_n: Tensor, kappa: Tensor, prior_mean: Tensor) -> Tensor:
-    """The prior mean times the one factor that makes the frame's expected counts add up to its counts.
+    """Return the prior mean times the one factor that makes the frame's expected counts add up to its counts.
 
     The network's bias is a fraction of a percent of the total, which the frame itself knows better; the factor is
     damped where a frame has not many more than a thousand counts.

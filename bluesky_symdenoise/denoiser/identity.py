@@ -47,7 +47,7 @@ def sha256_of(content: bytes) -> str:
 
 
 def model_file(name: str | Path | None = None) -> ModelFile:
-    """A model by name, of the package or of the registry, or one in a safetensors file by its path.
+    """Return a model by name, of the package or of the registry, or one in a safetensors file by its path.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def model_file(name: str | Path | None = None) -> ModelFile:
 
 
 def registered_file(entry: registry.Entry) -> ModelFile:
-    """A model of the package or of the registry; raises as `model_file` does."""
+    """Return a model of the package or of the registry; raises as `model_file` does."""
     return _checked(entry.weights, entry.weights.parent / f"{entry.name}.json")
 
 

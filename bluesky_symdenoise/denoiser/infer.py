@@ -116,7 +116,8 @@ class Denoiser:
         defects: str = "find",
         views: int = 1,
     ) -> Denoiser:
-        """A model of the package or of your own by name (None: the default one), or one in a ``.safetensors`` file.
+        """Return a model of the package or of your own by name (None: the default one), or one in a ``.safetensors``
+        file.
 
         Raises
         ------
@@ -126,7 +127,7 @@ class Denoiser:
         return cls(load_model(name), device=device, threads=threads, dtype=dtype, defects=defects, views=views)
 
     def environment(self) -> dict[str, Any]:
-        """What beside the recipe decides the last bits: torch, device, dtype, threads."""
+        """Return what beside the recipe decides the last bits: torch, device, dtype, threads."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {
             "torch": torch.__version__,
@@ -144,7 +145,7 @@ class Denoiser:
         symmetry: str | Symmetry | SymmetryCheck = "auto",
         beam_center: ArrayLike | None = None,
     ) -> Symmetry:
-        """The point group and beam centre that `__call__` would use for these frames, pooled.
+        """Return the point group and beam centre that `__call__` would use for these frames, pooled.
 
         ``auto`` keeps the largest group that the data support and falls back to ``1``. A named group without a
         centre takes the one found by correlating the frame with itself.
@@ -315,7 +316,7 @@ class Denoiser:
         return Background(expected=result["intensity"].values * scale, sigma=result["sigma"].values * scale)
 
     def _defects(self, frame: Frame) -> Defects:
-        """What is masked of a frame."""
+        """Return what is masked of a frame."""
         return found_defects(frame) if self.defects == "find" else no_defects(frame)
 
     def _posterior(self, frame: Frame, symmetry: Symmetry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -63,7 +63,7 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Architecture:
-        """The inverse of `to_dict`."""
+        """Return the inverse of `to_dict`."""
         return cls(
             channels=tuple(stored["channels"]),
             conjugate=bool(stored.get("conjugate", True)),
@@ -108,7 +108,7 @@ def _at(level: int, mean: Tensor) -> Tensor:
 def features(
     counts: Tensor, exposure: Tensor, mate_counts: Tensor, mate_exposure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The network's inputs and the local mean rate that they are relative to.
+    """Return the network's inputs and the local mean rate that they are relative to.
 
     Returns
     -------
@@ -182,13 +182,13 @@ class PriorNet(nn.Module):
         return self.down[0].get_parameter("0.weight").dtype
 
     def own(self, counts: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
-        """What a pixel's own counts and exposure add to the prior's."""
+        """Return what a pixel's own counts and exposure add to the prior's."""
         if self.architecture.conjugate:
             return counts, exposure
         return torch.zeros_like(counts), torch.zeros_like(exposure)
 
     def in_bfloat16(self) -> PriorNet:
-        """A copy with half the bits, except in the last layer, whose rounding would be that of the result."""
+        """Return a copy with half the bits, except in the last layer, whose rounding would be that of the result."""
         rounded = copy.deepcopy(self).to(torch.bfloat16)
         rounded.head = copy.deepcopy(self.head)
         return rounded
@@ -253,7 +253,7 @@ class PriorNet(nn.Module):
 
 
 def _without_mates(first: nn.Conv2d, x: Tensor) -> Tensor:
-    """The first convolution of the inputs that a frame without mates has: what is zero is left out."""
+    """Return the first convolution of the inputs that a frame without mates has: what is zero is left out."""
     kept = [4 * channel + part for channel in ALONE for part in range(4)]
     own, both = first.weight[:, 4 * PIXEL_FEATURES :].chunk(2, dim=1)
     return F.conv2d(x, torch.cat([first.weight[:, kept], own + both], dim=1), first.bias, padding=1)
@@ -283,7 +283,7 @@ def _joined(first: nn.Conv2d, deep: Tensor, shallow: Tensor) -> Tensor:
 
 
 def unrefuted(kappa: Tensor, mean: Tensor, counts: Tensor, exposure: Tensor) -> Tensor:
-    """The prior's shape, less where a pixel's own counts refute the prior by more than `CONFLICT` of its sigma.
+    """Return the prior's shape, less where a pixel's own counts refute the prior by more than `CONFLICT` of its sigma.
 
     There it is what makes it just so many: a lone bright pixel is unlike what the network was trained on, and its
     counts say more than its surroundings. Twice the root of the counts has the variance 1 + n m / kappa.

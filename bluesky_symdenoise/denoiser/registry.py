@@ -59,7 +59,7 @@ class Entry:
 
 
 def models_folder() -> Path:
-    """Where a user's models are: SYMDENOISE_MODELS, else a folder in the user's data directory."""
+    """Return where a user's models are: SYMDENOISE_MODELS, else a folder in the user's data directory."""
     given = os.environ.get(MODELS_VARIABLE)
     return Path(given).expanduser() if given else user_data_path("bluesky-symdenoise") / "models"
 
@@ -80,7 +80,7 @@ def registered() -> list[str]:
 
 
 def entry(name: str) -> Entry:
-    """The model of this name; the package's come first.
+    """Return the model of this name; the package's come first.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def entry(name: str) -> Entry:
 
 
 def entry_by_sha256(name: str, sha256: str) -> Entry:
-    """The model with these weights, whatever its name is here.
+    """Return the model with these weights, whatever its name is here.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def entry_by_sha256(name: str, sha256: str) -> Entry:
 
 
 def checked_new_name(name: str) -> str:
-    """The name, if a model can be registered by it.
+    """Return the name, if a model can be registered by it.
 
     Raises
     ------

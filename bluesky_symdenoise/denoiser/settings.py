@@ -66,7 +66,7 @@ class DenoiserSettings:
         return model_file(self.model).sha256
 
     def load(self) -> Denoiser:
-        """The denoiser; the same one for equal settings within a process."""
+        """Return the denoiser; the same one for equal settings within a process."""
         return _loaded(self)
 
 
@@ -87,7 +87,7 @@ class RecordedSettings(DenoiserSettings):
         return self.recorded
 
     def load(self) -> Denoiser:
-        """The denoiser; the same one for equal settings within a process.
+        """Return the denoiser; the same one for equal settings within a process.
 
         Raises
         ------

@@ -44,7 +44,7 @@ def stacked(counts: ArrayLike) -> NDArray[Any]:
 
 
 def pooled(frames: Iterable[Frame], shape: tuple[int, int]) -> Frame:
-    """All frames' counts and exposures added up."""
+    """Return all frames' counts and exposures added up."""
     counts, exposure = np.zeros(shape), np.zeros(shape)
     for frame in frames:
         counts += frame.counts
@@ -53,6 +53,6 @@ def pooled(frames: Iterable[Frame], shape: tuple[int, int]) -> Frame:
 
 
 def empty_result(shape: tuple[int, ...]) -> xr.Dataset:
-    """What a frame (y, x) that could not be denoised is: NaN."""
+    """Return what a frame (y, x) that could not be denoised is: NaN."""
     nothing = (("frame", "y", "x"), np.full((1, *shape), np.nan, np.float32))
     return xr.Dataset({"intensity": nothing, "sigma": nothing})

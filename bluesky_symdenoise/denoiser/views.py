@@ -12,7 +12,7 @@ Prior = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def averaged(prior: Prior, per_pixel: Tensor, per_block: Tensor, views: int) -> tuple[Tensor, Tensor]:
-    """What ``prior`` makes of the inputs, or, with 8 views, the mean over quarter turns and their mirror images.
+    """Return what ``prior`` makes of the inputs, or, with 8 views, the mean over quarter turns and their mirror images.
 
     Prior means are averaged, and the logarithms of shapes.
 

@@ -35,14 +35,14 @@ class Model:
 
 
 def encode(net: PriorNet) -> bytes:
-    """A network as the bytes of a safetensors file, architecture in its header; `decode` is the inverse."""
+    """Return a network as the bytes of a safetensors file, architecture in its header; `decode` is the inverse."""
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     # One entry: safetensors writes several in random order, and the same weights would have many sha256.
     return save(state, metadata={"architecture": json.dumps(net.architecture.to_dict())})
 
 
 def decode(content: bytes) -> PriorNet:
-    """The network in the bytes of a safetensors file, ready for use.
+    """Return the network in the bytes of a safetensors file, ready for use.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def save_weights(net: PriorNet, folder: Path, *, name: str, version: str, traini
 
 
 def load_model(name: str | Path | None = None) -> Model:
-    """A model by name, of the package or of the registry, or one in a safetensors file by its path.
+    """Return a model by name, of the package or of the registry, or one in a safetensors file by its path.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def load_model(name: str | Path | None = None) -> Model:
 
 
 def load_recorded(name: str, sha256: str) -> Model:
-    """The model that a run was made with, by the sha256 of its weights, whatever it is called here.
+    """Return the model that a run was made with, by the sha256 of its weights, whatever it is called here.
 
     Raises
     ------
@@ -149,6 +149,6 @@ def _model(file: ModelFile) -> Model:
 
 
 def _header(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: its first 8 bytes are the length of a JSON header."""
+    """Return the metadata of a safetensors file: its first 8 bytes are the length of a JSON header."""
     length = int.from_bytes(content[:8], "little")
     return dict(json.loads(content[8 : 8 + length])["__metadata__"])

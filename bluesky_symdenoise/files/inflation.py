@@ -89,7 +89,7 @@ def _bomb(size: int, declared: int) -> SymDenoiseError:
 
 
 def _inflated(raw: bytes, limit: int) -> int:
-    """Bytes that a zlib stream becomes, counted no further than just above the limit."""
+    """Return bytes that a zlib stream becomes, counted no further than just above the limit."""
     stream, size, rest = zlib.decompressobj(), 0, raw
     while rest and size <= limit and not stream.eof:
         try:
@@ -101,7 +101,7 @@ def _inflated(raw: bytes, limit: int) -> int:
 
 
 def _zstd_size(raw: bytes, declared: int) -> int:
-    """The content size in a frame's header (RFC 8878, 3.1.1.1); one that does not say counts as too large."""
+    """Return the content size in a frame's header (RFC 8878, 3.1.1.1); one that does not say counts as too large."""
     if len(raw) < 6 or raw[:4] != _ZSTD_MAGIC:
         return declared + 1
     flags = raw[4]

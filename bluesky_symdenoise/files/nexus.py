@@ -143,7 +143,7 @@ class NexusWriter:
 
 
 def add_entry(file: Any, name: str = "entry") -> Any:
-    """An NXentry; the file's first one is what opens by default, and there its group ``data``."""
+    """Return an NXentry; the file's first one is what opens by default, and there its group ``data``."""
     if "default" not in file.attrs:
         file.attrs.update(NX_class="NXroot", default=name, creator=PROGRAM)
     entry = _group(file, name, "NXentry")
@@ -152,7 +152,7 @@ def add_entry(file: Any, name: str = "entry") -> Any:
 
 
 def add_images(entry: Any, shapes: Mapping[str, Sequence[int]], **storage: Any) -> dict[str, Any]:
-    """The NXdata of images and their standard deviations, still without rows.
+    """Return the NXdata of images and their standard deviations, still without rows.
 
     Each image ``det`` has ``det_sigma``, which is also its ``det_errors``, the name that NeXus programs look for. The
     first image is the signal; its rows, and what lies between row and pixel, have no axis of their own.
@@ -192,7 +192,7 @@ def add_images(entry: Any, shapes: Mapping[str, Sequence[int]], **storage: Any) 
 
 
 def add_process(entry: Any, *, version: str, date: str) -> Any:
-    """The NXprocess of an entry: what made its data, and when (ISO 8601)."""
+    """Return the NXprocess of an entry: what made its data, and when (ISO 8601)."""
     process = _group(entry, "process", "NXprocess")
     process["program"] = PROGRAM
     process["version"] = version

@@ -72,6 +72,6 @@ def _parts(path: Path, dataset: str | None) -> list[Part]:
 
 
 def mask_from(path: str | Path) -> NDArray[np.bool_]:
-    """The mask in a file with one image, (y, x): not 0 = bad."""
+    """Return the mask in a file with one image, (y, x): not 0 = bad."""
     with open_frames(path) as frames:
         return np.asarray(frames[0] != 0)

@@ -33,7 +33,7 @@ class Patience:
     def read(
         self, attempt: Callable[[], NDArray[Any]], *, value: str, again: Callable[[], None] = lambda: None
     ) -> NDArray[Any]:
-        """What `attempt` returns, as soon as it does.
+        """Return what `attempt` returns, as soon as it does.
 
         Parameters
         ----------

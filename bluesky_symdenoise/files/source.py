@@ -65,7 +65,7 @@ class Source:
         return self.shape[1:]
 
     def identity(self, row: int) -> tuple[Any, ...]:
-        """What tells this row from any other row of any source: its files as they are now.
+        """Return what tells this row from any other row of any source: its files as they are now.
 
         Raises
         ------
@@ -75,7 +75,7 @@ class Source:
         return tuple(self._checked(number) for number in self._files(row)), self.dataset, self.shape, row
 
     def read(self, row: int) -> NDArray[Any]:
-        """One row (..., y, x).
+        """Return one row (..., y, x).
 
         Raises
         ------
@@ -122,7 +122,7 @@ class Source:
         return str(resolved), found
 
     def _pieces(self, row: int) -> list[tuple[int, slice]]:
-        """Which part of which file holds a row, where files follow each other along their first axis."""
+        """Return which part of which file holds a row, where files follow each other along their first axis."""
         first = _leading(self._checked(0), self.dataset)
         per_row = math.prod(self.row_shape[: len(self.row_shape) - (len(first) - 1)])
         start, stop, pieces, offset = row * per_row, (row + 1) * per_row, [], 0

@@ -49,7 +49,7 @@ class PairTest:
 
 
 def disagreement(frame: Frame, symmetry: Symmetry) -> NDArray[np.float64]:
-    """The strongest disagreement of each pixel's surroundings with any mate, (y, x) in standard deviations.
+    """Return the strongest disagreement of each pixel's surroundings with any mate, (y, x) in standard deviations.
 
     NaN where the pixel or all of its mates were not measured.
     """
@@ -64,7 +64,7 @@ def disagreement(frame: Frame, symmetry: Symmetry) -> NDArray[np.float64]:
 
 
 def pair_tests(frame: Frame, symmetry: Symmetry) -> tuple[PairTest, ...]:
-    """One test for each operation of a symmetry, from the counts alone; see `PairTest`."""
+    """Return one test for each operation of a symmetry, from the counts alone; see `PairTest`."""
     return tuple(_pair_test(frame, operation, symmetry.grid_center) for operation in symmetry.operations)
 
 

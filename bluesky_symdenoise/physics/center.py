@@ -18,7 +18,7 @@ SMOOTHINGS, STEPS = (4.0, 2.0), 8
 
 
 def found_beam_center(frame: Frame, operation: Operation = INVERSION) -> tuple[float, float] | None:
-    """The centre of an operation on the half-pixel grid, by correlating the frame with its image under it.
+    """Return the centre of an operation on the half-pixel grid, by correlating the frame with its image under it.
 
     The masked normalised correlation of the logarithm of the smoothed counts is maximal at twice the centre. Along
     an axis that the operation keeps, the centre is the detector's. None if the correlation stays under 0.5 or is
@@ -36,7 +36,7 @@ def found_beam_center(frame: Frame, operation: Operation = INVERSION) -> tuple[f
 
 
 def refined_beam_center(frame: Frame, near: tuple[float, float]) -> tuple[float, float] | None:
-    """The centre of inversion to a fraction of a pixel, from one that is known within about three pixels.
+    """Return the centre of inversion to a fraction of a pixel, from one that is known within about three pixels.
 
     Gauss-Newton steps on the sum of (r(u) - r(2c - u))^2 / (r(u) + r(2c - u)) with r the smoothed rate, first coarsely,
     then finely. Only r is interpolated. None if the steps leave the neighbourhood or the pattern fixes no centre.

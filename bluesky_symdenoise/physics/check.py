@@ -132,7 +132,7 @@ def refuse_bad_name(path: Path) -> None:
 
 
 def load_symmetry(path: str | Path) -> Symmetry:
-    """The symmetry in a file that `SymmetryCheck.save` wrote.
+    """Return the symmetry in a file that `SymmetryCheck.save` wrote.
 
     Raises
     ------
@@ -154,14 +154,14 @@ def load_symmetry(path: str | Path) -> Symmetry:
 
 
 def stated_symmetry(symmetry: str | Symmetry | SymmetryCheck) -> str | Symmetry:
-    """What was asked for; a check, or the name of a ``.npz`` file, stands for the checked symmetry in it."""
+    """Return what was asked for; a check, or the name of a ``.npz`` file, stands for the checked symmetry in it."""
     if isinstance(symmetry, SymmetryCheck):
         return symmetry.symmetry
     return load_symmetry(symmetry) if isinstance(symmetry, str) and symmetry.endswith(".npz") else symmetry
 
 
 def chosen_symmetry(total: Frame, symmetry: str, beam_center: tuple[float, float] | None) -> Symmetry:
-    """The point group and centre for frames that were added up.
+    """Return the point group and centre for frames that were added up.
 
     ``auto`` keeps the largest group that the data support and falls back to ``1``. A named group without a centre takes
     the one found by correlating the frames with themselves.

@@ -24,7 +24,7 @@ SMALL_SHARE = 0.01
 
 
 def zero_excess(counts: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """The ratio 2 N0 N2 / N1^2 of numbers of pixels with 0, 1 and 2 counts, and how far above the limit it is.
+    """Return the ratio 2 N0 N2 / N1^2 of numbers of pixels with 0, 1 and 2 counts, and how far above the limit it is.
 
     It is 1 for Poisson counts of any one rate. A frame that was cut at zero has all that was below in N0. Taken in
     classes of blocks of like mean, as the median over the classes with enough pixels.

@@ -42,8 +42,8 @@ class Dark:
     seconds: float | None = None
 
     def exposures(self, seconds: float | None) -> float:
-        """How many exposures of a frame that took `seconds` the dark amounts to: as many as it has frames, if no time
-        is known.
+        """Return how many exposures of a frame that took `seconds` the dark amounts to: as many as it has frames, if no
+        time is known.
 
         Raises
         ------

@@ -152,12 +152,12 @@ def gap_lines(frame: Frame) -> NDArray[np.bool_]:
 
 
 def without_gaps(frame: Frame) -> Frame:
-    """The frame with `gap_lines` masked."""
+    """Return the frame with `gap_lines` masked."""
     return without(frame, gap_lines(frame))
 
 
 def without(frame: Frame, bad: NDArray[np.bool_]) -> Frame:
-    """The frame with more pixels masked, (y, x) True = bad; the frame itself if there are none."""
+    """Return the frame with more pixels masked, (y, x) True = bad; the frame itself if there are none."""
     if not bad.any():
         return frame
     return replace(frame, counts=np.where(bad, 0.0, frame.counts), exposure=np.where(bad, 0.0, frame.exposure))

@@ -68,7 +68,7 @@ class PairSums:
     chi: Floats
 
     def __add__(self, other: PairSums) -> PairSums:
-        """The sums of both.
+        """Return the sums of both.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class PairSums:
 
 
 def pair_sums(frame: Frame, operation: Operation, beam_center: tuple[float, float]) -> PairSums:
-    """The sums of one frame; add those of others to pool them."""
+    """Return the sums of one frame; add those of others to pool them."""
     half = first_of_pair(frame.counts.shape, operation, beam_center)
     one = Frame(frame.counts, np.where(half, frame.exposure, 0.0), frame.reference)
     difference, variance, chi, chi_variance, fourth = pair_terms(one, mated(frame, operation, beam_center))
@@ -193,7 +193,7 @@ def asymmetry(sums: PairSums) -> Asymmetry:
 
 
 def _polar(dy: NDArray[Any], dx: NDArray[Any], ring: float, sectors: int) -> NDArray[np.int64]:
-    """The flat index (ring, sector) of positions about the centre."""
+    """Return the flat index (ring, sector) of positions about the centre."""
     sector = np.floor(np.arctan2(dy, dx) / (2 * np.pi) * sectors).astype(np.int64) % sectors
     index: NDArray[np.int64] = (np.hypot(dy, dx) // ring).astype(np.int64) * sectors + sector
     return index
@@ -234,7 +234,7 @@ def _windowed(cells: Floats, rings: int, azimuths: int) -> Floats:
 
 
 def differing_blocks(frame: Frame, operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.bool_]:
-    """Where (y, x) blocks of 4 to 16 pixels differ from their mates, and four pixels around: spots and gaps.
+    """Return where (y, x) blocks of 4 to 16 pixels differ from their mates, and four pixels around: spots and gaps.
 
     One false alarm in 100 tests of a whole frame, shared by the sizes of blocks.
     """
@@ -287,7 +287,7 @@ def _most_different(difference: Floats, variance: Floats, places: float) -> list
 
 
 def _p_value(sums: PairSums) -> float:
-    """The tests of all scales as one."""
+    """Return the tests of all scales as one."""
     chi, chi_variance, chi_third = (float(total) for total in sums.chi)
     tests = [_tail(chi, chi_variance, chi_third)] if chi_variance > 0 else []
     difference, variance, fourth = sums.difference, sums.variance, sums.fourth

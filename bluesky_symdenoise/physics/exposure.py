@@ -22,7 +22,7 @@ def exposure_from_geometry(
     polarization: float | None = None,
     polarization_axis: float = 0.0,
 ) -> NDArray[np.float64]:
-    """The relative exposure of each pixel of a detector as pyFAI describes it, tilted or not.
+    """Return the relative exposure of each pixel of a detector as pyFAI describes it, tilted or not.
 
     Flat field times solid angle over that at normal incidence times the polarisation factor of the scattered beam.
 

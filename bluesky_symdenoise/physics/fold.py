@@ -97,7 +97,8 @@ def _standard_score(value: NDArray[np.float64], variance: NDArray[np.float64], s
 
 
 def symmetry_score(frame: Frame, other: Frame) -> NDArray[np.float64]:
-    """How strongly mates differ: the largest standard score of both tests in any window; noise alone gives about 1.
+    """Return how strongly mates differ: the largest standard score of both tests in any window; noise alone gives about
+    1.
 
     Parameters
     ----------
@@ -122,7 +123,7 @@ def symmetry_score(frame: Frame, other: Frame) -> NDArray[np.float64]:
 
 
 def symmetry_gate(frame: Frame, other: Frame) -> NDArray[np.bool_]:
-    """Where a mate may be used, (y, x): True where no test sees a difference within any window.
+    """Return where a mate may be used, (y, x): True where no test sees a difference within any window.
 
     Where the frame has counts of its own, spots of a few pixels are looked for too: less is asked of them, because a
     mate's noise hides half of the square of their significance, and a mate left out for nothing costs little.
@@ -136,7 +137,7 @@ def symmetry_gate(frame: Frame, other: Frame) -> NDArray[np.bool_]:
 
 
 def mated(frame: Frame, operation: Operation, beam_center: tuple[float, float]) -> Frame:
-    """The frame seen through one operation about the beam centre."""
+    """Return the frame seen through one operation about the beam centre."""
     return Frame(
         counts=mate(frame.counts, operation, beam_center),
         exposure=mate(frame.exposure, operation, beam_center),
@@ -169,7 +170,8 @@ def gated_mates(frame: Frame, symmetry: Symmetry) -> Mates:
 
 
 def rings(shape: tuple[int, ...], symmetry: Symmetry) -> NDArray[np.int64]:
-    """Which ring about the centre itself each pixel (y, x) is in, counted from 1; 0 where it scatters sideways or back.
+    """Return which ring about the centre itself each pixel (y, x) is in, counted from 1; 0 where it scatters sideways
+    or back.
 
     Rings are half a pixel wide where the beam meets a detector, or, if it is tilted, where it would without the tilt.
     """
@@ -183,7 +185,7 @@ def rings(shape: tuple[int, ...], symmetry: Symmetry) -> NDArray[np.int64]:
 
 
 def ring_mean(frame: Frame, ring: NDArray[np.int64], use: NDArray[np.bool_]) -> Frame:
-    """What the rest of each pixel's ring counted, itself left out: (y, x) sums over pixels with `use`.
+    """Return what the rest of each pixel's ring counted, itself left out: (y, x) sums over pixels with `use`.
 
     No count is shared between two rings.
     """
@@ -222,7 +224,8 @@ EVIDENCE_Z = 6.0
 
 
 def supported(frame: Frame, operation: Operation, beam_center: tuple[float, float]) -> bool:
-    """Whether the data support an operation about a centre: its regions agree, and about another centre they would not.
+    """Return whether the data support an operation about a centre: its regions agree, and about another centre they
+    would not.
 
     A region (32 x 32 pixels) is testable if its pair has at least 25 counts, and agrees if both tests of
     `pair_statistics` are within three standard deviations. The sum of D^2/variance over blocks of 8 x 8 pixels must
@@ -256,7 +259,7 @@ def _misfit(frame: Frame, operation: Operation, beam_center: tuple[float, float]
 
 
 def supported_symmetry(frame: Frame, beam_center: tuple[float, float] | None, tilt: Tilt | None = None) -> Symmetry:
-    """The largest point group that the frame supports about the centre, or about the one found; else ``1``.
+    """Return the largest point group that the frame supports about the centre, or about the one found; else ``1``.
 
     Without a centre only groups with inversion are looked for: a smooth pattern is nearly its own mirror image about
     some line anywhere, and that would be a guess.

@@ -61,7 +61,7 @@ def sentinel_mask(counts: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def as_mask(mask: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask as (y, x) booleans, True = bad; None masks nothing.
+    """Return the mask as (y, x) booleans, True = bad; None masks nothing.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.bool_]
 
 
 def as_exposure(exposure: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """The exposure as (y, x) floats >= 0; None is 1 and a number is the same for all pixels; 0 is masked.
+    """Return the exposure as (y, x) floats >= 0; None is 1 and a number is the same for all pixels; 0 is masked.
 
     Raises
     ------

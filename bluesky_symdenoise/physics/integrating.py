@@ -53,7 +53,7 @@ class Readout:
 def pseudo_counts(
     signal: NDArray[Any], readout: Readout, *, dark: ArrayLike | None = None, dark_frames: int | None = None
 ) -> tuple[NDArray[np.float32], Background]:
-    """What an integrating detector's frames (..., y, x) are to a counting likelihood, and the background in it.
+    """Return what an integrating detector's frames (..., y, x) are to a counting likelihood, and the background in it.
 
     y = (signal - dark)/gain + b is nearly Poisson(photons + b) when b is the variance of the read noise in photons:
     mean and variance are right. Below 9 photons^2 of variance b is three standard deviations, so that no noise is cut

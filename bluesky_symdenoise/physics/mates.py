@@ -38,11 +38,11 @@ class Operation(NamedTuple):
         return Operation(yy, yx, xy, xx, self.tilt)
 
     def inverse(self) -> Operation:
-        """The operation that undoes it."""
+        """Return the operation that undoes it."""
         return Operation(self.yy, self.xy, self.yx, self.xx, self.tilt)
 
     def moved(self, dy: NDArray[Any], dx: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where it sends places (dy, dx) from the centre on the detector; NaN for nowhere."""
+        """Return where it sends places (dy, dx) from the centre on the detector; NaN for nowhere."""
         if self.tilt is not None:
             dy, dx = self.tilt.flattened(dy, dx)
         dy, dx = self.yy * dy + self.yx * dx, self.xy * dy + self.xx * dx
@@ -70,7 +70,7 @@ _NAMES = {
 
 
 def named(operation: Operation) -> str:
-    """What an operation does, in words; a tilt of the detector changes none."""
+    """Return what an operation does, in words; a tilt of the detector changes none."""
     flat = operation._replace(tilt=None)
     if flat in _NAMES:
         return _NAMES[flat]
@@ -80,7 +80,7 @@ def named(operation: Operation) -> str:
 
 
 def mate(image: NDArray[Any], operation: Operation, beam_center: tuple[float, float]) -> NDArray[Any]:
-    """The image at each pixel's mate: out(u) = image(c + g (u - c)), 0 where the mate is off the detector.
+    """Return the image at each pixel's mate: out(u) = image(c + g (u - c)), 0 where the mate is off the detector.
 
     Twice the centre is rounded to integers, so that counts are moved and never interpolated; for turns by 180 degrees
     and mirrors along the axes, the mate is at most half a pixel from its true place. A mirror along another line takes
@@ -167,7 +167,7 @@ def twice(beam_center: tuple[float, float], operation: Operation) -> tuple[int, 
 
 
 def _mates(shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.signedinteger]:
-    """The flat index of each pixel's mate, -1 where it has none."""
+    """Return the flat index of each pixel's mate, -1 where it has none."""
     if operation.exact:
         return mate(np.arange(1, 1 + shape[0] * shape[1]).reshape(shape), operation, beam_center) - 1
     return _mutual_nearest((shape[0], shape[1]), operation, beam_center)
@@ -177,7 +177,7 @@ def _mates(shape: tuple[int, ...], operation: Operation, beam_center: tuple[floa
 def _mutual_nearest(
     shape: tuple[int, int], operation: Operation, beam_center: tuple[float, float]
 ) -> NDArray[np.signedinteger]:
-    """The flat index of each pixel's nearest mate where each is the other's; -1 elsewhere."""
+    """Return the flat index of each pixel's nearest mate where each is the other's; -1 elsewhere."""
     height, width = shape
     x = np.arange(width)[None, :] - beam_center[1]
 

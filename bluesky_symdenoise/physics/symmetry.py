@@ -81,7 +81,7 @@ class Symmetry:
     def on(
         cls, geometry: AzimuthalIntegrator, point_group: str = "auto", *, shape: tuple[int, int] | None = None
     ) -> Symmetry:
-        """A group about the beam on a detector as pyFAI describes it, tilted or not.
+        """Return a group about the beam on a detector as pyFAI describes it, tilted or not.
 
         Parameters
         ----------
@@ -124,7 +124,7 @@ class Symmetry:
         return split_tilt(self.point_group)[1]
 
     def exposure(self, given: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float64]:
-        """The relative exposure (y, x) that was given; of nothing, 1, or a tilted detector's solid angles.
+        """Return the relative exposure (y, x) that was given; of nothing, 1, or a tilted detector's solid angles.
 
         Mates have one scattering angle, and thus equal solid angles unless the detector is tilted.
 
@@ -143,7 +143,7 @@ class Symmetry:
         return _operations(self.point_group)
 
     def may_fold(self, index: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        """Where (y, x) the mates under one of the operations may be used.
+        """Return where (y, x) the mates under one of the operations may be used.
 
         Raises
         ------
@@ -192,7 +192,7 @@ def _operations(symbol: str) -> tuple[Operation, ...]:
 
 
 def checked_point_group(symbol: str) -> str:
-    """The symbol, if it is one that can be used; a tilt with all its digits.
+    """Return the symbol, if it is one that can be used; a tilt with all its digits.
 
     Raises
     ------
@@ -213,7 +213,7 @@ def checked_point_group(symbol: str) -> str:
 
 
 def checked_symmetry(symbol: str) -> str:
-    """The symbol, if it is ``auto``, perhaps on a tilted detector, or one that can be used.
+    """Return the symbol, if it is ``auto``, perhaps on a tilted detector, or one that can be used.
 
     Raises
     ------
@@ -227,7 +227,8 @@ def checked_symmetry(symbol: str) -> str:
 def noticeable_tilt(
     geometry: AzimuthalIntegrator, shape: tuple[int, int], beam_center: tuple[float, float]
 ) -> Tilt | None:
-    """The tilt of a detector as pyFAI describes it, if it moves any mate on it by more than a quarter of a pixel.
+    """Return the tilt of a detector as pyFAI describes it, if it moves any mate on it by more than a quarter of a
+    pixel.
 
     Raises
     ------
@@ -263,7 +264,7 @@ def refuse_other_center(symmetry: Symmetry, beam_center: Any) -> None:
 
 
 def checked_beam_center(center: Any, shape: tuple[int, int]) -> tuple[float, float]:
-    """The beam centre (y, x) in pixels, if it lies on the detector.
+    """Return the beam centre (y, x) in pixels, if it lies on the detector.
 
     Raises
     ------

@@ -62,7 +62,9 @@ class Tilt:
         return float(np.cos(np.radians(self.degrees))), float(np.sin(np.radians(self.degrees)))
 
     def flattened(self, dy: NDArray[Any], dx: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where the directions of pixels (dy, dx) from the beam meet the plane: (uy, ux), NaN for those sideways."""
+        """Return where the directions of pixels (dy, dx) from the beam meet the plane: (uy, ux), NaN for those
+        sideways.
+        """
         (along, across), (cos, sin) = self.components(dy, dx), self.lean
         depth = self.distance + sin * across
         across = cos * across
@@ -72,7 +74,7 @@ class Tilt:
         return self._joined(along * scale, across * scale)
 
     def leaning(self, uy: NDArray[Any], ux: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The inverse of `flattened`: NaN where a direction does not meet the detector's plane."""
+        """Return the inverse of `flattened`: NaN where a direction does not meet the detector's plane."""
         (along, across), (cos, sin) = self.components(uy, ux), self.lean
         slope = self.distance * cos - across * sin
         across = np.divide(across * self.distance, slope, out=np.full(slope.shape, np.nan), where=slope > 0)
@@ -105,7 +107,7 @@ def _solid_angle(tilt: Tilt, shape: tuple[int, int], beam_center: tuple[float, f
 
 @lru_cache(64)
 def split_tilt(symbol: str) -> tuple[str, Tilt | None]:
-    """The point group, and the tilt that is written behind it: ``2mm~15:90:1200`` is ``2mm`` at 15 degrees.
+    """Return the point group, and the tilt that is written behind it: ``2mm~15:90:1200`` is ``2mm`` at 15 degrees.
 
     Raises
     ------
@@ -128,12 +130,12 @@ def split_tilt(symbol: str) -> tuple[str, Tilt | None]:
 
 
 def on_tilt(symbol: str, tilt: Tilt | None) -> str:
-    """The symbol on a tilted detector; ``1``, and one that says a tilt already, stay."""
+    """Return the symbol on a tilted detector; ``1``, and one that says a tilt already, stay."""
     return symbol if tilt is None or symbol == "1" or "~" in symbol else f"{symbol}~{tilt}"
 
 
 def met_at(geometry: AzimuthalIntegrator) -> tuple[float, float]:
-    """Where the beam meets a detector as pyFAI describes it: (y, x) in pixels, the first pixel's centre is 0."""
+    """Return where the beam meets a detector as pyFAI describes it: (y, x) in pixels, the first pixel's centre is 0."""
     fit2d = geometry.getFit2D()
     y, x = float(fit2d["centerY"]) - 0.5, float(fit2d["centerX"]) - 0.5
     # pyFAI's Fit2D centre is for orientation 3 (bottom right), whatever the detector's is.
@@ -146,7 +148,8 @@ def met_at(geometry: AzimuthalIntegrator) -> tuple[float, float]:
 
 
 def tilt_of(geometry: AzimuthalIntegrator) -> Tilt | None:
-    """The tilt of a detector as pyFAI describes it, to the digits that a symbol has; None below half a thousandth.
+    """Return the tilt of a detector as pyFAI describes it, to the digits that a symbol has; None below half a
+    thousandth.
 
     Pixels that are no squares are taken for such of the same area.
 
@@ -177,7 +180,7 @@ def tilt_of(geometry: AzimuthalIntegrator) -> Tilt | None:
 
 
 def unusable(degrees: float, rule: str) -> SymDenoiseError:
-    """Why a tilt cannot be used."""
+    """Return why a tilt cannot be used."""
     return SymDenoiseError(
         f"detector tilted by {degrees:.3f} degrees", rule=rule, remedy="use symmetry 1 for this detector"
     )

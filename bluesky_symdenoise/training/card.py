@@ -9,7 +9,7 @@ from bluesky_symdenoise.training.scores import Paired
 
 
 def said(parent: str, figures: Mapping[str, Any]) -> str:
-    """The figures of a tuned model beside its parent's, in one line."""
+    """Return the figures of a tuned model beside its parent's, in one line."""
     loss, features = (Paired(**figures[name]) for name in ("held_out_loss", "false_features_per_megapixel"))
     return (
         f"loss of held-out photons {loss.parent:.5f} ({parent}) and {loss.tuned:.5f} (tuned) nat/pixel, difference "

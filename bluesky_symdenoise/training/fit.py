@@ -77,7 +77,7 @@ class TrainConfig:
 
     @classmethod
     def read(cls, path: Path) -> TrainConfig:
-        """The recipe in a TOML file.
+        """Return the recipe in a TOML file.
 
         Raises
         ------
@@ -114,7 +114,7 @@ class TrainConfig:
 
 
 def _fits(key: str, value: Any, kind: str) -> bool:
-    """Whether a value is of its key's type, and within what that key can mean."""
+    """Return whether a value is of its key's type, and within what that key can mean."""
     if key == "channels":
         return (
             isinstance(value, list)
@@ -157,7 +157,7 @@ class Descent:
         self.optimiser = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=1e-4)
 
     def step(self, number: int, loss: Tensor, learning_rate: float) -> float:
-        """One step, and the length of its gradient; where that is not finite, the network stays as it is."""
+        """Return one step, and the length of its gradient; where that is not finite, the network stays as it is."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.optimiser.zero_grad(set_to_none=True)

@@ -89,7 +89,7 @@ def losses(
 def weighted_loss(
     net: PriorNet, batch: Tensor, *, bfloat16: bool, kind: str = "counts", bright_weight: float = 0.0
 ) -> Tensor:
-    """The mean of `losses` over a batch, with its weights."""
+    """Return the mean of `losses` over a batch, with its weights."""
     per_sample, weights = losses(net, batch, bfloat16=bfloat16, kind=kind, bright_weight=bright_weight)
     return (per_sample * weights).mean()
 

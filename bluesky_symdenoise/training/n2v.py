@@ -80,6 +80,6 @@ def _batch(
 
 
 def _inside(start: NDArray[np.int64], step: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Where a step leads, the other way where it would leave the patch."""
+    """Return where a step leads, the other way where it would leave the patch."""
     there = start + step
     return np.where((there < 0) | (there >= size), start - step, there)

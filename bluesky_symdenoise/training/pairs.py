@@ -99,7 +99,7 @@ class RealFrames:
 
 
 def real_frames(folder: Path) -> list[RealFrames]:
-    """The sets of a folder with ``role = train`` and ``noise = counting``: HDF5 with ``counts`` and ``mask``.
+    """Return the sets of a folder with ``role = train`` and ``noise = counting``: HDF5 with ``counts`` and ``mask``.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def _gradient(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
 
 
 def _mate_exposure(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
-    """How many mates each pixel has: one or three, fewer where some are masked or off the detector."""
+    """Return how many mates each pixel has: one or three, fewer where some are masked or off the detector."""
     number = int(rng.choice([1, 3]))
     exposure = np.zeros(shape)
     for _ in range(number):
@@ -166,7 +166,7 @@ def _mate_exposure(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
 
 
 def simulated_sample(rng: np.random.Generator, size: int, mixture: Mixture) -> Sample:
-    """A random pattern: Poisson counts of about 0.02 to 10^4 per pixel, mates that may be wrong, and a target."""
+    """Return a random pattern: Poisson counts, about 0.02 to 10^4 per pixel, mates that may be wrong, and a target."""
     shape = (size, size)
     peakless = mixture.peakless and rng.uniform() < mixture.peakless
     stopped = not peakless and mixture.stopped and rng.uniform() < mixture.stopped
@@ -223,7 +223,7 @@ def _part(rng: np.random.Generator, frames: RealFrames, size: int) -> tuple[NDAr
 
 
 def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int, mixture: Mixture) -> Sample:
-    """A crop of a real frame, its counts split three ways by binomial thinning: frame, mates, target."""
+    """Return a crop of a real frame, its counts split three ways by binomial thinning: frame, mates, target."""
     while True:
         frames = sets[int(rng.integers(len(sets)))]
         tried = BRIGHTEST_OF if mixture.stopped and rng.uniform() < mixture.stopped else 1
@@ -279,7 +279,9 @@ def _gated(
     target: Image,
     target_exposure: Image,
 ) -> Sample:
-    """The sample with the mates that the symmetry test lets in, as inference would; unknowable pixels don't count."""
+    """Return the sample with the mates that the symmetry test lets in, as inference would; unknowable pixels don't
+    count.
+    """
     if mate_exposure.any():
         holds = symmetry_gate(Frame(counts, exposure, 1.0), Frame(mate_counts, mate_exposure, 1.0))
         mate_counts, mate_exposure = mate_counts * holds, mate_exposure * holds
@@ -295,6 +297,6 @@ def _gated(
 
 
 def sample(rng: np.random.Generator, sets: Sequence[RealFrames], *, size: int, mixture: Mixture) -> Sample:
-    """One case, real in the mixture's share if there are real frames."""
+    """Return one case, real in the mixture's share if there are real frames."""
     drawn = sets and rng.uniform() < mixture.real
     return real_sample(rng, sets, size, mixture) if drawn else simulated_sample(rng, size, mixture)

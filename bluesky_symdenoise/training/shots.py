@@ -57,7 +57,7 @@ class Shot:
         return good if self.target is None else good & ~sentinel_mask(self.target)
 
     def part(self, window: tuple[slice, slice]) -> Shot:
-        """A part of it, which has no symmetry of its own."""
+        """Return a part of it, which has no symmetry of its own."""
         target = None if self.target is None else self.target[window]
         return Shot(self.counts[window], self.mask[window], Symmetry(), target, self.exposure)
 
@@ -79,7 +79,7 @@ class Evidence:
 
 
 def evidence(rng: np.random.Generator, shot: Shot, share: float) -> Evidence:
-    """A shot and its target; of one without, each photon goes to the input with probability ``share``.
+    """Return a shot and its target; of one without, each photon goes to the input with probability ``share``.
 
     Halves of a Poisson count are independent, and so no network can learn to copy one to the other.
     """
@@ -102,7 +102,7 @@ class Split:
 
 
 def split(rng: np.random.Generator, shot: Shot) -> Split:
-    """A shot made ready for `crops`: mates lie anywhere in the frame; without them each crop is split by itself."""
+    """Return a shot prepared for `crops`: mates may be anywhere; without mates, each crop is split by itself."""
     share = rng.uniform(*SHARES)
     with_mates = shot.symmetry.operations and rng.uniform() < MATES_SHARE
     return Split(shot, share, _stacked(rng, shot, share) if with_mates else None)
@@ -136,7 +136,7 @@ def _stacked(rng: np.random.Generator, shot: Shot, share: float) -> NDArray[np.f
 
 
 def same_scene(one: Shot, other: Shot) -> float | None:
-    """The exposure of the other shot in units of the first one's if they may show one scene, else None.
+    """Return the exposure of the other shot in units of the first one's if they may show one scene, else None.
 
     Given the sum of each pixel's or block's counts, its split between the two is binomial. Chi squared of pixels and
     the squared differences of blocks may exceed their expectation by a tenth, or by three standard deviations where
@@ -164,7 +164,7 @@ def same_scene(one: Shot, other: Shot) -> float | None:
 
 
 def with_repeats(shots: Sequence[Shot]) -> list[Shot]:
-    """The shots; those without a target get their neighbour in the list as one, where it repeats the scene."""
+    """Return the shots; those without a target get their neighbour in the list as one, where it repeats the scene."""
     out = list(shots)
     for i, (one, other) in enumerate(pairwise(shots)):
         ratio = same_scene(one, other) if one.target is None and other.target is None else None

@@ -23,7 +23,7 @@ class View:
 
     @classmethod
     def about(cls, center: tuple[float, float], shape: tuple[int, int], *, scale: float = 1.0) -> View:
-        """A view of ``shape`` pixels whose beam is at ``center`` (y, x), perhaps off the detector."""
+        """Return a view of ``shape`` pixels whose beam is at ``center`` (y, x), perhaps off the detector."""
         y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float64)
         y, x = (y - center[0]) * scale, (x - center[1]) * scale
         radius = np.hypot(y, x)
@@ -203,7 +203,7 @@ _PATTERNS = (_rings, _rings, _haloes, _haloes, _haloes, _saxs, _saxs, _fibre, _a
 
 
 def random_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
-    """The mean image of a random pattern, (y, x), of mean 1.
+    """Return the mean image of a random pattern, (y, x), of mean 1.
 
     One to three of: powder rings with texture and grains, SAXS with form and structure factor, fibre layer lines,
     arcs, GISAXS, Bragg spots; on a smooth background; perhaps a direct beam with streaks, a beam stop, speckle
@@ -236,7 +236,7 @@ def random_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
 
 
 def stopped_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
-    """The mean image of small-angle scattering around a beam stop, (y, x), of mean 1.
+    """Return the mean image of small-angle scattering around a beam stop, (y, x), of mean 1.
 
     Over several decades from the stop's edge outwards: parasitic scattering by a power of the radius, round or
     elliptic, with streaks, over a weaker pattern and background. The stop, round or square and not quite in the centre,
@@ -269,7 +269,9 @@ def stopped_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
 
 
 def peakless_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
-    """The mean image of nothing to be found, (y, x), of mean 1: flat, or the exponential of a parabola that is wide."""
+    """Return the mean image of nothing to be found, (y, x), of mean 1: flat, or the exponential of a parabola that is
+    wide.
+    """
     if rng.uniform() < 0.5:
         return np.ones(shape)
     y, x = np.mgrid[-1 : 1 : 1j * shape[0], -1 : 1 : 1j * shape[1]]

@@ -62,7 +62,7 @@ class UNet(nn.Module):
             self.head.get_parameter("bias").zero_()
 
     def forward(self, image: Tensor) -> Tensor:
-        """The other image."""
+        """Return the other image."""
         height, width = image.shape[2:]
         multiple = 2 ** len(self.up)
         x = F.pad(image, (0, -width % multiple, 0, -height % multiple))
@@ -105,12 +105,12 @@ class Halves:
 
 
 def both_counted(halves: Halves) -> NDArray[np.bool_]:
-    """The mask as published: pixels with photons in both halves, so that zeros count for nothing."""
+    """Return the mask as published: pixels with photons in both halves, so that zeros count for nothing."""
     return (halves.first * halves.second) > 0
 
 
 def both_measured(halves: Halves) -> NDArray[np.bool_]:
-    """The mask mended: pixels that were measured in both halves, zeros included."""
+    """Return the mask mended: pixels that were measured in both halves, zeros included."""
     return halves.first_good & halves.second_good
 
 
@@ -183,7 +183,7 @@ def _flip_averaged(net: UNet, image: Tensor) -> NDArray[np.float64]:
 
 
 def _window(shape: tuple[int, ...], beam_center: tuple[float, float]) -> tuple[slice, slice]:
-    """The largest part of the detector that is symmetric about the centre."""
+    """Return the largest part of the detector that is symmetric about the centre."""
     parts = []
     for size, center in zip(shape, beam_center, strict=True):
         total = round(2 * center)

@@ -171,7 +171,7 @@ def tune(
 
 
 def halves(shots: Sequence[Shot], *, held_out: int, seed: int) -> tuple[list[Shot], list[Shot]]:
-    """The shots to tune on and ``held_out`` others to score on, drawn at random, each in their order."""
+    """Return the shots to tune on and ``held_out`` others to score on, drawn at random, each in their order."""
     drawn = set(np.random.default_rng([seed, len(shots)]).permutation(len(shots))[:held_out].tolist())
     return [s for i, s in enumerate(shots) if i not in drawn], [s for i, s in enumerate(shots) if i in drawn]
 
@@ -221,7 +221,9 @@ class _Batches:
 
 
 def _prefetched(config: TrainConfig, shots: Sequence[Shot]) -> Iterator[Tensor]:
-    """All batches in order, made in another thread while the network computes: a fork would copy a server's locks."""
+    """Yield all batches in order, made in another thread while the network computes: a fork would copy a server's
+    locks.
+    """
     batches = _Batches(config, shots)
     with ThreadPoolExecutor(1, thread_name_prefix="symdenoise-batches") as pool:
         waiting: deque[Future[Tensor]] = deque()

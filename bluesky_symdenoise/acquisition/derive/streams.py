@@ -1,4 +1,4 @@
-"""One stream of a raw run as far as it has come, and its events."""
+"""The known part of one stream of a raw run, and its events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Event:
-    """What is needed of an event; ``images`` are those it holds itself, or their datum ids."""
+    """What is needed of an event; ``images`` are the ones that it holds itself, or their datum ids."""
 
     seq_num: int
     turn: int
@@ -62,7 +62,7 @@ class Stream:
 
     @property
     def described(self) -> Document:
-        """The descriptor with the shapes that images have."""
+        """Descriptor with the actual shapes of the images."""
         return _with_shapes(self.descriptor, self.keys, self.shapes)
 
     @property
@@ -135,7 +135,7 @@ class Stream:
 
 
 def held_image(held: Any, dtype: Any) -> NDArray[Any]:
-    """An image that its event holds; lists of whole numbers get the type that is stated, if it holds them."""
+    """Return an image that its event holds; lists of whole numbers get the stated type, if it can hold them."""
     image = np.asarray(held)
     if isinstance(held, list) and isinstance(dtype, str) and image.dtype.kind in "iu" and np.dtype(dtype).kind in "iu":
         limits = np.iinfo(np.dtype(dtype))
@@ -151,7 +151,7 @@ def held_image(held: Any, dtype: Any) -> NDArray[Any]:
 
 
 def said_lack(recipe: Recipe, left_out: Sequence[Document], refused: Mapping[str, Mapping[str, str]]) -> str:
-    """Say why nothing is denoised: what was asked for, and what there is.
+    """Return why nothing is denoised: what was asked for, and what the run has.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def said_lack(recipe: Recipe, left_out: Sequence[Document], refused: Mapping[str
 
 
 def _with_shapes(descriptor: Document, keys: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Document:
-    """A descriptor that states these shapes; where none is known, what it states, and 1 for what that leaves open."""
+    """Return a descriptor with these shapes; unknown ones are as stated, with 1 for dimensions left open."""
     data_keys = dict(descriptor["data_keys"])
     for key in keys:
         stated = stated_shape(data_keys[key]["shape"])

@@ -1,4 +1,4 @@
-"""Stored pixels into computed ones and back: `evict` frees the disk of a derived run, `materialize` fills it again."""
+"""Conversion of stored pixels to computed ones and back: `evict` frees the disk space, `materialize` refills it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def evict(run: BlueskyRun, *, directory: str | Path | None = None, denoiser: Den
     """Delete the stored pixels of a derived run and let the server compute them when they are read.
 
     Every frame is computed first and must be bit for bit what is stored; then the server must give the same for one.
-    The files go last: whenever this is cut off, the run can be read and this can be called again. Uid, metadata and
-    scalars stay.
+    The files are deleted last: if this is interrupted at any time, the run can be read and this can be called again.
+    Uid, metadata and scalars stay.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def evict(run: BlueskyRun, *, directory: str | Path | None = None, denoiser: Den
 def materialize(run: BlueskyRun, *, directory: str | Path | None = None, denoiser: Denoiser | None = None) -> int:
     """Compute the pixels of a lazy derived run and store them, as if it had been replayed; the inverse of `evict`.
 
-    The file is complete before the run refers to it, so that this may be cut off at any time and called again.
+    The file is complete before the run refers to it, so this may be interrupted at any time and called again.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def materialize(run: BlueskyRun, *, directory: str | Path | None = None, denoise
 
 
 def _images(run: BlueskyRun) -> Iterator[tuple[str, str]]:
-    """Stream and data key of each denoised image."""
+    """Yield stream and data key of each denoised image."""
     for stream in run:
         for key in denoised_images(list(run[stream])):
             yield stream, key
@@ -152,7 +152,7 @@ def _descriptor(run: BlueskyRun, stream: str) -> Document:
 
 
 def _put(run: BlueskyRun, stream: str, name: str, source: DataSource[Any]) -> None:
-    """Let an array node refer to other data; one request, which takes effect wholly or not at all."""
+    """Make an array node refer to other data, with one request that takes effect wholly or not at all."""
     node = run[stream][name]
     source.id = node.data_sources()[0].id
     url = node.uri.replace("/metadata/", "/data_source/", 1)
@@ -222,7 +222,7 @@ class _Image:
         )
 
     def _computed(self, row: int) -> Row:
-        """What the server's adapter gives."""
+        """Return the row that the server's adapter computes."""
         image: LazyImage = self.lazy.image
         if row >= self.source.shape[0]:
             return empty_row(self.source.row_shape)
@@ -231,7 +231,7 @@ class _Image:
         )
 
     def refuse_different(self) -> None:
-        """Compute every stored row again."""
+        """Compute every stored row again, and raise an error if one differs."""
         if self.pixels is None:
             return
         with open_for_reading(self.pixels) as file:
@@ -246,7 +246,7 @@ class _Image:
                     )
 
     def make_lazy(self) -> None:
-        """Refer to the raw files, and see that the server gives a row as stored; if not, refer to the pixels again."""
+        """Refer to the raw files, and check that the server gives a row as stored; if not, undo that."""
         if self.pixels is None:
             return
         before = {name: _data_source(self.run, self.stream, name) for name in (self.key, f"{self.key}_sigma")}
@@ -286,7 +286,7 @@ class _Image:
                     )
 
     def forget_pixels(self) -> None:
-        """Let the arrays no longer name the deleted file; a server that does not allow it keeps the name."""
+        """Remove the deleted file from the arrays; a server that does not allow it keeps the name."""
         for name in (self.key, f"{self.key}_sigma"):
             node = self.run[self.stream][name]
             for asset in node.data_sources()[0].assets:
@@ -351,7 +351,7 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
 
 
 def _registered_source(run: BlueskyRun, stream: str, key: str) -> Source:
-    """The raw files, which must be as they were when the run was registered."""
+    """Return the raw files, which must be unchanged since the run was registered."""
     data = _data_source(run, stream, key)
     raw = raw_for(run)
     source, _ = raw_source(raw, _descriptor(raw, stream), key)

@@ -1,4 +1,4 @@
-"""The callback that a RunEngine takes: it hands references to a worker process and returns."""
+"""Callback for a RunEngine: it hands references to a worker process and returns."""
 
 from __future__ import annotations
 
@@ -139,13 +139,13 @@ class DenoiseCallback:
         return self._feeder.pid
 
     def status(self) -> Status:
-        """How far the worker has come, now."""
+        """Return how far the worker has come, now."""
         return self._feeder.status()
 
     def close(self, timeout: float | None = None) -> Status:
-        """Take no more documents, for good, and wait until all that came are worked off.
+        """Take no more documents, and wait until all that came are processed.
 
-        A Tiled server that is away is not waited for: what it lacks stays on disk, and the status says where.
+        It does not wait for a Tiled server that is away: what the server lacks stays on disk; the status says where.
 
         Parameters
         ----------
@@ -170,10 +170,10 @@ class DenoiseCallback:
         self.close()
 
     def hand_over(self, timeout: float = 10.0) -> None:
-        """Take no more documents, and leave those that came to the worker process, which ends when they are worked off.
+        """Take no more documents, and leave those that came to the worker process, which ends after the last one.
 
-        For a process that must end now. It is what happens by itself where it is killed; here it is said, and no
-        document is lost that was not on disk yet.
+        For a process that must end now. The same happens by itself if the process is killed, but this method also
+        saves the documents that were not on disk yet.
 
         Parameters
         ----------
@@ -181,7 +181,7 @@ class DenoiseCallback:
             Seconds to wait until all documents are on disk.
         """
         self._closing = True
-        # At the exit, then, nobody waits any more.
+        # At the exit, then, no caller waits any more.
         atexit.unregister(self._close_at_exit)
         if not self._feeder.alive:
             return

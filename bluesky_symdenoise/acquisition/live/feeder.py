@@ -1,4 +1,4 @@
-"""Feeds a worker process, and starts another one with the documents of all unfinished runs if it dies."""
+"""Feeder of a worker process; if that dies, another one is started with the documents of all unfinished runs."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ START_S = 300.0
 
 
 class Feeder:
-    """Takes documents from the RunEngine's thread, and does everything else on a thread of its own.
+    """Take documents from the RunEngine's thread, and do everything else in a background thread.
 
     Parameters
     ----------
     setup
-        What the worker is told.
+        Settings for the worker.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -71,9 +71,9 @@ class Feeder:
         _ALIVE.add(self)
 
     def put(self, name: str, doc: Document) -> None:
-        """Take a document: all that happens on the RunEngine's thread.
+        """Take a document; nothing else happens on the RunEngine's thread.
 
-        It is copied, for devices fill their buffers anew, and callers change their dicts.
+        It is copied, because devices reuse their buffers and callers change their dicts.
         """
         self._put += 1
         self._inbox.put(("document", name, plain(doc, self._pool.copy), time.monotonic()))
@@ -85,7 +85,7 @@ class Feeder:
 
     @property
     def alive(self) -> bool:
-        """Whether documents are still worked off."""
+        """Whether documents are still processed."""
         return self._thread.is_alive()
 
     @property
@@ -94,7 +94,7 @@ class Feeder:
         return self._put - self._taken_in + len(self._unsent) + len(self._in_flight)
 
     def status(self) -> Status:
-        """How far the worker has come."""
+        """Return how far the worker has come."""
         with self._lock:
             return self._tally.status(waiting=self.waiting)
 
@@ -129,18 +129,18 @@ class Feeder:
         return f"rows of runs {sending} are being sent to Tiled" if sending else "the worker process has not ended"
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all documents that came are on disk; whether they are."""
+        """Wait until all documents that came are on disk; return whether they are."""
         written = threading.Event()
         self._inbox.put(("flush", written))
         return written.wait(timeout)
 
     def forget_in_fork(self) -> None:
-        """Let go, in a process that was forked from this one, of what keeps the worker waiting or a file locked."""
+        """Release, in a process forked from this one, what would keep the worker waiting or a file locked."""
         self._process.forget_in_fork()
         self._backlog.close()
 
     def close(self, timeout: float | None) -> bool:
-        """Have all that came worked off; whether that is done."""
+        """Process all that came; return whether that is done."""
         self._inbox.put(("close",))
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -209,7 +209,7 @@ class Feeder:
             self._prepare(doc)
 
     def _prepare(self, descriptor: Document) -> None:
-        """Have memory for the frames that events will hold, as far as the data keys can be understood."""
+        """Allocate memory for the frames that events will hold, as far as the data keys can be understood."""
         try:
             for nbytes in _array_sizes(descriptor):
                 self._pool.prepare(nbytes)
@@ -264,7 +264,7 @@ class Feeder:
                     log.info("run %s: %s", raw_uid[:8], outcome)
 
     def _feed(self) -> None:
-        """Hand over what the worker has room for."""
+        """Send what the worker has room for."""
         while self._unsent and len(self._in_flight) < WINDOW and sum(self._in_flight.values()) < WINDOW_BYTES:
             number = self._unsent.popleft()
             uid = self._backlog.uid(number)
@@ -280,7 +280,7 @@ class Feeder:
                 self._process.send(("close",))
 
     def _ended(self) -> None:
-        """The worker is gone: start another one, with all documents of the runs that it had not finished."""
+        """Start another worker after one has ended, with all documents of the runs that it had not finished."""
         status = self._process.wait()
         why = signal.Signals(-status).name if status < 0 else f"status {status}"
         if not self._ready.is_set():
@@ -344,7 +344,7 @@ class Feeder:
 
 
 def _array_sizes(descriptor: Document) -> list[int]:
-    """Bytes of the arrays that events of a stream will hold, as far as its data keys say."""
+    """Return the sizes in bytes of the arrays that events of a stream will hold, as far as its data keys say."""
     sizes = []
     for key in descriptor["data_keys"].values():
         known = "external" not in key and all(isinstance(size, int) and size >= 0 for size in key["shape"])

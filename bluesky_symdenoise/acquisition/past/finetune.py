@@ -1,4 +1,4 @@
-"""A model tuned to past runs, registered only where held-out frames say that it is better than its parent."""
+"""Tuning of a model to past runs; the result is registered only if held-out frames show that it is better."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ POOLED = 8
 
 @dataclass(frozen=True, eq=False)
 class Finetuned:
-    """What became of a tuning.
+    """Result of a tuning.
 
     Attributes
     ----------
     accepted
         Whether the tuned model is better than its parent beyond noise, invents no more, and so was registered.
     said
-        That, in one line with the figures.
+        The verdict in one line, with the figures.
     figures
-        The same for programs.
+        The figures, for programs.
     denoiser
-        With the model to use: the tuned one, or its parent.
+        Denoiser with the model to use: the tuned one, or its parent.
     """
 
     accepted: bool
@@ -74,9 +74,9 @@ def finetune(
     config: TrainConfig = TUNING,
     progress: bool = True,
 ) -> Finetuned:
-    """Tune a model to runs of yours, and register it if frames that it was not tuned on say that it got better.
+    """Tune a model to your runs, and register it if frames that it was not tuned on show that it got better.
 
-    No clean image is needed: the photons of a frame are split and one part is foretold from the other, or the next
+    No clean image is needed: the photons of a frame are split and one part is predicted from the other, or the next
     frame is, where it repeats the scene; symmetry mates are evidence as they will be in use. A third of what the
     network sees is simulated, most of it without any peak, and there it is held to its parent, so that it does not
     learn to invent. Nothing is written before the end.
@@ -88,7 +88,7 @@ def finetune(
     name
         Of the tuned model: ``Denoiser.pretrained(name)`` gives it afterwards.
     reference
-        Runs or frames of the same scenes with more exposure, frame by frame, to be foretold instead.
+        Runs or frames of the same scenes with more exposure, frame by frame, to be predicted instead.
     parent
         The model to start from; by default the package's.
     mask, symmetry, beam_center
@@ -202,7 +202,7 @@ def _shots(
     symmetry: str,
     beam_center: Sequence[float] | None,
 ) -> list[Shot]:
-    """The frames with photons in them, each with its reference if there is one."""
+    """Return the frames that have photons, each with its reference if there is one."""
     shots: list[Shot] = []
     for number, stack in enumerate(stacks):
         bad = as_mask(mask, stack.shape[1:])

@@ -61,7 +61,7 @@ class Forecast:
 def forecast(
     run: StoredRun, asked: Request, *, state: str, compressed: bool, kept: Collection[Entered] = ()
 ) -> Forecast:
-    """Read and denoise one frame of each image, twice, for the first time takes longer.
+    """Read and denoise one frame of each image, twice, because the first time takes longer.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The symmetry of a run: all of its frames asked at once, before mates are believed in any of them."""
+"""Test of a symmetry on all frames of a run together, before mates are used in any of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_symmetry(
 
     A sparse frame alone can refute little. Pooled, the frames show differences between mates that none of them shows,
     and how small a difference they could have shown. ``replay(raw, symmetry=check.symmetry)`` then takes no mate from
-    where they differ, nor from where nobody could know; the same goes for callbacks and for `Denoiser`.
+    where they differ, nor from where the test could not tell; callbacks and `Denoiser` accept it in the same way.
 
     Parameters
     ----------

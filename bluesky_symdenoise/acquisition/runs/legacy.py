@@ -1,4 +1,4 @@
-"""Images that resource and datum documents announce, read by the handlers that facilities registered for them."""
+"""Images announced by resource and datum documents, read by the handlers that facilities registered for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class LegacyFrames:
     Parameters
     ----------
     handlers
-        ``package.module:Class`` by spec, before those that installed packages register for databroker.
+        ``package.module:Class`` by spec; they take precedence over those that installed packages register for
+        databroker.
     replaced
         Which files may be others by now.
     """
@@ -49,16 +50,16 @@ class LegacyFrames:
         self._data[doc["datum_id"]] = doc
 
     def has(self, datum_id: str) -> bool:
-        """Whether this datum has been announced."""
+        """Return whether this datum has been announced."""
         return datum_id in self._data
 
     def read(self, datum_id: str, stated: Sequence[int | None]) -> NDArray[Any]:
-        """The image of one datum, in the shape that its handler gives it.
+        """Return the image of one datum, in the shape that its handler gives it.
 
         Parameters
         ----------
         stated
-            Shape by its data key: a file that still lacks some of the frames is waited for.
+            Shape by its data key; a file that still lacks some of the frames is waited for.
 
         Raises
         ------
@@ -102,7 +103,7 @@ class LegacyFrames:
         return image
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for uid in list(self._open):
             self._let_go(uid)
 
@@ -135,7 +136,7 @@ class LegacyFrames:
 
 
 def _lacks_frames(own: Sequence[int], stated: Sequence[int | None]) -> bool:
-    """Whether images have the stated y and x, and there are fewer than stated."""
+    """Return whether images have the stated y and x, but fewer frames than stated."""
     frames = frames_stated(stated)
     if len(own) < 2 or frames is None or tuple(own[-2:]) != tuple(stated[-2:]):
         return len(own) < 2 or 0 in own

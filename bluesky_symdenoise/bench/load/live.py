@@ -82,7 +82,7 @@ def _attached(server: ServerProcess, options: Options) -> DenoiseCallback:
 
 
 def _scan(server: ServerProcess, folder: Path, options: Options, *, dwell: float, callback: Any) -> Figures:
-    """One scan: seconds it took, milliseconds between events and inside the callback."""
+    """Return one scan: seconds it took, milliseconds between events and inside the callback."""
     moments: list[float] = []
     inside: list[float] = []
     RE = RunEngine(call_returns_result=True)
@@ -131,7 +131,7 @@ def _longer(without: Figures, with_callback: Figures, key: str) -> float:
 
 
 def thread(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Time that the RunEngine's thread spends in the callback; scan time with a denoiser that cannot follow."""
+    """Return time that the RunEngine's thread spends in the callback; scan time with a denoiser that cannot follow."""
     without, attached = _pair(server, folder, options, dwell=0.1)
     return [
         Row("on the RunEngine's thread, per event, median", attached["median_ms"], "ms", "<= 1"),
@@ -145,7 +145,7 @@ def thread(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 
 def load(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """The interval between events while every core is busy with other work."""
+    """Return the interval between events while every core is busy with other work."""
     with _busy():
         without, attached = _pair(server, folder, options, dwell=0.1)
     return [
@@ -166,7 +166,7 @@ def zero(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 
 def throughput(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Frames per second from files to Tiled, against the denoiser in a loop of its own."""
+    """Return frames per second from files to Tiled, against the denoiser in a loop of its own."""
     frames = _frames(options.size)
     alone, through = [], []
     for _ in range(options.repeats):
@@ -259,7 +259,9 @@ def outage(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 
 def inline(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Time that the RunEngine's thread spends in the callback where events hold their frames, in one buffer for all."""
+    """Return time that the RunEngine's thread spends in the callback where events hold their frames, in one buffer for
+    all.
+    """
     events = max(100, options.events)
     run = compose_run()
     key = {"source": "bench", "dtype": "array", "dtype_numpy": "<u2", "shape": [options.size, options.size]}

@@ -89,22 +89,22 @@ class Population:
 
 
 def raw_uid(index: int) -> str:
-    """The uid of the raw run with this number."""
+    """Return the uid of the raw run with this number."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"raw {index}"))
 
 
 def derived_uid(index: int) -> str:
-    """The uid of the denoised run of the raw run with this number."""
+    """Return the uid of the denoised run of the raw run with this number."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"denoised {index}"))
 
 
 def tag(index: int) -> str:
-    """The access tag of the raw run with this number, and of its denoised run."""
+    """Return the access tag of the raw run with this number, and of its denoised run."""
     return f"proposal-{index % TAGS:03d}"
 
 
 def model(index: int) -> str:
-    """The name of the model of the denoised run with this number."""
+    """Return the name of the model of the denoised run with this number."""
     return f"model-{index % MODELS}"
 
 

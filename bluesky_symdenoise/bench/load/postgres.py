@@ -73,7 +73,7 @@ def private_postgres(directory: str | Path) -> Iterator[str]:
 
 
 def _binary(name: str) -> Path:
-    """A program of PostgreSQL: on the path, or the newest where Debian puts it, which is not on the path."""
+    """Return a program of PostgreSQL: on the path, or the newest where Debian puts it, which is not on the path."""
     found = shutil.which(name)
     if found is not None:
         return Path(found)

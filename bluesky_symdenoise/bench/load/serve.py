@@ -65,7 +65,7 @@ def main(
 
 
 def _one_reader(denoiser: Denoiser, *, size: int, repeats: int) -> list[Figure]:
-    """One frame read for the first time, and again; medians, with the raw frame read and denoised beside it."""
+    """Return one frame read for the first time, and again; medians, with the raw frame read and denoised beside it."""
     counts = np.random.default_rng(0).poisson(1.0, (repeats + 1, size, size)).astype(np.uint16)
     with tempfile.TemporaryDirectory() as folder:
         raw_uid, derived_uid = _made(Path(folder), counts, denoiser)

@@ -31,7 +31,7 @@ _PAGE = 150
 
 
 def thinned(image_set: ImageSet, *, level: float, seed: int) -> list[Shot]:
-    """The frames of a set with about ``level`` counts per pixel or half of their photons; the others as target."""
+    """Return frames of about ``level`` counts per pixel or half of their photons, and the other photons as target."""
     with h5py.File(image_set.path) as file:
         stack, mask = file[image_set.group]["counts"][()], file[image_set.group]["mask"][()].astype(bool)
     symmetry = Symmetry() if image_set.symmetry == "1" else Symmetry(image_set.symmetry, image_set.beam_center)

@@ -155,7 +155,7 @@ def number(value: str | int | float | None) -> float:
 
 
 def beats_all_peers(rows: Mapping[str, Result], method: str) -> bool:
-    """Whether a method's held-out likelihood is better than that of every peer on the same case."""
+    """Return whether a method's held-out likelihood is better than that of every peer on the same case."""
     peers = [number(row["nll"]) for name, row in rows.items() if name not in (OURS, OURS_FOLDED)]
     return all(number(rows[method]["nll"]) < peer for peer in peers)  # NaN never wins
 

@@ -134,5 +134,5 @@ def structure_factor(q: Values, spread: tuple[float, float]) -> Values:
 
 
 def powders() -> list[Powder]:
-    """A nanocrystal, and a glass: neighbours are as far, order is lost with distance."""
+    """Return a nanocrystal, and a glass: neighbours are as far, order is lost with distance."""
     return [Powder("nanocrystal", (0.01, 0.0)), Powder("glass", (0.01, 0.02))]

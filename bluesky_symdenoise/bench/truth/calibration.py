@@ -43,7 +43,7 @@ PATTERNS: dict[str, tuple[Draw, str]] = {"rings": (_textured, "2mm"), "as traine
 
 
 def intervals(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterator[Row]:
-    """How often the true rate is within the 68 and 95 % intervals, over all pixels and by decile of the rate."""
+    """Yield how often the true rate is within the 68 and 95 % intervals, over all pixels and by decile of the rate."""
     for (name, (draw, group)), level in product(PATTERNS.items(), LEVELS):
         covered = {share: np.zeros(DECILES) for share in SHARES}
         for _ in range(frames):

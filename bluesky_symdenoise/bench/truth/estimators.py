@@ -17,7 +17,7 @@ METHODS = (RAW, PLAIN, OURS, FIT)
 def estimates(
     pattern: Pattern, counts: Image, denoiser: Denoiser, replicates: int, rng: np.random.Generator
 ) -> dict[str, Estimate]:
-    """What each of `METHODS` makes of a frame (y, x)."""
+    """Return what each of `METHODS` makes of a frame (y, x)."""
     n, annulus = pattern.exposure, pattern.annulus
 
     def denoise(image: Image) -> Image:
@@ -35,7 +35,7 @@ def estimates(
 
 
 def as_it_is(pattern: Pattern, image: Image) -> Estimate:
-    """What counts would say that are the expected ones of a denoised image (y, x), NaN where it has none."""
+    """Return what counts would say that are the expected ones of a denoised image (y, x), NaN where it has none."""
     known = np.isfinite(image).astype(np.float64)
     return from_counts(pattern.annulus, Observed(np.nan_to_num(image), known, np.zeros_like(known)))
 

@@ -33,7 +33,7 @@ _FWHM = 2 * sqrt(2 * np.log(2))
 
 
 def spot(center: tuple[float, float], width: float, shape: tuple[int, int] = (SIDE, SIDE)) -> Image:
-    """A Gaussian of full width at half maximum ``width`` that adds up to 1, integrated over each pixel."""
+    """Return a Gaussian of full width at half maximum ``width`` that adds up to 1, integrated over each pixel."""
     scale = width / _FWHM * sqrt(2)
     sides = []
     for middle, length in zip(center, shape, strict=True):
@@ -119,14 +119,15 @@ def made_up(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Ite
 
 
 def outside(mean: Image, sigma: Image, rate: Image, share: float) -> float:
-    """The share of pixels whose rate is outside the central interval of the Gamma posterior."""
+    """Return the share of pixels whose rate is outside the central interval of the Gamma posterior."""
     positive = np.maximum(mean, 1e-12)
     below = gamma.cdf(rate, (positive / sigma) ** 2, scale=sigma**2 / positive)
     return float(np.mean(np.abs(below - 0.5) > share / 2))
 
 
 def symmetric(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterator[Row]:
-    """A spot of 5 sigma where the symmetry has none, and one of a pair of 20 sigma taken away, denoised with ``2``.
+    """Yield a spot of 5 sigma where the symmetry has none, and one of a pair of 20 sigma taken away, denoised with
+    ``2``.
 
     ``kept`` is what is left of a spot over its counts; ``copied`` what appears at the mate's place, over the same.
     Both are differences of frames that share all other photons.

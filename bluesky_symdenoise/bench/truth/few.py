@@ -83,7 +83,7 @@ def run(
 
 
 def report(results: list[Result]) -> Table:
-    """The table: a row for each quantity and level, a column for each method."""
+    """Return the table: a row for each quantity and level, a column for each method."""
     table = Table(title=f"rings: {results[0]['pattern']}, {results[0]['frames']} frames, rms error beside SMAE's")
     for name in ("quantity", "counts/px", *METHODS, SMAE):
         table.add_column(name, justify="left" if name == "quantity" else "right")

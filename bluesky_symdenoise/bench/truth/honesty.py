@@ -50,7 +50,7 @@ def main(*, json_path: Path | None = None, model: str | None = None, frames: int
 
 
 def tables(results: Sequence[Row]) -> list[Table]:
-    """One for each kind of result."""
+    """Return one for each kind of result."""
     of = {what: [row for row in results if row["what"] == what] for what in dict.fromkeys(r["what"] for r in results)}
     return [
         _spots(of["spot"]),

@@ -71,7 +71,7 @@ def run(
 
 
 def report(results: list[Result]) -> Table:
-    """A row for each powder and exposure."""
+    """Return a row for each powder and exposure."""
     table = Table(title="G(r) of powders")
     table.add_column("powder", no_wrap=True)
     for name in (

@@ -55,7 +55,7 @@ def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
 
 
 def summary(results: list[Result]) -> list[Result]:
-    """One for each pattern and quantity, over its exposures.
+    """Return one for each pattern and quantity, over its exposures.
 
     ``saved_against_...`` are geometric means, and ``chi2_...`` of each method means over frames, with standard errors.
     """
@@ -85,7 +85,7 @@ def _pooled(rows: list[Result]) -> tuple[float | None, float | None]:
 
 
 def verdict(factor: str | int | float | None) -> str:
-    """What denoising does to the exposure, in a word."""
+    """Return what denoising does to the exposure, in a word."""
     if factor is None:
         return "not compared"
     if number(factor) > 1 + NOTABLE:

@@ -41,7 +41,7 @@ def tilted_detector(
     shape: tuple[int, int] = _SHAPE,
     pixel: tuple[float, float] = (PIXEL, PIXEL),
 ) -> AzimuthalIntegrator:
-    """A detector of that tilt, whose beam falls near its middle."""
+    """Return a detector of that tilt, whose beam falls near its middle."""
     rot1 = np.radians(degrees) * np.cos(np.radians(azimuth))
     rot2 = np.arccos(np.cos(np.radians(degrees)) / np.cos(rot1))
     return AzimuthalIntegrator(
@@ -69,7 +69,7 @@ def expected_counts(geometry: AzimuthalIntegrator, group: str, *, level: float) 
 
 
 def scored(denoiser: Denoiser, truth: Image, symmetry: Symmetry, rng: np.random.Generator) -> tuple[float, float]:
-    """The rms error over the mean, and the negative-binomial log-likelihood per pixel of a second frame."""
+    """Return the rms error over the mean, and the negative-binomial log-likelihood per pixel of a second frame."""
     counts, held_out = rng.poisson(truth), rng.poisson(truth)
     result = denoiser(counts, symmetry=symmetry)
     mean, sigma = (result[name].values.astype(np.float64) for name in ("intensity", "sigma"))

@@ -1,4 +1,4 @@
-"""HTML of the report page: pure text in, text out, everything that comes from metadata escaped."""
+"""HTML of the report page: made from plain values, with everything that comes from metadata escaped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ details { margin: 8px 0; } pre { background: var(--back); padding: 12px; overflo
 
 
 def whole(metadata: Mapping[str, Any], warnings: Sequence[str], sections: Sequence[str]) -> str:
-    """The page."""
+    """Return the page."""
     start, stop = metadata.get("start", {}), metadata.get("stop") or {}
     title = f"Denoised run {str(start.get('uid', ''))[:8]}"
     head = (
@@ -55,7 +55,7 @@ def whole(metadata: Mapping[str, Any], warnings: Sequence[str], sections: Sequen
 
 
 def run_warnings(metadata: Mapping[str, Any]) -> list[str]:
-    """What the run itself says of its failures."""
+    """Return what the run's metadata say about its failures."""
     start, stop = metadata.get("start", {}), metadata.get("stop")
     if not stop:
         return ["The run has no stop document: it is still being written, or was cut off."]
@@ -71,7 +71,7 @@ def run_warnings(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def image_section(name: str, frames: Sequence[FrameFigures], columns: Mapping[str, Any], key: str) -> str:
-    """All chosen frames of one image data key."""
+    """Return the HTML of all chosen frames of one image data key."""
     parts = [f"<h2>{escape(name)}</h2>", _whole_run(columns, key)]
     for frame in frames:
         encoded = base64.b64encode(frame.picture).decode()
@@ -119,7 +119,7 @@ def _warned(stop: Mapping[str, Any], warnings: Sequence[str]) -> str:
 
 
 def _whole_run(columns: Mapping[str, Any], key: str) -> str:
-    """Figures over all rows in one line."""
+    """Return figures over all rows in one line."""
     before, after = (np.asarray(columns.get(f"{key}_{name}", []), float) for name in ("counts_in", "counts_out"))
     groups = [str(group) for group in columns.get(f"{key}_symmetry", [])]
     if not groups:

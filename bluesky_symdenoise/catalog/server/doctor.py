@@ -1,4 +1,4 @@
-"""What goes wrong between this computer and a Tiled server, found before a scan finds it."""
+"""Diagnosis of what may go wrong between this computer and a Tiled server, before a scan."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ _RUNS = 100
 
 
 def examine(uri: str, *, api_key: str | None, directory: str | Path | None = None) -> Iterator[Finding]:
-    """Check a server and this installation, one finding after the other.
+    """Check a server and this installation, and yield one finding after the other.
 
-    What is written to the server and to the folder of frames to find out is removed again, and nothing is written where
-    the key could not remove it.
+    Test data written to the server and to the folder of frames are removed again, and nothing is written where the key
+    could not remove it.
 
     Parameters
     ----------
     uri
         ``http://host:port``, with or without ``/api/v1``.
     api_key
-        The one that denoises.
+        Key that denoising uses.
     directory
         Folder of denoised frames, where the container does not name it.
 
     Raises
     ------
     SymDenoiseError
-        If `uri` is no address of a server.
+        If `uri` is not the address of a server.
     """
     yield from _installation()
     headers = {"Authorization": f"Apikey {api_key}"} if api_key else {}
     try:
-        # A connection for each request: Tiled closes one after an error of its own, and the next request must not fail.
+        # A connection for each request: Tiled closes one after an internal error, and the next request must not fail.
         limits = httpx.Limits(max_keepalive_connections=0)
         with httpx.Client(
             base_url=_api(uri), headers=headers, timeout=_PATIENCE_S, trust_env=False, limits=limits

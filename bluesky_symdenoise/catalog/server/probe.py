@@ -1,4 +1,4 @@
-"""A small file, registered on a server to try it, and removed again."""
+"""A small file that is registered on a server to test it, and removed again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 
 def try_out(http: httpx.Client, folder: Path, *, tags: Sequence[str]) -> Iterator[Finding]:
-    """Whether the server reads what is written here, whether its key may apply tags, and whether it computes on read.
+    """Test whether the server reads files written here, whether its key may apply tags, and computing on read.
 
     Parameters
     ----------
     http
         With the server's API as base and a key that may register and delete.
     folder
-        Of denoised frames.
+        Folder of denoised frames.
     tags
         Access tags of the raw runs.
 
@@ -62,7 +62,7 @@ def try_out(http: httpx.Client, folder: Path, *, tags: Sequence[str]) -> Iterato
 
 
 def _lazy_not_tried() -> Finding:
-    return Finding("lazy runs", "warning", "not tried, as the server reads no file of ours", "mend `frames` first")
+    return Finding("lazy runs", "warning", "not tried, as the server cannot read our files", "fix `frames` first")
 
 
 def _tags(probe: _Probe, tags: Sequence[str]) -> Iterator[Finding]:
@@ -94,7 +94,7 @@ def _lazy(http: httpx.Client, path: Path) -> Finding:
 
 
 class _Probe:
-    """A node of our own in `denoised`, of one small file; it is gone at the end."""
+    """A temporary node of one small file in `denoised`; it is removed at the end."""
 
     def __init__(self, http: httpx.Client, path: Path, *, mimetype: str = "application/x-hdf5") -> None:
         self._http, self._path, self._mimetype = http, path, mimetype
