@@ -297,7 +297,7 @@ def test_registering_a_stored_run_says_that_it_stays_stored(
     raw = written(client, home / "frames", "chunked")
     stored = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1")
     assert register(raw, client["denoised"], denoiser=denoiser, symmetry="1").start["uid"] == stored.start["uid"]
-    assert "is stored already and stays so; `symdenoise evict` makes it lazy" in caplog.text
+    assert "is stored already and is kept; `symdenoise evict` makes it lazy" in caplog.text
     caplog.clear()
     evict(settle(stored))
     register(raw, client["denoised"], denoiser=denoiser, symmetry="1")

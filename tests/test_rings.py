@@ -236,5 +236,5 @@ def test_services_read_rings_from_their_toml_file(client: Container, tmp_path: P
     assert work.analysis == (Ring(8, 28), Ring(3, 9, name="low"))
     assert {"orientation", "low_peak_area_sigma"} <= set(work.columns)
     path.write_text("[[analysis]]\ninner = 8\nouter = 28\ncolour = 1\n")
-    with pytest.raises(SymDenoiseError, match="there is no such argument"):
+    with pytest.raises(SymDenoiseError, match="there is no argument of that name"):
         read_arguments(path)

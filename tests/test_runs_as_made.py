@@ -701,7 +701,7 @@ def test_closing_in_a_hurry_says_what_is_not_done(
         callback(name, doc)
     status = callback.close(timeout=0.05)
     assert status.waiting > 0
-    assert f"documents of {run.uid[:8]} are not worked off" in caplog.text
+    assert f"documents of {run.uid[:8]} are not processed yet" in caplog.text
     while callback.status().waiting:
         pass
     monkeypatch.setattr(feeder.Feeder, "waiting", property(lambda _: 0))

@@ -196,7 +196,7 @@ def _rooted(asset: Asset) -> tuple[Path, Path]:
     """Return the path of an asset and the folder of the server's readable storage that holds it, links followed."""
     refused = SymDenoiseError(
         f"asset {asset.data_uri[:200]!r}",
-        rule="it is no file in the server's readable storage",
+        rule="it is not a file in the server's readable storage",
         remedy="register files that lie there",
     )
     try:

@@ -103,7 +103,7 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
             raise SymDenoiseError(
                 f"frame {i}",
                 rule=f"{stream}/{key} of run {self.start['uid'][:8]} has {len(table)} frames",
-                remedy=f"give 0 to {len(table) - 1}" if len(table) else "wait until one is denoised",
+                remedy=f"give 0 to {len(table) - 1}" if len(table) else "wait until a frame is denoised",
             )
         row = table.iloc[i]
         frame = int(row["frame"])
@@ -151,7 +151,7 @@ def _frame(image: Any, number: int) -> NDArray[Any]:
         raise SymDenoiseError(
             f"frame {number} of {'/'.join(image.path_parts)}",
             rule=f"the server cannot read it ({(str(error) or type(error).__name__).splitlines()[0]})",
-            remedy="see whether its file is still where it was, and the server's log",
+            remedy="check that its file is still where it was, and the server's log",
         ) from error
     return rows.reshape(-1, *image.shape[-2:])[0]
 

@@ -47,7 +47,7 @@ async def report_html(mimetype: str, run: Any, metadata: Mapping[str, Any], filt
     """Return ``text/html`` of a derived run: one self-contained page."""
     choice = _chosen(mimetype)
     if (most := sum(map(len, choice.parts or ()))) > MOST_FRAMES:
-        raise HTTPException(400, f"{most} frames are asked for; a report shows at most {MOST_FRAMES}")
+        raise HTTPException(400, f"{most} frames are requested; a report shows at most {MOST_FRAMES}")
     streams = await _with_images(run, filter_for_access)
     with _one_of_few():
         page = await report_page(Shown(run, metadata, streams, filter_for_access), choice)

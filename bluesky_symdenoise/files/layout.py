@@ -69,7 +69,7 @@ def row_shape(own: Sequence[int], stated: Sequence[int | None] | None) -> Shape:
         raise SymDenoiseError(
             f"an image of shape {tuple(own)}",
             rule=f"it is not (..., y, x), and {_said(stated)} is stated",
-            remedy="name the data key of an image, or mend the device that describes it",
+            remedy="name the data key of an image, or fix the device that describes it",
         )
     frames = math.prod(own[:-2])
     flat = (frames, *own[-2:])

@@ -36,7 +36,7 @@ def checked_client(client: object) -> Client:
     if not isinstance(client, Client):
         raise SymDenoiseError(
             f"scheduler of type {type(client).__name__}",
-            rule="it is no client of a Dask cluster",
+            rule="it is not a client of a Dask cluster",
             remedy="give dask.distributed.Client(ADDRESS)",
         )
     return client
@@ -94,7 +94,7 @@ def prepared(client: Client, work: Work) -> tuple[RecordedSettings, Machine]:
         raise SymDenoiseError(
             f"Dask cluster {client.scheduler.address}",
             rule=f"it had no worker for {PATIENCE_S:g} s",
-            remedy="start some: dask worker ADDRESS",
+            remedy="start workers: dask worker ADDRESS",
         ) from error
     model = RecordedSettings(
         model=denoiser.model.name,
@@ -139,6 +139,6 @@ def result_of(future: Future, what: str) -> Any:
         raise SymDenoiseError(
             f"{what} on a Dask worker",
             rule=f"it failed ({type(error).__name__}: {said})",
-            remedy="see the worker's log, and that it has this version of bluesky-symdenoise; then replay the run, "
-            "which takes finished rows over",
+            remedy="check the worker's log and that it has this version of bluesky-symdenoise, then replay the run "
+            "(finished rows are kept)",
         ) from error

@@ -262,7 +262,7 @@ def cluster_denoiser(
     if not isinstance(run, TiledRun):
         raise SymDenoiseError(
             f"run {run.start['uid']}",
-            rule="workers read runs of a Tiled catalogue, and this one is given as documents",
+            rule="workers read runs of a Tiled catalogue, but this one is given as documents",
             remedy="write it into a catalogue first, or replay it without a scheduler",
         )
     rows = ClusterRows(work, run, checked_client(client), finished_frame=finished_frame, outlet=outlet)

@@ -157,7 +157,7 @@ def send_spooled(work: Work) -> list[Delivered]:
             raise SymDenoiseError(
                 f"derived run {spool.uid}",
                 rule=f"Tiled did not take it ({(str(error) or type(error).__name__).splitlines()[0]})",
-                remedy=f"its documents stay in {spool.path}: send them again when the cause is mended",
+                remedy=f"its documents stay in {spool.path}: send them again when the cause is fixed",
             ) from error
         finally:
             spool.release()

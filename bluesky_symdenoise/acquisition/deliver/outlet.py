@@ -71,7 +71,7 @@ def _said_plainly(work: Work, uid: str, ask: Callable[[], Any]) -> Any:
         raise SymDenoiseError(
             f"container {work.container.uri}",
             rule=f"the server cannot be reached ({str(error) or type(error).__name__})",
-            remedy="start it again, then replay the run; the raw run is as it was",
+            remedy="start it again, then replay the run; the raw run is unchanged",
         ) from error
 
 

@@ -48,5 +48,5 @@ class Complaints:
             if each.unused_tilt is not None:
                 self.once(f"{stream}/{key}: tilt not used: {each.unused_tilt}", about=each.unused_tilt)
             for quantity, name in each.missing_names():
-                where = "is found nowhere: no column, configuration or start document has it"
+                where = "is not found in any column, configuration or start document"
                 self.once(f"{stream}/{key}: {quantity}={name!r} {where}", about=name)

@@ -75,7 +75,7 @@ class Darks:
         if not found:
             raise SymDenoiseError(
                 f"frame of {key!r}",
-                rule=f"stream {self._work.beamline.dark_stream!r} has no dark of it from before",
+                rule=f"stream {self._work.beamline.dark_stream!r} has no dark of this image taken before it",
                 remedy="take the dark first, or replay the run with dark_file",
             )
         return found[0][1]
@@ -102,8 +102,8 @@ def raw_run(work: Request, uid: str) -> Any:
     except (KeyError, ClientError, httpx.TransportError) as error:
         raise SymDenoiseError(
             f"run {uid}",
-            rule=f"it cannot be had from {'/'.join(folder)} ({error})",
-            remedy="write it there, then replay the run",
+            rule=f"it cannot be read from {'/'.join(folder)} ({error})",
+            remedy="write the run there, then replay this one",
         ) from error
 
 

@@ -155,7 +155,7 @@ class Images:
             self.symmetry(image, data)
         except SymDenoiseError as error:
             # Its own row would be NaN; it decides nothing for others.
-            log.debug("an image of %s decides nothing: %s", self._key, error)
+            log.debug("an image of %s is not used to decide its symmetry: %s", self._key, error)
 
     @property
     def decided(self) -> Document:

@@ -381,7 +381,7 @@ def _fitting(row: Row, shape: tuple[int, ...]) -> Outcome:
     return SymDenoiseError(
         f"an image of shape {row.intensity.shape}",
         rule=f"the derived run has shape {shape}, which is stated: its first images could not be read",
-        remedy="mend the device's description, then replay the run from its documents",
+        remedy="fix the device's description, then replay the run from its documents",
     )
 
 

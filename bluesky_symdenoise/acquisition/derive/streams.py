@@ -79,7 +79,13 @@ class Stream:
             try:
                 image = self.image(key, event)
             except Exception as error:
-                log.debug("run %s, %s, event %d decides nothing: %s", self.run[:8], key, event.seq_num, error)
+                log.debug(
+                    "run %s, %s, event %d is not used to decide the symmetry: %s",
+                    self.run[:8],
+                    key,
+                    event.seq_num,
+                    error,
+                )
             else:
                 images.look(image, event.columns)
 
@@ -100,7 +106,7 @@ class Stream:
             if shape != stated:
                 log.warning(
                     "run %s, %s/%s: the data key states shape %s and its images have %s, which counts; mask and beam "
-                    "centre are those of (y, x) = %s; mend the device's description",
+                    "centre are those of (y, x) = %s; fix the device's description",
                     self.run[:8],
                     self.name,
                     key,
@@ -130,7 +136,7 @@ class Stream:
         raise SymDenoiseError(
             f"event {event.seq_num}",
             rule="its frame was never announced",
-            remedy="replay the run when it is there",
+            remedy="replay the run when the frame is there",
         )
 
 
@@ -145,7 +151,7 @@ def held_image(held: Any, dtype: Any) -> NDArray[Any]:
         raise SymDenoiseError(
             f"an image of type {image.dtype} in an event",
             rule="pixels must be real numbers",
-            remedy="mend the device that reads it, or leave its data key out with data_keys=...",
+            remedy="fix the device that reads it, or leave its data key out with data_keys=...",
         )
     return image
 

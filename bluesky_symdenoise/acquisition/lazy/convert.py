@@ -134,7 +134,9 @@ def _refuse_unfinished(run: BlueskyRun) -> None:
     stop = run.metadata.get("stop")
     if "raw_uid" not in run.start or not stop:
         raise SymDenoiseError(
-            f"run {run.start['uid']}", rule="it is no derived run that has ended", remedy="give one, denoised_for(run)"
+            f"run {run.start['uid']}",
+            rule="it is not a derived run that has ended",
+            remedy="give one, denoised_for(run)",
         )
 
 
@@ -203,7 +205,9 @@ class _Image:
         pixels = stored[0] if stored and stored[0].is_file() else None
         if pixels is None and data.mimetype != MIMETYPE:
             raise SymDenoiseError(
-                f"pixels of {stream}/{key}", rule="this computer cannot see their file", remedy="call it where it can"
+                f"pixels of {stream}/{key}",
+                rule="this computer cannot read their file",
+                remedy="run this on a computer that can",
             )
         needed = [
             (name, array) for name, array in (("mask", again.mask), ("exposure", again.exposure)) if array is not None
@@ -241,7 +245,7 @@ class _Image:
                 if not (_same(again.intensity, intensity[row]) and _same(again.sigma, sigma[row])):
                     raise SymDenoiseError(
                         f"row {row} of {self.stream}/{self.key}",
-                        rule="computed again it is not bit for bit what is stored",
+                        rule="the recomputed row differs from the stored one",
                         remedy="evict it on the machine that denoised it, or keep the pixels",
                     )
 
@@ -281,7 +285,7 @@ class _Image:
                 if not _same(served, stored):
                     raise SymDenoiseError(
                         f"row {row} of {self.stream}/{name}",
-                        rule="the server computes other bits than are stored",
+                        rule="the row that the server computes differs from the stored one",
                         remedy="keep the pixels, or set the server's device and threads as in the provenance",
                     )
 

@@ -93,7 +93,7 @@ def register(
     if existing is not None:
         if not computed_when_read(existing.metadata["stop"]):
             uid = existing.start["uid"]
-            log.warning("derived run %s is stored already and stays so; `symdenoise evict` makes it lazy", uid)
+            log.warning("derived run %s is stored already and is kept; `symdenoise evict` makes it lazy", uid)
         return existing
     if claim.raw_stop is None:
         raise SymDenoiseError(
@@ -264,12 +264,14 @@ def lazy_key(
         )
     if recipe.fold_sha256 is not None:
         raise SymDenoiseError(
-            "a checked symmetry", rule="servers ask each frame by itself", remedy="name the group, or use replay"
+            "a checked symmetry",
+            rule="servers decide the symmetry of each frame separately",
+            remedy="name the group, or use replay",
         )
     if (denoiser.defects, denoiser.views) != ("find", 1):
         raise SymDenoiseError(
             f"a denoiser with defects={denoiser.defects!r} and views={denoiser.views}",
-            rule="servers mask hot and dead pixels and see frames as they are",
+            rule="servers use defects='find' and views=1",
             remedy="leave these out, or use replay",
         )
     image = LazyImage(

@@ -186,7 +186,7 @@ def left_files(work: Work) -> Iterator[tuple[RunFile, Head]]:
             file.remove()
         else:
             file.close()
-            log.error("%s cannot be read, and stays: its run can be finished from the catalogue alone", path)
+            log.error("%s cannot be read and is kept: its run can only be finished from the catalogue", path)
 
 
 def left_with_other_settings(work: Work) -> Iterator[str]:
@@ -290,7 +290,9 @@ class Backlog:
                 entry.offset = self._files[uid].append(number, document)
             except OSError as error:
                 if not self._complained:
-                    log.error("documents stay in memory: %s cannot hold them (%s); make room", self._folder, error)
+                    log.error(
+                        "documents stay in memory: %s cannot hold them (%s); free disk space", self._folder, error
+                    )
                 self._complained = True
         if entry.offset < 0:
             entry.pieces = document.head, b"".join(document.parts)

@@ -87,11 +87,13 @@ class DenoiseCallback:
         if denoiser is not None and not isinstance(denoiser, DenoiserSettings):
             raise SymDenoiseError(
                 f"denoiser of type {type(denoiser).__name__}",
-                rule="the worker is another process and loads its own",
+                rule="the worker is a separate process and loads its own denoiser",
                 remedy="give DenoiserSettings(model=..., device=..., threads=...), or use ThreadedDenoiseCallback",
             )
         if not 0 <= nice <= 19:
-            raise SymDenoiseError(f"nice={nice}", rule="it goes from 0 to 19", remedy="give 10, or 0 for no sparing")
+            raise SymDenoiseError(
+                f"nice={nice}", rule="niceness is from 0 to 19", remedy="give for example 10, or 0 for normal priority"
+            )
         work = Work.planned(
             client, activity="callback", denoiser=denoiser, directory=directory, frames=frames, **options
         )

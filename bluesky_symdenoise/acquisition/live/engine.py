@@ -154,7 +154,7 @@ class Engine:
             return False
         if uid not in self._doubled:
             self._doubled[uid] = set()
-            line = f"run {uid[:8]}: its documents come twice; is the callback subscribed twice? Each is taken once"
+            line = f"run {uid[:8]}: its documents come twice, but each is used once; check whether the callback is subscribed twice"
             log.warning("%s", line)
             self._report.error(line)
         return True
@@ -176,7 +176,7 @@ class Engine:
                 run(name, doc)
         elif not self._stray:
             self._stray = True
-            line = f"a document of kind {name} belongs to no run that began while the callback was attached: left out"
+            line = f"a document of kind {name} belongs to no run that began while the callback was attached, and is ignored"
             log.warning("%s", line)
 
     def _miss(self, uid: str) -> None:
@@ -214,9 +214,9 @@ class Engine:
         """Give up a run that cannot be written, and report it once; other runs continue."""
         line = (str(error) or type(error).__name__).splitlines()[0]
         if isinstance(error, KeyError):
-            line = f"{name} document without {error}, which the event model asks for; mend the device or the plan"
+            line = f"{name} document without {error}, which the event model requires; fix the device or the plan"
         elif not isinstance(error, SymDenoiseError):
-            line = f"{type(error).__name__}: {line}; the raw run is as it was: replay it when the cause is mended"
+            line = f"{type(error).__name__}: {line}; the raw run is unchanged: replay it when the cause is fixed"
         # A document may be malformed in any way: what is said of it must not fail in turn.
         log.error("run %s is not denoised: %s", str(uid or "?")[:8], line, exc_info=log.isEnabledFor(logging.DEBUG))
         if uid in self._open:

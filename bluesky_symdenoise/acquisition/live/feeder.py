@@ -112,7 +112,7 @@ class Feeder:
             self._refused = SymDenoiseError(
                 "worker process",
                 rule=f"it was not ready after {START_S:g} s",
-                remedy="look at the load of this computer, and whether its disks answer",
+                remedy="check the load of this computer and whether its disks respond",
             )
         if self._refused is not None:
             self._thread.join()
@@ -123,7 +123,7 @@ class Feeder:
         """What is not done yet, in words."""
         if self.waiting:
             runs = ", ".join(sorted(uid[:8] for uid in self._backlog.runs)) or "no run"
-            return f"{self.waiting} documents of {runs} are not worked off"
+            return f"{self.waiting} documents of {runs} are not processed yet"
         with self._lock:
             sending = ", ".join(sorted(uid[:8] for uid in self._finished - set(self._tally.runs)))
         return f"rows of runs {sending} are being sent to Tiled" if sending else "the worker process has not ended"
@@ -214,7 +214,7 @@ class Feeder:
             for nbytes in _array_sizes(descriptor):
                 self._pool.prepare(nbytes)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            log.debug("no memory is prepared for a stream: %s", error)
+            log.debug("memory for the frames of a stream cannot be prepared: %s", error)
 
     def _begin(self, uid: str) -> None:
         self._begun.add(uid)
@@ -285,7 +285,7 @@ class Feeder:
         why = signal.Signals(-status).name if status < 0 else f"status {status}"
         if not self._ready.is_set():
             self._refused = self._refused or SymDenoiseError(
-                "worker process", rule=f"it ended before it was ready ({why})", remedy="see its own words above"
+                "worker process", rule=f"it ended before it was ready ({why})", remedy="see its output above"
             )
             self._closed = True
             self._ready.set()
@@ -305,12 +305,12 @@ class Feeder:
             self._closed = True
             with self._lock:
                 self._tally.error(
-                    f"the denoiser's process does not start any more ({self._refused or why}): nothing is denoised; "
-                    "mend that, make a new callback, and finish the runs with `symdenoise catch-up`"
+                    f"the denoiser's process cannot be started any more ({self._refused or why}): nothing is denoised; "
+                    "fix that, make a new callback, and finish the runs with `symdenoise catch-up`"
                 )
             return
         log.warning(
-            "the denoiser's process ended (%s) and is started again; %d documents are worked off once more",
+            "the denoiser's process ended (%s) and is started again; %d documents are processed again",
             why,
             len(self._backlog),
         )
@@ -327,8 +327,8 @@ class Feeder:
             self._inbox.put(("gone",))
 
     def _give_up(self, runs: set[str], why: str) -> None:
-        line = f"given up: the denoiser's process ended {self._crashes} times at it, last with {why}; "
-        line += "mend the cause, then finish the run with `symdenoise catch-up` or replay"
+        line = f"given up: the denoiser's process ended {self._crashes} times while processing it, last with {why}; "
+        line += "fix the cause, then finish the run with `symdenoise catch-up` or replay"
         with self._lock:
             for uid in runs:
                 self._tally.ended(uid, line)

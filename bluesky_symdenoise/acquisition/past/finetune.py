@@ -112,7 +112,7 @@ def finetune(
     begun = time.monotonic()
     checked_new_name(name)
     if not minutes > 0:
-        raise SymDenoiseError(f"minutes={minutes}", rule="some time is needed", remedy=f"give {MINUTES}")
+        raise SymDenoiseError(f"minutes={minutes}", rule="it must be positive", remedy=f"give {MINUTES}")
     denoiser = parent if isinstance(parent, Denoiser) else Denoiser.pretrained(parent)
     stacks = stacks_of(frames, stream=stream, data_key=data_key)
     better = None if reference is None else stacks_of(reference, stream=stream, data_key=data_key)

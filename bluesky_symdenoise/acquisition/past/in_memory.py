@@ -107,7 +107,7 @@ class LazyImages:
                 with self._lock:
                     self._read(row)
             except Exception as error:
-                log.debug("row %d of %s says no shape: %s", row, self._key, error)
+                log.debug("row %d of %s gives no shape: %s", row, self._key, error)
         described = self._stream.described["data_keys"][self._key]
         return tuple(described["shape"])
 
@@ -122,7 +122,9 @@ class LazyImages:
             try:
                 image = self._read(len(self._before) - 1)
             except Exception as error:
-                log.debug("row %d of %s decides nothing: %s", len(self._before) - 1, self._key, error)
+                log.debug(
+                    "row %d of %s is not used to decide the symmetry: %s", len(self._before) - 1, self._key, error
+                )
             else:
                 self._images.look(image, event.columns)
         if row < len(self._before):

@@ -111,7 +111,7 @@ def replay(
         if scheduler is not None:
             raise SymDenoiseError(
                 "scheduler= without into=",
-                rule="a Dataset is computed where it is used, by the threads of that process",
+                rule="a Dataset is computed by the threads of the process that uses it",
                 remedy="give into=..., or leave out the scheduler",
             )
         held = tiled_run(run)
@@ -249,7 +249,7 @@ def _assumed_stop(run: StoredRun, older_than: float | None) -> Document:
         raise SymDenoiseError(
             f"run {uid}",
             rule="it has no stop document yet",
-            remedy="replay it when it has ended; where its writer died, `symdenoise replay --older-than HOURS` ends it",
+            remedy="replay it when it has ended; if its writer died, use `symdenoise replay --older-than HOURS`",
         )
     if clock.time() - seen < older_than:
         raise SymDenoiseError(

@@ -59,7 +59,7 @@ class Stack:
         if frame.dtype.kind == "f" and np.any(good != np.floor(good)):
             raise SymDenoiseError(
                 f"frame {index} of {self.name} with the value {good[good != np.floor(good)][0]:.6g}",
-                rule="training needs photon counts, which are whole numbers",
+                rule="tuning needs photon counts, which are whole numbers",
                 remedy="give the raw frames of a counting detector",
             )
         return frame

@@ -60,13 +60,13 @@ def check_symmetry(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise SymDenoiseError(
-            f"run {twice} more than once", rule="its counts would count twice", remedy="give each run once"
+            f"run {twice} more than once", rule="its counts would be used twice", remedy="give each run once"
         )
     shapes = {one.shape[1:] for one in stacks}
     if len(shapes) > 1:
         raise SymDenoiseError(
             f"frames of shapes {', '.join(map(str, sorted(shapes)))}",
-            rule="frames are added up, so they must be of one shape",
+            rule="frames are summed, so they must have one shape",
             remedy="check each run by itself",
         )
     (shape,) = shapes
@@ -81,7 +81,9 @@ def check_symmetry(
                 counts, measured, number = counts + frame.counts, measured + frame.exposure, number + 1
     if not number:
         raise SymDenoiseError(
-            "frames without a count", rule="nothing can be said of them", remedy="give frames with photons"
+            "frames without a count",
+            rule="a symmetry cannot be tested without counts",
+            remedy="give frames with photons",
         )
     total = Frame(counts, measured, 1.0)
     return tested_symmetry(total, chosen_symmetry(total, symbol, center), frames=number)

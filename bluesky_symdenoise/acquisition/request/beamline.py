@@ -101,7 +101,9 @@ class Beamline:
             raise SymDenoiseError(", ".join(darks), rule="a frame has one dark", remedy="name one of them")
         if (self.beam_center_y is None) != (self.beam_center_x is None):
             raise SymDenoiseError(
-                "half a beam centre", rule="it has a y and an x", remedy="name beam_center_y and beam_center_x"
+                "a beam centre with one coordinate",
+                rule="it needs y and x",
+                remedy="name beam_center_y and beam_center_x",
             )
 
     @property
@@ -317,10 +319,12 @@ def _number(found: Found) -> float:
         value = float(np.asarray(found.value).item())
     except (TypeError, ValueError) as error:
         raise SymDenoiseError(
-            f"{found.source} = {found.value!r}", rule="it must be a number", remedy="name what holds one"
+            f"{found.source} = {found.value!r}", rule="it must be a number", remedy="name a value that is a number"
         ) from error
     if not np.isfinite(value):
-        raise SymDenoiseError(f"{found.source} = {value}", rule="it must be finite", remedy="name what holds a number")
+        raise SymDenoiseError(
+            f"{found.source} = {value}", rule="it must be finite", remedy="name a value that is a finite number"
+        )
     return value
 
 

@@ -55,7 +55,9 @@ class Place:
                 grp.getgrnam(self.group)
             except KeyError as error:
                 raise SymDenoiseError(
-                    f"group {self.group!r}", rule="this computer knows none of that name", remedy="give another or None"
+                    f"group {self.group!r}",
+                    rule="this computer has no group of that name",
+                    remedy="give another or None",
                 ) from error
 
     def root(self, named: str | None) -> Path | None:
@@ -128,7 +130,7 @@ def check_apart(folder: Path, resource_uri: str) -> None:
     if folder.resolve().is_relative_to(raw):
         raise SymDenoiseError(
             f"folder {folder} for denoised frames",
-            rule=f"it is the folder of raw files {raw}, or inside it, where nothing of ours is written",
+            rule=f"it is the folder of raw files {raw}, or inside it, where this package never writes",
             remedy="pass directory=..., a folder apart from the raw ones",
         )
 

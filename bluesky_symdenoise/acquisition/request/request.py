@@ -245,7 +245,7 @@ class Work(Request):
         if not isinstance(container, CatalogOfBlueskyRuns):
             raise SymDenoiseError(
                 f"{getattr(container, 'uri', container)!s}",
-                rule="it is no catalogue of Bluesky runs",
+                rule="it is not a catalogue of Bluesky runs",
                 remedy='pass the container of the derived runs, client["denoised"]',
             )
         check_choice("frames", frames, get_args(Transport))
@@ -328,7 +328,7 @@ def _why_no_image(data_key: Document) -> str | None:
     if data_key["dtype"] != "array" or len(shape) < 2:
         return None
     if not _is_numeric(data_key):
-        return f"its type {data_key['dtype_numpy']!r} is none of integers or real numbers"
+        return f"its type {data_key['dtype_numpy']!r} is neither integer nor real"
     if may_be_image(shape):
         return None
     if is_colour(shape):
@@ -339,7 +339,9 @@ def _why_no_image(data_key: Document) -> str | None:
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise SymDenoiseError if a word is not one of the choices."""
     if value not in choices:
-        raise SymDenoiseError(f"{what}={value!r}", rule="there is no such choice", remedy=f"give {', '.join(choices)}")
+        raise SymDenoiseError(
+            f"{what}={value!r}", rule="it is not one of the choices", remedy=f"give {', '.join(choices)}"
+        )
 
 
 def now() -> str:
@@ -354,7 +356,7 @@ def frames_folder(container: Container, place: Place) -> Path:
         if len(container) and "raw_uid" not in container.values().first().metadata.get("start", {}):
             raise SymDenoiseError(
                 f"container {container.uri}",
-                rule="it holds raw runs, beside which nothing of ours is written",
+                rule="it holds raw runs, beside which this package never writes",
                 remedy='pass the container of the derived runs, client["denoised"]; `symdenoise prepare` makes one',
             )
         raise SymDenoiseError(

@@ -58,4 +58,6 @@ def _check_known(path: Path, said: dict[str, Any], names: tuple[str, ...], where
     for name in said:
         if name not in names:
             known = ", ".join(sorted(names))
-            raise SymDenoiseError(f"{path}: {name}", rule="there is no such argument", remedy=f"give {known}; {where}")
+            raise SymDenoiseError(
+                f"{path}: {name}", rule="there is no argument of that name", remedy=f"give {known}; {where}"
+            )

@@ -75,10 +75,10 @@ class Count:
             time.sleep(SETTLE_S / 10)
         if own != others:
             return others
-        there = "has the rows of both ways to count them" if own else "is not there, or has no row"
+        there = "fits both ways of counting" if own else "is missing or has no rows"
         raise SymDenoiseError(
             f"frame {index}",
-            rule=f"{self._ways()}; the file {there}, and nothing tells which",
+            rule=f"{self._ways()}; the file {there}, so the start of its rows is unknown",
             remedy="have the device count the rows of each file from 0, and give each file a name of its own; denoise "
             "this file with `symdenoise denoise`",
         )

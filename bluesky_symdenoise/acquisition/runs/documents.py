@@ -87,8 +87,8 @@ def refused_value(what: str, value: Unreadable) -> SymDenoiseError:
     """Return the error for a value of a document that cannot be read."""
     return SymDenoiseError(
         what,
-        rule=f"it holds {value.why}, which is no number, text, list, dict or array",
-        remedy="have the device or the plan give its plain value",
+        rule=f"it holds {value.why}, which is not a number, text, list, dict or array",
+        remedy="make the device or the plan give its plain value",
     )
 
 

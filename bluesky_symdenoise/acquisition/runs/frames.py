@@ -94,7 +94,7 @@ class AnnouncedFrames:
             raise SymDenoiseError(
                 f"stream_datum with indices {datum['indices']} and seq_nums {datum['seq_nums']}",
                 rule="each row belongs to one event number",
-                remedy="mend the device that announces them, or replay the run from Tiled",
+                remedy="fix the device that announces them, or replay the run from Tiled",
             )
         if uid not in self._files:
             self._files[uid] = _file(resource, self._descriptor, count, self._replaced)

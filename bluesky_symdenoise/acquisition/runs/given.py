@@ -75,7 +75,9 @@ class GivenRun:
             doc = plain(given)
             if name == "start":
                 raise SymDenoiseError(
-                    f"run {doc['uid']}", rule="it is a second one", remedy="give the documents of one run at a time"
+                    f"run {doc['uid']}",
+                    rule="a second start document came",
+                    remedy="give the documents of one run at a time",
                 )
             if name == "stop":
                 self.stop = doc
@@ -138,7 +140,7 @@ def _json_lines(path: Path) -> Iterator[Named]:
                         return
                     raise SymDenoiseError(
                         f"{path}, line {number + 1}",
-                        rule='it is no {"name": ..., "doc": ...}',
+                        rule='it is not {"name": ..., "doc": ...}',
                         remedy="give a file of TiledWriter's backup_directory",
                     ) from error
     except OSError as error:

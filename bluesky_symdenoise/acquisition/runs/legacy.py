@@ -68,7 +68,9 @@ class LegacyFrames:
         """
         if datum_id not in self._data:
             raise SymDenoiseError(
-                f"datum {datum_id}", rule="its frame was never announced", remedy="replay the run when it is there"
+                f"datum {datum_id}",
+                rule="its frame was never announced",
+                remedy="replay the run when the frame is there",
             )
         datum = self._data[datum_id]
         uid = datum["resource"]
@@ -125,7 +127,7 @@ class LegacyFrames:
             raise SymDenoiseError(
                 f"files of kind {spec!r}",
                 rule=f"their handler cannot be imported ({error})",
-                remedy="install what it needs, then replay the run",
+                remedy="install its requirements, then replay the run",
             ) from error
         raise SymDenoiseError(
             f"files of kind {spec!r}",

@@ -133,7 +133,8 @@ def refuse_other_rows(name: str, array: Any, used: Mapping[tuple[str, str | None
             others = ", ".join(sorted(set(used.get((uri, dataset), ())) - {name}))
             if others:
                 raise other_rows(
-                    f"image {name}", f"it shares file {uri} with {others}, and Tiled does not keep which rows are whose"
+                    f"image {name}",
+                    f"it shares file {uri} with {others}, and Tiled does not keep which rows belong to which image",
                 )
         if source.mimetype == HDF5 and not any(source.parameters.get(each) for each in ("slice", "squeeze")):
             _refuse_other_hdf5(name, tuple(array.shape), uris, dataset)

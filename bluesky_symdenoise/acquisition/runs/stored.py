@@ -92,7 +92,7 @@ def stored_run(run: object, *, columns: Callable[[str], Collection[str]] | None 
         return GivenRun(run)
     raise SymDenoiseError(
         f"a {type(run).__name__}",
-        rule="it is no run",
+        rule="it is not a run",
         remedy='give client["raw"][uid], a databroker Header, the path of a .jsonl backup, or (name, document) pairs',
     )
 
@@ -183,7 +183,7 @@ class TiledRun:
             raise other_rows(
                 f"image {stream}/{key}",
                 f"it has {array.shape[0]} rows and {events} events, and stream {lacking[0]!r} has no rows: Tiled's "
-                "writer has filed them together and does not keep which rows are whose",
+                "writer stored them together and does not keep which rows belong to which stream",
             )
         refuse_other_rows(f"{stream}/{key}", array, self._used)
         self._warn_of_later_files(f"{stream}/{key}", array)

@@ -108,7 +108,7 @@ def unfinished(
         if "raw_uid" in start or (since is not None and start["time"] < since):
             continue
         if not stop and (older_than is None or clock.time() - start["time"] < older_than):
-            yield Unfinished(run, "without a stop document: being acquired, or cut off", ready=False)
+            yield Unfinished(run, "without a stop document: being acquired, or interrupted", ready=False)
             continue
         made = derived.get(work.recipe.derived_uid(start["uid"]))
         if made is None:

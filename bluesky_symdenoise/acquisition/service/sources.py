@@ -73,7 +73,7 @@ def _array(packed: dict[Any, Any]) -> Any:
         return packed
     described = packed[b"type"]
     if packed.get(b"kind") or not isinstance(described, str):
-        raise ValueError("an array of objects or of records: such data are not taken from the network")
+        raise ValueError("an array of objects or of records, which is not accepted from the network")
     flat = np.frombuffer(packed[b"data"], np.dtype(described))
     return flat.reshape(packed[b"shape"]) if packed[b"nd"] else flat[0]
 
@@ -139,7 +139,7 @@ def _pair(name: str, body: bytes, *, where: str) -> tuple[str, Document] | None:
             raise ValueError(f"a {type(doc).__name__}")
     except Exception as error:
         log.error(
-            "%s: %r is no document in msgpack and is left out (%s); pickle is never taken", where, name[:20], error
+            "%s: %r is not a document in msgpack and is ignored (%s); pickle is never accepted", where, name[:20], error
         )
         return None
     return name, doc
@@ -198,7 +198,7 @@ class KafkaSource:
                 name, doc = unpacked(message.value())
             except Exception as error:
                 log.error(
-                    "Kafka, topic %s: message %d is no (name, document) in msgpack and is left out (%s)",
+                    "Kafka, topic %s: message %d is not (name, document) in msgpack and is ignored (%s)",
                     self._topic,
                     offset,
                     error,

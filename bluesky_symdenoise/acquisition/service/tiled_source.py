@@ -188,7 +188,7 @@ class TiledSource:
         if made:
             self._subscription = made[0]
         else:
-            log.warning("the server's live updates cannot be had (streaming_cache?): looking every %g s", LOOK_S)
+            log.warning("the server gives no live updates (is streaming_cache set?): checking every %g s", LOOK_S)
 
     def _from_update(self, update: BlueskyStreamUpdate) -> Iterator[tuple[str, Document]]:
         node = (update.run_uid, update.stream_name, update.data_keys)

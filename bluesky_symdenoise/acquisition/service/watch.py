@@ -94,7 +94,7 @@ class Watch:
                 elif clock.monotonic() - self._swept > self._sweep_every:
                     self._sweep()
         except _Stopped:
-            log.info("told to stop: %d unfinished runs are left for the next start", len(self._open))
+            log.info("asked to stop: %d unfinished runs are left for the next start", len(self._open))
         finally:
             for run in self._open.values():
                 run.leave()

@@ -75,7 +75,7 @@ class ServerProcess:
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     self.kill()
                     raise SymDenoiseError(
-                        self.url, rule="the server did not start", remedy="see its own words above"
+                        self.url, rule="the server did not start", remedy="see its output above"
                     ) from error
             time.sleep(0.1)
 

@@ -185,7 +185,7 @@ def raw_for(run: BlueskyRun, *, catalog: Container | None = None) -> BlueskyRun:
     if raw_uid is None:
         raise SymDenoiseError(
             f"run {run.start['uid']}",
-            rule="it is no denoised run: its start document has no raw_uid",
+            rule="it is not a denoised run: its start document has no raw_uid",
             remedy="pass what `denoised_for` returns",
         )
     folder = catalog.path_parts if catalog is not None else [*run.path_parts[:-2], "raw"]
@@ -212,7 +212,7 @@ def _reachable(client: Container) -> Iterator[None]:
         raise SymDenoiseError(
             f"server {client.uri}",
             rule=f"it cannot be reached ({str(error) or type(error).__name__})",
-            remedy="see whether it runs and whether this computer may connect to it, then connect again",
+            remedy="check that it runs and that this computer may connect to it, then connect again",
         ) from error
 
 
@@ -224,7 +224,7 @@ def _denoised(client: Container) -> Container:
     except KeyError as error:
         raise SymDenoiseError(
             client.uri,
-            rule="there is no container `denoised` and it is no catalogue of Bluesky runs",
+            rule="there is no container `denoised` and it is not a catalogue of Bluesky runs",
             remedy="pass the container of the denoised runs",
         ) from error
 
@@ -233,12 +233,12 @@ def _full_uid(client: Container, uid: str) -> str | None:
     if isinstance(client, CatalogOfBlueskyRuns) or "raw" not in client or not _PARTIAL_UID.fullmatch(uid):
         raise SymDenoiseError(
             uid,
-            rule="it is no full uid of a run, and no part that can be looked up",
+            rule="it is neither a full uid of a run nor a part that can be looked up",
             remedy="give all of the uid, or eight characters or more with a root client that holds `raw`",
         )
     matches = client["raw"].search(PartialUID(uid)).keys()[:2]
     if len(matches) > 1:
-        raise SymDenoiseError(uid, rule="several raw runs begin so", remedy="give more of the uid")
+        raise SymDenoiseError(uid, rule="several raw runs begin with it", remedy="give more of the uid")
     return matches[0] if matches else None
 
 

@@ -195,7 +195,7 @@ def _recipe(stored: Any) -> Recipe:
         raise _refused(f"algorithm {str(stored['algorithm'])[:20]!r} is not this server's, {ALGORITHM!r}")
     shas = [stored["model_sha256"], *(stored[name] for name in ("mask_sha256", "exposure_sha256") if stored[name])]
     if not all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in shas):
-        raise _refused("recipe has something else than a sha256")
+        raise _refused("recipe has a value that is not a sha256")
     checked_symmetry(_named(stored["symmetry"]))
     rounding = stored["rounding"]
     if not (isinstance(rounding, float) and 2**-20 <= rounding <= 1) or not _whole(stored["sigma_bits"], 1, 23):

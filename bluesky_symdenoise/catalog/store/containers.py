@@ -68,7 +68,7 @@ def prepare(root: Container, *, frames: str | Path, access_tags: Sequence[str] =
             if error.response.status_code == HTTPStatus.CONFLICT:
                 raise SymDenoiseError(
                     f"container {name}",
-                    rule="it is there, and this key may not see it",
+                    rule="it exists, but this key may not see it",
                     remedy="run `symdenoise prepare --access-tag TAG` once with the key of the user who made it",
                 ) from error
             if error.response.status_code != HTTPStatus.FORBIDDEN or not access_tags:

@@ -22,7 +22,7 @@ def held(path: Path) -> HeldError:
     if holder == (os.getpid(), socket.gethostname()):
         return HeldError(
             str(path),
-            rule="another writer in this very process holds this lock",
+            rule="another writer in this process holds this lock",
             remedy="use one of the two, such as one callback, or give them different settings",
         )
     who = "a living process" if holder is None else f"process {holder[0]} on {holder[1]}"

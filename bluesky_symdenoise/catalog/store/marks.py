@@ -73,5 +73,5 @@ def mark_images(container: Any, uid: str, keys: Mapping[str, Collection[str]]) -
                     node.update_metadata(specs=[IMAGE_SPEC])
                     left -= 1
     except (ClientError, httpx.TransportError, KeyError) as error:
-        log.warning("run %s: its images are not marked for their pictures (%s)", uid[:8], error)
+        log.warning("run %s: its images are not marked, so Tiled draws their pictures (%s)", uid[:8], error)
     return left == 0
