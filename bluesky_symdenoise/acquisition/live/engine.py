@@ -154,7 +154,7 @@ class Engine:
             return False
         if uid not in self._doubled:
             self._doubled[uid] = set()
-            line = f"run {uid[:8]}: its documents come twice, but each is used once; check whether the callback is subscribed twice"
+            line = f"run {uid[:8]}: its documents come twice, each is used once; is the callback subscribed twice?"
             log.warning("%s", line)
             self._report.error(line)
         return True
@@ -176,7 +176,9 @@ class Engine:
                 run(name, doc)
         elif not self._stray:
             self._stray = True
-            line = f"a document of kind {name} belongs to no run that began while the callback was attached, and is ignored"
+            line = (
+                f"a document of kind {name} is ignored: it belongs to no run that began while the callback was attached"
+            )
             log.warning("%s", line)
 
     def _miss(self, uid: str) -> None:

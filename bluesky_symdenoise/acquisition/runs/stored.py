@@ -202,7 +202,7 @@ class TiledRun:
                 if changed > self.stop["time"] + SLACK_S:
                     log.warning(
                         "run %s, %s: %s changed %.0f s after the run had ended: if a later run wrote a file of this "
-                        "name, these are its frames; compare counts_in with a derived run that was made live",
+                        "name, these frames are from that run; compare counts_in with a derived run that was made live",
                         self.start["uid"][:8],
                         name,
                         asset.data_uri,

@@ -133,7 +133,7 @@ def _read(run: BlueskyRun, stream: str) -> xr.Dataset:
         # A writer that was killed wrote frames whose events it did not write.
         dataset = _first_rows(events)
         log.warning(
-            "stream %r of run %s: its columns have different numbers of rows (%s), as where its writer was "
+            "stream %r of run %s: its columns have different numbers of rows (%s), as if its writer was "
             "interrupted; the first %d are given",
             stream,
             run.start["uid"][:8],

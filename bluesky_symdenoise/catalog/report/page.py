@@ -216,8 +216,8 @@ def _list(outcome: Mapping[str, Any]) -> Sequence[Any]:
     return failures if isinstance(failures, list) else []
 
 
-_RED = """<p><span class="bad">Red p (below 0.001)</span>: somewhere in this frame these mates differ by more than noise.
-The symmetry is still used in the rest of the frame; where mates disagree, a pixel uses its own photons only.</p>"""
+_RED = """<p><span class="bad">Red p (below 0.001)</span>: somewhere in this frame these mates differ by more than
+noise. The symmetry is still used in the rest of the frame; where mates disagree, a pixel uses its own photons only.</p>"""
 
 _HELP = """<h2>How to read this</h2><ul>
 <li><strong>Grey</strong> means no data: masked, dead or saturated pixels, and pixels without a measured mate.
@@ -230,8 +230,8 @@ counts in the same rings. The denoised line is the mean of the same pixels and s
 everywhere. Nothing is corrected for solid angle, polarisation or flat field.</li>
 <li><strong>The residual</strong> should look like noise without a trace of the pattern. It spreads less than a
 standard normal, because a pixel's own count is part of its estimate.</li>
-<li><strong>The symmetry map</strong> shows where mates differ by more than noise; where it is above 3, the mates were not
-used, and the pixel uses its own photons only.</li>
+<li><strong>The symmetry map</strong> shows where mates differ by more than noise; where it is above 3, the mates were
+not used, and the pixel uses its own photons only.</li>
 <li><strong>p</strong> is the probability that noise alone makes mates differ as much as here, each pair counted
 once: over regions of 32 x 32 pixels with at least 25 counts, and over single pixels. Below 0.001 it is red: the
 symmetry does not hold somewhere (a shadow, a tilt, a wrong centre). Mates that do not agree are not used, so this

@@ -38,7 +38,7 @@ def try_out(http: httpx.Client, folder: Path, *, tags: Sequence[str]) -> Iterato
         path.touch()
     except OSError as error:
         said = f"this computer has no folder {folder}"
-        remedy = f"make it, `mkdir -p {folder}`, if this is the computer that denoises; otherwise run `symdenoise doctor` there"
+        remedy = f"make it, `mkdir -p {folder}`, if this computer denoises; otherwise run `symdenoise doctor` there"
         if folder.is_dir():
             said = f"this computer cannot write to {folder} ({error.strerror})"
             remedy = "give it write permission for the user who denoises"
