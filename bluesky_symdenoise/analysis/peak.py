@@ -17,9 +17,11 @@ FWHM = 2 * math.sqrt(2 * math.log(2))
 
 
 def radial_profile(annulus: Annulus, intensity: Values, exposure: Values) -> tuple[Values, Values, Values]:
-    """Radius (mean of the pixels'), summed intensity and summed exposure in bins of one pixel, where there is any.
+    """Return radius (mean of the pixels'), summed intensity and summed exposure in bins of one pixel, empty ones left
+    out.
 
-    All azimuths count alike, by the weights of `Annulus.balance`; the sums are scaled to those with the same error.
+    All azimuths have equal influence, by weights of `Annulus.balance`; the sums are scaled to those with the same
+    error.
     """
     weight = annulus.balance(exposure)
     bins = (annulus.radius - annulus.radius.min()).astype(int)
@@ -52,7 +54,7 @@ def start_values(radius: Values, summed: Values, exposure: Values) -> Values:
 
 
 def peak_fit(radius: Values, summed: Values, exposure: Values, background: Values | None = None) -> Fit | None:
-    """Poisson fit of a `peak_model` to a radial profile; see `radial_profile`."""
+    """Return the Poisson fit of a `peak_model` to a radial profile; see `radial_profile`."""
     signal = summed if background is None else np.maximum(summed - background, 0)
     if len(radius) < 7 or signal.sum() <= 0:
         return None
@@ -63,9 +65,10 @@ def peak_fit(radius: Values, summed: Values, exposure: Values, background: Value
 
 
 def peak_quantities(parameters: Values, sigma: Values, *, inner: float, outer: float) -> dict[str, tuple[float, float]]:
-    """Position (pixels), full width at half maximum (pixels) and area (counts per pixel times pixels) with sigma.
+    """Return position (pixels), full width at half maximum (pixels) and area (counts per pixel times pixels) with
+    sigma.
 
-    NaN where the area is below `SIGNIFICANT` sigma, or the fit left the range.
+    They are NaN where the area is below `SIGNIFICANT` sigma, or the fit left the range.
 
     Parameters
     ----------

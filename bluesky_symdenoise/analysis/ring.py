@@ -1,4 +1,4 @@
-"""What is asked of every frame: a ring and the way to its quantities, as a value that a recipe can hold."""
+"""Rings to analyse in every frame, as values that a recipe can hold."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Ring:
         Radii in pixels; the peak lies between them, on a background that is about a power law.
     estimator
         ``counts``: second moment of the raw counts, whatever the texture, and a Poisson fit to their radial profile;
-        mates under inversion stand in for gaps. ``likelihood``: one Poisson fit of a textured ring to the raw counts;
+        mates under inversion fill gaps. ``likelihood``: one Poisson fit of a textured ring to the raw counts;
         the smallest errors if the ring is of that form, and nothing where they refute it. ``denoised``: as ``counts``,
         of the denoised frame, corrected and with errors by replicates.
     name
-        Before the names of the columns, for several rings: ``<key>_<name>_orientation``.
+        Prefix of the columns' names, for several rings: ``<key>_<name>_orientation``.
     beam_center
         (y, x) in pixels; None takes the one that the frame was denoised about.
     replicates
@@ -46,7 +46,7 @@ class Ring:
     Raises
     ------
     SymDenoiseError
-        If it cannot be a ring.
+        If the values do not describe a ring.
     """
 
     inner: float
@@ -80,12 +80,12 @@ class Ring:
             object.__setattr__(self, "beam_center", (float(y), float(x)))
 
     def to_text(self) -> str:
-        """As recipes hold it: canonical JSON with the version of the computation."""
+        """Return the text stored in recipes: canonical JSON with the version of the computation."""
         return json.dumps({"ring": asdict(self), "version": VERSION}, sort_keys=True, separators=(",", ":"))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of its scalars, without the data key."""
+        """Names of the ring's scalars, without the data key."""
         before = f"{self.name}_" if self.name else ""
         return tuple(f"{before}{name}{end}" for name in QUANTITIES for end in ("", "_sigma"))
 
@@ -97,7 +97,7 @@ class Ring:
         beam_center: tuple[float, float] | None,
         denoise: Denoise,
     ) -> dict[str, float]:
-        """Values of the columns for one frame; NaN where not determined.
+        """Return the values of the columns for one frame; NaN if not determined.
 
         The same frame gives the same values at any time: the replicates' random numbers are seeded by its counts.
 
@@ -110,7 +110,7 @@ class Ring:
         beam_center
             (y, x) that the frame was denoised about; None for none.
         denoise
-            What denoised it.
+            Function that denoised it.
 
         Raises
         ------
@@ -143,7 +143,7 @@ def rings_from_texts(texts: tuple[str, ...]) -> tuple[Ring, ...]:
     Raises
     ------
     SymDenoiseError
-        If one was computed in another way than it would be now.
+        If one has another version of the computation than this package.
     """
     return tuple(_ring(json.loads(text)) for text in texts)
 

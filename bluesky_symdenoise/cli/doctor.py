@@ -1,4 +1,4 @@
-"""Commands for whoever looks after a Tiled server."""
+"""Commands for the administrator of a Tiled server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def doctor(
 ) -> None:
     """Check a Tiled server and this installation, with a remedy for each problem; the API key is TILED_API_KEY.
 
-    Exit status: 0 without problems (warnings allowed), 1 with some, 2 if it could not be tried.
+    Exit status: 0 without problems (warnings allowed), 1 with problems, 2 if the check could not be made.
     """
     from bluesky_symdenoise.catalog.server.doctor import examine
 

@@ -1,4 +1,4 @@
-"""Which model, known without loading it: its file is checked here, and torch is not needed for that."""
+"""Identity of a model without loading it: its file is checked here, which does not need torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ModelFile:
     source
         The file.
     record
-        All that is written beside it.
+        The record stored beside it.
     """
 
     name: str
@@ -42,7 +42,7 @@ class ModelFile:
 
 
 def sha256_of(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
+    """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 

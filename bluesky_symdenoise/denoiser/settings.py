@@ -1,4 +1,4 @@
-"""Which denoiser, as a value that another process can load."""
+"""Settings of a denoiser as a value that another process can load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DenoiserSettings:
-    """What `Denoiser.pretrained` is called with; making one loads no torch.
+    """Arguments of `Denoiser.pretrained`; making this object does not load torch.
 
     Attributes
     ----------
@@ -25,18 +25,18 @@ class DenoiserSettings:
     device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
     threads
-        Threads on the CPU; None leaves one core to whoever else runs, such as the RunEngine.
+        Threads on the CPU; None leaves one core to other processes, such as the RunEngine.
     dtype
         ``float32`` or ``bfloat16``.
     defects
         ``find`` or ``keep``; see `bluesky_symdenoise.Denoiser`.
     views
-        1 or 8; see there.
+        1 or 8; see `bluesky_symdenoise.Denoiser`.
 
     Raises
     ------
     SymDenoiseError
-        If `threads` is less than 1, or another dtype, choice of defects or number of views is named.
+        If `threads` is less than 1, or another dtype, choice of defects or number of views is given.
     """
 
     model: str | None = None
@@ -56,7 +56,7 @@ class DenoiserSettings:
             )
 
     def sha256(self) -> str:
-        """Identity of the weights.
+        """Return the sha256 of the weights.
 
         Raises
         ------
@@ -72,18 +72,18 @@ class DenoiserSettings:
 
 @dataclass(frozen=True)
 class RecordedSettings(DenoiserSettings):
-    """The model that has this sha256, by whatever name another computer knows it.
+    """Settings of the model with this sha256, whatever its name on another computer.
 
     Attributes
     ----------
     recorded
-        The sha256.
+        Sha256 of the weights.
     """
 
     recorded: str = ""
 
     def sha256(self) -> str:
-        """As recorded."""
+        """Return the recorded sha256."""
         return self.recorded
 
     def load(self) -> Denoiser:
@@ -98,13 +98,13 @@ class RecordedSettings(DenoiserSettings):
 
 
 def checked_dtype(dtype: str) -> None:
-    """Refuse what no model computes with."""
+    """Refuse an unknown dtype."""
     if dtype not in ("float32", "bfloat16"):
         raise SymDenoiseError(f"dtype={dtype!r}", rule="float32 or bfloat16 is known", remedy="leave it out")
 
 
 def checked_defects(defects: str) -> str:
-    """Refuse what is no way to treat defects."""
+    """Return the choice of defects, refusing unknown ones."""
     if defects not in ("find", "keep"):
         raise SymDenoiseError(
             f"defects={defects!r}", rule="hot and dead pixels are found and masked, or kept", remedy="give find or keep"
@@ -113,7 +113,7 @@ def checked_defects(defects: str) -> str:
 
 
 def checked_views(views: int) -> int:
-    """Refuse what no frame is looked at from."""
+    """Return the number of views, refusing unknown ones."""
     if views not in (1, 8):
         raise SymDenoiseError(
             f"views={views}",
@@ -124,7 +124,7 @@ def checked_views(views: int) -> int:
 
 
 def spare_threads() -> int:
-    """As many threads as leave one core to whoever else runs."""
+    """Return as many threads as leave one core to other processes, such as the RunEngine."""
     return max(1, len(os.sched_getaffinity(0)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors with their description, checked by sha256 when they are loaded."""
+"""Weights on disk: safetensors with their description, verified by sha256 when they are loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Model:
     sha256: str
 
     def identity(self) -> dict[str, str]:
-        """Name, version and sha256, as provenance records them."""
+        """Return name, version and sha256, as provenance records them."""
         return {"name": self.name, "version": self.version, "sha256": self.sha256}
 
 
@@ -47,7 +47,7 @@ def decode(content: bytes) -> PriorNet:
     Raises
     ------
     SymDenoiseError
-        If they are no weights of ours: another format, other tensors, or values that are not finite.
+        If they are not weights of this package: another format, other tensors, or values that are not finite.
     """
     try:
         state = load(content)
@@ -107,21 +107,20 @@ def load_recorded(name: str, sha256: str) -> Model:
     Raises
     ------
     SymDenoiseError
-        If this computer has none with that sha256.
+        If this computer has no model with that sha256.
     """
     return _model(registered_file(registry.entry_by_sha256(name, sha256)))
 
 
 def import_model(path: Path, *, name: str | None = None) -> registry.Entry:
-    """Take a model that `symdenoise models export` or `symdenoise train` wrote into the registry.
+    """Add a model that `symdenoise models export` or `symdenoise train` wrote to the registry.
 
-    Nothing in the files is run: weights are safetensors, of an architecture of ours, and their sha256 is the recorded
-    one.
+    Nothing in the files is executed: weights are safetensors, of a known architecture, with the recorded sha256.
 
     Parameters
     ----------
     path
-        The safetensors file; its record (.json) lies beside it, and perhaps a card (.md).
+        The safetensors file; its record (.json) is beside it, and perhaps a card (.md).
     name
         By default the one in the record.
     """

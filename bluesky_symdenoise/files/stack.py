@@ -30,9 +30,9 @@ class FrameStack:
     shape
         (n, H, W).
     dtype
-        Of every frame, in native byte order.
+        Type of every frame, in native byte order.
     mask
-        Pixels (H, W) that any of the files calls bad; None where no file has a mask.
+        Pixels (H, W) that any of the files marks as bad; None if no file has a mask.
     beam_center
         (y, x) in pixels, or None.
     symmetry
@@ -132,7 +132,7 @@ class FrameStack:
 
 
 def _agreed(name: str, stated: Iterable[tuple[Path, T | None]]) -> T | None:
-    """Return the one value that the files state, None where none does."""
+    """Return the one value that the files state; None if none does."""
     known = [(path, value) for path, value in stated if value is not None]
     for path, value in known:
         if value != known[0][1]:

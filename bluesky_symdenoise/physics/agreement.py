@@ -1,4 +1,4 @@
-"""Do a frame's counts agree with a symmetry: a map of where they do not, and one test for each operation."""
+"""Agreement of a frame's counts with a symmetry: a map of where they differ, and one test for each operation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PairTest:
     Attributes
     ----------
     operation
-        Which.
+        The operation that was tested.
     regions
         Regions of 32 x 32 pixels with enough counts.
     agreeing
@@ -37,7 +37,7 @@ class PairTest:
         NaN if no pair has counts.
     difference
         Rms difference of the mates' rates over regions, beyond noise, in units of their mean: whatever p is, a small
-        value is a small harm. NaN if no region can be tested.
+        value does little harm. NaN if no region can be tested.
     """
 
     operation: Operation

@@ -1,4 +1,4 @@
-"""Where the beam is: the centre about which a frame is most like its own image under an operation."""
+"""Search for the beam centre: the point about which a frame is most like its own image under an operation."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def refined_beam_center(frame: Frame, near: tuple[float, float]) -> tuple[float,
 
 
 def _correlation(frame: Frame, axes: list[int]) -> NDArray[np.float32]:
-    """Masked normalised correlation with the frame turned around along some axes, by twice the centre; or -1."""
+    """Return the masked normalised correlation with the frame turned along some axes, by twice the centre; or -1."""
     weight = (frame.exposure > 0).astype(np.float32)
     smooth = ndimage.gaussian_filter(frame.counts.astype(np.float32), 2.0, mode="constant")
     norm = ndimage.gaussian_filter(frame.exposure.astype(np.float32), 2.0, mode="constant")
@@ -89,7 +89,9 @@ def _correlation(frame: Frame, axes: list[int]) -> NDArray[np.float32]:
     of_image, of_square, of_weight = (fft.rfftn(array, padded, axes) for array in (image, image**2, weight))
 
     def correlated(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float32]:
-        """Sum over pixels of a(u) b(s - u) for each sum of coordinates s along the turned axes, from the spectra."""
+        """Return the sum over pixels of a(u) b(s - u) for each coordinate sum s along the turned axes, from the
+        spectra.
+        """
         product = a * b
         for axis in {0, 1} - set(axes):
             product = product.sum(axis=axis, keepdims=True)

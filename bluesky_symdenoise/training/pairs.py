@@ -35,7 +35,7 @@ BRIGHTEST_OF = 8
 class Sample:
     """One training case; all (y, x) float32. ``target`` was counted at ``target_exposure``, independently.
 
-    Counts are whole numbers: a target that is none is the number to be expected.
+    Counts are whole numbers: a target that is not whole is the expected number.
     """
 
     counts: NDArray[np.float32]
@@ -46,7 +46,7 @@ class Sample:
     target_exposure: NDArray[np.float32]
 
     def stacked(self) -> NDArray[np.float32]:
-        """(6, y, x) in the order of the fields."""
+        """Return (6, y, x) in the order of the fields."""
         return np.stack(
             [
                 self.counts,
@@ -61,7 +61,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Mixture:
-    """What samples are: each a share of them.
+    """Shares of the kinds of samples.
 
     Attributes
     ----------
@@ -205,7 +205,7 @@ def simulated_sample(rng: np.random.Generator, size: int, mixture: Mixture) -> S
 
 
 def _moved(rng: np.random.Generator, counts: NDArray[np.int64], shift: tuple[float, float]) -> NDArray[np.int64]:
-    """Each photon moves by the whole or the next whole pixel: means are interpolated and counts stay Poisson."""
+    """Return the counts with photons moved by whole pixels: means are interpolated and counts stay Poisson."""
     for axis, distance in enumerate(shift):
         whole = int(np.floor(distance))
         further = rng.binomial(counts, distance - whole)
@@ -214,7 +214,7 @@ def _moved(rng: np.random.Generator, counts: NDArray[np.int64], shift: tuple[flo
 
 
 def _part(rng: np.random.Generator, frames: RealFrames, size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Counts, and where they were measured, of a part of one of the frames."""
+    """Return counts, and where they were measured, of a part of one of the frames."""
     _, height, width = frames.counts.shape
     y0, x0 = rng.integers(0, max(1, height - size + 1)), rng.integers(0, max(1, width - size + 1))
     at = np.s_[y0 : y0 + size, x0 : x0 + size]
@@ -279,9 +279,7 @@ def _gated(
     target: Image,
     target_exposure: Image,
 ) -> Sample:
-    """Return the sample with the mates that the symmetry test lets in, as inference would; unknowable pixels don't
-    count.
-    """
+    """Return the sample with the mates that the symmetry test accepts, as in use; unknowable pixels are ignored."""
     if mate_exposure.any():
         holds = symmetry_gate(Frame(counts, exposure, 1.0), Frame(mate_counts, mate_exposure, 1.0))
         mate_counts, mate_exposure = mate_counts * holds, mate_exposure * holds

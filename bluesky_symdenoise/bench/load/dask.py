@@ -42,7 +42,7 @@ class Options:
     size
         Pixels along each side.
     frames
-        Of the run.
+        Frames of the run.
     repeats
         Replays with one worker and with two, alternating, and beside each the denoiser in one and in two processes of
         its own; medians are given.
@@ -65,7 +65,7 @@ def _alone(frames: int, size: int) -> float:
 
 
 def _bare(processes: Executor, count: int, options: Options) -> float:
-    """Return frames per second of so many such processes together: what the computer can give at that moment."""
+    """Return frames per second of several such processes together: what the computer can do at that moment."""
     frames = max(8, options.frames // 4)
     return sum(each.result() for each in [processes.submit(_alone, frames, options.size) for _ in range(count)])
 
@@ -153,7 +153,7 @@ def _differing(one: list[bytes], other: list[bytes]) -> int:
 
 
 def assembly(folder: Path, options: Options) -> list[Row]:
-    """Return what it takes to copy denoised frames into the run's file, and how many bytes travel."""
+    """Return the time to copy denoised frames into the run's file, and how many bytes are transferred."""
     counts = np.random.default_rng(0).poisson(1.0, (options.size, options.size)).astype(np.uint16)
     denoiser, shape = Denoiser.pretrained(device="cpu", threads=1), (1, options.size, options.size)
     recipe = Request.asked(activity="replay", denoiser=denoiser, symmetry="1").recipe

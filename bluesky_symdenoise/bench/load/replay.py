@@ -33,7 +33,7 @@ class Options:
     sizes
         Pixels along each side.
     frames
-        Of each run.
+        Frames of each run.
     repeats
         Replays of each, alternating with the denoiser alone; medians are given.
     threads
@@ -102,7 +102,7 @@ def throughput(server: ServerProcess, folder: Path, options: Options, size: int)
 
 
 def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Growth of this process's resident memory over a long run of small frames, after its first tenth."""
+    """Return growth of this process's resident memory over a long run of small frames, after its first tenth."""
     counts = np.random.default_rng(0).poisson(1.0, (64, 64, 64)).astype(np.uint16)
     run = _written(server, folder, counts, options.memory_frames)
     denoiser = Denoiser.pretrained(threads=options.threads)

@@ -58,7 +58,7 @@ def _status(key: str) -> float:
 
 
 def timed(options: Options, *, threads: int, dtype: str) -> tuple[float, float]:
-    """Seconds per frame, median, and peak memory of the first one above the process with its weights, in MB."""
+    """Return median seconds per frame, and the first frame's peak memory above the process with weights, in MB."""
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     denoiser = Denoiser.pretrained(options.model, device="cpu", threads=threads, dtype=dtype)

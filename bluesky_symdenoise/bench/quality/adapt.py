@@ -25,7 +25,7 @@ from bluesky_symdenoise.training.tune import TUNING, halves, tune
 
 #: Sets that are measured if none is named: those with the most frames.
 SETS = 3
-#: What the network foretells while it is tuned: another part of the frame's own photons, or a better exposed frame.
+#: What the network predicts while it is tuned: another part of the frame's own photons, or a better exposed frame.
 MODES = ("own frames", "reference")
 _PAGE = 150
 

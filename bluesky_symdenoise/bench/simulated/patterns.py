@@ -35,7 +35,7 @@ WHOLE = 20.0
 
 @dataclass(frozen=True)
 class Pattern:
-    """A ring to look at, and where its frames come from.
+    """A ring to measure, and where its frames come from.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Pattern:
 
     @property
     def annulus(self) -> Annulus:
-        """Of the ring."""
+        """Annulus of the ring."""
         assert self.symmetry.beam_center is not None
         height, width = self.exposure.shape
         return Annulus.about(self.symmetry.beam_center, (height, width), inner=self.inner, outer=self.outer)
@@ -112,7 +112,7 @@ def _drawn(rng: np.random.Generator, level: float, background: Image, texture: I
 
 
 def gaps() -> Image:
-    """Exposure with two module gaps that do not cover their own mates."""
+    """Return an exposure with two module gaps that do not cover their own mates."""
     n = np.ones((SIZE, SIZE))
     n[38:44] = 0
     n[:, 88:91] = 0
@@ -120,7 +120,7 @@ def gaps() -> Image:
 
 
 def simulated() -> list[Pattern]:
-    """Rings whose truth is known."""
+    """Return rings whose truth is known."""
     draws = {"as the fit assumes": ring_of_the_fit, "as samples have them": ring_of_a_sample}
     return [Pattern(name, gaps(), Symmetry("2", CENTER), INNER, OUTER, draw) for name, draw in draws.items()]
 

@@ -33,7 +33,7 @@ def run(
     budget: Budget = BUDGET,
     seed: int = 0,
 ) -> list[Result]:
-    """Errors of every quantity by all methods and by SMAE, on the same frames.
+    """Return errors of every quantity by all methods and by SMAE, on the same frames.
 
     Parameters
     ----------

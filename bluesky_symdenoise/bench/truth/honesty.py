@@ -18,7 +18,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 
 
 def run(denoiser: Denoiser, *, frames: int, seed: int = 0) -> list[Row]:
-    """Everything, with so many frames of each kind; each part has random numbers of its own."""
+    """Run all parts, with this many frames of each kind; each part has its own random numbers."""
     parts = (
         (features.injected, max(1, frames // 8)),
         (features.made_up, frames),

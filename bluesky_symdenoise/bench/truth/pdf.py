@@ -26,7 +26,7 @@ LEGEND = (
 def run(
     powders: Sequence[Powder], denoiser: Denoiser, *, levels: Sequence[float] = LEVELS, frames: int = 5, seed: int = 0
 ) -> list[Result]:
-    """Errors of G(r) from raw and from denoised frames of powders.
+    """Return errors of G(r) from raw and from denoised frames of powders.
 
     Parameters
     ----------

@@ -15,9 +15,9 @@ NOTABLE = 0.1
 
 
 def with_savings(results: list[Result]) -> list[Result]:
-    """Rows with ``saved_against_raw`` and ``saved_against_fit``.
+    """Return rows with ``saved_against_raw`` and ``saved_against_fit``.
 
-    How many times longer the other has to count for the error of this row.
+    They are how many times longer the other method has to count for the error of this row.
     """
     curves: dict[tuple[object, ...], list[tuple[float, float]]] = {}
     for row in results:
@@ -35,9 +35,9 @@ def with_savings(results: list[Result]) -> list[Result]:
 
 
 def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
-    """Exposure at which a curve of (level, rms) has this row's rms, over the row's.
+    """Return exposure at which a curve of (level, rms) has this row's rms, over the row's.
 
-    Beyond its ends it goes on by 1/sqrt, tenfold at most.
+    Beyond its ends the curve continues as 1/sqrt, tenfold at most.
     """
     if row["rms"] is None or len(curve) < 2:
         return None

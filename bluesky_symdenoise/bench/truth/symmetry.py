@@ -1,4 +1,4 @@
-"""The symmetry test by Monte Carlo: how often it cries wolf and how often it sees what is there; and the centre."""
+"""The symmetry test by Monte Carlo: rates of false alarms and of detection; and the error of the centre."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def smallest_visible(rng: np.random.Generator, rate: Image, exposure: Image, *, 
 
 
 def center_errors(rng: np.random.Generator, *, level: float, size: int, simulations: int) -> list[float]:
-    """Distances, in pixels, of refined centres from the true ones, begun three pixels away."""
+    """Return distances, in pixels, of refined centres from the true ones, begun three pixels away."""
     out = []
     for _ in range(simulations):
         shape = (size, size + 16)

@@ -217,7 +217,7 @@ def _list(outcome: Mapping[str, Any]) -> Sequence[Any]:
 
 
 _RED = """<p><span class="bad">Red p (below 0.001)</span>: somewhere in this frame these mates differ by more than
-noise. The symmetry is still used in the rest of the frame; where mates disagree, a pixel uses its own photons only.</p>"""
+noise. The symmetry is still used elsewhere; where mates disagree, a pixel uses its own photons only.</p>"""
 
 _HELP = """<h2>How to read this</h2><ul>
 <li><strong>Grey</strong> means no data: masked, dead or saturated pixels, and pixels without a measured mate.
