@@ -336,7 +336,7 @@ class TestNumbersThatGoOn:
         shown = np.asarray(counts_in(found))
         assert np.all(np.isnan(shown) | (shown == sums(stack)))
         assert np.isnan(shown[3:]).all()
-        assert "nothing tells which" in reasons(found)
+        assert "the start of its rows is unknown" in reasons(found)
 
     def test_files_that_begin_with_the_first_index(
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made]

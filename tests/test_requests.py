@@ -191,7 +191,7 @@ def test_a_spot_in_one_pixel_can_be_kept(home: Path, client: Container, denoiser
     np.testing.assert_array_equal(again["intensity"], np.asarray(kept["primary"]["det"].read())[1])
     with pytest.raises(SymDenoiseError, match="the run was made with another choice"):
         recompute(kept, 1, denoiser=denoiser)
-    with pytest.raises(SymDenoiseError, match="servers mask hot and dead pixels"):
+    with pytest.raises(SymDenoiseError, match="servers use defects='find' and views=1"):
         register(written(client, documents(home)), client["denoised"], denoiser=keeping, symmetry="1")
 
 

@@ -234,11 +234,11 @@ class TestRestaging:
         raw = client["raw"][run.uid]
         found = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", data_keys=["det"])
         reasons = str(found.metadata["stop"]["provenance"]["failures"])
-        assert "rows are whose" in reasons
+        assert "rows belong to which" in reasons
         assert "no rows of it in this stream" in reasons
         for stream in found:
             assert np.isnan(counts_in(found, stream)).all()
-        with pytest.raises(SymDenoiseError, match="rows are whose"):
+        with pytest.raises(SymDenoiseError, match="rows belong to which"):
             register(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", beam_center=None)
 
     def test_replay_of_the_documents_gives_what_was_meant(

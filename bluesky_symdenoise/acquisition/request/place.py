@@ -109,7 +109,7 @@ class Place:
             raise SymDenoiseError(
                 f"folder {folder} with {free / 2**20:.0f} MiB free",
                 rule=f"writing stops below {self.free_bytes / 2**20:.0f} MiB",
-                remedy="make room, then finish the run with `symdenoise catch-up` or replay",
+                remedy="free disk space, then finish the run with `symdenoise catch-up` or replay",
             )
 
 
