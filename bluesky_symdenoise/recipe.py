@@ -117,7 +117,7 @@ class Recipe:
             raise SymDenoiseError(
                 f"run uid {raw_uid!r}",
                 rule="it must be a UUID, as Bluesky makes them",
-                remedy="export the run with one",
+                remedy="export the run with a UUID",
             ) from error
 
 
@@ -154,7 +154,7 @@ def chosen_frames(frames: slice | range | Sequence[int] | None) -> str | None:
         rows = sorted({index(row) for row in frames})
     except TypeError as error:
         raise SymDenoiseError(
-            f"frames={frames!r}", rule="it is a slice, a range or a list of rows", remedy="give slice(0, 100)"
+            f"frames={frames!r}", rule="it must be a slice, a range or a list of rows", remedy="give slice(0, 100)"
         ) from error
     if not rows or rows[0] < 0:
         raise _from_the_end(frames)
@@ -176,5 +176,5 @@ def rows_of(frames: str | None) -> Sequence[int]:
 
 def _from_the_end(frames: object) -> SymDenoiseError:
     return SymDenoiseError(
-        f"frames={frames!r}", rule="it names at least one row, counted from 0 upwards", remedy="give slice(0, 100)"
+        f"frames={frames!r}", rule="it must name at least one row, counted from 0", remedy="give slice(0, 100)"
     )

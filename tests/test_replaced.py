@@ -419,7 +419,7 @@ class TestFramesOfAnEvent:
             fed(callback, run.ended())
         found = derived(client, run.uid)
         assert np.isnan(counts_in(found)).all()
-        assert "how many of its frames belong to an event" in reasons(found)
+        assert "the number of frames per event is not stated" in reasons(found)
 
     def test_file_with_a_multiple_of_the_frames_that_were_announced(
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made], caplog: pytest.LogCaptureFixture

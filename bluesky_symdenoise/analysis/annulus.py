@@ -53,7 +53,7 @@ class Annulus:
         if not where.any():
             raise SymDenoiseError(
                 f"ring of {inner:g} to {outer:g} pixels about {beam_center}",
-                rule=f"it has no pixel on a detector of {shape[0]} x {shape[1]}",
+                rule=f"it contains no pixel of a detector of {shape[0]} x {shape[1]}",
                 remedy="give radii in pixels, inner below outer",
             )
         return cls(where, radius[where], np.arctan2(y + 0 * x, x + 0 * y)[where])

@@ -52,11 +52,11 @@ def integrate(
     bins
         Number of bins, of equal width.
     unit
-        As pyFAI writes it, ``q_nm^-1``, ``2th_deg``, ``r_mm``, ...
+        Unit as pyFAI writes it, ``q_nm^-1``, ``2th_deg``, ``r_mm``, ...
     azimuth_range
         Sector in degrees, as pyFAI takes it.
     mask, exposure, symmetry, beam_center
-        As for `Denoiser`; the exposure divides the binned sums.
+        See `Denoiser`; the exposure divides the binned sums.
     replicates
         Frames drawn, 2 or more: sigma is known to 1 / sqrt(2 replicates). Each takes as long as denoising.
     seed
@@ -77,7 +77,11 @@ def integrate(
         If there are fewer than two replicates, or the frame cannot be used.
     """
     if replicates < 2:
-        raise SymDenoiseError(f"replicates={replicates}", rule="a spread needs two", remedy="give 2 or more")
+        raise SymDenoiseError(
+            f"replicates={replicates}",
+            rule="a standard deviation needs at least two replicates",
+            remedy="give 2 or more",
+        )
     measured = np.asarray(counts)
     if measured.ndim != 2:
         raise SymDenoiseError(
@@ -112,8 +116,8 @@ def integrate(
     if not np.isfinite(radial).any():
         raise SymDenoiseError(
             f"unit {unit!r}",
-            rule="the integrator gives no pixel such a value; q and d need its wavelength",
-            remedy="set integrator.wavelength in metres, or take r_mm or 2th_deg",
+            rule="the integrator cannot compute this unit; q and d need its wavelength",
+            remedy="set integrator.wavelength in metres, or use r_mm or 2th_deg",
         )
     rng = np.random.default_rng(seed)
     drawn = np.empty((replicates, bins))

@@ -73,7 +73,7 @@ def peak_quantities(parameters: Values, sigma: Values, *, inner: float, outer: f
     Parameters
     ----------
     parameters, sigma
-        As of `bluesky_symdenoise.analysis.likelihood.peak_model`.
+        See `bluesky_symdenoise.analysis.likelihood.peak_model`.
     """
     area, position = float(parameters[2]), float(parameters[3])
     width = FWHM * math.exp(min(float(parameters[4]), 20.0))

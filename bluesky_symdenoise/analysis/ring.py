@@ -41,7 +41,7 @@ class Ring:
     beam_center
         (y, x) in pixels; None takes the one that the frame was denoised about.
     replicates
-        Of ``denoised``: frames that are denoised for the errors of one.
+        For ``denoised``: number of frames that are denoised for the errors of one.
 
     Raises
     ------
@@ -59,7 +59,9 @@ class Ring:
     def __post_init__(self) -> None:
         if not 0 <= self.inner < self.outer < np.inf:
             raise SymDenoiseError(
-                f"ring of {self.inner} to {self.outer} pixels", rule="radii ascend from 0", remedy="give inner < outer"
+                f"ring of {self.inner} to {self.outer} pixels",
+                rule="radii must satisfy 0 <= inner < outer",
+                remedy="give inner < outer",
             )
         if self.estimator not in get_args(Estimator):
             raise SymDenoiseError(
@@ -71,7 +73,7 @@ class Ring:
             )
         if self.replicates < 2:
             raise SymDenoiseError(
-                f"replicates={self.replicates}", rule="a scatter needs at least two", remedy="give 16"
+                f"replicates={self.replicates}", rule="a scatter needs at least two replicates", remedy="give 16"
             )
         object.__setattr__(self, "inner", float(self.inner))
         object.__setattr__(self, "outer", float(self.outer))
@@ -176,6 +178,6 @@ def checked_rings(analysis: Any) -> tuple[Ring, ...]:
     names = [ring.name for ring in rings]
     if len({name.lower() for name in names}) < len(names):
         raise SymDenoiseError(
-            f"rings named {names}", rule="names differ by more than capitals", remedy="give each Ring a name="
+            f"rings named {names}", rule="names must differ by more than capitals", remedy="give each Ring a name="
         )
     return rings

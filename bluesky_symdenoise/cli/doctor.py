@@ -72,7 +72,7 @@ def prepare(
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SymDenoiseError(
             uri,
-            rule=f"the server did not do it ({said})",
+            rule=f"the server refused or failed ({said})",
             remedy="set TILED_API_KEY, and run `symdenoise doctor` on it",
         ) from error
     typer.echo(f"{uri}: raw and denoised are there; denoised frames go to {frames.resolve()}")

@@ -148,7 +148,9 @@ def train(
     recipe = TrainConfig.read(config)
     real = [] if data is None else real_frames(data)
     if catalog is None and (query or mask is not None):
-        raise SymDenoiseError("--query, --mask", rule="they choose among a catalogue's runs", remedy="add --from")
+        raise SymDenoiseError(
+            "--query, --mask", rule="these options choose among a catalogue's runs", remedy="add --from"
+        )
     if catalog is not None:
         real += _frames_of_catalog(catalog, query or [], None if mask is None else mask_from(mask), recipe.seed)
     typer.echo(fit(recipe, output=output, real=real, initial=initial, device=device))

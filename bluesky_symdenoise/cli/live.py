@@ -203,7 +203,7 @@ def watch(
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     if zmq and kafka:
-        raise SymDenoiseError("--zmq and --kafka", rule="there is one source", remedy="give one of them")
+        raise SymDenoiseError("--zmq and --kafka", rule="only one source can be used", remedy="give one of them")
     logging.basicConfig(format="%(levelname)s %(message)s")
     logging.getLogger("bluesky_symdenoise").setLevel(logging.INFO)
     with opened(uri, raw=raw, denoised=denoised) as client:

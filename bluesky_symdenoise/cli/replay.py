@@ -91,7 +91,7 @@ def replay(
     if bool(runs) == bool(since or query or plan):
         raise SymDenoiseError(
             "the runs to denoise",
-            rule="they are either named or searched for",
+            rule="runs are either named or searched for",
             remedy="give RUN..., or --since, --query and --plan",
         )
     given = {
@@ -154,7 +154,7 @@ def replay(
             except KeyboardInterrupt:
                 if outcomes:
                     show(outcomes)
-                typer.echo(f"interrupted in run {stored.start['uid']}: the same command goes on with it")
+                typer.echo(f"interrupted in run {stored.start['uid']}: the same command continues it")
                 raise typer.Exit(INTERRUPTED) from None
             outcomes.append(outcome)
         if dry_run:
@@ -184,7 +184,7 @@ def _named(raw: Container, name: str) -> Any:
         return raw[int(name) if name.isdigit() and len(name) < 8 else name]
     except (KeyError, ValueError) as error:
         raise SymDenoiseError(
-            f"run {name!r}", rule=f"there is none in {raw.uri}, or more than one", remedy="give its whole uid"
+            f"run {name!r}", rule=f"no run or more than one in {raw.uri} matches", remedy="give its whole uid"
         ) from error
 
 

@@ -74,7 +74,7 @@ def _checked(source: Any, record: Any) -> ModelFile:
     if digest != recorded:
         raise SymDenoiseError(
             f"model {source} with sha256 {digest[:12]}",
-            rule=f"{record.name} records {recorded[:12]}: the file is damaged or was exchanged",
+            rule=f"{record.name} records {recorded[:12]}: the file is damaged or was replaced",
             remedy=REMEDY,
         )
     return ModelFile(name=name, version=version, sha256=digest, content=content, source=source, record=described)

@@ -225,12 +225,12 @@ class Denoiser:
         Raises
         ------
         SymDenoiseError
-            For input that cannot be used.
+            If the input cannot be used.
         """
         if background is not None and not isinstance(background, Background):
             raise SymDenoiseError(
                 f"background of type {type(background).__name__}",
-                rule="it comes with its error",
+                rule="a background needs its error",
                 remedy="give what Denoiser.background or pseudo_counts made",
             )
         stack = stacked(counts)

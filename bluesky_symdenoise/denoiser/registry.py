@@ -139,15 +139,17 @@ def checked_new_name(name: str) -> str:
     if not _NAME.fullmatch(name) or SHA256_LIKE.fullmatch(name):
         raise SymDenoiseError(
             f"model name {name!r}",
-            rule="it must be a letter and up to 63 letters, digits, - or _, and must not read like a sha256",
+            rule="it must be a letter and up to 63 letters, digits, - or _, and must not look like a sha256",
             remedy="choose another, such as saxs-2026",
         )
     if name in available():
-        raise SymDenoiseError(f"model name {name!r}", rule="the package has a model of it", remedy="choose another")
+        raise SymDenoiseError(
+            f"model name {name!r}", rule="the package has a model of this name", remedy="choose another"
+        )
     if name in registered():
         raise SymDenoiseError(
             f"model name {name!r}",
-            rule=f"{models_folder()} has a model of it, and runs may refer to that",
+            rule=f"{models_folder()} has a model of it, and runs may refer to it",
             remedy=f"choose another, or `symdenoise models remove {name}` first",
         )
     return name
@@ -204,7 +206,9 @@ def remove(name: str) -> Entry:
         If it belongs to the package, or there is none.
     """
     if name in available():
-        raise SymDenoiseError(f"model {name!r}", rule="it belongs to the package", remedy="remove one of your own")
+        raise SymDenoiseError(
+            f"model {name!r}", rule="it belongs to the package", remedy="only your own models can be removed"
+        )
     found = entry(name)
     try:
         with tempfile.TemporaryDirectory(dir=models_folder(), prefix=".old-") as gone:
@@ -214,7 +218,7 @@ def remove(name: str) -> Entry:
         raise SymDenoiseError(
             f"model {name!r}",
             rule=f"it cannot be removed from {models_folder()} ({error.strerror})",
-            remedy="do it as the user whose folder that is",
+            remedy="remove it as the owner of that folder",
         ) from error
     return found
 

@@ -100,14 +100,16 @@ class RecordedSettings(DenoiserSettings):
 def checked_dtype(dtype: str) -> None:
     """Refuse an unknown dtype."""
     if dtype not in ("float32", "bfloat16"):
-        raise SymDenoiseError(f"dtype={dtype!r}", rule="float32 or bfloat16 is known", remedy="leave it out")
+        raise SymDenoiseError(f"dtype={dtype!r}", rule="it must be float32 or bfloat16", remedy="leave it out")
 
 
 def checked_defects(defects: str) -> str:
     """Return the choice of defects, refusing unknown ones."""
     if defects not in ("find", "keep"):
         raise SymDenoiseError(
-            f"defects={defects!r}", rule="hot and dead pixels are found and masked, or kept", remedy="give find or keep"
+            f"defects={defects!r}",
+            rule="it must be find (mask hot and dead pixels) or keep",
+            remedy="give find or keep",
         )
     return defects
 
@@ -117,7 +119,7 @@ def checked_views(views: int) -> int:
     if views not in (1, 8):
         raise SymDenoiseError(
             f"views={views}",
-            rule="a frame is seen as it is, or with all its turns and mirror images",
+            rule="it must be 1 (the frame only) or 8 (with its turns and mirror images)",
             remedy="give 1 or 8",
         )
     return views

@@ -32,13 +32,13 @@ def stacked(counts: ArrayLike) -> NDArray[Any]:
         raise SymDenoiseError(
             f"counts of shape {given.shape}",
             rule="at least one frame of at least one pixel, (..., y, x), is needed",
-            remedy="give the detector image, not its profile",
+            remedy="give detector images, not profiles",
         )
     if given.dtype.kind not in "iuf":
         raise SymDenoiseError(
             f"counts of dtype {given.dtype}",
             rule="counts are integers or floats",
-            remedy="give the counts as measured; colour, complex and boolean images are none",
+            remedy="give the counts as measured; colour, complex and boolean images are not counts",
         )
     return given.reshape(-1, *given.shape[-2:])
 

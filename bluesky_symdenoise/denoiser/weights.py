@@ -67,7 +67,9 @@ def decode(content: bytes) -> PriorNet:
         net.load_state_dict(state)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise SymDenoiseError(
-            "a safetensors file", rule=f"it is no model of ours ({error})", remedy="take one that this package wrote"
+            "a safetensors file",
+            rule=f"it is not a model of this package ({error})",
+            remedy="give one that this package wrote",
         ) from error
     net.requires_grad_(False).eval()
     torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
@@ -130,7 +132,7 @@ def import_model(path: Path, *, name: str | None = None) -> registry.Entry:
         )
     if path.is_file() and path.stat().st_size > LARGEST:
         raise SymDenoiseError(
-            f"file {path}", rule=f"it has more than {LARGEST} bytes", remedy="give an exported model, they are small"
+            f"file {path}", rule=f"it has more than {LARGEST} bytes", remedy="give an exported model, which is small"
         )
     file = model_file(path)
     _model(file)

@@ -49,7 +49,7 @@ def _tiff_part(path: Path) -> Part:
             raise SymDenoiseError(
                 f"{path}", rule="colour images hold no counts", remedy="give the detector's own files"
             )
-        # tifffile writes three frames as the planes of one image, unless told otherwise.
+        # tifffile writes three frames as the planes of one image, unless instructed otherwise.
         planes = page.samplesperpixel != 1 and len(tiff.pages) == 1
         stored = tiff.series[0].shape if planes or _stored_as_one_block(tiff) else (len(tiff.pages), *page.shape)
         return Part(path, stack_shape(stored, page.dtype, f"{path}"), page.dtype, lambda: _tiff_frames(path))

@@ -42,7 +42,7 @@ def checked_chunk(
     if len(packing) > 1 or packing[0][0] not in _SIZES:
         raise SymDenoiseError(
             f"HDF5 filters {', '.join(str(code) for code, _ in filters)}",
-            rule="how large their chunks become cannot be known beforehand",
+            rule="the decompressed size of their chunks cannot be known beforehand",
             remedy="replay the run, or store the frames with one of deflate, lzf, lz4, szip, blosc, zstd, bitshuffle",
         )
     code, options = packing[0]

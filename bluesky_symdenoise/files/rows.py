@@ -133,7 +133,7 @@ class Hdf5Rows:
         if dataset.ndim == 3 and self._frames is None:
             raise SymDenoiseError(
                 f"dataset {self._dataset_name} of shape {dataset.shape} in {self._path.name}",
-                rule="how many of its frames belong to an event is stated nowhere",
+                rule="the number of frames per event is not stated",
                 remedy="have the device state the shape (frames, y, x) of an event",
             )
         return max(1, self._frames or 1) if dataset.ndim == 3 else max(1, int(dataset.shape[0]))

@@ -188,7 +188,7 @@ class Source:
         if declared > MAX_BLOCK or not all(isinstance(codec, BytesCodec | ZstdCodec) for codec in codecs):
             raise SymDenoiseError(
                 f"zarr array {path.name}",
-                rule="its chunks are too large, or compressed in another way than Tiled does",
+                rule="its chunks are too large, or their compression is not one that Tiled uses",
                 remedy="replay the run",
             )
         packed = any(isinstance(codec, ZstdCodec) for codec in codecs)
@@ -333,7 +333,7 @@ def _check_page(page: Any, path: Path) -> None:
     if page.compression not in (_UNCOMPRESSED, *_TIFF_DEFLATE):
         raise SymDenoiseError(
             f"file {path.name}",
-            rule=f"its compression ({page.compression}) may be anything inside",
+            rule=f"its compression ({page.compression}) has no limit on the decompressed size",
             remedy="replay the run, or write TIFF uncompressed or with deflate",
         )
     if page.compression in _TIFF_DEFLATE:

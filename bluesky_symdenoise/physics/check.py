@@ -91,7 +91,7 @@ class SymmetryCheck:
         number = f"{self.frames} frame{'s' * (self.frames != 1)}"
         lines = [f"{self.symmetry.point_group}{about}: {number} of {self.counts_per_pixel:.3g} counts/pixel"]
         if not self.tests:
-            lines.append("no mates: the frames support no group that was looked for; name one to have it tested")
+            lines.append("no mates: the frames support none of the groups that were tried; name a group to test it")
         for one in self.figures()["operations"]:
             visible = one["smallest_visible_difference"]
             least = "none could be seen" if visible is None else f"{100 * visible:.2g} % could be seen (median)"
@@ -148,7 +148,7 @@ def load_symmetry(path: str | Path) -> Symmetry:
     except FileNotFoundError as error:
         raise SymDenoiseError(f"{path}", rule="there is no such file", remedy=remedy) from error
     except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
-        raise SymDenoiseError(f"{path}", rule="it is no checked symmetry", remedy=remedy) from error
+        raise SymDenoiseError(f"{path}", rule="it is not a checked symmetry", remedy=remedy) from error
     checked_point_group(group)
     return Symmetry(group, (float(center[0]), float(center[1])) if center.size else None, fold if fold.size else None)
 
@@ -180,7 +180,7 @@ def chosen_symmetry(total: Frame, symmetry: str, beam_center: tuple[float, float
     if tilt is not None and beam_center is None:
         raise SymDenoiseError(
             f"symmetry {symmetry!r} without a beam centre",
-            rule="on a tilted detector the image does not show it",
+            rule="on a tilted detector the centre cannot be found from the image",
             remedy="give beam_center=(y, x) in pixels, or Symmetry.on(geometry)",
         )
     summed = without_gaps(total)

@@ -54,7 +54,7 @@ class Dark:
             raise SymDenoiseError(
                 f"dark of {self.seconds} s for a frame of {seconds} s",
                 rule=f"the exposure time of the {known} is known and that of the {lacking} is not",
-                remedy="name the exposure times of both, or of neither where they are equal",
+                remedy="name the exposure times of both, or of neither if they are equal",
             )
         if seconds is None or self.seconds is None:
             return float(self.frames)

@@ -33,7 +33,7 @@ POWER = 0.95
 BLOCKS, SMALL = 4, 8
 #: Sides, in pixels, of the blocks in which spots are looked for.
 SPOT_BLOCKS = (4, 8, 16)
-#: Fewest counts of the pairs of a block for which its own tail probability is asked.
+#: Fewest counts of the pairs of a block for which its own tail probability is computed.
 FEWEST = 25.0
 #: Side, in pixels, of the block of one frame whose statistical error an unseen asymmetry is held against.
 RESOLUTION = 4

@@ -55,7 +55,7 @@ def exposure_from_geometry(
         raise SymDenoiseError(
             f"geometry of a detector of {solid_angle.shape} pixels",
             rule=f"the frames have {shape}",
-            remedy="take the .poni file of this detector and its binning",
+            remedy="use the .poni file of this detector and its binning",
         )
     exposure = as_exposure(flat, shape) * solid_angle
     if degree is None:

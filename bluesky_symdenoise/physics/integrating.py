@@ -117,7 +117,9 @@ def found_readout(
     center = symmetry.grid_center
     if center is None or not symmetry.operations:
         raise SymDenoiseError(
-            f"symmetry {symmetry.point_group}", rule="noise is read from pairs", remedy="give a group and its centre"
+            f"symmetry {symmetry.point_group}",
+            rule="noise is estimated from pairs of mates",
+            remedy="give a group and its centre",
         )
     blocks = [
         block

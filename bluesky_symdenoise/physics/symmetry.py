@@ -45,7 +45,7 @@ POINT_GROUPS: dict[str, tuple[Operation, ...]] = {
 _TURNED = re.compile(r"(m|2mm)@(-?[0-9]{1,3}(?:\.[0-9]{1,3})?)")
 #: Why other groups of the plane are refused.
 _REFUSED = dict.fromkeys(
-    ("3", "3m", "6", "6mm"), "its turns map no pixel onto a pixel, and counts are not interpolated"
+    ("3", "3m", "6", "6mm"), "its turns do not map pixels onto pixels, and counts are not interpolated"
 )
 
 
@@ -156,7 +156,7 @@ class Symmetry:
             raise SymDenoiseError(
                 f"a symmetry that was checked on frames of shape {self.fold.shape}",
                 rule=f"this one has {shape}",
-                remedy="check it on frames of this detector",
+                remedy="run the check on frames of this detector",
             )
         return (self.fold >> np.uint8(index) & 1).astype(bool)
 
@@ -205,10 +205,12 @@ def checked_point_group(symbol: str) -> str:
         raise SymDenoiseError(
             f"symmetry {symbol!r}",
             rule=_REFUSED.get(group, f"it {known}"),
-            remedy=f"choose {', '.join(POINT_GROUPS)}, m@30 or 2mm@30 as far as the pattern has it; 1 is none",
+            remedy=f"choose {', '.join(POINT_GROUPS)}, m@30 or 2mm@30 whichever the pattern has; 1 means no symmetry",
         )
     if group == "1" and tilt is not None:
-        raise SymDenoiseError(f"symmetry {symbol!r}", rule="without mates no tilt matters", remedy="give 1")
+        raise SymDenoiseError(
+            f"symmetry {symbol!r}", rule="symmetry 1 has no mates, so a tilt has no effect", remedy="give 1"
+        )
     return on_tilt(group, tilt)
 
 
@@ -279,7 +281,7 @@ def checked_beam_center(center: Any, shape: tuple[int, int]) -> tuple[float, flo
     if not (-0.5 <= y <= shape[0] - 0.5 and -0.5 <= x <= shape[1] - 0.5):
         raise SymDenoiseError(
             f"beam centre (y, x) = ({y:g}, {x:g})",
-            rule=f"it must lie on the detector of {shape[0]} x {shape[1]} pixels",
+            rule=f"it must be on the detector of {shape[0]} x {shape[1]} pixels",
             remedy="check the order (y, x), or use symmetry 1 when the beam is off the detector",
         )
     return y, x

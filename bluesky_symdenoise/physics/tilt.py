@@ -40,7 +40,7 @@ class Tilt:
         Azimuth of its axis in the detector's plane, degrees from x towards y. The side at 90 degrees more is the one
         further away from the sample.
     distance
-        From the sample to the detector along the beam, in pixels.
+        Distance from the sample to the detector along the beam, in pixels.
     """
 
     degrees: float

@@ -62,8 +62,8 @@ def losses(
     batch
         (sample, 6, y, x) as stacked by `bluesky_symdenoise.training.pairs.Sample`.
     kind
-        Of `LOSSES`, for targets that are no whole numbers. Of others, which were counted, it is the negative-binomial
-        log-likelihood, given the posterior Gamma of the rate.
+        One of `LOSSES`, for targets that are not whole numbers. For others, which were counted, it is the
+        negative-binomial log-likelihood, given the posterior Gamma of the rate.
     bright_weight
         Exponent by which pixels weigh more in their sample's mean whose surroundings have more counts than the
         sample: the best output is unchanged, as the weight depends on the network's input and not on the target.

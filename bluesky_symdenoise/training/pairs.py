@@ -68,14 +68,14 @@ class Mixture:
     real
         Parts of real frames, if there are any; the rest is simulated.
     shadow
-        Of the simulated: with straight shadows, in half of them not on the mates.
+        Share of the simulated with straight shadows, in half of them not on the mates.
     peakless
-        Of the simulated: no pattern at all, only something flat or smooth.
+        Share of the simulated without any pattern, only something flat or smooth.
     stopped
-        Of the simulated: small-angle scattering around a beam stop. Of the real: taken where the frame is bright, which
-        mostly is there.
+        Share of the simulated with small-angle scattering around a beam stop. Of the real: taken where the frame is
+        bright, which mostly is there.
     blurred
-        Of the other simulated: smeared by 0.7 to 8 pixels, as a wide or divergent beam does.
+        Share of the other simulated that are smeared by 0.7 to 8 pixels, as a wide or divergent beam does.
     known_from
         Expected counts from which on they are a simulated pixel's target themselves, instead of Poisson counts.
     """

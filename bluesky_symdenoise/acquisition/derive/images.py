@@ -92,7 +92,7 @@ class Images:
     def refuse_misfit(self, shape: tuple[int, int]) -> None:
         """Raise SymDenoiseError if what is known before the first event fits no frame of this shape (y, x).
 
-        That is a mask, an exposure, a checked symmetry or a dark of another shape, or a beam centre off the detector.
+        It may be a mask, an exposure, a checked symmetry or a dark of another shape, or a beam centre off the detector.
         """
         if self._settings is None:
             return

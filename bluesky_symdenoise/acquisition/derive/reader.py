@@ -42,7 +42,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
     source
         Makes the frame source of a stream from its descriptor; by default files that documents announce.
     replaced
-        Which of these files may be others by now.
+        Those of these files that may have been replaced by now.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
                 "frames cannot be found; have the device announce its files in each run"
             )
             return
-        # Also of streams that nobody asked for: they may share a file with those that somebody did.
+        # Also of streams that were not requested: they may share a file with requested ones.
         count = self._counting.take(resource, doc, self._descriptors.get(doc["descriptor"], {}).get("name", ""))
         if stream is None or resource["data_key"] not in stream.keys:
             return

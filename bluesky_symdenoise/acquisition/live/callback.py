@@ -69,7 +69,7 @@ class DenoiseCallback:
     Raises
     ------
     SymDenoiseError
-        From the constructor only, for what could not work whatever the frames are.
+        Raised by the constructor only, if the request could not work whatever the frames are.
     """
 
     def __init__(

@@ -86,17 +86,17 @@ def finetune(
     frames
         A raw run, several, or frames (frame, y, x) of whole photon counts. At most 128 are read, drawn at random.
     name
-        Of the tuned model: ``Denoiser.pretrained(name)`` gives it afterwards.
+        Name of the tuned model; ``Denoiser.pretrained(name)`` loads it afterwards.
     reference
         Runs or frames of the same scenes with more exposure, frame by frame, to be predicted instead.
     parent
         The model to start from; by default the package's.
     mask, symmetry, beam_center
-        As they will be used: see `bluesky_symdenoise.Denoiser`.
+        Values as they will be used when denoising; see `bluesky_symdenoise.Denoiser`.
     stream, data_key
-        Of the image in the runs; by default the first.
+        Stream and data key of the image in the runs; by default the first.
     minutes
-        For all of it. The number of steps is cut where they would take longer.
+        Time for everything. The number of steps is reduced if they would take longer.
     seed
         The same frames, seed and number of threads give the same weights, unless time was short.
     config

@@ -152,7 +152,7 @@ def replay_with(
         Seconds without a sign of life after which a run without a stop document counts as ended.
     finished_frame
         Called after each frame was written with None, or with the reason why it is NaN. If it raises, the derived run
-        is left unfinished, and the next replay goes on with its rows.
+        is left unfinished, and the next replay continues with its rows.
     scheduler
         Client of the Dask cluster that denoises; None: this process does.
 

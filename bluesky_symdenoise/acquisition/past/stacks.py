@@ -36,7 +36,7 @@ class Stack:
     shape
         (frame, y, x).
     read
-        Gives frame i, (y, x).
+        Function that returns frame i, (y, x).
     is_run
         Whether ``name`` is a uid.
     """
@@ -74,7 +74,7 @@ def stacks_of(frames: Any, *, stream: str | None, data_key: str | None) -> list[
         A run, a sequence of runs, or anything with a shape (frame, y, x) whose frames can be taken by index: a numpy
         array, an HDF5 or zarr dataset, a Tiled array client.
     stream, data_key
-        Of the image in a run; by default the first there is.
+        Stream and data key of the image in a run; by default the first.
     """
     runs = [frames] if hasattr(frames, "start") else frames
     if isinstance(runs, Sequence) and runs and all(hasattr(run, "start") for run in runs):

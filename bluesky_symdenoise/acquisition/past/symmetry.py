@@ -40,10 +40,10 @@ def check_symmetry(
     frames
         A raw run, several, or counts (frame, y, x); read one by one.
     symmetry, beam_center, mask, exposure
-        As in `bluesky_symdenoise.Denoiser`; ``auto`` finds group and centre from all frames together. Frames are added
+        See `bluesky_symdenoise.Denoiser`; ``auto`` finds group and centre from all frames together. Frames are added
         up, so they must be of one scene.
     stream, data_key
-        Of the image in the runs; by default the first.
+        Stream and data key of the image in the runs; by default the first.
 
     Raises
     ------

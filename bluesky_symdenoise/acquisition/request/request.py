@@ -53,7 +53,7 @@ class Request:
     beamline
         Where the run's own documents say more.
     dark
-        For all images, from a file.
+        Dark of all images, from a file.
     raw
         Catalogue in which a run with darks is looked up; None where there is no such catalogue.
     fold
@@ -167,7 +167,7 @@ class Request:
         Parameters
         ----------
         held
-            How many rows each stream of images has.
+            Number of rows of each stream of images.
         """
         if self.recipe.frames is None:
             return

@@ -32,7 +32,7 @@ DIGITS, _ALIGNED = 4000, 64
 #: Immutable types that JSON has.
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _NUMBERS = frozenset({float, bool, type(None)})
-#: The only key of an object in JSON that stands for a value which JSON lacks.
+#: The only key of an object in JSON that represents a value which JSON lacks.
 _ARRAY, _BYTES, _COMPLEX, _UNREADABLE = "\0array", "\0bytes", "\0complex", "\0unreadable"
 
 

@@ -72,7 +72,7 @@ class AnnouncedFrames:
     descriptor
         Descriptor of the stream.
     replaced
-        Which files may be others by now.
+        Files that may have been replaced by now.
     """
 
     def __init__(self, descriptor: Document, *, replaced: Replaced | None = None) -> None:

@@ -31,7 +31,7 @@ class LegacyFrames:
         ``package.module:Class`` by spec; they take precedence over those that installed packages register for
         databroker.
     replaced
-        Which files may be others by now.
+        Files that may have been replaced by now.
     """
 
     def __init__(self, handlers: Mapping[str, str], replaced: Replaced) -> None:

@@ -56,7 +56,7 @@ class SearchFigures:
     nodes, denoised
         Rows of Tiled's ``nodes``, and denoised runs among them.
     median_ms, worst_ms
-        From the call in Python to the result, over HTTP.
+        Time from the call in Python to the result, over HTTP.
     database_ms
         Median of the time of all SQL statements of a search.
     statements

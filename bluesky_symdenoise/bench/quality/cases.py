@@ -168,7 +168,7 @@ def cases(
     frames
         How many frames of each set to thin.
     seed
-        Of the thinning. A case does not depend on which other cases are asked for.
+        Seed of the thinning. A case does not depend on which other cases are asked for.
     crop
         Largest side of the part of each frame that is used, in pixels: symmetric about the recorded centre, or, where
         there is none, with the most counts. None takes whole frames.

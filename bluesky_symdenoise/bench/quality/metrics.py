@@ -122,7 +122,7 @@ def unbiased_psnr(estimate: FloatArray, target: FloatArray, k: float, *, mask: M
     Parameters
     ----------
     estimate, target, k, mask
-        As in `poisson_nll`.
+        See `poisson_nll`.
     peak
         Counts per pixel of the input, see `robust_peak`.
 
@@ -149,7 +149,7 @@ def stratified_errors(estimate: FloatArray, target: FloatArray, k: float, *, mas
     Parameters
     ----------
     estimate, target, k, mask
-        As in `poisson_nll`.
+        See `poisson_nll`.
 
     Returns
     -------
@@ -182,7 +182,7 @@ def flux_error(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask
     Parameters
     ----------
     estimate, target, k, mask
-        As in `poisson_nll`.
+        See `poisson_nll`.
     """
     e, t = _valid(mask, estimate, target)
     total = t.sum()
@@ -215,7 +215,7 @@ def coverage(
     Parameters
     ----------
     estimate, target, k, mask
-        As in `poisson_nll`.
+        See `poisson_nll`.
     sigma
         Standard deviation of the estimate, counts per pixel of the input.
     levels

@@ -64,7 +64,7 @@ def run(
     Parameters
     ----------
     data_dir, roles, levels, frames, seed, crop
-        As in `cases`.
+        See `cases`.
     denoise
         The method under test; None scores the peers alone.
     peers

@@ -38,7 +38,7 @@ def run(
     Parameters
     ----------
     frames
-        For each level; none for 0.
+        Number of frames for each level; none for 0.
     levels
         Mean counts per pixel of the ring.
 

@@ -33,7 +33,7 @@ def run(
     levels
         Mean counts per pixel.
     frames
-        For each powder and level.
+        Number of frames for each powder and level.
 
     Returns
     -------

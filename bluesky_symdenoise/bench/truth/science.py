@@ -49,7 +49,7 @@ def run(
     levels
         Mean counts per pixel of the ring.
     frames
-        For each pattern and level.
+        Number of frames for each pattern and level.
     replicates
         Denoised frames behind the errors of one.
 

@@ -99,7 +99,7 @@ def main(
     Parameters
     ----------
     frames
-        Of each pattern; the same photons go to all three.
+        Number of frames of each pattern; the same photons go to all three.
     """
     denoiser = Denoiser.pretrained(model, device="cpu", threads=threads)
     rows: list[dict[str, Any]] = []

@@ -163,7 +163,7 @@ class _Probe:
         )
 
     def may_apply(self, tag: str) -> bool:
-        # The policy is asked before it is seen that the name is taken: nothing is ever made.
+        # The policy is checked before the name is found to be in use: nothing is ever made.
         answer = self._http.post(
             "metadata/denoised",
             json={
