@@ -588,7 +588,7 @@ def test_a_centre_off_the_detector_is_refused(denoiser, counts, center, symmetry
     with pytest.raises(SymDenoiseError, match=r"beam centre .*must"):
         denoiser(counts, symmetry=symmetry, beam_center=center)
     if np.isfinite(center).all():
-        with pytest.raises(SymDenoiseError, match="must lie on the detector of 150 x 141 pixels"):
+        with pytest.raises(SymDenoiseError, match="must be on the detector of 150 x 141 pixels"):
             denoiser(counts, symmetry=Symmetry("2", center))
 
 

@@ -97,7 +97,7 @@ def test_a_beam_centre_off_the_detector_is_refused(
         options = {"beamline": Beamline(beam_center_y="cy", beam_center_x="cx")}
     raw = written(client, documents(home, metadata={"cy": OFF[0], "cx": OFF[1]}))
     for into in (None, client["denoised"]):
-        with pytest.raises(SymDenoiseError, match="must lie on the detector of 48 x 56 pixels"):
+        with pytest.raises(SymDenoiseError, match="must be on the detector of 48 x 56 pixels"):
             replay(raw, into=into, denoiser=denoiser, **options)
     assert denoised_for(client, raw) is None
     # Without symmetry nobody needs it.
