@@ -1,4 +1,4 @@
-"""Import paths of the release before: they go on working for one release, with a DeprecationWarning."""
+"""Import paths of the previous release, which keep working for one release with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ MOVED = {
 
 
 class _Moved(ModuleType):
-    """A module under its old name: it gives what the one of the new name has."""
+    """A module under its old name, with the content of the module of the new name."""
 
     def __init__(self, name: str, now: ModuleType) -> None:
         super().__init__(name, f"Moved to `{now.__name__}`.")
@@ -149,7 +149,7 @@ class _Moved(ModuleType):
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds modules under their old names, where there is none of this name any more."""
+    """Finder of modules under their old names, if no other module has that name."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Return how a moved module is loaded; None for any other name."""
@@ -157,7 +157,7 @@ class _Finder(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if package == _PACKAGE and name in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """Import the module of the new name, and warn whoever asked for the old one."""
+        """Import the module of the new name, and warn the importer of the old one."""
         now = f"{_PACKAGE}.{MOVED[spec.name.partition('.')[2]]}"
         warnings.warn(
             f"{spec.name} has moved: import it from {now}; the old name goes with the next release",
@@ -167,10 +167,10 @@ class _Finder(MetaPathFinder, Loader):
         return _Moved(spec.name, importlib.import_module(now))
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is left to run."""
+        """Do nothing: the module has run already."""
 
 
 def install() -> None:
-    """Have the import system know the old names, once."""
+    """Make the import system know the old names, once."""
     if not any(isinstance(each, _Finder) for each in sys.meta_path):
         sys.meta_path.append(_Finder())

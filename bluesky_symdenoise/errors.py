@@ -1,4 +1,4 @@
-"""The one exception that a user should be able to read: it names the value, the rule and the remedy."""
+"""The exception for errors that a user can fix: it names the value, the rule and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was asked for, as a value: it is stored as provenance, hashed for identity, and replays the work."""
+"""The recipe of a derived run, as a value: it is stored as provenance, hashed for identity, and replays the work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects", "views", "fol
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the pixels of a derived run, beside the raw run and the machine.
+    """Everything that decides the pixels of a derived run, besides the raw run and the machine.
 
     Attributes
     ----------
@@ -35,9 +35,9 @@ class Recipe:
     beam_center
         (y, x) in pixels or None.
     mask_sha256, exposure_sha256
-        Of the arrays given with the recipe; None for none.
+        Checksums of the arrays given with the recipe; None for none.
     streams, data_keys
-        Names of those to denoise; None for every 2D image.
+        Names of streams and data keys to denoise; None for every 2D image.
     rounding
         Intensity is stored in steps of at most this fraction of sigma (a power of two).
     sigma_bits
@@ -46,16 +46,16 @@ class Recipe:
         ``quantity=name`` for each quantity that is looked up in the run's own documents, ``quantity=sha256`` for
         each file that was named; None for none.
     analysis
-        What is computed from every frame beside its pixels, as `bluesky_symdenoise.Ring.to_text`; None for nothing.
+        What is computed from every frame besides its pixels, as `bluesky_symdenoise.Ring.to_text`; None for nothing.
     frames
         Rows of each stream that were asked for, as `chosen_frames` writes them; None for all. A part of a run thus has
         another name than the whole.
     defects
-        ``keep`` where hot and dead pixels that frames show are not masked; None where they are.
+        ``keep`` if hot and dead pixels that frames show are not masked; None if they are.
     views
-        8 where the network's answer is averaged over so many views of each frame; None for one.
+        8 if the network's output is averaged over so many views of each frame; None for one.
     fold_sha256
-        Of the map of where mates may be used, given with the recipe; None where the frames alone say.
+        Checksum of the given map of where mates may be used; None if frames alone decide.
     """
 
     model_sha256: str
@@ -81,14 +81,14 @@ class Recipe:
             object.__setattr__(self, "beam_center", (float(y), float(x)))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         # Younger than recipes that were stored without them, whose hash must stay.
         return {key: value for key, value in values.items() if value is not None or key not in OPTIONAL}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
-        """The inverse of `to_dict`."""
+        """Return the inverse of `to_dict`."""
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
         }
@@ -96,40 +96,40 @@ class Recipe:
 
     @property
     def rows(self) -> Sequence[int]:
-        """Rows of each stream that are wanted, in order; there may be fewer in a stream."""
+        """Rows of each stream that are wanted, in order; a stream may have fewer."""
         return rows_of(self.frames)
 
     def rows_among(self, count: int) -> list[int]:
-        """Those of a stream of so many rows."""
+        """Return the wanted rows of a stream of this many rows."""
         return [row for row in self.rows[:count] if row < count]
 
     @property
     def sha256(self) -> str:
-        """Of the canonical JSON of `to_dict`."""
+        """Sha256 of the canonical JSON of `to_dict`."""
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def derived_uid(self, raw_uid: str) -> str:
-        """uuid5 of the raw run and this recipe: the same work has the same name."""
+        """Return uuid5 of the raw run and this recipe, so that the same work has the same name."""
         try:
             return str(uuid5(UUID(raw_uid), self.sha256))
         except ValueError as error:
             raise SymDenoiseError(
                 f"run uid {raw_uid!r}",
                 rule="it must be a UUID, as Bluesky makes them",
-                remedy="export the run with one",
+                remedy="export the run with a UUID",
             ) from error
 
 
 def array_sha256(array: NDArray[Any]) -> str:
-    """SHA-256 of an array's dtype, shape and C-ordered bytes."""
+    """Return the SHA-256 of an array's dtype, shape and C-ordered bytes."""
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
 def chosen_frames(frames: slice | range | Sequence[int] | None) -> str | None:
-    """The one way to write which rows of a stream are meant: ``first:stop:step``, ``5::1`` to the end, or ``0,3,9``.
+    """Return the canonical text for rows of a stream: ``first:stop:step``, ``5::1`` to the end, or ``0,3,9``.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def chosen_frames(frames: slice | range | Sequence[int] | None) -> str | None:
     Raises
     ------
     SymDenoiseError
-        If it is none, or counts from the end: how long a stream is may not be known before its end.
+        If the value is invalid, or counts from the end: the length of a stream may not be known before its end.
     """
     if frames is None:
         return None
@@ -154,7 +154,7 @@ def chosen_frames(frames: slice | range | Sequence[int] | None) -> str | None:
         rows = sorted({index(row) for row in frames})
     except TypeError as error:
         raise SymDenoiseError(
-            f"frames={frames!r}", rule="it is a slice, a range or a list of rows", remedy="give slice(0, 100)"
+            f"frames={frames!r}", rule="it must be a slice, a range or a list of rows", remedy="give slice(0, 100)"
         ) from error
     if not rows or rows[0] < 0:
         raise _from_the_end(frames)
@@ -165,7 +165,7 @@ def chosen_frames(frames: slice | range | Sequence[int] | None) -> str | None:
 
 
 def rows_of(frames: str | None) -> Sequence[int]:
-    """The inverse of `chosen_frames`: rows in order, without end where there is none."""
+    """Return the inverse of `chosen_frames`: rows in order, without end if there is none."""
     if frames is None:
         return range(sys.maxsize)
     if ":" not in frames:
@@ -176,5 +176,5 @@ def rows_of(frames: str | None) -> Sequence[int]:
 
 def _from_the_end(frames: object) -> SymDenoiseError:
     return SymDenoiseError(
-        f"frames={frames!r}", rule="it names at least one row, counted from 0 upwards", remedy="give slice(0, 100)"
+        f"frames={frames!r}", rule="it must name at least one row, counted from 0", remedy="give slice(0, 100)"
     )

@@ -1,1 +1,1 @@
-"""Bluesky: documents in, derived documents out; the only threads."""
+"""Bluesky side of the package: raw documents in, derived documents out. All threads are started here."""

@@ -86,7 +86,7 @@ class _Player:
             try:
                 played = await asyncio.to_thread(self._write_next)
             except Exception:
-                # Whoever waits for the frames looks at this signal only: let them pass on to the exception.
+                # Code that waits for the frames looks at this signal only: let it reach the exception.
                 self._set_written(self._played + self.requested)
                 self._set_written(self._played)
                 raise
@@ -130,7 +130,7 @@ class _Acquire(DetectorAcquireLogic):  # type: ignore[misc]
         task, self.task = self.task, None
         if task is not None:
             task.cancel()
-            # `wait` does not raise: whoever waited for the frames has the exception already.
+            # `wait` does not raise: the code that waited for the frames has the exception already.
             await asyncio.wait([task])
 
 
@@ -166,7 +166,7 @@ class _Data(DetectorDataLogic):  # type: ignore[misc]
 
 
 class PlayDetector(StandardDetector):  # type: ignore[misc]
-    """An ophyd-async detector that plays given frames, over and over, and announces them as a real one would.
+    """Play given frames over and over as an ophyd-async detector, announced as a real detector announces its own.
 
     Each run gets one HDF5 file: dataset ``/entry/data/data`` (n, H, W), one bitshuffle/LZ4 chunk per frame,
     readable while it grows (SWMR). Every run starts with the first frame. An existing file is never replaced.
@@ -181,7 +181,7 @@ class PlayDetector(StandardDetector):  # type: ignore[misc]
         Least time from frame to frame in seconds. A prepared ``livetime + deadtime`` lengthens it. A plan
         that does not prepare the detector waits at most 10 s for a frame.
     name
-        Of the device and of its data key.
+        Name of the device and of its data key.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""Quantities of one frame that the usual integration does not give, each with an error that holds."""
+"""Quantities of one frame beyond the usual integration, each with a reliable error."""

@@ -1,4 +1,4 @@
-"""The pixels between two radii about the beam centre."""
+"""Pixels between two radii about the beam centre."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Annulus:
 
     @classmethod
     def about(cls, beam_center: tuple[float, float], shape: tuple[int, int], *, inner: float, outer: float) -> Annulus:
-        """The pixels whose centres are at least `inner` and less than `outer` pixels from the beam centre (y, x).
+        """Return the pixels whose centres are at least `inner` and less than `outer` pixels from the beam centre.
 
         Raises
         ------
         SymDenoiseError
-            If there is none.
+            If there is no such pixel.
         """
         y, x = np.ogrid[: shape[0], : shape[1]]
         y, x = y - beam_center[0], x - beam_center[1]
@@ -53,20 +53,20 @@ class Annulus:
         if not where.any():
             raise SymDenoiseError(
                 f"ring of {inner:g} to {outer:g} pixels about {beam_center}",
-                rule=f"it has no pixel on a detector of {shape[0]} x {shape[1]}",
+                rule=f"it contains no pixel of a detector of {shape[0]} x {shape[1]}",
                 remedy="give radii in pixels, inner below outer",
             )
         return cls(where, radius[where], np.arctan2(y + 0 * x, x + 0 * y)[where])
 
     def of(self, image: NDArray[np.generic]) -> Values:
-        """Its pixels of an image (y, x), as (n,) floats."""
+        """Return the annulus's pixels of an image (y, x), as (n,) floats."""
         return image[self.where].astype(np.float64)
 
     def balance(self, exposure: Values) -> Values:
-        """Weights, (n,), with which all azimuths at a radius count alike, whatever was exposed how long.
+        """Return weights, (n,), that give all azimuths at a radius equal influence, whatever their exposures.
 
-        A pixel and its mate under inversion are one azimuth: a gap whose mates were seen leaves no bias. What neither
-        has seen is left out.
+        A pixel and its mate under inversion are one azimuth: a gap whose mates were measured leaves no bias. Azimuths
+        without a measured pixel are left out.
         """
         rings = (self.radius - self.radius.min()).astype(int)
         radius = self.radius.min() + rings + 0.5

@@ -1,4 +1,4 @@
-"""Ways to the quantities of a ring, each with its covariance: from counts, by a full fit, from a denoised frame."""
+"""Estimators of the quantities of a ring with their covariance: from counts, by a full fit, from a denoised frame."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PRIOR_REPLICATES = 8
 
 @dataclass(frozen=True)
 class Observed:
-    """A frame as the likelihood sees it: counts ~ Poisson(exposure * rate + background), all (y, x).
+    """A frame in the form of the likelihood: counts ~ Poisson(exposure * rate + background), all (y, x).
 
     Attributes
     ----------
     exposure
         0 where masked.
     background
-        Expected counts that are not the sample's.
+        Expected counts that do not come from the sample.
     """
 
     counts: Image
@@ -58,7 +58,7 @@ class Estimate:
     covariance: NDArray[np.float64]
 
     def quantities(self, *, inner: float, outer: float) -> dict[str, tuple[float, float]]:
-        """Value and sigma by name; NaN where not determined."""
+        """Return value and sigma by name; NaN if not determined."""
         moment = orientation_and_anisotropy(complex(*self.values[:2]), self.covariance[:2, :2])
         with np.errstate(invalid="ignore"):
             sigma = np.sqrt(np.diag(self.covariance)[2:])
@@ -66,7 +66,7 @@ class Estimate:
 
 
 def from_counts(annulus: Annulus, observed: Observed) -> Estimate:
-    """The moment of the raw counts, and a Poisson fit to their radial profile.
+    """Return the moment of the raw counts, and a Poisson fit to their radial profile.
 
     Pixels are independent: errors are exact sums of their variances, and the inverse Fisher information.
     """
@@ -77,10 +77,10 @@ def from_counts(annulus: Annulus, observed: Observed) -> Estimate:
 
 
 def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:
-    """One Poisson fit to the raw counts of all pixels: a textured Gaussian ring on about a power law.
+    """Return one Poisson fit to the raw counts of all pixels: a textured Gaussian ring on about a power law.
 
-    The most that the counts can tell if the ring is of that form. Nothing is given where they refute it, in that the
-    squared differences in cells of radius and azimuth sum up to `REFUTED` standard deviations too many. Few counts
+    This is the most precise estimate if the ring has that form. Nothing is returned if the counts refute it, that is if
+    the squared differences in cells of radius and azimuth sum up to `REFUTED` standard deviations too many. Few counts
     refute little.
     """
     y, n, b = (annulus.of(each) for each in (observed.counts, observed.exposure, observed.background))
@@ -108,7 +108,7 @@ def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:
 
 
 def _misfit(annulus: Annulus, seen: NDArray[np.bool_], counts: Values, expected: Values) -> float:
-    """Pearson's chi-squared over cells, less its mean and over its standard deviation, if the expected is true."""
+    """Return Pearson's chi-squared over cells, standardised by mean and standard deviation if the expected is true."""
     radial = ((annulus.radius[seen] - annulus.radius.min()) / CELL_WIDTH).astype(int)
     cells = radial * CELLS_AROUND + (np.mod(annulus.azimuth[seen], np.pi) / np.pi * CELLS_AROUND).astype(int)
     found, right = np.bincount(cells, counts), np.bincount(cells, expected)
@@ -129,20 +129,20 @@ def from_denoised(
     replicates: int,
     rng: np.random.Generator,
 ) -> Estimate:
-    """The moment and the profile fit of a denoised frame, less their bias, with errors from replicates.
+    """Return the moment and the profile fit of a denoised frame, corrected for bias, with errors from replicates.
 
     Denoised pixels are correlated and drawn towards their surroundings: rings come out lower and wider, and sigma of a
     pixel does not give that of a sum. Counts are drawn from the denoised frame (posterior-predictive), denoised by the
-    same `denoise` and estimated in the same way. What comes out less what went in is the bias, and is subtracted; its
+    same `denoise` and estimated in the same way. Output minus input is the bias, which is subtracted; its
     scatter is averaged with the Poisson error of the same sums, which counts for `PRIOR_REPLICATES` replicates. To the
-    variance come that of the correction, and the square of half of it for what it leaves.
+    variance are added that of the correction, and the square of half of it for the remaining bias.
 
     Parameters
     ----------
     intensity
         `denoise(observed.counts)`: expected counts less the background.
     replicates
-        2 or more; the time is that of so many denoised frames.
+        2 or more; each takes the time of denoising one frame.
     """
     estimated = _from_intensity(annulus, intensity, observed)
     known = observed.exposure > 0
@@ -158,7 +158,7 @@ def from_denoised(
 
 
 def _corrected(estimated: Estimate, away: NDArray[np.float64], part: slice) -> tuple[Values, NDArray[np.float64]]:
-    """Some of the values less the bias that replicates show, and their covariance; NaN where most replicates failed."""
+    """Return values corrected for the bias that replicates show, and covariance; NaN if most replicates failed."""
     values, poisson, away = estimated.values[part], estimated.covariance[part, part], away[:, part]
     found = away[np.isfinite(away).all(axis=1)]
     if len(found) < max(2, len(away) / 2):
@@ -172,7 +172,7 @@ def _corrected(estimated: Estimate, away: NDArray[np.float64], part: slice) -> t
 
 
 def _from_intensity(annulus: Annulus, intensity: Image, observed: Observed) -> Estimate:
-    """The moment and the profile fit of expected counts, with the errors of as many photons."""
+    """Return the moment and the profile fit of expected counts, with the errors of as many photons."""
     values, measured = annulus.of(intensity), annulus.of(observed.exposure)
     known = np.isfinite(values)
     typical = np.median(measured[measured > 0]) if (measured > 0).any() else 0.0

@@ -1,4 +1,4 @@
-"""Azimuthal integration of a denoised frame with errors that know its pixels to be correlated."""
+"""Azimuthal integration of a denoised frame, with errors that account for correlated pixels."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ def integrate(
     The errors are those of a parametric bootstrap: frames are drawn from Poisson laws whose means are the denoised
     frame, and each goes through the same denoiser, with the same symmetry, and the same integration. How far their
     profiles are from the frame's own holds both the noise, correlated from pixel to pixel, and what smoothing does to
-    edges. Errors of pixels taken as independent are several times too small. Pixels that were not measured take no
-    part.
+    edges. Errors of pixels taken as independent are several times too small. Pixels that were not measured are
+    ignored.
 
     Parameters
     ----------
     counts
         (y, x) counts of one frame.
     integrator
-        pyFAI's, for the geometry; its polarisation and solid angle divide the binned sums, not the counts.
+        pyFAI's integrator, for the geometry; its polarisation and solid angle divide the binned sums, not the counts.
     bins
-        Of equal width.
+        Number of bins, of equal width.
     unit
-        As pyFAI writes it, ``q_nm^-1``, ``2th_deg``, ``r_mm``, ...
+        Unit as pyFAI writes it, ``q_nm^-1``, ``2th_deg``, ``r_mm``, ...
     azimuth_range
         Sector in degrees, as pyFAI takes it.
     mask, exposure, symmetry, beam_center
-        As for `Denoiser`; the exposure divides the binned sums.
+        See `Denoiser`; the exposure divides the binned sums.
     replicates
         Frames drawn, 2 or more: sigma is known to 1 / sqrt(2 replicates). Each takes as long as denoising.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Returns
     -------
@@ -77,7 +77,11 @@ def integrate(
         If there are fewer than two replicates, or the frame cannot be used.
     """
     if replicates < 2:
-        raise SymDenoiseError(f"replicates={replicates}", rule="a spread needs two", remedy="give 2 or more")
+        raise SymDenoiseError(
+            f"replicates={replicates}",
+            rule="a standard deviation needs at least two replicates",
+            remedy="give 2 or more",
+        )
     measured = np.asarray(counts)
     if measured.ndim != 2:
         raise SymDenoiseError(
@@ -93,7 +97,7 @@ def integrate(
     def profile(
         image: NDArray[np.float64], variance: NDArray[np.float64] | None = None
     ) -> tuple[NDArray[np.float64], ...]:
-        """Centres of the bins, mean of the image, and its error from the variance of independent pixels."""
+        """Return centres of the bins, mean of the image, and its error from the variance of independent pixels."""
         done = integrator.integrate1d_ng(
             image,
             bins,
@@ -112,8 +116,8 @@ def integrate(
     if not np.isfinite(radial).any():
         raise SymDenoiseError(
             f"unit {unit!r}",
-            rule="the integrator gives no pixel such a value; q and d need its wavelength",
-            remedy="set integrator.wavelength in metres, or take r_mm or 2th_deg",
+            rule="the integrator cannot compute this unit; q and d need its wavelength",
+            remedy="set integrator.wavelength in metres, or use r_mm or 2th_deg",
         )
     rng = np.random.default_rng(seed)
     drawn = np.empty((replicates, bins))

@@ -1,4 +1,4 @@
-"""Poisson maximum likelihood: the fit to raw counts that any other estimate has to be compared with."""
+"""Poisson maximum likelihood: the fit to raw counts that other estimates are compared with."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def poisson_fit(
     Parameters
     ----------
     counts, exposure
-        (n,) or sums of them, exposure above 0; expected counts, as of a denoised frame, are taken too.
+        (n,) or sums of them, exposure above 0; expected counts, as of a denoised frame, are accepted too.
     precision
         (parameters,) 1/sigma^2 of a normal prior about 0, 0 for no prior.
     background
@@ -52,7 +52,7 @@ def poisson_fit(
     Returns
     -------
     Fit or None
-        None where no maximum is found from `start`, or the information is singular.
+        None if no maximum is found from `start`, or the information is singular.
     """
     known = np.zeros_like(exposure) if background is None else background / exposure
 
@@ -93,7 +93,7 @@ def poisson_fit(
 
 
 def peak_model(radius: Values, middle: float, *, blur: float = 0.0) -> Model:
-    """A Gaussian on a background that is about a power law: level at `middle`, exponent, area, position, log sigma.
+    """Return a Gaussian on an approximate power law: level at `middle`, exponent, area, position, log sigma.
 
     The sixth parameter is the background's curvature, that of log rate over log radius. Lengths are in pixels.
 
@@ -125,7 +125,7 @@ def peak_model(radius: Values, middle: float, *, blur: float = 0.0) -> Model:
 
 
 def ring_model(radius: Values, azimuth: Values, middle: float) -> Model:
-    """The same with a texture: the Gaussian times exp(p cos 2phi + q sin 2phi) / I0, parameters p and q last.
+    """Return `peak_model` with a texture: the Gaussian times exp(p cos 2phi + q sin 2phi) / I0, p and q last.
 
     I0 is the Bessel function of sqrt(p^2 + q^2), which keeps the area that of the mean over azimuth.
     """

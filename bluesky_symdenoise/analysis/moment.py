@@ -33,16 +33,16 @@ class Moment:
     influence: NDArray[np.complex128]
 
     def covariance(self, variance: Values) -> NDArray[np.float64]:
-        """Of the real and the imaginary part, (2, 2), for independent pixels of this variance, (n,)."""
+        """Return the covariance of real and imaginary part, (2, 2), for independent pixels of this variance, (n,)."""
         parts = np.stack([self.influence.real, self.influence.imag])
         return (parts * variance) @ parts.T
 
 
 def second_moment(annulus: Annulus, intensity: Values, exposure: Values) -> Moment | None:
-    """Of intensities collected with an exposure, (n,) each; None where too little was measured or nothing counted.
+    """Return the moment of intensities and their exposure, (n,) each; None if too little was measured or counted.
 
     In radial bins, 1, cos 2phi, sin 2phi, cos 4phi, sin 4phi and a parabola in the radius are fitted by least squares,
-    so that gaps and the grid of pixels count as what they are. The weights of `Annulus.balance` keep higher harmonics
+    so that gaps and the grid of pixels are accounted for. The weights of `Annulus.balance` keep higher harmonics
     from leaking in. The bins are added by their area.
     """
     bins = ((annulus.radius - annulus.radius.min()) / WIDTH).astype(int)
@@ -70,10 +70,11 @@ def second_moment(annulus: Annulus, intensity: Values, exposure: Values) -> Mome
 
 
 def orientation_and_anisotropy(value: complex, covariance: NDArray[np.float64]) -> dict[str, tuple[float, float]]:
-    """Orientation (degrees from the detector's x axis towards growing y, [0, 180)) and degree of anisotropy.
+    """Return orientation (degrees, [0, 180), from the detector's x axis towards growing y) and degree of anisotropy.
 
-    Each with sigma. Noise alone lengthens g: |g| is taken as sqrt(|g|^2 - variance across), unbiased to second order.
-    NaN where an isotropic ring would give as large a g by chance more often than `CHANCE`.
+    Each has its sigma. Noise alone lengthens g: |g| is taken as sqrt(|g|^2 - variance across), unbiased to second
+    order.
+    They are NaN where an isotropic ring would give as large a g by chance more often than `CHANCE`.
 
     Parameters
     ----------

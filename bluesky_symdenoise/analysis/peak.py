@@ -17,9 +17,11 @@ FWHM = 2 * math.sqrt(2 * math.log(2))
 
 
 def radial_profile(annulus: Annulus, intensity: Values, exposure: Values) -> tuple[Values, Values, Values]:
-    """Radius (mean of the pixels'), summed intensity and summed exposure in bins of one pixel, where there is any.
+    """Return radius (mean of the pixels'), summed intensity and summed exposure in bins of one pixel, empty ones left
+    out.
 
-    All azimuths count alike, by the weights of `Annulus.balance`; the sums are scaled to those with the same error.
+    All azimuths have equal influence, by weights of `Annulus.balance`; the sums are scaled to those with the same
+    error.
     """
     weight = annulus.balance(exposure)
     bins = (annulus.radius - annulus.radius.min()).astype(int)
@@ -31,7 +33,7 @@ def radial_profile(annulus: Annulus, intensity: Values, exposure: Values) -> tup
 
 
 def start_values(radius: Values, summed: Values, exposure: Values) -> Values:
-    """A guess at `peak_model`: a power law through the ends of the profile, the peak where most rises above it."""
+    """Return a guess at `peak_model`: a power law through the ends, and the peak where most rises above it."""
     rate = summed / exposure
     ends, middle, span = max(2, len(rate) // 5), (radius[0] + radius[-1]) / 2, radius[-1] - radius[0]
     floor = 1e-3 * max(rate.mean(), 1e-9)
@@ -52,7 +54,7 @@ def start_values(radius: Values, summed: Values, exposure: Values) -> Values:
 
 
 def peak_fit(radius: Values, summed: Values, exposure: Values, background: Values | None = None) -> Fit | None:
-    """Poisson fit of a `peak_model` to a radial profile; see `radial_profile`."""
+    """Return the Poisson fit of a `peak_model` to a radial profile; see `radial_profile`."""
     signal = summed if background is None else np.maximum(summed - background, 0)
     if len(radius) < 7 or signal.sum() <= 0:
         return None
@@ -63,14 +65,15 @@ def peak_fit(radius: Values, summed: Values, exposure: Values, background: Value
 
 
 def peak_quantities(parameters: Values, sigma: Values, *, inner: float, outer: float) -> dict[str, tuple[float, float]]:
-    """Position (pixels), full width at half maximum (pixels) and area (counts per pixel times pixels) with sigma.
+    """Return position (pixels), full width at half maximum (pixels) and area (counts per pixel times pixels) with
+    sigma.
 
-    NaN where the area is below `SIGNIFICANT` sigma, or the fit left the range.
+    They are NaN where the area is below `SIGNIFICANT` sigma, or the fit left the range.
 
     Parameters
     ----------
     parameters, sigma
-        As of `bluesky_symdenoise.analysis.likelihood.peak_model`.
+        See `bluesky_symdenoise.analysis.likelihood.peak_model`.
     """
     area, position = float(parameters[2]), float(parameters[3])
     width = FWHM * math.exp(min(float(parameters[4]), 20.0))

@@ -1,4 +1,4 @@
-"""What is asked of every frame: a ring and the way to its quantities, as a value that a recipe can hold."""
+"""Rings to analyse in every frame, as values that a recipe can hold."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class Ring:
         Radii in pixels; the peak lies between them, on a background that is about a power law.
     estimator
         ``counts``: second moment of the raw counts, whatever the texture, and a Poisson fit to their radial profile;
-        mates under inversion stand in for gaps. ``likelihood``: one Poisson fit of a textured ring to the raw counts;
+        mates under inversion fill gaps. ``likelihood``: one Poisson fit of a textured ring to the raw counts;
         the smallest errors if the ring is of that form, and nothing where they refute it. ``denoised``: as ``counts``,
         of the denoised frame, corrected and with errors by replicates.
     name
-        Before the names of the columns, for several rings: ``<key>_<name>_orientation``.
+        Prefix of the columns' names, for several rings: ``<key>_<name>_orientation``.
     beam_center
         (y, x) in pixels; None takes the one that the frame was denoised about.
     replicates
-        Of ``denoised``: frames that are denoised for the errors of one.
+        For ``denoised``: number of frames that are denoised for the errors of one.
 
     Raises
     ------
     SymDenoiseError
-        If it cannot be a ring.
+        If the values do not describe a ring.
     """
 
     inner: float
@@ -59,7 +59,9 @@ class Ring:
     def __post_init__(self) -> None:
         if not 0 <= self.inner < self.outer < np.inf:
             raise SymDenoiseError(
-                f"ring of {self.inner} to {self.outer} pixels", rule="radii ascend from 0", remedy="give inner < outer"
+                f"ring of {self.inner} to {self.outer} pixels",
+                rule="radii must satisfy 0 <= inner < outer",
+                remedy="give inner < outer",
             )
         if self.estimator not in get_args(Estimator):
             raise SymDenoiseError(
@@ -71,7 +73,7 @@ class Ring:
             )
         if self.replicates < 2:
             raise SymDenoiseError(
-                f"replicates={self.replicates}", rule="a scatter needs at least two", remedy="give 16"
+                f"replicates={self.replicates}", rule="a scatter needs at least two replicates", remedy="give 16"
             )
         object.__setattr__(self, "inner", float(self.inner))
         object.__setattr__(self, "outer", float(self.outer))
@@ -80,12 +82,12 @@ class Ring:
             object.__setattr__(self, "beam_center", (float(y), float(x)))
 
     def to_text(self) -> str:
-        """As recipes hold it: canonical JSON with the version of the computation."""
+        """Return the text stored in recipes: canonical JSON with the version of the computation."""
         return json.dumps({"ring": asdict(self), "version": VERSION}, sort_keys=True, separators=(",", ":"))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of its scalars, without the data key."""
+        """Names of the ring's scalars, without the data key."""
         before = f"{self.name}_" if self.name else ""
         return tuple(f"{before}{name}{end}" for name in QUANTITIES for end in ("", "_sigma"))
 
@@ -97,7 +99,7 @@ class Ring:
         beam_center: tuple[float, float] | None,
         denoise: Denoise,
     ) -> dict[str, float]:
-        """Values of the columns for one frame; NaN where not determined.
+        """Return the values of the columns for one frame; NaN if not determined.
 
         The same frame gives the same values at any time: the replicates' random numbers are seeded by its counts.
 
@@ -110,7 +112,7 @@ class Ring:
         beam_center
             (y, x) that the frame was denoised about; None for none.
         denoise
-            What denoised it.
+            Function that denoised it.
 
         Raises
         ------
@@ -138,12 +140,12 @@ class Ring:
 
 
 def rings_from_texts(texts: tuple[str, ...]) -> tuple[Ring, ...]:
-    """The inverse of `Ring.to_text` for several.
+    """Return the inverse of `Ring.to_text` for several.
 
     Raises
     ------
     SymDenoiseError
-        If one was computed in another way than it would be now.
+        If one has another version of the computation than this package.
     """
     return tuple(_ring(json.loads(text)) for text in texts)
 
@@ -160,7 +162,7 @@ def _ring(stored: dict[str, Any]) -> Ring:
 
 
 def checked_rings(analysis: Any) -> tuple[Ring, ...]:
-    """One ring or several as a tuple.
+    """Return one ring or several as a tuple.
 
     Raises
     ------
@@ -176,6 +178,6 @@ def checked_rings(analysis: Any) -> tuple[Ring, ...]:
     names = [ring.name for ring in rings]
     if len({name.lower() for name in names}) < len(names):
         raise SymDenoiseError(
-            f"rings named {names}", rule="names differ by more than capitals", remedy="give each Ring a name="
+            f"rings named {names}", rule="names must differ by more than capitals", remedy="give each Ring a name="
         )
     return rings

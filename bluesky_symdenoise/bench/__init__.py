@@ -1,1 +1,1 @@
-"""Figures: commands that print a table and write JSON."""
+"""Benchmarks: commands that print a table and write JSON."""

@@ -1,1 +1,1 @@
-"""Tiled: the catalogue that is served, derived runs, queries."""
+"""Tiled side of the package: the catalogue that is served, derived runs, queries."""

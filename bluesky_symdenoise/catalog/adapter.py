@@ -1,4 +1,4 @@
-"""The Tiled adapter of arrays that are computed when they are read: raw files in, denoised frames out."""
+"""Tiled adapter of arrays that are computed when they are read: raw files in, denoised frames out."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ _UNPROCESSABLE, _BAD_REQUEST = 422, 400
 class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
     """Intensity or sigma of the frames of a raw image, denoised when they are read; no pixel is stored.
 
-    Whole frames are denoised and kept in memory for a while; what was asked for is cut out afterwards. Whatever is
-    wrong with the source, the parameters or the model is an answer 4xx with one line.
+    Whole frames are denoised and kept in memory for a while; the requested slice is cut out afterwards. Any error in
+    the source, the parameters or the model gives a response 4xx with one line.
     """
 
     structure_family = StructureFamily.array
@@ -70,11 +70,11 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
             raise HTTPException(_UNPROCESSABLE, str(error)) from error
 
     async def read(self, slice: NDSlice = NDSlice(...)) -> NDArray[np.float32]:  # noqa: B008
-        """What a numpy array of this shape gives for the slice."""
+        """Return what a numpy array of this shape gives for the slice."""
         return await self._in_turn([range(size) for size in self._structure.shape], slice)
 
     async def read_block(self, block: NDBlock, slice: NDSlice = NDSlice(...)) -> NDArray[np.float32]:  # noqa: B008
-        """A slice of a block of the structure's chunks."""
+        """Return a slice of a block of the structure's chunks."""
         return await self._in_turn(
             [
                 range(*part.indices(size))
@@ -123,7 +123,7 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
         return np.asarray(out[0]) if isinstance(rows, int) else out
 
     def _refuse_too_many(self, rows: int, shape: tuple[int, ...]) -> None:
-        """Before anything is computed: Tiled looks at the size of an answer when it has it."""
+        """Refuse a request that is too large before anything is computed: Tiled checks the size only afterwards."""
         limit = get_settings().response_bytesize_limit
         whole = math.prod(self._source.row_shape) * 4
         if rows * whole > limit and math.prod(shape):
@@ -193,10 +193,10 @@ def _parsed(data_source: Any, parameters: Mapping[str, Any]) -> tuple[LazyImage,
 
 
 def _rooted(asset: Asset) -> tuple[Path, Path]:
-    """Path of an asset, and the folder of the server's readable storage that it is in, links followed."""
+    """Return the path of an asset and the folder of the server's readable storage that holds it, links followed."""
     refused = SymDenoiseError(
         f"asset {asset.data_uri[:200]!r}",
-        rule="it is no file in the server's readable storage",
+        rule="it is not a file in the server's readable storage",
         remedy="register files that lie there",
     )
     try:
@@ -233,7 +233,7 @@ def _resolved(asset: Asset) -> Path:
 def _array(
     arrays: Mapping[str, Path], name: str, sha256: str | None, shape: tuple[int, ...], dtype: str
 ) -> NDArray[Any] | None:
-    """Mask or exposure of the recipe, checked by its sha256."""
+    """Return mask or exposure of the recipe, verified by its sha256."""
     if sha256 is None:
         return None
     path = arrays.get(name)
@@ -273,7 +273,7 @@ def _cache() -> RowCache:
 
 
 def _indices(part: range | int) -> builtins.slice | int:
-    """A range as the slice that selects it."""
+    """Return a range as the slice that selects it."""
     if isinstance(part, int):
         return part
     return builtins.slice(part.start, part.stop if part.stop >= 0 else None, part.step)

@@ -1,4 +1,4 @@
-"""What Tiled's Python client gives for a denoised run."""
+"""Tiled client class of denoised runs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
-    """A Bluesky run of denoised images: what Tiled's client makes of a run with the spec ``SymDenoised``."""
+    """A Bluesky run of denoised images: the class that Tiled's client uses for runs with the spec ``SymDenoised``."""
 
     def __repr__(self) -> str:
         shown = super().__repr__().replace("<BlueskyRun", f"<{type(self).__name__}", 1)
         return f"{shown.removesuffix('>')} raw={self.start['raw_uid'][:8]!r}>"
 
     def _repr_html_(self) -> str:
-        """For notebooks: what the metadata say, without a request to the server."""
+        """Return HTML for notebooks, made from the metadata without a request to the server."""
         rows = "".join(
             f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{value}</td></tr>'
             for name, value in _summary(self.start, self.metadata.get("stop") or {}, self.uri).items()
@@ -41,26 +41,26 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
 
     @property
     def raw(self) -> BlueskyRun:
-        """The raw run; see `bluesky_symdenoise.raw_for` where it lies in another catalogue."""
+        """Raw run; see `bluesky_symdenoise.raw_for` if it is in another catalogue."""
         return raw_for(self)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How the images were made; under ``outcome``, how that ended, once the run has stopped."""
+        """How the images were made; once the run has stopped, also how that ended, under ``outcome``."""
         made: dict[str, Any] = deepcopy(dict(self.start.get("provenance", {})))
         ended = (self.metadata.get("stop") or {}).get("provenance")
         return made if ended is None else made | {"outcome": deepcopy(dict(ended))}
 
     @property
     def quality(self) -> pd.DataFrame:
-        """One line for each denoised frame.
+        """Table with one row for each denoised frame.
 
         Columns: ``stream``, ``data_key`` and ``frame`` (as `compare` takes them), ``seq_num``, ``time`` (s),
         ``counts_in`` and ``counts_out`` (sums over the measured pixels), ``flux_change`` (out / in - 1), ``symmetry``
         (the point group used), ``center_y`` and ``center_x`` (pixels), ``hot_pixels`` and ``dead_pixels`` (found
-        and masked), ``ms`` (to denoise it) and ``failed`` (the frame is NaN). What is not known is NaN: of a run that
-        is computed when it is read, what needs every frame.
-        ``attrs["failures"]`` lists the reasons of failed frames as the stop document has them.
+        and masked), ``ms`` (to denoise it) and ``failed`` (the frame is NaN). Unknown values are NaN: for a run that
+        is computed when it is read, these are the values that need every frame.
+        ``attrs["failures"]`` lists the reasons of failed frames, from the stop document.
         """
         import pandas as pd
 
@@ -85,8 +85,8 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
         Returns
         -------
         matplotlib.figure.Figure
-            Shown by a notebook, saved by ``.savefig("frame.png")``. Of a frame that holds several images, the first. A
-            mask that was given with the recipe is not drawn on the raw frame.
+            Notebooks show it; ``.savefig("frame.png")`` saves it. Of a frame that holds several images, the first is
+            drawn. A mask that was given with the recipe is not drawn on the raw frame.
 
         Raises
         ------
@@ -103,7 +103,7 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
             raise SymDenoiseError(
                 f"frame {i}",
                 rule=f"{stream}/{key} of run {self.start['uid'][:8]} has {len(table)} frames",
-                remedy=f"give 0 to {len(table) - 1}" if len(table) else "wait until one is denoised",
+                remedy=f"give 0 to {len(table) - 1}" if len(table) else "wait until a frame is denoised",
             )
         row = table.iloc[i]
         frame = int(row["frame"])
@@ -128,7 +128,7 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
         return panel_figure(drawn, title=title)
 
     def _images(self) -> list[tuple[str, str, Any]]:
-        """Stream, data key and client of the stream of each denoised image."""
+        """Return stream, data key and stream client of each denoised image."""
         streams = {name: self[name] for name in self}
         return [(name, key, events) for name, events in streams.items() for key in denoised_images(list(events))]
 
@@ -151,7 +151,7 @@ def _frame(image: Any, number: int) -> NDArray[Any]:
         raise SymDenoiseError(
             f"frame {number} of {'/'.join(image.path_parts)}",
             rule=f"the server cannot read it ({(str(error) or type(error).__name__).splitlines()[0]})",
-            remedy="see whether its file is still where it was, and the server's log",
+            remedy="check that its file is still where it was, and the server's log",
         ) from error
     return rows.reshape(-1, *image.shape[-2:])[0]
 
@@ -173,7 +173,7 @@ def _figures(stream: str, key: str, events: Any) -> pd.DataFrame:
 
 
 def _summary(start: Mapping[str, Any], stop: Mapping[str, Any], uri: str) -> dict[str, str]:
-    """Name and HTML of each line that describes a run."""
+    """Return name and HTML of each line that describes a run."""
     made = start.get("provenance", {})
     recipe, model, ended = made.get("recipe", {}), made.get("model", {}), stop.get("provenance", {})
     # Where Tiled's web interface shows the raw run.

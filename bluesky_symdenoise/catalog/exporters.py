@@ -1,8 +1,8 @@
-"""What the server offers for our nodes beside Tiled's own formats: picture, report page, NeXus file.
+"""Export formats of our nodes beside Tiled's own: picture, report page, NeXus file.
 
-Named in ``tiled_config.yml``. Frames are chosen with a parameter of the media type, first frame 0, ranges with their
-last one, several joined by ``+`` (Tiled itself splits the formats at commas): ``?format=text/html;frames=0+17+99`` and
-``?format=application/x-nexus;frames=0-9+17``.
+They are named in ``tiled_config.yml``. A parameter of the media type chooses frames, counted from 0; a range includes
+its last frame, and several are joined by ``+`` (Tiled itself splits the formats at commas):
+``?format=text/html;frames=0+17+99`` and ``?format=application/x-nexus;frames=0-9+17``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FRAMES = "frames must be numbers and ranges joined by '+', the first frame is 0
 
 
 def image_png(mimetype: str, array: NDArray[Any], metadata: Mapping[str, Any]) -> bytes:
-    """``image/png`` of a node with the spec ``SymDenoisedImage``; see `frames_png`."""
+    """Return ``image/png`` of a node with the spec ``SymDenoisedImage``; see `frames_png`."""
     try:
         return frames_png(array)
     except ValueError as error:
@@ -44,10 +44,10 @@ def image_png(mimetype: str, array: NDArray[Any], metadata: Mapping[str, Any]) -
 
 
 async def report_html(mimetype: str, run: Any, metadata: Mapping[str, Any], filter_for_access: Filter) -> bytes:
-    """``text/html`` of a derived run: one page that needs nothing else."""
+    """Return ``text/html`` of a derived run: one self-contained page."""
     choice = _chosen(mimetype)
     if (most := sum(map(len, choice.parts or ()))) > MOST_FRAMES:
-        raise HTTPException(400, f"{most} frames are asked for; a report shows at most {MOST_FRAMES}")
+        raise HTTPException(400, f"{most} frames are requested; a report shows at most {MOST_FRAMES}")
     streams = await _with_images(run, filter_for_access)
     with _one_of_few():
         page = await report_page(Shown(run, metadata, streams, filter_for_access), choice)
@@ -57,7 +57,7 @@ async def report_html(mimetype: str, run: Any, metadata: Mapping[str, Any], filt
 async def run_nexus(
     mimetype: str, run: Any, metadata: Mapping[str, Any], filter_for_access: Filter
 ) -> AsyncIterator[bytes]:
-    """``application/x-nexus`` of a derived run: written frame by frame to a temporary file, then streamed."""
+    """Return ``application/x-nexus`` of a derived run: written frame by frame to a temporary file, then streamed."""
     choice = _chosen(mimetype)
     streams = await _with_images(run, filter_for_access)
     with _one_of_few():
@@ -88,7 +88,7 @@ async def _with_images(run: Any, filter_for_access: Filter) -> list[ServedStream
 
 
 def _chosen(mimetype: str) -> Choice:
-    """Frames of ``;frames=0-9+17+99``."""
+    """Return the frames of ``;frames=0-9+17+99``."""
     given = parse_mimetype(mimetype)[1].get("frames")
     if given is None:
         return Choice()
@@ -105,7 +105,7 @@ def _chosen(mimetype: str) -> Choice:
 
 @contextmanager
 def _one_of_few() -> Iterator[None]:
-    """A place among the few that may work at once, so that many requests cannot fill the memory."""
+    """Wait for one of the few places to work at once, so that many requests cannot fill the memory."""
     if not _BUSY.acquire(blocking=False):
         raise HTTPException(503, "the server draws other reports or exports; ask again", headers={"Retry-After": "5"})
     try:

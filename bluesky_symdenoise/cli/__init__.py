@@ -12,7 +12,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Entry point; what a user can mend is one line and exit status 2."""
+    """Run the command; an error that the user can fix becomes one line and exit status 2."""
     try:
         return app(arguments)
     except SymDenoiseError as error:

@@ -22,7 +22,7 @@ LITTLE = 2.0
 def finetune(
     catalog: Catalog,
     runs: Runs,
-    name: Annotated[str, typer.Option(help="Of the tuned model.")],
+    name: Annotated[str, typer.Option(help="Name of the tuned model.")],
     reference: Annotated[
         list[str] | None,
         typer.Option(help="Run of the same scenes with more exposure, frame by frame; one for each RUN, in order."),
@@ -31,9 +31,11 @@ def finetune(
     mask: Annotated[Path | None, typer.Option(help="File with one image, not 0 = bad.")] = None,
     symmetry: Symmetry = "auto",
     beam_center: Center = None,
-    stream: Annotated[str | None, typer.Option(help="Of the images; by default the first that has some.")] = None,
-    data_key: Annotated[str | None, typer.Option(help="Of the images; by default the first.")] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="For all of it.")] = 4.5,
+    stream: Annotated[
+        str | None, typer.Option(help="Stream of the images; by default the first that has some.")
+    ] = None,
+    data_key: Annotated[str | None, typer.Option(help="Data key of the images; by default the first.")] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Minutes for the whole command.")] = 4.5,
     seed: Annotated[int, typer.Option(min=0, help="Same frames, seed and threads: same weights.")] = 0,
     recipe: Annotated[
         Path | None, typer.Option(help="Tuning recipe (TOML, the keys of a training recipe) instead of the package's.")
@@ -42,9 +44,9 @@ def finetune(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")] = False,
 ) -> None:
-    """Tune a model to raw RUNs, and register it if frames that it was not tuned on say that it got better.
+    """Tune a model to raw RUNs, and register it if frames that it was not tuned on show that it got better.
 
-    Exit status 0 whether it got better or not, and what was found is printed; 1 if there was no time for a single step.
+    The result is printed. Exit status: 0 whether it got better or not, 1 if there was no time for a single step.
     """
     from bluesky_symdenoise.acquisition.past.finetune import finetune as tune
     from bluesky_symdenoise.denoiser.infer import Denoiser

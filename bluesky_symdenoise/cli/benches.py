@@ -77,7 +77,7 @@ def origins(
 def floors(
     data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")],
 ) -> None:
-    """The least that each peer of `quality` should ever foretell, tuned on training sets, beside what is in use."""
+    """The least loss that each peer of `quality` could reach, tuned on training sets, beside what is in use."""
     from bluesky_symdenoise.bench.quality.floors import main as measure
 
     measure(data)

@@ -1,4 +1,4 @@
-"""A catalogue that a command works on."""
+"""Access to the catalogue that a command works on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(uri: str, *, raw: str = "raw", denoised: str = "denoised") -> Iterator[Container]:
-    """Client of a server whose root holds these containers; TILED_API_KEY opens it.
+    """Return a client of a server whose root holds these containers; TILED_API_KEY is the key.
 
     Raises
     ------
     SymDenoiseError
-        If it cannot be opened, or lacks one.
+        If the catalogue cannot be opened, or lacks a container.
     """
     import httpx
     from tiled.client import from_uri

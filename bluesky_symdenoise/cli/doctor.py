@@ -1,4 +1,4 @@
-"""Commands for whoever looks after a Tiled server."""
+"""Commands for the administrator of a Tiled server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def doctor(
 ) -> None:
     """Check a Tiled server and this installation, with a remedy for each problem; the API key is TILED_API_KEY.
 
-    Exit status: 0 without problems (warnings allowed), 1 with some, 2 if it could not be tried.
+    Exit status: 0 without problems (warnings allowed), 1 with problems, 2 if the check could not be made.
     """
     from bluesky_symdenoise.catalog.server.doctor import examine
 
@@ -72,7 +72,7 @@ def prepare(
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SymDenoiseError(
             uri,
-            rule=f"the server did not do it ({said})",
+            rule=f"the server refused or failed ({said})",
             remedy="set TILED_API_KEY, and run `symdenoise doctor` on it",
         ) from error
     typer.echo(f"{uri}: raw and denoised are there; denoised frames go to {frames.resolve()}")

@@ -64,7 +64,7 @@ def serve(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `symdenoise demo --output` made.")],
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 8000,
 ) -> None:
-    """Serve the catalogue kept in a folder; the API key comes from TILED_SINGLE_USER_API_KEY or is made."""
+    """Serve the catalogue in a folder; the API key is TILED_SINGLE_USER_API_KEY, or a random one is made."""
     from bluesky_symdenoise.catalog.server.serve import serve as serve_folder
 
     serve_folder(directory, port=port, announce=typer.echo)
@@ -141,7 +141,7 @@ def train(
     initial: Annotated[Path | None, typer.Option(help="Weights (.safetensors) to start from.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
-    """Train a denoiser from a recipe; stop it and start it again as you like."""
+    """Train a denoiser from a recipe; training can be stopped and continued at any time."""
     from bluesky_symdenoise.files import mask_from
     from bluesky_symdenoise.training.fit import TrainConfig, fit
     from bluesky_symdenoise.training.pairs import real_frames
@@ -149,7 +149,9 @@ def train(
     recipe = TrainConfig.read(config)
     real = [] if data is None else real_frames(data)
     if catalog is None and (query or mask is not None):
-        raise SymDenoiseError("--query, --mask", rule="they choose among a catalogue's runs", remedy="add --from")
+        raise SymDenoiseError(
+            "--query, --mask", rule="these options choose among a catalogue's runs", remedy="add --from"
+        )
     if catalog is not None:
         real += _frames_of_catalog(catalog, query or [], None if mask is None else mask_from(mask), recipe.seed)
     typer.echo(fit(recipe, output=output, real=real, initial=initial, device=device))

@@ -65,7 +65,7 @@ def materialize(catalog: Catalog, runs: Runs) -> None:
 
 
 def run_named(client: Container, part: str, uid: str) -> Any:
-    """The one run in ``raw`` or ``denoised`` whose uid is this or begins so."""
+    """Return the one run in ``raw`` or ``denoised`` whose uid is this, or begins with it."""
     from bluesky_tiled_plugins.queries import PartialUID
 
     found = client[part].search(PartialUID(uid)).keys()[:2] if len(uid) >= 8 else []

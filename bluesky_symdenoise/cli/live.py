@@ -59,7 +59,7 @@ def catch_up(
 ) -> None:
     """Finish what was missed: raw runs without a complete derived run; the API key comes from TILED_API_KEY.
 
-    Rows that a killed writer had finished are taken over. Exit status 1 says that something could not be finished.
+    Rows that a killed writer had finished are kept. Exit status 1 means that something could not be finished.
     """
     from rich.console import Console
     from rich.progress import track
@@ -86,7 +86,7 @@ def catch_up(
         )
         endless = sum(not item.ready for item in found)
         if endless:
-            remedy = "--older-than HOURS takes those that were cut off"
+            remedy = "--older-than HOURS takes those that were interrupted"
             typer.echo(f"{endless} raw runs have no stop document; {remedy}", err=True)
         if dry_run:
             for file, head in left_files(work):
@@ -135,7 +135,7 @@ def planned_work(
     denoiser: Denoiser,
     rows: slice | Sequence[int] | None = None,
 ) -> Work:
-    """What the arguments of a file say, and before them those given on the command line; the server was tried."""
+    """Return the work of a file's arguments, which those of the command line override; the server has been tested."""
     from bluesky_symdenoise.acquisition.deliver.probe import check_server
     from bluesky_symdenoise.acquisition.request.request import Work
     from bluesky_symdenoise.acquisition.request.toml import read_arguments
@@ -163,7 +163,9 @@ def watch(
     kafka: Annotated[str | None, typer.Option(metavar="SERVERS", help="Documents from Kafka instead.")] = None,
     topic: Annotated[str, typer.Option(help="Topic of the documents, with --kafka.")] = "bluesky",
     group: Annotated[str, typer.Option(help="Consumer group, with --kafka.")] = "symdenoise",
-    sweep: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Between looks for what was missed.")] = 300,
+    sweep: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Interval between searches for runs that were missed.")
+    ] = 300,
     older_than: OlderThan = None,
     host: Annotated[str, typer.Option(help="Where /healthz and /metrics listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of /healthz and /metrics; 0 takes a free one.")] = 9464,
@@ -175,7 +177,7 @@ def watch(
 ) -> None:
     """Follow raw runs and denoise them while they grow, until Ctrl-C or SIGTERM; the API key comes from TILED_API_KEY.
 
-    What was missed, by a crash or before the start, is found in the catalogue and finished.
+    Runs that were missed, because of a crash or before the start, are found in the catalogue and finished.
     """
     import logging
 
@@ -187,7 +189,7 @@ def watch(
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     if zmq and kafka:
-        raise SymDenoiseError("--zmq and --kafka", rule="there is one source", remedy="give one of them")
+        raise SymDenoiseError("--zmq and --kafka", rule="only one source can be used", remedy="give one of them")
     logging.basicConfig(format="%(levelname)s %(message)s")
     logging.getLogger("bluesky_symdenoise").setLevel(logging.INFO)
     with opened(uri, raw=raw, denoised=denoised) as client:

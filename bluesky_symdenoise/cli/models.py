@@ -22,7 +22,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Of a model.")]
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list of the records.")] = False,
 ) -> None:
-    """Name, version, sha256 and parent of each model."""
+    """List name, version, sha256 and parent of each model."""
     from bluesky_symdenoise.denoiser import registry
     from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -46,7 +46,7 @@ def list_models(
 
 @models.command()
 def show(name: Name) -> None:
-    """A model's card and identity."""
+    """Show a model's card and identity."""
     from bluesky_symdenoise.denoiser import registry
 
     found = registry.entry(name)
@@ -58,9 +58,9 @@ def show(name: Name) -> None:
 @models.command("import")
 def import_model(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="NAME.safetensors; NAME.json lies beside it.")],
-    name: Annotated[str | None, typer.Option(help="Call it so here.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model on this computer.")] = None,
 ) -> None:
-    """Take an exported or trained model into your own ones, after checking what it is."""
+    """Add an exported or trained model to your own models, after checking it."""
     from bluesky_symdenoise.denoiser.weights import import_model as take
 
     found = take(file, name=name)

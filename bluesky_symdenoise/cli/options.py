@@ -26,7 +26,9 @@ Defects = Annotated[
     str,
     typer.Option(help="find: mask hot and dead pixels that a frame shows; keep: mask what the mask says, no more."),
 ]
-Uri = Annotated[str, typer.Argument(metavar="CATALOG_URI", help="Of the Tiled catalogue that holds RAW and DENOISED.")]
+Uri = Annotated[
+    str, typer.Argument(metavar="CATALOG_URI", help="URL of the Tiled catalogue that holds RAW and DENOISED.")
+]
 Raw = Annotated[str, typer.Option(help="Container of the raw runs.")]
 Denoised = Annotated[str, typer.Option(help="Container for the denoised runs.")]
 Directory = Annotated[
@@ -42,7 +44,7 @@ Frames = Annotated[
 SettingsFile = Annotated[
     Path | None,
     typer.Option(
-        "--settings", metavar="TOML", help="Arguments as DenoiseCallback takes them; those given here go before."
+        "--settings", metavar="TOML", help="Arguments as DenoiseCallback takes them; those given here take precedence."
     ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]

@@ -1,4 +1,4 @@
-"""The command that denoises past runs."""
+"""Command that denoises past runs."""
 
 from __future__ import annotations
 
@@ -51,12 +51,13 @@ def replay(
     ] = None,
     since: Annotated[datetime | None, typer.Option(help="Runs that began after this, local time.")] = None,
     query: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Runs whose start document says so; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Runs whose start document has this value; repeatable."),
     ] = None,
     plan: Annotated[str | None, typer.Option(help="Runs of this plan.")] = None,
     rows: Annotated[
         str | None,
-        typer.Option(help="Rows of each run: 0:50, 0:50:10, or 0,5,7. Makes a run of its own beside the whole one."),
+        typer.Option(help="Rows of each run: 0:50, 0:50:10, or 0,5,7. Makes a separate run beside the whole one."),
     ] = None,
     stream: Annotated[list[str] | None, typer.Option(help="Stream to denoise; repeatable.")] = None,
     data_key: Annotated[list[str] | None, typer.Option(help="Image to denoise; repeatable.")] = None,
@@ -79,13 +80,13 @@ def replay(
     views: Views = 1,
     dask: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Of the scheduler of a Dask cluster whose workers denoise."),
+        typer.Option(metavar="ADDRESS", help="Address of the scheduler of a Dask cluster whose workers denoise."),
     ] = None,
 ) -> None:
     """Denoise past runs, named or searched for; the API key comes from TILED_API_KEY.
 
-    Runs that are done are left as they are, and interrupted ones go on. Exit status 1: something failed; 2: none of
-    the runs could be found, or an argument cannot be meant; 130: Ctrl-C.
+    Complete runs are left unchanged, and interrupted ones continue. Exit status 1: something failed; 2: none of the
+    runs could be found, or an argument is invalid; 130: Ctrl-C.
     """
     from bluesky_symdenoise.acquisition.cluster.client import connected
     from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -93,7 +94,7 @@ def replay(
     if bool(runs) == bool(since or query or plan):
         raise SymDenoiseError(
             "the runs to denoise",
-            rule="they are either named or searched for",
+            rule="runs are either named or searched for",
             remedy="give RUN..., or --since, --query and --plan",
         )
     given = {
@@ -114,10 +115,8 @@ def replay(
         if runs:
             found, outcomes = _all_named(client[raw], runs)
         else:
-            found, outcomes = (
-                list(_searched(client[raw], query or [], plan, after, unfinished=older_than is not None)),
-                [],
-            )
+            unfinished = older_than is not None
+            found, outcomes = list(_searched(client[raw], query or [], plan, after, unfinished=unfinished)), []
         if not found and not outcomes:
             asked = {"--since": since, "--plan": plan, "--query": " ".join(query or ())}
             raise SymDenoiseError(
@@ -210,7 +209,7 @@ def _denoise(
         except KeyboardInterrupt:
             if outcomes:
                 show(outcomes)
-            typer.echo(f"interrupted in run {stored.start['uid']}: the same command goes on with it")
+            typer.echo(f"interrupted in run {stored.start['uid']}: the same command continues it")
             raise typer.Exit(INTERRUPTED) from None
         outcomes.append(outcome)
 
@@ -220,28 +219,28 @@ def _name_of(run: Any) -> str:
 
 
 def _failed(name: str, error: SymDenoiseError) -> Outcome:
-    """That a run of this name cannot be replayed."""
+    """Return the error for a run of this name that cannot be replayed."""
     from bluesky_symdenoise.acquisition.service.catchup import Outcome
 
     return Outcome(uid=name, state="", result=str(error), ok=False)
 
 
 def _named(raw: Container, name: str) -> Any:
-    """A run by what a user calls it."""
+    """Return a run by the name that a user gave."""
     if name.endswith(".jsonl"):
         return name
     try:
         return raw[int(name) if name.isdigit() and len(name) < 8 else name]
     except (KeyError, ValueError) as error:
         raise SymDenoiseError(
-            f"run {name!r}", rule=f"there is none in {raw.uri}, or more than one", remedy="give its whole uid"
+            f"run {name!r}", rule=f"no run or more than one in {raw.uri} matches", remedy="give its whole uid"
         ) from error
 
 
 def _searched(
     raw: Container, query: list[str], plan: str | None, since: float | None, *, unfinished: bool
 ) -> Iterator[Any]:
-    """Raw runs that fit, oldest first."""
+    """Return the raw runs that match, oldest first."""
     from bluesky_symdenoise.catalog.find.query import with_values
 
     fitting = with_values(raw, [*query, *([] if plan is None else [f"plan_name={json.dumps(plan)}"])])

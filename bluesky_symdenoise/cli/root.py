@@ -1,4 +1,4 @@
-"""The command itself and the options that several of its commands share."""
+"""The main command, and the options that several of its commands share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PANELS = {
 
 
 class Commands(TyperGroup):
-    """Lists the commands by panels; one that is in none comes last, under its own heading."""
+    """List the commands by panels; one without a panel comes last, under its own heading."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in their order."""

@@ -1,4 +1,4 @@
-"""The command that asks all frames of runs or files what symmetry they have, and where."""
+"""Command that tests, on all frames of runs or files, which symmetry they have and where."""
 
 from __future__ import annotations
 
@@ -24,11 +24,15 @@ def check(
     mask: Annotated[
         Path | None, typer.Option(help="File with one image, not 0 = bad; added to that of a file.")
     ] = None,
-    stream: Annotated[str | None, typer.Option(help="Of the images; by default the first that has some.")] = None,
-    data_key: Annotated[str | None, typer.Option(help="Of the images; by default the first.")] = None,
+    stream: Annotated[
+        str | None, typer.Option(help="Stream of the images; by default the first that has some.")
+    ] = None,
+    data_key: Annotated[str | None, typer.Option(help="Data key of the images; by default the first.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write it (.npz), to be given as --symmetry where frames are denoised."),
+        typer.Option(
+            "--output", "-o", help="File (.npz) for the result, to be given as --symmetry when frames are denoised."
+        ),
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw what differs, what could be seen, where mates may be used.")

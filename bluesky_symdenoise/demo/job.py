@@ -1,4 +1,4 @@
-"""The job: a server, a RunEngine, a detector, both writers; then the derived run is queried back."""
+"""The demo job: a server, a RunEngine, a detector, both writers; then the derived run is queried back."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ DATA_KEY = "det"
 
 @dataclass(frozen=True)
 class Input:
-    """What the detector plays; truth is known for simulations only."""
+    """Frames that the detector plays; the truth is known for simulations only."""
 
     title: str
     frames: Frames
@@ -75,9 +75,9 @@ def run(
     images
         File or glob pattern to play instead of the simulation.
     frames
-        How many; by default all of `images`, at most 12.
+        Number of frames; by default all of `images`, at most 12.
     symmetry, beam_center
-        As `bluesky_symdenoise.DenoiseCallback`; the centre by default from the file, if it has one.
+        See `bluesky_symdenoise.DenoiseCallback`; the centre is by default that of the file, if it has one.
     """
     if frames is not None and frames < 1:
         raise SymDenoiseError(f"--frames {frames}", rule="at least one frame is played", remedy="give 1 or more")
@@ -142,7 +142,7 @@ def _scan(
     beam_center: Sequence[float] | None,
     console: Console,
 ) -> tuple[str, float, list[float]]:
-    """Acquire with a RunEngine, raw and derived runs written as at a beamline; the raw uid and two timings."""
+    """Acquire with a RunEngine, writing raw and derived runs as at a beamline; return the raw uid and two timings."""
     per_event: list[float] = []
     RE = RunEngine(call_returns_result=True)
     with init_devices():
@@ -250,7 +250,7 @@ def _shown(
 def _held_out(
     counts: NDArray[Any], measured: NDArray[np.bool_], denoiser: Denoiser, symmetry: Symmetry
 ) -> tuple[float, float]:
-    """Held-out negative log-likelihood per pixel of half the photons, given the other half raw and denoised."""
+    """Return held-out negative log-likelihoods per pixel of half the photons, given the other half raw and denoised."""
     rng = np.random.default_rng(0)
     whole = np.where(measured, counts, 0).astype(np.int64)
     half = rng.binomial(whole, 0.5)
@@ -267,7 +267,7 @@ def _errors(
     measured: NDArray[np.bool_],
     truth: NDArray[np.float32] | None,
 ) -> tuple[float | None, float | None, float | None]:
-    """Root-mean-square errors of raw and denoised against the truth, and how often it is within one sigma."""
+    """Return rms errors of raw and denoised against the truth, and how often it is within one sigma."""
     if truth is None:
         return None, None, None
     expected = truth[: len(counts)][measured]
@@ -281,7 +281,7 @@ def _errors(
 
 
 def _bytes_of(run: Any) -> int:
-    """Size of the files that a run's primary stream announces."""
+    """Return the size of the files that a run's primary stream announces."""
     from tiled.utils import path_from_uri
 
     sources = run["primary"][DATA_KEY].data_sources()

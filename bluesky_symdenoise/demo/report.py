@@ -1,4 +1,4 @@
-"""What the demo did: as one value, as lines for the terminal, as JSON."""
+"""Result of the demo: as a value, as lines for the terminal, as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Report:
-    """What the demo did, as `--json` prints it. Bytes are of the runs' files, errors in photons per pixel."""
+    """Result of the demo, as `--json` prints it. Bytes are those of the runs' files, errors in photons per pixel."""
 
     raw_uid: str
     denoised_uid: str
@@ -41,7 +41,7 @@ class Report:
 
 
 def show(console: Console, report: Report, output: Path) -> None:
-    """The table, the figures and the lines to type next."""
+    """Print the table, the figures and the lines to type next."""
     table = Table(title="What is in the catalogue now", title_justify="left")
     for column in ("container", "run", "data keys of stream primary", "frames", "file", "bytes"):
         table.add_column(column, justify="right" if column in ("frames", "bytes") else "left", overflow="fold")
@@ -84,5 +84,5 @@ def show(console: Console, report: Report, output: Path) -> None:
 
 
 def as_json(report: Report) -> str:
-    """One line."""
+    """Return one line of JSON."""
     return json.dumps(asdict(report))

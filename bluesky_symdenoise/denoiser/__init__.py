@@ -1,1 +1,1 @@
-"""The pretrained network and its use on frames. torch lives here and in training."""
+"""The pretrained network and its application to frames. Only this package and training use torch."""

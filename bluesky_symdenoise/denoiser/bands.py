@@ -1,4 +1,4 @@
-"""The network on a whole frame: in bands where it is large, and with the frame's own total."""
+"""Application of the network to a whole frame: in bands if it is large, and keeping the frame's own total."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLUX_ITERATIONS, FLUX_DAMPING = 3, 1000.0
 
 
 def as_tensor(image: NDArray[np.float64], device: torch.device) -> Tensor:
-    """(1, 1, y, x) float32 on the device, padded with zeros, which is what an unmeasured pixel holds."""
+    """Return (1, 1, y, x) float32 on the device, padded with zeros, the value of an unmeasured pixel."""
     height, width = image.shape
     padded = np.zeros((1, 1, height + -height % MULTIPLE, width + -width % MULTIPLE), np.float32)
     padded[0, 0, :height, :width] = image
@@ -24,7 +24,7 @@ def as_tensor(image: NDArray[np.float64], device: torch.device) -> Tensor:
 
 
 def banded_prior(net: PriorNet, per_pixel: Tensor, per_block: Tensor, *, band_pixels: int) -> tuple[Tensor, Tensor]:
-    """The network's output; large frames in bands that overlap by more than the network looks across."""
+    """Return the network's output; large frames are processed in bands whose overlap exceeds its receptive field."""
     height, width = per_pixel.shape[2:]
     if height * width <= band_pixels:
         ratio, log_kappa = net(per_pixel, per_block)
@@ -41,10 +41,10 @@ def banded_prior(net: PriorNet, per_pixel: Tensor, per_block: Tensor, *, band_pi
 
 
 def flux_kept(total: Tensor, n: Tensor, shape: Tensor, own_n: Tensor, kappa: Tensor, prior_mean: Tensor) -> Tensor:
-    """The prior mean times the one factor that makes the frame's expected counts add up to its counts.
+    """Return the prior mean times the one factor that makes the frame's expected counts add up to its counts.
 
     The network's bias is a fraction of a percent of the total, which the frame itself knows better; the factor is
-    damped where a frame has not many more than a thousand counts.
+    damped if a frame has not many more than a thousand counts.
     """
     for _ in range(FLUX_ITERATIONS):
         expected = (n * shape / (own_n + kappa / prior_mean)).sum(dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Which model, known without loading it: its file is checked here, and torch is not needed for that."""
+"""Identity of a model without loading it: its file is checked here, which does not need torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ModelFile:
     source
         The file.
     record
-        All that is written beside it.
+        The record stored beside it.
     """
 
     name: str
@@ -42,12 +42,12 @@ class ModelFile:
 
 
 def sha256_of(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
+    """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def model_file(name: str | Path | None = None) -> ModelFile:
-    """A model by name, of the package or of the registry, or one in a safetensors file by its path.
+    """Return a model by name, of the package or of the registry, or one in a safetensors file by its path.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def model_file(name: str | Path | None = None) -> ModelFile:
 
 
 def registered_file(entry: registry.Entry) -> ModelFile:
-    """A model of the package or of the registry; raises as `model_file` does."""
+    """Return a model of the package or of the registry; raises as `model_file` does."""
     return _checked(entry.weights, entry.weights.parent / f"{entry.name}.json")
 
 
@@ -74,7 +74,7 @@ def _checked(source: Any, record: Any) -> ModelFile:
     if digest != recorded:
         raise SymDenoiseError(
             f"model {source} with sha256 {digest[:12]}",
-            rule=f"{record.name} records {recorded[:12]}: the file is damaged or was exchanged",
+            rule=f"{record.name} records {recorded[:12]}: the file is damaged or was replaced",
             remedy=REMEDY,
         )
     return ModelFile(name=name, version=version, sha256=digest, content=content, source=source, record=described)

@@ -1,4 +1,4 @@
-"""Frames in, posterior out: expected counts with their standard deviation."""
+"""The denoiser: from frames to the posterior expected counts and their standard deviation."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Denoiser:
         it changes the intensity by less than 0.02 sigma in 99 % of the pixels, at 100 by less than 0.07 sigma.
     defects
         ``find``: hot and dead pixels that a frame itself shows are masked
-        (`bluesky_symdenoise.physics.defects.found_defects`). ``keep``: every count that the mask leaves is believed,
+        (`bluesky_symdenoise.physics.defects.found_defects`). ``keep``: every count that the mask leaves is used,
         such as that of a Bragg spot of more than 1400 counts that is narrower than half a pixel.
     views
         8: the mean over quarter turns and mirror images of the frame, which is a little better and eight times as slow.
@@ -116,7 +116,7 @@ class Denoiser:
         defects: str = "find",
         views: int = 1,
     ) -> Denoiser:
-        """A model of the package or of your own by name (None: the default one), or one in a ``.safetensors`` file.
+        """Return a denoiser by model name (the package's or your own; None: the default) or ``.safetensors`` path.
 
         Raises
         ------
@@ -126,7 +126,7 @@ class Denoiser:
         return cls(load_model(name), device=device, threads=threads, dtype=dtype, defects=defects, views=views)
 
     def environment(self) -> dict[str, Any]:
-        """What beside the recipe decides the last bits: torch, device, dtype, threads."""
+        """Return what, besides the recipe, decides the last bits: torch, device, dtype, threads."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {
             "torch": torch.__version__,
@@ -144,7 +144,7 @@ class Denoiser:
         symmetry: str | Symmetry | SymmetryCheck = "auto",
         beam_center: ArrayLike | None = None,
     ) -> Symmetry:
-        """The point group and beam centre that `__call__` would use for these frames, pooled.
+        """Return the point group and beam centre that `__call__` would use for these frames, pooled.
 
         ``auto`` keeps the largest group that the data support and falls back to ``1``. A named group without a
         centre takes the one found by correlating the frame with itself.
@@ -215,7 +215,7 @@ class Denoiser:
         -------
         xarray.Dataset
             ``intensity`` (..., y, x) float32, expected counts per pixel of that frame: rate times exposure, so that
-            it stands in for the raw frame in what follows. ``sigma``, float32, its posterior standard deviation, of
+            it can replace the raw frame in later analysis. ``sigma``, float32, its posterior standard deviation, of
             one pixel: neighbouring errors are correlated, so sums have larger errors than the quadratic sum of
             sigma. Both are NaN where neither the pixel nor a mate was measured; where only a mate was, they are the
             counts that the frame's median exposure would give. ``defect``, uint8: 1 for a hot and 2 for a dead
@@ -225,12 +225,12 @@ class Denoiser:
         Raises
         ------
         SymDenoiseError
-            For input that cannot be used.
+            If the input cannot be used.
         """
         if background is not None and not isinstance(background, Background):
             raise SymDenoiseError(
                 f"background of type {type(background).__name__}",
-                rule="it comes with its error",
+                rule="a background needs its error",
                 remedy="give what Denoiser.background or pseudo_counts made",
             )
         stack = stacked(counts)
@@ -292,16 +292,16 @@ class Denoiser:
     def background(
         self, dark: Dark, *, exposures: float, mask: ArrayLike | None = None, symmetry: Symmetry | None = None
     ) -> Background:
-        """Expected dark counts of one frame, from a dark that amounts to so many of its exposures.
+        """Return the expected dark counts of one frame, from a dark worth a number of its exposures.
 
-        The dark is denoised as any frame is, so that its noise is that of its posterior and not of single pixels.
+        The dark is denoised like any frame, so that its noise is that of its posterior and not of single pixels.
 
         Parameters
         ----------
         mask
-            (y, x), True = bad, beside the dark's own: that of the frames.
+            (y, x), True = bad: mask of the frames, used in addition to the dark's own.
         symmetry
-            Resolved group of the frames: where they know a pixel from its mates only, so does the dark.
+            Resolved group of the frames: a pixel that they know from its mates only is so in the dark too.
 
         Raises
         ------
@@ -315,11 +315,11 @@ class Denoiser:
         return Background(expected=result["intensity"].values * scale, sigma=result["sigma"].values * scale)
 
     def _defects(self, frame: Frame) -> Defects:
-        """What is masked of a frame."""
+        """Return what is masked of a frame."""
         return found_defects(frame) if self.defects == "find" else no_defects(frame)
 
     def _posterior(self, frame: Frame, symmetry: Symmetry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Expected counts and their standard deviation, (y, x); where memory runs out, in bands, then on the CPU."""
+        """Return expected counts and standard deviation, (y, x); if memory runs out, in bands, then on the CPU."""
         mates = gated_mates(frame, symmetry)
         with _ONE_AT_A_TIME, torch.inference_mode():
             torch.set_num_threads(self.threads)

@@ -1,4 +1,4 @@
-"""The network: from a frame's counts and its mates' to the Gamma prior of each pixel's rate."""
+"""The network: from the counts of a frame and of its mates to the Gamma prior of each pixel's rate."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Architecture:
     Attributes
     ----------
     channels
-        Of the levels, finest first.
+        Channels of the levels, finest first.
     conjugate
-        Whether a pixel's own counts make the network's answer a posterior. Without, that answer is the result: only to
-        be compared with.
+        Whether a pixel's own counts turn the network's output into a posterior. If not, that output is the result, for
+        comparisons only.
     outputs
-        Per pixel, of `KNOWN_OUTPUTS`.
+        Outputs per pixel, one of `KNOWN_OUTPUTS`.
     """
 
     channels: tuple[int, ...] = (32, 48, 64, 96, 96)
@@ -58,12 +58,12 @@ class Architecture:
     outputs: int = KNOWN_OUTPUTS[-1]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         return asdict(self) | {"channels": list(self.channels)}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Architecture:
-        """The inverse of `to_dict`."""
+        """Return the inverse of `to_dict`."""
         return cls(
             channels=tuple(stored["channels"]),
             conjugate=bool(stored.get("conjugate", True)),
@@ -72,7 +72,7 @@ class Architecture:
 
 
 def pyramid_means(counts: Tensor, exposure: Tensor) -> list[Tensor]:
-    """Local mean rates at each level, finest first: each level's Gamma prior is the next coarser level.
+    """Return local mean rates at each level, finest first: each level's Gamma prior is the next coarser level.
 
     m_l = (Y_l + k) / (N_l + k / m_{l+1}) with k = 4 counts, from blocks of 128 down to 4 pixels.
 
@@ -108,13 +108,13 @@ def _at(level: int, mean: Tensor) -> Tensor:
 def features(
     counts: Tensor, exposure: Tensor, mate_counts: Tensor, mate_exposure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The network's inputs and the local mean rate that they are relative to.
+    """Return the network's inputs and the local mean rate that they are relative to.
 
     Returns
     -------
     tuple of Tensor
-        (batch, 8, y, x) inputs per pixel, the last two being the logarithms of what the pixel and its mates say of the
-        rate over the local mean, which only the output meets; (batch, 8, y/2, x/2) inputs per block; (batch, 1, y, x)
+        (batch, 8, y, x) inputs per pixel, the last two being the logarithms of the rate over the local mean by the
+        pixel and by its mates, which only the output uses; (batch, 8, y/2, x/2) inputs per block; (batch, 1, y, x)
         mean rate. Without any mate: four of either, see `ALONE`.
     """
     own = pyramid_means(counts, exposure)
@@ -145,7 +145,7 @@ def features(
 
 
 def _compressed(x: Tensor) -> Tensor:
-    """16 asinh(x / 16): noise and edges as they are, peaks by their logarithm; ten times as fast as `torch.asinh`."""
+    """Return 16 asinh(x / 16), linear for noise and logarithmic for peaks; ten times as fast as `torch.asinh`."""
     size = x.abs() / 16
     return torch.copysign(16 * torch.log1p(size + size.square() / (1 + torch.sqrt(size.square() + 1))), x)
 
@@ -178,23 +178,23 @@ class PriorNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is computed with, up to the last layer."""
+        """Type of the computation, up to the last layer."""
         return self.down[0].get_parameter("0.weight").dtype
 
     def own(self, counts: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
-        """What a pixel's own counts and exposure add to the prior's."""
+        """Return what a pixel's own counts and exposure add to the prior's."""
         if self.architecture.conjugate:
             return counts, exposure
         return torch.zeros_like(counts), torch.zeros_like(exposure)
 
     def in_bfloat16(self) -> PriorNet:
-        """A copy with half the bits, except in the last layer, whose rounding would be that of the result."""
+        """Return a copy with half the bits, except in the last layer, whose rounding would be that of the result."""
         rounded = copy.deepcopy(self).to(torch.bfloat16)
         rounded.head = copy.deepcopy(self.head)
         return rounded
 
     def forward(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor]:
-        """Log of the prior's mean over the local mean, and log of its shape kappa; (batch, 1, y, x) each."""
+        """Return log of the prior's mean over the local mean, and log of its shape kappa; (batch, 1, y, x) each."""
         alone = per_pixel.shape[1] == len(ALONE) + 1
         into, at = (len(ALONE), ALONE.index(LOG_MEAN)) if alone else (PIXEL_FEATURES, LOG_MEAN)
         x = _unshuffled(per_pixel[:, :into], per_block, self.dtype)
@@ -233,7 +233,7 @@ class PriorNet(nn.Module):
         return ratio, log_kappa
 
     def _answer(self, x: Tensor, log_mean: Tensor, log_rates: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Of some rows, from what the last layer makes of them; ``seen``: log rates and a pixel around."""
+        """Return the output for some rows from that of the last layer; ``seen``: log rates and a pixel around."""
         out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)), 2)
         relative, log_kappa, in_sigma = (out[:, i : i + 1] for i in range(OUTPUTS))
         # Two ways to say the same: as a fraction of the mean, and, as the inputs are, as a difference of square roots.
@@ -253,14 +253,14 @@ class PriorNet(nn.Module):
 
 
 def _without_mates(first: nn.Conv2d, x: Tensor) -> Tensor:
-    """The first convolution of the inputs that a frame without mates has: what is zero is left out."""
+    """Return the first convolution for the inputs of a frame without mates: zero inputs are omitted."""
     kept = [4 * channel + part for channel in ALONE for part in range(4)]
     own, both = first.weight[:, 4 * PIXEL_FEATURES :].chunk(2, dim=1)
     return F.conv2d(x, torch.cat([first.weight[:, kept], own + both], dim=1), first.bias, padding=1)
 
 
 def _unshuffled(per_pixel: Tensor, per_block: Tensor, dtype: torch.dtype) -> Tensor:
-    """cat([pixel_unshuffle(per_pixel, 2), per_block]) in the memory format of the convolutions, copied once."""
+    """Return cat([pixel_unshuffle(per_pixel, 2), per_block]) in the convolutions' memory format, copied once."""
     batch, channels, height, width = per_pixel.shape
     size = (batch, 4 * channels + per_block.shape[1], height // 2, width // 2)
     x = torch.empty(size, dtype=dtype, device=per_pixel.device, memory_format=torch.channels_last)
@@ -271,7 +271,7 @@ def _unshuffled(per_pixel: Tensor, per_block: Tensor, dtype: torch.dtype) -> Ten
 
 
 def _joined(first: nn.Conv2d, deep: Tensor, shallow: Tensor) -> Tensor:
-    """first(cat([deep, doubled in size by repetition, shallow])), in less than half the time.
+    """Return first(cat([deep, doubled in size by repetition, shallow])), in less than half the time.
 
     Repetition followed by a kernel of 3 x 3 is a transposed convolution, stride 2, with its 4 x 4 partial sums.
     """
@@ -283,10 +283,10 @@ def _joined(first: nn.Conv2d, deep: Tensor, shallow: Tensor) -> Tensor:
 
 
 def unrefuted(kappa: Tensor, mean: Tensor, counts: Tensor, exposure: Tensor) -> Tensor:
-    """The prior's shape, less where a pixel's own counts refute the prior by more than `CONFLICT` of its sigma.
+    """Return the prior's shape, reduced where own counts differ from the prior by more than `CONFLICT` sigma.
 
-    There it is what makes it just so many: a lone bright pixel is unlike what the network was trained on, and its
-    counts say more than its surroundings. Twice the root of the counts has the variance 1 + n m / kappa.
+    There it is reduced until they differ by just that many: a lone bright pixel is unlike the training data, and its
+    counts are better evidence than its surroundings. Twice the root of the counts has the variance 1 + n m / kappa.
     """
     expected = exposure * mean
     away = 2 * (torch.sqrt(counts + 0.375) - torch.sqrt(expected + 0.375)).abs() / CONFLICT
@@ -296,7 +296,7 @@ def unrefuted(kappa: Tensor, mean: Tensor, counts: Tensor, exposure: Tensor) -> 
 def posterior(
     net: PriorNet, counts: Tensor, exposure: Tensor, mate_counts: Tensor, mate_exposure: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Shape and rate of the Gamma posterior of each pixel's rate: y + kappa and n + kappa / rate0.
+    """Return shape and rate of the Gamma posterior of each pixel's rate: y + kappa and n + kappa / rate0.
 
     Parameters
     ----------
@@ -318,11 +318,11 @@ def prior(
     Parameters
     ----------
     ratio, log_kappa
-        What the network gives: logarithms of the prior's mean over the mates' mean, and of its weight.
+        Network outputs: logarithms of the prior's mean over the mates' mean, and of its weight.
     mean
-        Of the mates, as `features` returns it.
+        Mean of the mates, as `features` returns it.
     own_counts, own_exposure
-        What the pixel's own posterior counts; they may refute the prior.
+        The pixel's own counts and exposure, which may refute the prior.
     """
     mean = mean * torch.exp(ratio)
     return mean, unrefuted(torch.exp(log_kappa), mean, own_counts, own_exposure)

@@ -1,4 +1,4 @@
-"""Where models are: those of the package, and those that a user tuned or was given, by name and by sha256."""
+"""Storage of models, by name and by sha256: those of the package and those that a user tuned or imported."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Entry:
     Attributes
     ----------
     record
-        What is known of it: name, version, sha256 and how it was trained; lineage and figures where it was tuned.
+        Record of the model: name, version, sha256 and training; lineage and figures if it was tuned.
     weights
-        The safetensors file; the record (.json) and the model card (.md) lie beside it.
+        The safetensors file; the record (.json) and the model card (.md) are beside it.
     shipped
         Whether it belongs to the package.
     """
@@ -48,31 +48,31 @@ class Entry:
 
     @property
     def sha256(self) -> str:
-        """Of the weights."""
+        """Sha256 of the weights."""
         return str(self.record["sha256"])
 
     @property
     def card(self) -> str:
-        """Markdown; empty if there is none."""
+        """Markdown of the model card; empty if there is none."""
         path = self.weights.parent / f"{self.name}.md"
         return str(path.read_text()) if path.is_file() else ""
 
 
 def models_folder() -> Path:
-    """Where a user's models are: SYMDENOISE_MODELS, else a folder in the user's data directory."""
+    """Return the folder of a user's models: SYMDENOISE_MODELS, else a folder in the user's data directory."""
     given = os.environ.get(MODELS_VARIABLE)
     return Path(given).expanduser() if given else user_data_path("bluesky-symdenoise") / "models"
 
 
 def available() -> list[str]:
-    """Names of the models in the package."""
+    """Return the names of the models in the package."""
     return sorted(
         entry.name.removesuffix(".safetensors") for entry in _shipped().iterdir() if entry.name.endswith(".safetensors")
     )
 
 
 def registered() -> list[str]:
-    """Names of the user's own models."""
+    """Return the names of the user's own models."""
     folder = models_folder()
     if not folder.is_dir():
         return []
@@ -80,7 +80,7 @@ def registered() -> list[str]:
 
 
 def entry(name: str) -> Entry:
-    """The model of this name; the package's come first.
+    """Return the model of this name; the package's come first.
 
     Raises
     ------
@@ -100,12 +100,12 @@ def entry(name: str) -> Entry:
 
 
 def entry_by_sha256(name: str, sha256: str) -> Entry:
-    """The model with these weights, whatever its name is here.
+    """Return the model with these weights, whatever its name is here.
 
     Parameters
     ----------
     name
-        What it was called where it was used; for the message.
+        Name of the model where it was used, for the message.
 
     Raises
     ------
@@ -129,32 +129,34 @@ def entry_by_sha256(name: str, sha256: str) -> Entry:
 
 
 def checked_new_name(name: str) -> str:
-    """The name, if a model can be registered by it.
+    """Return the name if a model can be registered under it.
 
     Raises
     ------
     SymDenoiseError
-        If it is no plain name, reads like a sha256, or is taken.
+        If it is not a plain name, looks like a sha256, or is in use.
     """
     if not _NAME.fullmatch(name) or SHA256_LIKE.fullmatch(name):
         raise SymDenoiseError(
             f"model name {name!r}",
-            rule="it must be a letter and up to 63 letters, digits, - or _, and must not read like a sha256",
+            rule="it must be a letter and up to 63 letters, digits, - or _, and must not look like a sha256",
             remedy="choose another, such as saxs-2026",
         )
     if name in available():
-        raise SymDenoiseError(f"model name {name!r}", rule="the package has a model of it", remedy="choose another")
+        raise SymDenoiseError(
+            f"model name {name!r}", rule="the package has a model of this name", remedy="choose another"
+        )
     if name in registered():
         raise SymDenoiseError(
             f"model name {name!r}",
-            rule=f"{models_folder()} has a model of it, and runs may refer to that",
+            rule=f"{models_folder()} has a model of it, and runs may refer to it",
             remedy=f"choose another, or `symdenoise models remove {name}` first",
         )
     return name
 
 
 def add(name: str, content: bytes, record: Mapping[str, Any], card: str) -> Entry:
-    """Register a model: all of its files or nothing, however this ends.
+    """Register a model: either all of its files are written or none.
 
     Parameters
     ----------
@@ -196,7 +198,7 @@ def add(name: str, content: bytes, record: Mapping[str, Any], card: str) -> Entr
 
 
 def remove(name: str) -> Entry:
-    """Take a model of the user's own out of the registry; gives what it was.
+    """Remove a model of the user's own from the registry; return its entry.
 
     Raises
     ------
@@ -204,7 +206,9 @@ def remove(name: str) -> Entry:
         If it belongs to the package, or there is none.
     """
     if name in available():
-        raise SymDenoiseError(f"model {name!r}", rule="it belongs to the package", remedy="remove one of your own")
+        raise SymDenoiseError(
+            f"model {name!r}", rule="it belongs to the package", remedy="only your own models can be removed"
+        )
     found = entry(name)
     try:
         with tempfile.TemporaryDirectory(dir=models_folder(), prefix=".old-") as gone:
@@ -214,13 +218,13 @@ def remove(name: str) -> Entry:
         raise SymDenoiseError(
             f"model {name!r}",
             rule=f"it cannot be removed from {models_folder()} ({error.strerror})",
-            remedy="do it as the user whose folder that is",
+            remedy="remove it as the owner of that folder",
         ) from error
     return found
 
 
 def export(name: str, folder: Path) -> Path:
-    """Copy a model's files into a folder, for `symdenoise models import` elsewhere; gives the safetensors file.
+    """Copy a model's files into a folder, for `symdenoise models import` elsewhere; return the safetensors file.
 
     Raises
     ------

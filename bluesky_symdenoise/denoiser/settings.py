@@ -1,4 +1,4 @@
-"""Which denoiser, as a value that another process can load."""
+"""Settings of a denoiser as a value that another process can load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DenoiserSettings:
-    """What `Denoiser.pretrained` is called with; making one loads no torch.
+    """Arguments of `Denoiser.pretrained`; making this object does not load torch.
 
     Attributes
     ----------
@@ -25,18 +25,18 @@ class DenoiserSettings:
     device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
     threads
-        Threads on the CPU; None leaves one core to whoever else runs, such as the RunEngine.
+        Threads on the CPU; None leaves one core to other processes, such as the RunEngine.
     dtype
         ``float32`` or ``bfloat16``.
     defects
         ``find`` or ``keep``; see `bluesky_symdenoise.Denoiser`.
     views
-        1 or 8; see there.
+        1 or 8; see `bluesky_symdenoise.Denoiser`.
 
     Raises
     ------
     SymDenoiseError
-        If `threads` is less than 1, or another dtype, choice of defects or number of views is named.
+        If `threads` is less than 1, or another dtype, choice of defects or number of views is given.
     """
 
     model: str | None = None
@@ -56,7 +56,7 @@ class DenoiserSettings:
             )
 
     def sha256(self) -> str:
-        """Identity of the weights.
+        """Return the sha256 of the weights.
 
         Raises
         ------
@@ -66,28 +66,28 @@ class DenoiserSettings:
         return model_file(self.model).sha256
 
     def load(self) -> Denoiser:
-        """The denoiser; the same one for equal settings within a process."""
+        """Return the denoiser; the same one for equal settings within a process."""
         return _loaded(self)
 
 
 @dataclass(frozen=True)
 class RecordedSettings(DenoiserSettings):
-    """The model that has this sha256, by whatever name another computer knows it.
+    """Settings of the model with this sha256, whatever its name on another computer.
 
     Attributes
     ----------
     recorded
-        The sha256.
+        Sha256 of the weights.
     """
 
     recorded: str = ""
 
     def sha256(self) -> str:
-        """As recorded."""
+        """Return the recorded sha256."""
         return self.recorded
 
     def load(self) -> Denoiser:
-        """The denoiser; the same one for equal settings within a process.
+        """Return the denoiser; the same one for equal settings within a process.
 
         Raises
         ------
@@ -98,33 +98,35 @@ class RecordedSettings(DenoiserSettings):
 
 
 def checked_dtype(dtype: str) -> None:
-    """Refuse what no model computes with."""
+    """Refuse an unknown dtype."""
     if dtype not in ("float32", "bfloat16"):
-        raise SymDenoiseError(f"dtype={dtype!r}", rule="float32 or bfloat16 is known", remedy="leave it out")
+        raise SymDenoiseError(f"dtype={dtype!r}", rule="it must be float32 or bfloat16", remedy="leave it out")
 
 
 def checked_defects(defects: str) -> str:
-    """Refuse what is no way to treat defects."""
+    """Return the choice of defects, refusing unknown ones."""
     if defects not in ("find", "keep"):
         raise SymDenoiseError(
-            f"defects={defects!r}", rule="hot and dead pixels are found and masked, or kept", remedy="give find or keep"
+            f"defects={defects!r}",
+            rule="it must be find (mask hot and dead pixels) or keep",
+            remedy="give find or keep",
         )
     return defects
 
 
 def checked_views(views: int) -> int:
-    """Refuse what no frame is looked at from."""
+    """Return the number of views, refusing unknown ones."""
     if views not in (1, 8):
         raise SymDenoiseError(
             f"views={views}",
-            rule="a frame is seen as it is, or with all its turns and mirror images",
+            rule="it must be 1 (the frame only) or 8 (with its turns and mirror images)",
             remedy="give 1 or 8",
         )
     return views
 
 
 def spare_threads() -> int:
-    """As many threads as leave one core to whoever else runs."""
+    """Return as many threads as leave one core to other processes, such as the RunEngine."""
     return max(1, len(os.sched_getaffinity(0)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Counts as they come, as the stack of frames that a denoiser takes; and what stands for a frame that it cannot."""
+"""Counts as a stack of frames for the denoiser, and the result for a frame that it cannot denoise."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bluesky_symdenoise.physics.frame import Frame
 
 
 def stacked(counts: ArrayLike) -> NDArray[Any]:
-    """Counts as (frame, y, x).
+    """Return counts as (frame, y, x).
 
     Raises
     ------
     SymDenoiseError
-        If they are no numeric array of at least two dimensions, each of them with a length.
+        If they are not a numeric array of at least two dimensions, none of them empty.
     """
     if isinstance(counts, np.ma.MaskedArray):
         raise SymDenoiseError(
@@ -32,19 +32,19 @@ def stacked(counts: ArrayLike) -> NDArray[Any]:
         raise SymDenoiseError(
             f"counts of shape {given.shape}",
             rule="at least one frame of at least one pixel, (..., y, x), is needed",
-            remedy="give the detector image, not its profile",
+            remedy="give detector images, not profiles",
         )
     if given.dtype.kind not in "iuf":
         raise SymDenoiseError(
             f"counts of dtype {given.dtype}",
             rule="counts are integers or floats",
-            remedy="give the counts as measured; colour, complex and boolean images are none",
+            remedy="give the counts as measured; colour, complex and boolean images are not counts",
         )
     return given.reshape(-1, *given.shape[-2:])
 
 
 def pooled(frames: Iterable[Frame], shape: tuple[int, int]) -> Frame:
-    """All frames' counts and exposures added up."""
+    """Return all frames' counts and exposures added up."""
     counts, exposure = np.zeros(shape), np.zeros(shape)
     for frame in frames:
         counts += frame.counts
@@ -53,6 +53,6 @@ def pooled(frames: Iterable[Frame], shape: tuple[int, int]) -> Frame:
 
 
 def empty_result(shape: tuple[int, ...]) -> xr.Dataset:
-    """What a frame (y, x) that could not be denoised is: NaN."""
+    """Return the result of a frame (y, x) that could not be denoised: NaN."""
     nothing = (("frame", "y", "x"), np.full((1, *shape), np.nan, np.float32))
     return xr.Dataset({"intensity": nothing, "sigma": nothing})

@@ -1,4 +1,4 @@
-"""The network's answer averaged over turned and mirrored views of a frame."""
+"""Average of the network's output over turned and mirrored views of a frame."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Prior = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def averaged(prior: Prior, per_pixel: Tensor, per_block: Tensor, views: int) -> tuple[Tensor, Tensor]:
-    """What ``prior`` makes of the inputs, or, with 8 views, the mean over quarter turns and their mirror images.
+    """Return the output of ``prior`` or, with 8 views, its mean over quarter turns and their mirror images.
 
-    Prior means are averaged, and the logarithms of shapes.
+    Prior means and logarithms of shapes are averaged.
 
     Returns
     -------

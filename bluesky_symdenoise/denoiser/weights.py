@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors with their description, checked by sha256 when they are loaded."""
+"""Weights on disk: safetensors with their description, verified by sha256 when they are loaded."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ class Model:
     sha256: str
 
     def identity(self) -> dict[str, str]:
-        """Name, version and sha256, as provenance records them."""
+        """Return name, version and sha256, as provenance records them."""
         return {"name": self.name, "version": self.version, "sha256": self.sha256}
 
 
 def encode(net: PriorNet) -> bytes:
-    """A network as the bytes of a safetensors file, architecture in its header; `decode` is the inverse."""
+    """Return a network as the bytes of a safetensors file, architecture in its header; `decode` is the inverse."""
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     # One entry: safetensors writes several in random order, and the same weights would have many sha256.
     return save(state, metadata={"architecture": json.dumps(net.architecture.to_dict())})
 
 
 def decode(content: bytes) -> PriorNet:
-    """The network in the bytes of a safetensors file, ready for use.
+    """Return the network in the bytes of a safetensors file, ready for use.
 
     Raises
     ------
     SymDenoiseError
-        If they are no weights of ours: another format, other tensors, or values that are not finite.
+        If they are not weights of this package: another format, other tensors, or values that are not finite.
     """
     try:
         state = load(content)
@@ -67,7 +67,9 @@ def decode(content: bytes) -> PriorNet:
         net.load_state_dict(state)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise SymDenoiseError(
-            "a safetensors file", rule=f"it is no model of ours ({error})", remedy="take one that this package wrote"
+            "a safetensors file",
+            rule=f"it is not a model of this package ({error})",
+            remedy="give one that this package wrote",
         ) from error
     net.requires_grad_(False).eval()
     torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
@@ -91,7 +93,7 @@ def save_weights(net: PriorNet, folder: Path, *, name: str, version: str, traini
 
 
 def load_model(name: str | Path | None = None) -> Model:
-    """A model by name, of the package or of the registry, or one in a safetensors file by its path.
+    """Return a model by name, of the package or of the registry, or one in a safetensors file by its path.
 
     Raises
     ------
@@ -102,26 +104,25 @@ def load_model(name: str | Path | None = None) -> Model:
 
 
 def load_recorded(name: str, sha256: str) -> Model:
-    """The model that a run was made with, by the sha256 of its weights, whatever it is called here.
+    """Return the model that a run was made with, by the sha256 of its weights, whatever it is called here.
 
     Raises
     ------
     SymDenoiseError
-        If this computer has none with that sha256.
+        If this computer has no model with that sha256.
     """
     return _model(registered_file(registry.entry_by_sha256(name, sha256)))
 
 
 def import_model(path: Path, *, name: str | None = None) -> registry.Entry:
-    """Take a model that `symdenoise models export` or `symdenoise train` wrote into the registry.
+    """Add a model that `symdenoise models export` or `symdenoise train` wrote to the registry.
 
-    Nothing in the files is run: weights are safetensors, of an architecture of ours, and their sha256 is the recorded
-    one.
+    Nothing in the files is executed: weights are safetensors, of a known architecture, with the recorded sha256.
 
     Parameters
     ----------
     path
-        The safetensors file; its record (.json) lies beside it, and perhaps a card (.md).
+        The safetensors file; its record (.json) is beside it, and perhaps a card (.md).
     name
         By default the one in the record.
     """
@@ -131,7 +132,7 @@ def import_model(path: Path, *, name: str | None = None) -> registry.Entry:
         )
     if path.is_file() and path.stat().st_size > LARGEST:
         raise SymDenoiseError(
-            f"file {path}", rule=f"it has more than {LARGEST} bytes", remedy="give an exported model, they are small"
+            f"file {path}", rule=f"it has more than {LARGEST} bytes", remedy="give an exported model, which is small"
         )
     file = model_file(path)
     _model(file)
@@ -149,6 +150,6 @@ def _model(file: ModelFile) -> Model:
 
 
 def _header(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: its first 8 bytes are the length of a JSON header."""
+    """Return the metadata of a safetensors file: its first 8 bytes are the length of a JSON header."""
     length = int.from_bytes(content[:8], "little")
     return dict(json.loads(content[8 : 8 + length])["__metadata__"])

@@ -1,1 +1,1 @@
-"""What one event of a derived run holds: known to all who write or read it."""
+"""Content of one event of a derived run, shared by all code that writes or reads it."""

@@ -1,4 +1,4 @@
-"""What every row says of its frame beside the pixels, and which names Tiled takes for it."""
+"""Scalars that every row has beside the pixels, and the names that Tiled accepts for them."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ _SQL = re.compile(r"""['"`;\\%()=+]|--""")
 
 
 def with_numbers(names: Iterable[str]) -> dict[str, str]:
-    """The scalars of every row and these numbers after them."""
+    """Return the scalars of every row followed by these numbers."""
     return {**SCALARS, **dict.fromkeys(names, "number")}
 
 
 def denoised_images(keys: Collection[str]) -> list[str]:
-    """The images among the data keys of a derived stream: a column may have a sigma too, and has no symmetry."""
+    """Return the images among the data keys of a derived run: a column may have a sigma too, but no symmetry."""
     return [key for key in keys if f"{key}_sigma" in keys and f"{key}_symmetry" in keys]
 
 
 def computed_when_read(stop: Mapping[str, Any]) -> bool:
-    """Whether a derived run with this stop document has frames and stores no pixels."""
+    """Return whether a derived run with this stop document has frames but stores no pixels."""
     ended = stop.get("provenance")
     return isinstance(ended, Mapping) and bool(ended.get("frames")) and ended.get("bytes") == 0
 
 
 def refused_keys(keys: Iterable[str], columns: Collection[str] = tuple(SCALARS), *, flown: bool) -> dict[str, str]:
-    """Image data keys of one stream that Tiled does not take into a derived run, each with the reason.
+    """Return the image data keys of one stream that Tiled does not accept in a derived run, each with the reason.
 
-    A key stands for the arrays ``<key>`` and ``<key>_sigma``, whose names become parts of URLs, and for the columns
+    A key gives the arrays ``<key>`` and ``<key>_sigma``, whose names become parts of URLs, and for the columns
     ``<key>_<name>``. A stream with events has these, and their times ``ts_<key>_<name>``, in an SQL table. There a name
     begins with a letter a to z, has at most 63 bytes, holds none of ``' " ` ; % ( ) = +``, backslash and ``--``, and
     differs from the others in more than small and capital letters: Tiled's rule for every database
@@ -57,7 +57,7 @@ def refused_keys(keys: Iterable[str], columns: Collection[str] = tuple(SCALARS),
     Parameters
     ----------
     keys
-        In order: of two that would share a name, the second is refused.
+        Data keys in order: of two that would share a name, the second is refused.
     columns
         Names of the scalars, those of rings included.
     flown
@@ -66,7 +66,7 @@ def refused_keys(keys: Iterable[str], columns: Collection[str] = tuple(SCALARS),
     Returns
     -------
     dict
-        Reason by key, as the rule of a `SymDenoiseError`; empty where all are taken.
+        Reason by key, as the rule of a `SymDenoiseError`; empty if all are accepted.
     """
     refused: dict[str, str] = {}
     owners = {} if flown else {"internal": "the table"}
@@ -84,9 +84,9 @@ def refused_keys(keys: Iterable[str], columns: Collection[str] = tuple(SCALARS),
 
 
 def refused_stream(name: str) -> str | None:
-    """Why a derived run cannot have a stream of this name; None where it can.
+    """Return why a derived run cannot have a stream of this name; None if it can.
 
-    Tiled puts it into URLs, and we into the names of files.
+    The name becomes a part of URLs in Tiled, and of file names here.
     """
     if name in ("", ".", ".."):
         return "it is no name in a URL"

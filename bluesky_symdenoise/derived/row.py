@@ -33,7 +33,7 @@ class Row:
     intensity, sigma
         float32, in the shape of the raw data key.
     scalars
-        Values of ``<key>_<name>``.
+        Values of the columns ``<key>_<name>``.
     """
 
     intensity: NDArray[np.float32]
@@ -54,7 +54,7 @@ class CompressedFrame:
     index: int
 
     def copy_to(self, dataset: Any, index: int) -> None:
-        """Write it as a row of another dataset with the same chunks and filters, a chunk at a time, compressed."""
+        """Write this as a row of another dataset with the same chunks and filters, one compressed chunk at a time."""
         first = self.dataset.chunks
         for offset in product(*(range(0, size, step) for size, step in zip(dataset.shape[1:], first[1:], strict=True))):
             skipped, content = self.dataset.id.read_direct_chunk((self.index, *offset))
@@ -72,7 +72,7 @@ class CompressedRow:
 
 
 def empty_row(shape: Sequence[int], columns: Mapping[str, str] = SCALARS) -> Row:
-    """The row of a frame that could not be denoised: NaN."""
+    """Return the row of a frame that could not be denoised: NaN."""
     nothing = np.full(tuple(shape), np.nan, np.float32)
     scalars = {name: "" if dtype == "string" else float("nan") for name, dtype in columns.items()}
     return Row(intensity=nothing, sigma=nothing, scalars=scalars)
@@ -88,7 +88,7 @@ def denoised_row(
     symmetry: Symmetry,
     background: Background | None = None,
 ) -> Row:
-    """One image as stored: denoised, rounded as the recipe says, with its scalars."""
+    """Return one image as stored: denoised, rounded as the recipe says, with its scalars."""
     begun = clock.perf_counter()
     result = denoiser(image, mask=mask, exposure=exposure, symmetry=symmetry, background=background)
     intensity, sigma = result["intensity"].values, result["sigma"].values

@@ -1,4 +1,4 @@
-"""HDF5 by the conventions of Eiger, NeXus and ourselves: which dataset, and what the file says about it."""
+"""HDF5 files by the conventions of Eiger, NeXus and this package: their dataset of frames and their metadata."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _PIXEL_UNITS = ("", "pixel", "pixels", "px")
 
 
 def hdf5_parts(path: Path, name: str | None) -> list[Part]:
-    """Return the frames of the dataset that was asked for, or of those found by convention."""
+    """Return the frames of the requested dataset, or of those found by convention."""
     with open_for_reading(path) as file:
         return [_hdf5_part(file, path, each) for each in _dataset_names(file, path, name)]
 
 
 def _dataset_names(file: Any, path: Path, name: str | None) -> list[str]:
-    """Return the dataset that was asked for, or those that hold the frames by the conventions we know."""
+    """Return the requested dataset, or those that hold the frames by known conventions."""
     if name is not None:
         if isinstance(file.get(name), h5py.Dataset):
             return [name]
@@ -83,7 +83,7 @@ def _nexus_signal(file: Any) -> str | None:
 
 
 def _get(file: Any, name: str, path: Path) -> Any:
-    """Return a node of the file or None, and say so if a link leads nowhere."""
+    """Return a node of the file or None, and raise if a link leads nowhere."""
     node = file.get(name)
     if node is None and name in file:
         link = file.get(name, getlink=True)
@@ -147,7 +147,7 @@ def _linked_files(dataset: Any, path: Path) -> tuple[Path, ...]:
 
 
 def _nexus_center(file: Any, detector: str, path: Path) -> tuple[float, float] | None:
-    """Return NeXus ``beam_center_y, beam_center_x`` where both are constant and in pixels."""
+    """Return NeXus ``beam_center_y, beam_center_x`` if both are constant and in pixels."""
     center = []
     for axis in "yx":
         node = _get(file, f"{detector}/beam_center_{axis}", path)

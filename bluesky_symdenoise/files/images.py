@@ -1,4 +1,4 @@
-"""Image files without further conventions: NumPy, TIFF, CBF, EDF and what else fabio reads."""
+"""Image files without further conventions: NumPy, TIFF, CBF, EDF and others that fabio reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bluesky_symdenoise.files.part import Array, Part, ReadFrames, stack_shape
 
 
 def image_part(path: Path) -> Part:
-    """Return the frames of an image file, by the ending of its name."""
+    """Return the frames of an image file, whose format follows from the ending of its name."""
     match path.suffix.lower():
         case ".npy":
             return _npy_part(path)
@@ -49,14 +49,14 @@ def _tiff_part(path: Path) -> Part:
             raise SymDenoiseError(
                 f"{path}", rule="colour images hold no counts", remedy="give the detector's own files"
             )
-        # tifffile writes three frames as the planes of one image, unless told otherwise.
+        # tifffile writes three frames as the planes of one image, unless instructed otherwise.
         planes = page.samplesperpixel != 1 and len(tiff.pages) == 1
         stored = tiff.series[0].shape if planes or _stored_as_one_block(tiff) else (len(tiff.pages), *page.shape)
         return Part(path, stack_shape(stored, page.dtype, f"{path}"), page.dtype, lambda: _tiff_frames(path))
 
 
 def _stored_as_one_block(tiff: Any) -> bool:
-    """Return whether one page stands for all frames, as ImageJ does above 4 GB."""
+    """Return whether one page represents all frames, as ImageJ writes files above 4 GB."""
     series = tiff.series[0]
     return len(tiff.pages) == 1 and series.ndim > 2 and series.dataoffset is not None
 

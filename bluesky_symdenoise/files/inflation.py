@@ -1,4 +1,4 @@
-"""How large stored bytes become when they are decompressed, found out before anything of that size is allocated."""
+"""Decompressed size of stored bytes, found before anything of that size is allocated."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SMALL = 2**28
 def checked_chunk(
     raw: Callable[[], bytes], stored: int, declared: int, filters: Sequence[tuple[int, tuple[int, ...]]]
 ) -> None:
-    """Refuse a compressed HDF5 chunk that would not become what the dataset says.
+    """Refuse a compressed HDF5 chunk whose decompressed size is not what the dataset states.
 
     Parameters
     ----------
     raw
-        Reads the chunk as it is stored.
+        Function that reads the chunk as it is stored.
     stored, declared
         Bytes on disk, and bytes of the chunk's shape and dtype.
     filters
@@ -34,7 +34,7 @@ def checked_chunk(
     Raises
     ------
     SymDenoiseError
-        If it becomes larger, or if that cannot be known.
+        If it becomes larger, or if its size cannot be determined.
     """
     packing = [(code, options) for code, options in filters if code not in _HARMLESS]
     if not packing:
@@ -42,7 +42,7 @@ def checked_chunk(
     if len(packing) > 1 or packing[0][0] not in _SIZES:
         raise SymDenoiseError(
             f"HDF5 filters {', '.join(str(code) for code, _ in filters)}",
-            rule="how large their chunks become cannot be known beforehand",
+            rule="the decompressed size of their chunks cannot be known beforehand",
             remedy="replay the run, or store the frames with one of deflate, lzf, lz4, szip, blosc, zstd, bitshuffle",
         )
     code, options = packing[0]
@@ -89,7 +89,7 @@ def _bomb(size: int, declared: int) -> SymDenoiseError:
 
 
 def _inflated(raw: bytes, limit: int) -> int:
-    """Bytes that a zlib stream becomes, counted no further than just above the limit."""
+    """Return the decompressed size of a zlib stream, counted only to just above the limit."""
     stream, size, rest = zlib.decompressobj(), 0, raw
     while rest and size <= limit and not stream.eof:
         try:
@@ -101,7 +101,7 @@ def _inflated(raw: bytes, limit: int) -> int:
 
 
 def _zstd_size(raw: bytes, declared: int) -> int:
-    """The content size in a frame's header (RFC 8878, 3.1.1.1); one that does not say counts as too large."""
+    """Return the content size in a frame's header (RFC 8878, 3.1.1.1); one without it counts as too large."""
     if len(raw) < 6 or raw[:4] != _ZSTD_MAGIC:
         return declared + 1
     flags = raw[4]

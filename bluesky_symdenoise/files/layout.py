@@ -1,4 +1,4 @@
-"""What is one image, what is a stack of them, and what is a colour image: the same for files and for runs."""
+"""Rules for what is one image, a stack of images or a colour image: the same for files and for runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHANNELS = 4
 def is_colour(shape: Sequence[int | None]) -> bool:
     """Return whether images of this shape are coloured: channels last, (y, x, 3), or line by line, (y, 3, x).
 
-    Three planes, (3, y, x), are three frames as well as one coloured image: they count as frames.
+    Three planes, (3, y, x), could be three frames or one colour image: they count as frames.
     """
     known = [size for size in shape if size is not None]
     if len(known) != len(shape) or len(known) not in (3, 4):
@@ -30,14 +30,14 @@ def is_colour(shape: Sequence[int | None]) -> bool:
 def stated_shape(shape: Sequence[int | None] | None) -> tuple[int | None, ...]:
     """Return the shape that a data key states, without the zeros of an old ``describe``, as in (x, y, 0).
 
-    What is no whole number says nothing: None.
+    A size that is not a whole number becomes None.
     """
     sizes = shape if isinstance(shape, list | tuple) else ()
     return tuple(size if isinstance(size, int) else None for size in sizes if size != 0)
 
 
 def may_be_image(shape: Sequence[int | None]) -> bool:
-    """Return whether a stated shape may be that of 2D images, one or several: (..., y, x), None where it varies."""
+    """Return whether a stated shape may be that of 2D images, one or several: (..., y, x), None if it varies."""
     return len(shape) in (2, 3) and not is_colour(shape) and all(size is None or size > 1 for size in shape[-2:])
 
 
@@ -48,28 +48,28 @@ def frames_stated(shape: Sequence[int | None]) -> int | None:
 
 
 def row_shape(own: Sequence[int], stated: Sequence[int | None] | None) -> Shape:
-    """Return the shape (..., y, x) of a row: as stated if the file's own shape is that, but for axes of length 1.
+    """Return the shape (..., y, x) of a row: as stated if it equals the file's own except for axes of length 1.
 
-    Where they differ the file's own shape decides, for what is stated was made up by somebody: (x, y, 0), (1, x, y), a
-    region that was made smaller, or several frames that the detector summed.
+    If they differ, the file's own shape decides, because stated shapes may be wrong: (x, y, 0), (1, x, y), a region
+    that was made smaller, or several frames that the detector summed.
 
     Parameters
     ----------
     own
-        Of the row as its file holds it.
+        Shape of the row in its file.
     stated
-        By its data key, as `stated_shape` returns it; None where it varies.
+        Shape by its data key, as `stated_shape` returns it; None where it varies.
 
     Raises
     ------
     SymDenoiseError
-        If it is no image.
+        If the row is not an image.
     """
     if len(own) < 2 or 0 in own or min(own[-2:]) < 2:
         raise SymDenoiseError(
             f"an image of shape {tuple(own)}",
             rule=f"it is not (..., y, x), and {_said(stated)} is stated",
-            remedy="name the data key of an image, or mend the device that describes it",
+            remedy="name the data key of an image, or fix the device that describes it",
         )
     frames = math.prod(own[:-2])
     flat = (frames, *own[-2:])

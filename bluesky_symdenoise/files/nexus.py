@@ -27,7 +27,7 @@ class NexusWriter:
     """Write denoised frames to a NeXus-style HDF5 file, a few frames at a time.
 
     ``/entry/data`` (NXdata) holds ``intensity`` and ``intensity_errors`` (one standard deviation), one
-    bitshuffle/zstd chunk per frame; ``/entry/process`` (NXprocess) says how they came to be. The file appears
+    bitshuffle/zstd chunk per frame; ``/entry/process`` (NXprocess) records how they were made. The file appears
     under its name when the ``with`` block ends well, and not at all when it ends with an exception.
 
     Parameters
@@ -39,7 +39,7 @@ class NexusWriter:
     date
         When the frames were denoised, ISO 8601.
     sources
-        The files that the frames come from; none of them is ever overwritten.
+        Files that the frames come from; none of them is ever overwritten.
     overwrite
         Whether an existing file may be replaced.
 
@@ -143,7 +143,7 @@ class NexusWriter:
 
 
 def add_entry(file: Any, name: str = "entry") -> Any:
-    """An NXentry; the file's first one is what opens by default, and there its group ``data``."""
+    """Return a new NXentry; the first one of a file opens by default, with its group ``data``."""
     if "default" not in file.attrs:
         file.attrs.update(NX_class="NXroot", default=name, creator=PROGRAM)
     entry = _group(file, name, "NXentry")
@@ -152,7 +152,7 @@ def add_entry(file: Any, name: str = "entry") -> Any:
 
 
 def add_images(entry: Any, shapes: Mapping[str, Sequence[int]], **storage: Any) -> dict[str, Any]:
-    """The NXdata of images and their standard deviations, still without rows.
+    """Return the NXdata of images and their standard deviations, still without rows.
 
     Each image ``det`` has ``det_sigma``, which is also its ``det_errors``, the name that NeXus programs look for. The
     first image is the signal; its rows, and what lies between row and pixel, have no axis of their own.
@@ -160,7 +160,7 @@ def add_images(entry: Any, shapes: Mapping[str, Sequence[int]], **storage: Any) 
     Parameters
     ----------
     entry
-        From `add_entry`.
+        Entry from `add_entry`.
     shapes
         (..., y, x) of one row of each image.
     **storage
@@ -192,7 +192,7 @@ def add_images(entry: Any, shapes: Mapping[str, Sequence[int]], **storage: Any) 
 
 
 def add_process(entry: Any, *, version: str, date: str) -> Any:
-    """The NXprocess of an entry: what made its data, and when (ISO 8601)."""
+    """Return the NXprocess of an entry: what made its data, and when (ISO 8601)."""
     process = _group(entry, "process", "NXprocess")
     process["program"] = PROGRAM
     process["version"] = version
@@ -201,9 +201,9 @@ def add_process(entry: Any, *, version: str, date: str) -> Any:
 
 
 def add_parameters(process: Any, provenance: Mapping[str, Any], *, suffix: str = "") -> None:
-    """Provenance twice: an NXparameters with a field for each value, and an NXnote with all of it as JSON.
+    """Store provenance twice: as NXparameters with a field for each value, and as an NXnote with all of it as JSON.
 
-    The fields of nested values are joined, ``model_sha256``; what has no value, and lists of more than plain values,
+    The fields of nested values are joined, ``model_sha256``; values that are None, and lists of more than plain values,
     are in the note only.
     """
     as_json = json.dumps(provenance, default=_plain)
@@ -238,7 +238,7 @@ def _group(parent: Any, name: str, nx_class: str) -> Any:
 
 
 def _plain(value: object) -> object:
-    """Return a value that JSON knows for one that provenance may hold."""
+    """Return a JSON value for a value that provenance may hold."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, os.PathLike):

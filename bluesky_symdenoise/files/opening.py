@@ -1,4 +1,4 @@
-"""From the names that a user gives to the frames behind them, whatever the format."""
+"""From the names that a user gives to the frames in those files, whatever the format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def open_frames(source: str | Path | Sequence[str | Path]) -> FrameStack:
 
     Reads HDF5 (``counts``; Eiger and NeXus with linked, virtual and compressed data; any file with a single
     image dataset), TIFF, ``.npy``, and through fabio CBF, EDF and the rest. Nothing but headers and masks is
-    read before a frame is asked for.
+    read before a frame is accessed.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def open_frames(source: str | Path | Sequence[str | Path]) -> FrameStack:
 
 
 def _matching(source: str) -> list[tuple[Path, str | None]]:
-    """Return the files, with the dataset to read from each, that a name or pattern stands for."""
+    """Return the files that a name or pattern matches, each with the dataset to read."""
     name, _, dataset = (source, "", "") if Path(source).exists() else source.partition("::")
     if Path(name).is_dir():
         raise SymDenoiseError(name, rule="is a folder", remedy=f"give a pattern such as '{name}/*.cbf'")
@@ -72,6 +72,6 @@ def _parts(path: Path, dataset: str | None) -> list[Part]:
 
 
 def mask_from(path: str | Path) -> NDArray[np.bool_]:
-    """The mask in a file with one image, (y, x): not 0 = bad."""
+    """Return the mask (y, x) in a file with one image: not 0 = bad."""
     with open_frames(path) as frames:
         return np.asarray(frames[0] != 0)

@@ -1,4 +1,4 @@
-"""What every file format is turned into: consecutive frames, and how to read them."""
+"""Common form of every file format: consecutive frames, and how to read them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ReadFrames = Callable[[int, int], Array]
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive frames of one dataset of one file, what the file says about them, and how to open it."""
+    """Consecutive frames of one dataset of one file, the file's metadata about them, and how to open it."""
 
     path: Path
     shape: tuple[int, int, int]
@@ -65,7 +65,7 @@ def stack_shape(shape: Sequence[int], dtype: np.dtype[Any], what: str) -> tuple[
 
 @contextmanager
 def readable(path: Path, what: str = "") -> Iterator[None]:
-    """Turn whatever a library raises about a bad file into one line that names the file."""
+    """Turn any exception of a library about a bad file into one line that names the file."""
     try:
         yield
     except SymDenoiseError:

@@ -1,4 +1,4 @@
-"""Where a file is on this computer, by the URI that a document names it with."""
+"""Path of a file on this computer, from the URI that a document names it with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def local_path(uri: str) -> Path:
     Raises
     ------
     SymDenoiseError
-        If it is a path of Windows, or no file at all.
+        If it is a Windows path, or not a file at all.
     """
     parsed = urlparse(uri)
     refuse_windows(uri, parsed.netloc, parsed.path.lstrip("/"))
@@ -38,11 +38,11 @@ def local_path(uri: str) -> Path:
 
 
 def refuse_windows(name: str, *parts: str) -> None:
-    """Raise SymDenoiseError if a name, or one of its parts, is a path of Windows."""
+    """Raise SymDenoiseError if a name, or one of its parts, is a Windows path."""
     if any(_WINDOWS.match(part) for part in (name, *parts)):
         raise SymDenoiseError(
             f"file {name!r}",
-            rule="it is a path of Windows, under which this computer sees no file",
+            rule="it is a Windows path, which this computer cannot open",
             remedy="have the device announce the path that this computer has, or denoise through Tiled, which may see "
             "the file, with `symdenoise watch` or replay",
         )

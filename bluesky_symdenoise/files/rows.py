@@ -16,15 +16,15 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 
 class Patience:
-    """Waits for what a detector is still writing.
+    """Wait for data that a detector is still writing.
 
-    A file that was waited for once in vain gets no more time until one of its frames was read: a scan whose files
-    are gone takes one wait, not one a frame.
+    After one failed wait, a file gets no more time until one of its frames was read: a scan whose files are gone
+    costs one wait, not one per frame.
 
     Parameters
     ----------
     seconds
-        That a frame may take to appear.
+        Time in seconds that a frame may take to appear.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -33,19 +33,19 @@ class Patience:
     def read(
         self, attempt: Callable[[], NDArray[Any]], *, value: str, again: Callable[[], None] = lambda: None
     ) -> NDArray[Any]:
-        """What `attempt` returns, as soon as it does.
+        """Return what `attempt` returns, as soon as it succeeds.
 
         Parameters
         ----------
         value
-            What is read, for the error.
+            Name of what is read, for the error.
         again
-            Called after each attempt that failed: lets go of a file that was opened too early.
+            Called after each failed attempt: closes a file that was opened too early.
 
         Raises
         ------
         SymDenoiseError
-            If it does not appear in time.
+            If the data do not appear in time.
         """
         deadline = time.monotonic() + (0.0 if self._in_vain else self._seconds)
         pause = 0.01
@@ -76,11 +76,11 @@ class Hdf5Rows:
     Parameters
     ----------
     path
-        Of the file; it is opened for each row, and closed again.
+        Path of the file, which is opened for each row and closed again.
     dataset
-        Its name in the file: rows stacked as (row, 1, y, x), or laid end to end as (frame, y, x).
+        Name of the dataset in the file: rows stacked as (row, 1, y, x), or laid end to end as (frame, y, x).
     frames
-        Of one row, where they are laid end to end; None if that is not known.
+        Number of frames in one row, if rows are laid end to end; None if that is not known.
     patience
         Seconds that a row may take to appear.
     """
@@ -89,7 +89,7 @@ class Hdf5Rows:
         self._path, self._dataset_name, self._frames, self._patience = path, dataset, frames, Patience(patience)
 
     def count(self) -> int:
-        """Return how many whole rows the dataset has now; 0 while it cannot be read, or is none."""
+        """Return how many whole rows the dataset has now; 0 while it cannot be read, or has none."""
         try:
             with open_for_reading(self._path) as file:
                 dataset = file[self._dataset_name]
@@ -100,7 +100,7 @@ class Hdf5Rows:
             return 0
 
     def read(self, index: int) -> NDArray[Any]:
-        """Row ``index`` in the shape that the file has; waits for a file that is still being written.
+        """Return row ``index`` in the shape that the file has; wait for a file that is still being written.
 
         Raises
         ------
@@ -127,13 +127,13 @@ class Hdf5Rows:
         return image[0] if image.ndim > 3 else image
 
     def _per_row(self, dataset: Any) -> int:
-        """Entries of the first axis that are one row."""
+        """Return how many entries of the first axis make one row."""
         if dataset.ndim > 3:
             return 1
         if dataset.ndim == 3 and self._frames is None:
             raise SymDenoiseError(
                 f"dataset {self._dataset_name} of shape {dataset.shape} in {self._path.name}",
-                rule="how many of its frames belong to an event is stated nowhere",
+                rule="the number of frames per event is not stated",
                 remedy="have the device state the shape (frames, y, x) of an event",
             )
         return max(1, self._frames or 1) if dataset.ndim == 3 else max(1, int(dataset.shape[0]))
@@ -142,7 +142,7 @@ class Hdf5Rows:
 def open_for_reading(path: Path) -> Any:
     """Open an HDF5 file read-only, also while another process writes it.
 
-    As a SWMR reader, or else, for within a process HDF5 refuses to open a file in both ways at a time, as any reader.
+    It is opened as a SWMR reader or, because HDF5 refuses to open a file in both ways within a process, as a plain one.
     """
     try:
         return h5py.File(path, "r", libver="latest", swmr=True)

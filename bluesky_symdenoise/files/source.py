@@ -1,4 +1,4 @@
-"""One row of a stored image, from files that may have been made by anybody: sizes and places are checked first."""
+"""Reading of one row of a stored image from untrusted files: sizes and places are checked first."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class Source:
     Attributes
     ----------
     mimetype
-        As Tiled names it.
+        Media type as Tiled names it.
     paths
         Files in the order of their rows; one folder for zarr.
     roots
         Folders, resolved, that the files and all they refer to must lie in; one for each path.
     stamps
-        Of each path when it was registered.
+        Stamp of each path when it was registered.
     shape, dtype
-        Of all rows (row, ..., y, x), as registered.
+        Shape and dtype of all rows (row, ..., y, x), as registered.
     dataset
-        Its name in HDF5 files.
+        Name of the dataset in HDF5 files.
     """
 
     mimetype: str
@@ -61,21 +61,21 @@ class Source:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Of one row (..., y, x)."""
+        """Shape (..., y, x) of one row."""
         return self.shape[1:]
 
     def identity(self, row: int) -> tuple[Any, ...]:
-        """What tells this row from any other row of any source: its files as they are now.
+        """Return what distinguishes this row from any other row of any source: its files as they are now.
 
         Raises
         ------
         SymDenoiseError
-            If a file is gone, has changed since it was registered, or lies elsewhere behind a link.
+            If a file is gone, has changed since it was registered, or a link leads elsewhere.
         """
         return tuple(self._checked(number) for number in self._files(row)), self.dataset, self.shape, row
 
     def read(self, row: int) -> NDArray[Any]:
-        """One row (..., y, x).
+        """Return one row (..., y, x).
 
         Raises
         ------
@@ -97,7 +97,7 @@ class Source:
             ) from error
 
     def _files(self, row: int) -> Sequence[int]:
-        """Numbers of the files that hold a row."""
+        """Return the numbers of the files that hold a row."""
         if len(self.paths) == 1:
             return (0,)
         if self.mimetype == TIFF or len(self.paths) == self.shape[0]:
@@ -122,7 +122,7 @@ class Source:
         return str(resolved), found
 
     def _pieces(self, row: int) -> list[tuple[int, slice]]:
-        """Which part of which file holds a row, where files follow each other along their first axis."""
+        """Return which part of which file holds a row, if files follow each other along their first axis."""
         first = _leading(self._checked(0), self.dataset)
         per_row = math.prod(self.row_shape[: len(self.row_shape) - (len(first) - 1)])
         start, stop, pieces, offset = row * per_row, (row + 1) * per_row, [], 0
@@ -188,7 +188,7 @@ class Source:
         if declared > MAX_BLOCK or not all(isinstance(codec, BytesCodec | ZstdCodec) for codec in codecs):
             raise SymDenoiseError(
                 f"zarr array {path.name}",
-                rule="its chunks are too large, or compressed in another way than Tiled does",
+                rule="its chunks are too large, or their compression is not one that Tiled uses",
                 remedy="replay the run",
             )
         packed = any(isinstance(codec, ZstdCodec) for codec in codecs)
@@ -214,7 +214,7 @@ class Source:
 
 
 def stamp(path: Path) -> Stamp:
-    """Last change in ns and size in bytes of a file, or of all files in a folder."""
+    """Return last change in ns and size in bytes of a file, or of all files in a folder."""
     if not path.is_dir():
         status = path.stat()
         return status.st_mtime_ns, status.st_size
@@ -241,29 +241,29 @@ def _gone(path: Path) -> SymDenoiseError:
 
 @lru_cache(maxsize=4096)
 def _leading(file: tuple[str, Stamp], dataset: str) -> tuple[int, ...]:
-    """Shape of a dataset in a file as stamped."""
+    """Return the shape of a dataset in a file as stamped."""
     with open_for_reading(Path(file[0])) as opened:
         shape: tuple[int, ...] = opened[dataset].shape
     return shape
 
 
 def _chunks(wanted: Sequence[slice], chunks: Sequence[int]) -> product[tuple[int, ...]]:
-    """Offsets of all chunks that a selection touches."""
+    """Yield the offsets of all chunks that a selection touches."""
     return product(
         *(range(part.start // size * size, part.stop, size) for part, size in zip(wanted, chunks, strict=True))
     )
 
 
 def _check_dataset(dataset: Any, part: slice, root: Path, depth: int = 0) -> None:
-    """Refuse a dataset that reads from elsewhere, or that a small file makes large."""
+    """Refuse a dataset that reads from other files, or that is large although its file is small."""
     if not isinstance(dataset, h5py.Dataset):
-        raise SymDenoiseError(f"HDF5 object {dataset.name}", rule="it is no dataset", remedy="check the raw run")
+        raise SymDenoiseError(f"HDF5 object {dataset.name}", rule="it is not a dataset", remedy="check the raw run")
     own = Path(dataset.file.filename).resolve()
     _inside(own, root, own.name)
     if dataset.external:
         raise SymDenoiseError(
             f"dataset {dataset.name}",
-            rule="its pixels lie in other files that are no HDF5",
+            rule="its pixels are in other files that are not HDF5",
             remedy="replay the run",
         )
     if math.prod(dataset.shape[1:]) * (part.stop - part.start) > MAX_PIXELS:
@@ -333,7 +333,7 @@ def _check_page(page: Any, path: Path) -> None:
     if page.compression not in (_UNCOMPRESSED, *_TIFF_DEFLATE):
         raise SymDenoiseError(
             f"file {path.name}",
-            rule=f"its compression ({page.compression}) may be anything inside",
+            rule=f"its compression ({page.compression}) has no limit on the decompressed size",
             remedy="replay the run, or write TIFF uncompressed or with deflate",
         )
     if page.compression in _TIFF_DEFLATE:

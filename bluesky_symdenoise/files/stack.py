@@ -30,9 +30,9 @@ class FrameStack:
     shape
         (n, H, W).
     dtype
-        Of every frame, in native byte order.
+        Type of every frame, in native byte order.
     mask
-        Pixels (H, W) that any of the files calls bad; None where no file has a mask.
+        Pixels (H, W) that any of the files marks as bad; None if no file has a mask.
     beam_center
         (y, x) in pixels, or None.
     symmetry
@@ -48,14 +48,14 @@ class FrameStack:
                 raise SymDenoiseError(
                     f"{part.path} with frames of shape {part.shape[1:]}",
                     rule=f"all frames must have the same shape, {first.path} has {first.shape[1:]}",
-                    remedy="open the files of each shape on their own",
+                    remedy="open the files of each shape separately",
                 )
         files = dict.fromkeys(part.path for part in parts)
         linked = dict.fromkeys(path for part in parts for path in part.linked)
         if twice := files.keys() & linked.keys():
             raise SymDenoiseError(
                 f"{min(twice)}",
-                rule="its frames would be read twice, for another file of the list links to it",
+                rule="another file of the list links to it, so its frames would be read twice",
                 remedy="name the master files only, for instance '*_master.h5'",
             )
         masks = [part.mask for part in parts if part.mask is not None]
@@ -118,7 +118,7 @@ class FrameStack:
                     raise SymDenoiseError(
                         f"frames {first} to {last - 1} of {part.path} with shape {block.shape[1:]}",
                         rule=f"all frames must have the same shape, the first has {self.shape[1:]}",
-                        remedy="open the frames of each shape on their own",
+                        remedy="open the frames of each shape separately",
                     )
                 frames[done : done + len(block)] = block
                 done += len(block)
@@ -132,13 +132,13 @@ class FrameStack:
 
 
 def _agreed(name: str, stated: Iterable[tuple[Path, T | None]]) -> T | None:
-    """Return the one value that the files state, None where none does."""
+    """Return the one value that the files state; None if none does."""
     known = [(path, value) for path, value in stated if value is not None]
     for path, value in known:
         if value != known[0][1]:
             raise SymDenoiseError(
                 f"{path} with {name} {value}",
                 rule=f"the files of one stack must agree, {known[0][0]} has {known[0][1]}",
-                remedy="open them on their own",
+                remedy="open them separately",
             )
     return known[0][1] if known else None

@@ -1,1 +1,1 @@
-"""What an X-ray frame is: counts, exposure, symmetry, noise. Pure numpy."""
+"""Physics of an X-ray frame: counts, exposure, symmetry, noise. Pure numpy."""

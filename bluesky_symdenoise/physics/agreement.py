@@ -1,4 +1,4 @@
-"""Do a frame's counts agree with a symmetry: a map of where they do not, and one test for each operation."""
+"""Agreement of a frame's counts with a symmetry: a map of where they differ, and one test for each operation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PairTest:
     Attributes
     ----------
     operation
-        Which.
+        The operation that was tested.
     regions
         Regions of 32 x 32 pixels with enough counts.
     agreeing
@@ -37,7 +37,7 @@ class PairTest:
         NaN if no pair has counts.
     difference
         Rms difference of the mates' rates over regions, beyond noise, in units of their mean: whatever p is, a small
-        value is a small harm. NaN if no region can be tested.
+        value does little harm. NaN if no region can be tested.
     """
 
     operation: Operation
@@ -49,7 +49,7 @@ class PairTest:
 
 
 def disagreement(frame: Frame, symmetry: Symmetry) -> NDArray[np.float64]:
-    """The strongest disagreement of each pixel's surroundings with any mate, (y, x) in standard deviations.
+    """Return the strongest disagreement of each pixel's surroundings with any mate, (y, x) in standard deviations.
 
     NaN where the pixel or all of its mates were not measured.
     """
@@ -64,7 +64,7 @@ def disagreement(frame: Frame, symmetry: Symmetry) -> NDArray[np.float64]:
 
 
 def pair_tests(frame: Frame, symmetry: Symmetry) -> tuple[PairTest, ...]:
-    """One test for each operation of a symmetry, from the counts alone; see `PairTest`."""
+    """Return one test for each operation of a symmetry, from the counts alone; see `PairTest`."""
     return tuple(_pair_test(frame, operation, symmetry.grid_center) for operation in symmetry.operations)
 
 

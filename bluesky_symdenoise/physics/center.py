@@ -1,4 +1,4 @@
-"""Where the beam is: the centre about which a frame is most like its own image under an operation."""
+"""Search for the beam centre: the point about which a frame is most like its own image under an operation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMOOTHINGS, STEPS = (4.0, 2.0), 8
 
 
 def found_beam_center(frame: Frame, operation: Operation = INVERSION) -> tuple[float, float] | None:
-    """The centre of an operation on the half-pixel grid, by correlating the frame with its image under it.
+    """Return the centre of an operation on the half-pixel grid, by correlating the frame with its image under it.
 
     The masked normalised correlation of the logarithm of the smoothed counts is maximal at twice the centre. Along
     an axis that the operation keeps, the centre is the detector's. None if the correlation stays under 0.5 or is
@@ -36,7 +36,7 @@ def found_beam_center(frame: Frame, operation: Operation = INVERSION) -> tuple[f
 
 
 def refined_beam_center(frame: Frame, near: tuple[float, float]) -> tuple[float, float] | None:
-    """The centre of inversion to a fraction of a pixel, from one that is known within about three pixels.
+    """Return the centre of inversion to a fraction of a pixel, from one that is known within about three pixels.
 
     Gauss-Newton steps on the sum of (r(u) - r(2c - u))^2 / (r(u) + r(2c - u)) with r the smoothed rate, first coarsely,
     then finely. Only r is interpolated. None if the steps leave the neighbourhood or the pattern fixes no centre.
@@ -78,7 +78,7 @@ def refined_beam_center(frame: Frame, near: tuple[float, float]) -> tuple[float,
 
 
 def _correlation(frame: Frame, axes: list[int]) -> NDArray[np.float32]:
-    """Masked normalised correlation with the frame turned around along some axes, by twice the centre; or -1."""
+    """Return the masked normalised correlation with the frame turned along some axes, by twice the centre; or -1."""
     weight = (frame.exposure > 0).astype(np.float32)
     smooth = ndimage.gaussian_filter(frame.counts.astype(np.float32), 2.0, mode="constant")
     norm = ndimage.gaussian_filter(frame.exposure.astype(np.float32), 2.0, mode="constant")
@@ -89,7 +89,9 @@ def _correlation(frame: Frame, axes: list[int]) -> NDArray[np.float32]:
     of_image, of_square, of_weight = (fft.rfftn(array, padded, axes) for array in (image, image**2, weight))
 
     def correlated(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float32]:
-        """Sum over pixels of a(u) b(s - u) for each sum of coordinates s along the turned axes, from the spectra."""
+        """Return the sum over pixels of a(u) b(s - u) for each coordinate sum s along the turned axes, from the
+        spectra.
+        """
         product = a * b
         for axis in {0, 1} - set(axes):
             product = product.sum(axis=axis, keepdims=True)

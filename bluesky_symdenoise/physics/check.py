@@ -27,7 +27,7 @@ LEAST_P = 1e-290
 
 @dataclass(frozen=True, eq=False)
 class SymmetryCheck:
-    """What frames, pooled, say of a symmetry.
+    """Result of testing a symmetry on pooled frames.
 
     Attributes
     ----------
@@ -37,11 +37,11 @@ class SymmetryCheck:
         probability is below the statistical error of 4 x 4 pixels of one folded frame. To be given as ``symmetry=`` to
         a denoiser, a callback or a replay.
     frames
-        How many were pooled.
+        Number of frames that were pooled.
     counts_per_pixel
-        Mean of one of them.
+        Mean counts per pixel of one frame.
     tests
-        One for each operation of the group.
+        One test for each operation of the group.
     usable
         Share of the measured pixels where the mates under each operation may be used.
     spotted
@@ -56,7 +56,7 @@ class SymmetryCheck:
     spotted: tuple[float, ...]
 
     def figures(self) -> dict[str, Any]:
-        """As plain JSON values; differences are relative to the mean of a region and its mate."""
+        """Return plain JSON values; differences are relative to the mean of a region and its mate."""
         operations = []
         for test, usable, spotted in zip(self.tests, self.usable, self.spotted, strict=True):
             # Rates that are not negative differ by at most twice their mean.
@@ -83,7 +83,7 @@ class SymmetryCheck:
         }
 
     def __str__(self) -> str:
-        """Of each operation a line."""
+        """Return a summary, with a line for each operation."""
         center, paired = self.symmetry.beam_center, self.symmetry.grid_center
         about = "" if center is None else f" about (y, x) = ({center[0]:.2f}, {center[1]:.2f})"
         if center is not None and paired is not None and paired != center:
@@ -91,7 +91,7 @@ class SymmetryCheck:
         number = f"{self.frames} frame{'s' * (self.frames != 1)}"
         lines = [f"{self.symmetry.point_group}{about}: {number} of {self.counts_per_pixel:.3g} counts/pixel"]
         if not self.tests:
-            lines.append("no mates: the frames support no group that was looked for; name one to have it tested")
+            lines.append("no mates: the frames support none of the groups that were tried; name a group to test it")
         for one in self.figures()["operations"]:
             visible = one["smallest_visible_difference"]
             least = "none could be seen" if visible is None else f"{100 * visible:.2g} % could be seen (median)"
@@ -110,7 +110,7 @@ class SymmetryCheck:
         Raises
         ------
         SymDenoiseError
-            If the name ends otherwise, or its folder is not there.
+            If the name has another ending, or its folder does not exist.
         """
         refuse_bad_name(Path(path))
         center = self.symmetry.beam_center
@@ -132,12 +132,12 @@ def refuse_bad_name(path: Path) -> None:
 
 
 def load_symmetry(path: str | Path) -> Symmetry:
-    """The symmetry in a file that `SymmetryCheck.save` wrote.
+    """Return the symmetry in a file that `SymmetryCheck.save` wrote.
 
     Raises
     ------
     SymDenoiseError
-        If it is none.
+        If the file does not hold a checked symmetry.
     """
     remedy = "write it with `symdenoise symmetry ... -o`"
     try:
@@ -148,20 +148,20 @@ def load_symmetry(path: str | Path) -> Symmetry:
     except FileNotFoundError as error:
         raise SymDenoiseError(f"{path}", rule="there is no such file", remedy=remedy) from error
     except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
-        raise SymDenoiseError(f"{path}", rule="it is no checked symmetry", remedy=remedy) from error
+        raise SymDenoiseError(f"{path}", rule="it is not a checked symmetry", remedy=remedy) from error
     checked_point_group(group)
     return Symmetry(group, (float(center[0]), float(center[1])) if center.size else None, fold if fold.size else None)
 
 
 def stated_symmetry(symmetry: str | Symmetry | SymmetryCheck) -> str | Symmetry:
-    """What was asked for; a check, or the name of a ``.npz`` file, stands for the checked symmetry in it."""
+    """Return the symmetry as given, or the checked symmetry in a check or in a ``.npz`` file."""
     if isinstance(symmetry, SymmetryCheck):
         return symmetry.symmetry
     return load_symmetry(symmetry) if isinstance(symmetry, str) and symmetry.endswith(".npz") else symmetry
 
 
 def chosen_symmetry(total: Frame, symmetry: str, beam_center: tuple[float, float] | None) -> Symmetry:
-    """The point group and centre for frames that were added up.
+    """Return the point group and centre for frames that were added up.
 
     ``auto`` keeps the largest group that the data support and falls back to ``1``. A named group without a centre takes
     the one found by correlating the frames with themselves.
@@ -180,7 +180,7 @@ def chosen_symmetry(total: Frame, symmetry: str, beam_center: tuple[float, float
     if tilt is not None and beam_center is None:
         raise SymDenoiseError(
             f"symmetry {symmetry!r} without a beam centre",
-            rule="on a tilted detector the image does not show it",
+            rule="on a tilted detector the centre cannot be found from the image",
             remedy="give beam_center=(y, x) in pixels, or Symmetry.on(geometry)",
         )
     summed = without_gaps(total)
@@ -201,10 +201,10 @@ def chosen_symmetry(total: Frame, symmetry: str, beam_center: tuple[float, float
 
 
 def tested_symmetry(total: Frame, symmetry: Symmetry, *, frames: int) -> SymmetryCheck:
-    """Test each operation of a symmetry on the sum of so many frames, and map where its mates may be used.
+    """Test each operation of a symmetry on the sum of a number of frames, and map where its mates may be used.
 
-    Counts of one scene add up to Poisson counts of it, so that the sum says all that the frames can: an asymmetry that
-    no single frame shows is seen, and where nothing could be seen yet the mates stay out.
+    Counts of one scene add up to Poisson counts of it, so the sum holds all evidence of the frames: an asymmetry that
+    no single frame shows is seen, and where none could be seen yet the mates are not used.
     """
     measured = total.exposure > 0
     shape = (measured.shape[0], measured.shape[1])

@@ -1,4 +1,4 @@
-"""Whether a frame was dark-subtracted and cut at zero: what is left is no count, and its zeros hide the rest."""
+"""Test whether a frame was dark-subtracted and cut at zero: its values are then no counts, and zeros hide the rest."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SMALL_SHARE = 0.01
 
 
 def zero_excess(counts: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """The ratio 2 N0 N2 / N1^2 of numbers of pixels with 0, 1 and 2 counts, and how far above the limit it is.
+    """Return the ratio 2 N0 N2 / N1^2 of numbers of pixels with 0, 1 and 2 counts, and how far it is above the limit.
 
-    It is 1 for Poisson counts of any one rate. A frame that was cut at zero has all that was below in N0. Taken in
-    classes of blocks of like mean, as the median over the classes with enough pixels.
+    It is 1 for Poisson counts of any one rate. A frame that was cut at zero has all lower values in N0. The result is
+    the median over classes of blocks of similar mean that have enough pixels.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def refuse_clipped(counts: NDArray[Any], mask: NDArray[np.bool_]) -> None:
     counts
         (y, x).
     mask
-        (y, x), True = bad: also where there is no count.
+        (y, x), True = bad: also set where there is no count.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def refuse_clipped(counts: NDArray[Any], mask: NDArray[np.bool_]) -> None:
 
 
 def refuse_clipped_image(image: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
-    """`refuse_clipped` for each frame of an image (..., y, x); a mask of another shape is refused elsewhere."""
+    """Apply `refuse_clipped` to each frame of an image (..., y, x); wrong mask shapes are refused elsewhere."""
     for frame in image.reshape(-1, *image.shape[-2:]):
         bad = sentinel_mask(frame)
         refuse_clipped(frame, bad if mask is None or mask.shape != bad.shape else bad | mask)

@@ -1,4 +1,4 @@
-"""What a detector counts without a beam: a background of the likelihood, never subtracted from counts."""
+"""Detector counts without a beam: a background of the likelihood, never subtracted from counts."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Dark:
     mask
         (y, x), True where some frame has no count, or the pixel is hot.
     frames
-        How many.
+        Number of frames.
     seconds
-        Exposure time of each; None if nothing says so.
+        Exposure time of each frame; None if it is not known.
     """
 
     counts: NDArray[np.float64]
@@ -42,8 +42,7 @@ class Dark:
     seconds: float | None = None
 
     def exposures(self, seconds: float | None) -> float:
-        """How many exposures of a frame that took `seconds` the dark amounts to: as many as it has frames, if no time
-        is known.
+        """Return how many exposures of `seconds` the dark is worth: its number of frames if no time is known.
 
         Raises
         ------
@@ -55,7 +54,7 @@ class Dark:
             raise SymDenoiseError(
                 f"dark of {self.seconds} s for a frame of {seconds} s",
                 rule=f"the exposure time of the {known} is known and that of the {lacking} is not",
-                remedy="name the exposure times of both, or of neither where they are equal",
+                remedy="name the exposure times of both, or of neither if they are equal",
             )
         if seconds is None or self.seconds is None:
             return float(self.frames)
@@ -80,12 +79,12 @@ class Background:
 
 
 def summed_dark(frames: Iterable[NDArray[Any]], *, seconds: float | None = None) -> Dark:
-    """Dark frames (y, x) as one `Dark`; hot pixels are masked.
+    """Return dark frames (y, x) as one `Dark`; hot pixels are masked.
 
     Raises
     ------
     SymDenoiseError
-        If there is none, or a frame holds values that are no counts.
+        If there is no frame, or a frame holds values that are not counts.
     """
     counts: NDArray[np.float64] | None = None
     bad: NDArray[np.bool_] = np.zeros((0, 0), bool)
@@ -108,7 +107,7 @@ def summed_dark(frames: Iterable[NDArray[Any]], *, seconds: float | None = None)
 
 
 def hot_pixels(counts: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels with far more dark counts than those around them.
+    """Return the pixels with far more dark counts than those around them.
 
     A pixel of y counts is hot where P(Y >= y) < 10^-9 for Y ~ Poisson(3 m + 3/n), with m the mean of the n measured
     pixels in a square of 9 x 9 around it, itself left out.
@@ -130,10 +129,10 @@ def hot_pixels(counts: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[
 def signal(
     intensity: NDArray[np.float32], sigma: NDArray[np.float32], background: Background
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Expected counts of the signal alone, from those of the total y ~ Poisson(signal + background).
+    """Return expected counts of the signal alone, from those of the total y ~ Poisson(signal + background).
 
     s = t - b, sigma_s^2 = sigma_t^2 + sigma_b^2: the best linear estimate of s from y under the same prior mean and
-    variance. It may be negative within noise, and is left so: cut at zero, sums over dark regions would grow with
+    variance. It may be negative within noise, and is kept so: cut at zero, sums over dark regions would grow with
     their area.
 
     Parameters

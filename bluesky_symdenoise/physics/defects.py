@@ -1,4 +1,4 @@
-"""Pixels that cannot be believed, found in the counts themselves with a stated rate of false alarms."""
+"""Defective pixels, found in the counts themselves with a stated rate of false alarms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOT, DEAD = 1, 2
 
 @dataclass(frozen=True)
 class Defects:
-    """Pixels (y, x) that count what no photons do."""
+    """Pixels (y, x) whose counts cannot come from photons."""
 
     hot: NDArray[np.bool_]
     dead: NDArray[np.bool_]
@@ -39,12 +39,12 @@ class Defects:
 
 
 def found_defects(frame: Frame) -> Defects:
-    """Hot and dead pixels of a frame, or of many added up, by what their neighbours allow.
+    """Return hot and dead pixels of a frame, or of the sum of many, judged by their neighbours.
 
-    Hot: even of a spot half a pixel wide, the neighbours would get more. With S the sum of the neighbours but for the
-    brightest, S ~ Poisson(LEAK * y) or more, and P(S or less) times the number of pixels is below one in a million. A
-    pixel among dark ones is thus never hot below 1400 counts; narrow peaks of any height never are. The brightest
-    neighbour is left out, so that two hot pixels side by side are found.
+    Hot: the neighbours would get more counts even from a spot half a pixel wide. With S the sum of the neighbours
+    without the brightest, S ~ Poisson(LEAK * y) or more, and P(S or less) times the number of pixels is below one in a
+    million. A pixel among dark ones is thus never hot below 1400 counts; narrow peaks of any height never are. The
+    brightest neighbour is left out, so that two hot pixels side by side are found.
 
     Dead: no counts in up to four touching pixels, while each of those around has so many that a pixel like the dimmest
     of them would count nothing with a probability, times the number of pixels, below one in a million: 27 counts in a
@@ -55,7 +55,7 @@ def found_defects(frame: Frame) -> Defects:
 
 
 def no_defects(frame: Frame) -> Defects:
-    """Of a frame whose counts are all believed."""
+    """Return the result for a frame whose counts are all used."""
     nothing = np.zeros(frame.counts.shape, bool)
     return Defects(hot=nothing, dead=nothing)
 
@@ -103,7 +103,7 @@ def _dead(frame: Frame, limit: float) -> NDArray[np.bool_]:
 
 
 def _around(image: NDArray[Any], y: NDArray[np.intp], x: NDArray[np.intp]) -> NDArray[Any]:
-    """(8, pixel) values of the neighbours; 0 beyond the edge."""
+    """Return (8, pixel) values of the neighbours; 0 beyond the edge."""
     height, width = image.shape
     out = np.zeros((8, len(y)), image.dtype)
     steps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
@@ -114,17 +114,17 @@ def _around(image: NDArray[Any], y: NDArray[np.intp], x: NDArray[np.intp]) -> ND
 
 
 def gap_lines(frame: Frame) -> NDArray[np.bool_]:
-    """Gaps between modules that no mask names: whole rows and columns without a count, where there should be many.
+    """Return gaps between modules that no mask marks: whole rows and columns without a count that should have many.
 
-    A line without counts has probability exp(-m), m the counts that the next lines with counts on both sides let
-    expect: the smaller of the two, pixel by pixel, and at most one in a pixel, so that no peak speaks for a line. It
+    A line without counts has probability exp(-m), with m the counts expected from the next lines with counts on both
+    sides: the smaller of the two, pixel by pixel, and at most one per pixel, so that a peak alone does not decide. It
     is a gap where that, times the number of lines, is below one in a million. Beyond the last line with counts there
     may be a shadow: no gap is found there.
 
     Parameters
     ----------
     frame
-        The counts, of one frame or of many added up: sparse frames tell no gap from a dark line.
+        The counts, of one frame or of many added up: sparse frames cannot tell a gap from a dark line.
 
     Returns
     -------
@@ -152,12 +152,12 @@ def gap_lines(frame: Frame) -> NDArray[np.bool_]:
 
 
 def without_gaps(frame: Frame) -> Frame:
-    """The frame with `gap_lines` masked."""
+    """Return the frame with `gap_lines` masked."""
     return without(frame, gap_lines(frame))
 
 
 def without(frame: Frame, bad: NDArray[np.bool_]) -> Frame:
-    """The frame with more pixels masked, (y, x) True = bad; the frame itself if there are none."""
+    """Return the frame with more pixels masked, (y, x) True = bad; the frame itself if there are none."""
     if not bad.any():
         return frame
     return replace(frame, counts=np.where(bad, 0.0, frame.counts), exposure=np.where(bad, 0.0, frame.exposure))

@@ -1,4 +1,4 @@
-"""Symmetry put to the test: sums over pairs that pool over frames, and the smallest asymmetry that they could see."""
+"""Tests of symmetry: sums over pairs that pool over frames, and the smallest asymmetry that they could see."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ POWER = 0.95
 BLOCKS, SMALL = 4, 8
 #: Sides, in pixels, of the blocks in which spots are looked for.
 SPOT_BLOCKS = (4, 8, 16)
-#: Fewest counts of the pairs of a block for which its own tail probability is asked.
+#: Fewest counts of the pairs of a block for which its own tail probability is computed.
 FEWEST = 25.0
 #: Side, in pixels, of the block of one frame whose statistical error an unseen asymmetry is held against.
 RESOLUTION = 4
@@ -41,7 +41,7 @@ RESOLUTION = 4
 
 @dataclass(frozen=True)
 class PairSums:
-    """What frames say of one operation: sums that need no frame any more, and add up over frames and runs.
+    """Evidence of frames about one operation: sums that no longer need the frames, and add up over frames and runs.
 
     Each pair counts once. Conditional on its sum n, D = a - n p has mean 0, variance V = n p q and fourth cumulant
     K = n p q (1 - 6 p q); X2 = D^2/V has mean 1.
@@ -49,9 +49,9 @@ class PairSums:
     Attributes
     ----------
     operation, beam_center, shape
-        What was tested, about what centre (y, x), on frames of what shape.
+        Operation that was tested, its centre (y, x), and the shape of the frames.
     frames
-        How many went in.
+        Number of frames in the sums.
     difference, variance, fourth
         Sums of D, V and K in tiles of 4 x 4 pixels.
     chi
@@ -68,7 +68,7 @@ class PairSums:
     chi: Floats
 
     def __add__(self, other: PairSums) -> PairSums:
-        """The sums of both.
+        """Return the sums of both.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class PairSums:
 
 
 def pair_sums(frame: Frame, operation: Operation, beam_center: tuple[float, float]) -> PairSums:
-    """The sums of one frame; add those of others to pool them."""
+    """Return the sums of one frame; add those of others to pool them."""
     half = first_of_pair(frame.counts.shape, operation, beam_center)
     one = Frame(frame.counts, np.where(half, frame.exposure, 0.0), frame.reference)
     difference, variance, chi, chi_variance, fourth = pair_terms(one, mated(frame, operation, beam_center))
@@ -107,12 +107,12 @@ def pair_sums(frame: Frame, operation: Operation, beam_center: tuple[float, floa
 
 @dataclass(frozen=True)
 class Asymmetry:
-    """What the pairs of one operation tell.
+    """Result of testing the pairs of one operation.
 
     Attributes
     ----------
     operation, beam_center, frames
-        What was tested, about what centre, in how many frames.
+        Operation that was tested, its centre, and the number of frames.
     p_value
         Probability that a symmetric pattern differs from itself as much; uniform under symmetry.
     score
@@ -146,14 +146,14 @@ class Asymmetry:
     foldable: NDArray[np.bool_]
 
     def on_pixels(self, values: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
-        """Values by (ring, sector) as an image (y, x)."""
+        """Return values by (ring, sector) as an image (y, x)."""
         y, x = np.indices(shape, dtype=np.float64)
         image: NDArray[Any] = values.ravel()[_polar(y - self.beam_center[0], x - self.beam_center[1], RING, SECTORS)]
         return image
 
 
 def asymmetry(sums: PairSums) -> Asymmetry:
-    """Test equal rates of mates, and say what the test could have seen.
+    """Test equal rates of mates, and report what the test could have seen.
 
     The p-value combines tests at all scales, from pixels to half of the frame, by the Cauchy combination
     (Liu and Xie, J. Am. Stat. Assoc. 115, 393, 2020): the sum of D^2/V over pixels, tiles, and ever larger blocks,
@@ -193,14 +193,14 @@ def asymmetry(sums: PairSums) -> Asymmetry:
 
 
 def _polar(dy: NDArray[Any], dx: NDArray[Any], ring: float, sectors: int) -> NDArray[np.int64]:
-    """The flat index (ring, sector) of positions about the centre."""
+    """Return the flat index (ring, sector) of positions about the centre."""
     sector = np.floor(np.arctan2(dy, dx) / (2 * np.pi) * sectors).astype(np.int64) % sectors
     index: NDArray[np.int64] = (np.hypot(dy, dx) // ring).astype(np.int64) * sectors + sector
     return index
 
 
 def _cells(sums: PairSums) -> tuple[Floats, Floats, Floats]:
-    """Sums of D and V by polar cell, for a cell and, with the other sign, for its mate; and how many pairs they are."""
+    """Return sums of D and V, and the number of pairs, by polar cell, and with the other sign for its mate."""
     y, x = (TILE * np.arange(size) + (TILE - 1) / 2 for size in sums.difference.shape)
     dy, dx = np.meshgrid(y - sums.beam_center[0], x - sums.beam_center[1], indexing="ij")
     here = _polar(dy, dx, CELL, AZIMUTHS)
@@ -225,7 +225,7 @@ def _cells(sums: PairSums) -> tuple[Floats, Floats, Floats]:
 
 
 def _windowed(cells: Floats, rings: int, azimuths: int) -> Floats:
-    """Sums over all windows of so many cells, around the circle."""
+    """Return sums over all windows of a number of cells, around the circle."""
     around = np.concatenate([cells, cells[:, : azimuths - 1]], axis=1)
     total = np.pad(around, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
     return np.asarray(
@@ -234,7 +234,7 @@ def _windowed(cells: Floats, rings: int, azimuths: int) -> Floats:
 
 
 def differing_blocks(frame: Frame, operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.bool_]:
-    """Where (y, x) blocks of 4 to 16 pixels differ from their mates, and four pixels around: spots and gaps.
+    """Return where (y, x) blocks of 4 to 16 pixels differ from their mates, and four pixels around: spots and gaps.
 
     One false alarm in 100 tests of a whole frame, shared by the sizes of blocks.
     """
@@ -255,7 +255,7 @@ def differing_blocks(frame: Frame, operation: Operation, beam_center: tuple[floa
 
 
 def _two_sided(difference: Floats, variance: Floats) -> Floats:
-    """Two-sided mid-p of D: that of a fair binomial of 4 V counts, which is exact for equal exposures."""
+    """Return the two-sided mid-p of D: that of a fair binomial of 4 V counts, exact for equal exposures."""
     n = 4 * variance
     more = n / 2 + np.minimum(np.abs(difference), n / 2)
     # betainc(a, b, 1/2) of real arguments continues the binomial tail between its steps.
@@ -265,7 +265,7 @@ def _two_sided(difference: Floats, variance: Floats) -> Floats:
 
 
 def _tail(value: float, variance: float, third: float) -> float:
-    """P(sum >= value) of the shifted Gamma distribution with mean 0 and these moments."""
+    """Return P(sum >= value) of the shifted Gamma distribution with mean 0 and these moments."""
     if variance <= 0:
         return 1.0
     if third < 1e-3 * variance**1.5:
@@ -275,7 +275,7 @@ def _tail(value: float, variance: float, third: float) -> float:
 
 
 def _most_different(difference: Floats, variance: Floats, places: float) -> list[float]:
-    """P of the smallest `_two_sided` among so many places; none where all have too few counts."""
+    """Return P of the smallest `_two_sided` among a number of places; none if all have too few counts."""
     many = 4 * variance >= FEWEST
     if not many.any():
         return []
@@ -287,7 +287,7 @@ def _most_different(difference: Floats, variance: Floats, places: float) -> list
 
 
 def _p_value(sums: PairSums) -> float:
-    """The tests of all scales as one."""
+    """Combine the tests of all scales into one."""
     chi, chi_variance, chi_third = (float(total) for total in sums.chi)
     tests = [_tail(chi, chi_variance, chi_third)] if chi_variance > 0 else []
     difference, variance, fourth = sums.difference, sums.variance, sums.fourth

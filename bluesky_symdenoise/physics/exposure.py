@@ -1,4 +1,4 @@
-"""What a pixel's exposure is worth: flat field, solid angle and polarisation, to be given and never divided out."""
+"""Relative exposure of a pixel: flat field, solid angle and polarisation, to be given and never divided out."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def exposure_from_geometry(
     polarization: float | None = None,
     polarization_axis: float = 0.0,
 ) -> NDArray[np.float64]:
-    """The relative exposure of each pixel of a detector as pyFAI describes it, tilted or not.
+    """Return the relative exposure of each pixel of a detector as pyFAI describes it, tilted or not.
 
-    Flat field times solid angle over that at normal incidence times the polarisation factor of the scattered beam.
+    It is flat field, times solid angle over that at normal incidence, times polarisation factor of the scattered beam.
 
     Parameters
     ----------
     geometry
-        pyFAI's, such as ``pyFAI.load("detector.poni")``.
+        Geometry of pyFAI, such as ``pyFAI.load("detector.poni")``.
     shape
         (y, x) of the frames.
     flat
@@ -55,7 +55,7 @@ def exposure_from_geometry(
         raise SymDenoiseError(
             f"geometry of a detector of {solid_angle.shape} pixels",
             rule=f"the frames have {shape}",
-            remedy="take the .poni file of this detector and its binning",
+            remedy="use the .poni file of this detector and its binning",
         )
     exposure = as_exposure(flat, shape) * solid_angle
     if degree is None:
@@ -75,7 +75,7 @@ def exposure_of_flat_detector(
     polarization: float | None = None,
     polarization_axis: float = 0.0,
 ) -> NDArray[np.float64]:
-    """`exposure_from_geometry` for a detector perpendicular to the beam, without pyFAI.
+    """Return `exposure_from_geometry` for a detector perpendicular to the beam, without pyFAI.
 
     Solid angle cos^3(t) and polarisation [1 + cos^2(t) - P cos(2 (a + a0)) sin^2(t)]/2 at the scattering angle t and
     azimuth a from the rows.

@@ -1,4 +1,4 @@
-"""Symmetry is checked, not believed: where do a pixel and its mate count the same rate?"""
+"""Symmetry tested instead of assumed: where do a pixel and its mate count the same rate?"""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ RING_TRIMS = 6
 
 @dataclass(frozen=True)
 class Mates:
-    """The counts and exposures of a pixel's mates, summed over the operations that hold there; (y, x) float64."""
+    """Counts and exposures of a pixel's mates, summed over the operations that hold there; (y, x) float64."""
 
     counts: NDArray[np.float64]
     exposure: NDArray[np.float64]
 
 
 def block_sum(image: NDArray[np.float64], block: int) -> NDArray[np.float64]:
-    """Sums over blocks of ``block`` x ``block`` pixels, zeros beyond the edge."""
+    """Return sums over blocks of ``block`` x ``block`` pixels, zeros beyond the edge."""
     height, width = image.shape
     padded = np.pad(image, ((0, -height % block), (0, -width % block)))
     return padded.reshape(padded.shape[0] // block, block, -1, block).sum(axis=(1, 3))
@@ -48,7 +48,7 @@ def block_sum(image: NDArray[np.float64], block: int) -> NDArray[np.float64]:
 def pair_terms(
     frame: Frame, other: Frame
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """`pair_statistics` of each pixel, and the fourth cumulant n p q (1 - 6 p q) of D; all (y, x), 0 without a pair."""
+    """Return `pair_statistics` of each pixel and D's fourth cumulant n p q (1 - 6 p q); (y, x), 0 without a pair."""
     total_exposure = frame.exposure + other.exposure
     both = (frame.exposure > 0) & (other.exposure > 0)
     share = np.divide(frame.exposure, total_exposure, out=np.full(both.shape, 0.5), where=both)
@@ -68,7 +68,7 @@ def pair_terms(
 def pair_statistics(
     frame: Frame, other: Frame, *, block: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Block sums of two tests of equal rates, given each pair's total n = a + b with share p = n_a/(n_a + n_b).
+    """Return block sums of two tests of equal rates, given each pair's total n = a + b with p = n_a/(n_a + n_b).
 
     Difference: D = a - n p, mean 0, variance n p (1 - p). Chi square: X2 = D^2/(n p (1 - p)), mean 1, variance
     2 + [1/(p (1 - p)) - 6]/n. Both are exact at any count, because they are conditional on the pair sums.
@@ -88,7 +88,7 @@ def pair_statistics(
 
 
 def _standard_score(value: NDArray[np.float64], variance: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
-    """Windowed sum over its standard deviation; a Gaussian window squared is one of sigma / sqrt(2)."""
+    """Return the windowed sum over its standard deviation; a squared Gaussian window has sigma / sqrt(2)."""
     total = ndimage.gaussian_filter(value, sigma, mode="constant", truncate=3.0)
     # The window w has unit sum; the sum of w^2 v is the window of sigma/sqrt(2) times the sum of w^2.
     spread = ndimage.gaussian_filter(variance, sigma / np.sqrt(2), mode="constant", truncate=3.0)
@@ -97,7 +97,7 @@ def _standard_score(value: NDArray[np.float64], variance: NDArray[np.float64], s
 
 
 def symmetry_score(frame: Frame, other: Frame) -> NDArray[np.float64]:
-    """How strongly mates differ: the largest standard score of both tests in any window; noise alone gives about 1.
+    """Return how strongly mates differ: the largest standard score of both tests in any window, about 1 by noise.
 
     Parameters
     ----------
@@ -122,10 +122,10 @@ def symmetry_score(frame: Frame, other: Frame) -> NDArray[np.float64]:
 
 
 def symmetry_gate(frame: Frame, other: Frame) -> NDArray[np.bool_]:
-    """Where a mate may be used, (y, x): True where no test sees a difference within any window.
+    """Return where a mate may be used, (y, x): True where no test sees a difference within any window.
 
-    Where the frame has counts of its own, spots of a few pixels are looked for too: less is asked of them, because a
-    mate's noise hides half of the square of their significance, and a mate left out for nothing costs little.
+    Where the frame has own counts, spots of a few pixels are sought too: their threshold is lower, because a mate's
+    noise hides half of the square of their significance, and a mate left out needlessly costs little.
     """
     difference, variance, _, _ = pair_statistics(frame, other, block=SPOT_BLOCK)
     score = np.abs(_standard_score(difference, variance, SPOT_WINDOW / SPOT_BLOCK))
@@ -136,7 +136,7 @@ def symmetry_gate(frame: Frame, other: Frame) -> NDArray[np.bool_]:
 
 
 def mated(frame: Frame, operation: Operation, beam_center: tuple[float, float]) -> Frame:
-    """The frame seen through one operation about the beam centre."""
+    """Return the frame seen through one operation about the beam centre."""
     return Frame(
         counts=mate(frame.counts, operation, beam_center),
         exposure=mate(frame.exposure, operation, beam_center),
@@ -145,7 +145,7 @@ def mated(frame: Frame, operation: Operation, beam_center: tuple[float, float]) 
 
 
 def gated_mates(frame: Frame, symmetry: Symmetry) -> Mates:
-    """Counts and exposures of all mates where the test lets them in: a broken region keeps its own photons only."""
+    """Return counts and exposures of all mates that the test accepts: a broken region keeps its own photons only."""
     center = symmetry.grid_center
     if symmetry.group == "inf" and center is not None:
         mates = _ring_mates(frame, rings(frame.counts.shape, symmetry))
@@ -169,7 +169,7 @@ def gated_mates(frame: Frame, symmetry: Symmetry) -> Mates:
 
 
 def rings(shape: tuple[int, ...], symmetry: Symmetry) -> NDArray[np.int64]:
-    """Which ring about the centre itself each pixel (y, x) is in, counted from 1; 0 where it scatters sideways or back.
+    """Return the number of each pixel's ring about the centre itself, from 1; 0 if it scatters sideways or back.
 
     Rings are half a pixel wide where the beam meets a detector, or, if it is tilted, where it would without the tilt.
     """
@@ -183,7 +183,7 @@ def rings(shape: tuple[int, ...], symmetry: Symmetry) -> NDArray[np.int64]:
 
 
 def ring_mean(frame: Frame, ring: NDArray[np.int64], use: NDArray[np.bool_]) -> Frame:
-    """What the rest of each pixel's ring counted, itself left out: (y, x) sums over pixels with `use`.
+    """Return the sums over the rest of each pixel's ring, itself left out: (y, x), over pixels with `use`.
 
     No count is shared between two rings.
     """
@@ -198,7 +198,7 @@ def ring_mean(frame: Frame, ring: NDArray[np.int64], use: NDArray[np.bool_]) -> 
 
 
 def _ring_mates(frame: Frame, ring: NDArray[np.int64]) -> Mates:
-    """Mates of the full rotation group: the mean over what of a pixel's ring agrees with it, worth `RING_MATES`."""
+    """Return mates of full rotation: the mean over the agreeing part of a pixel's ring, worth `RING_MATES`."""
     speaks = np.ones(frame.counts.shape, bool)
     for _ in range(RING_TRIMS):
         # A bright spot raises the mean that it is compared with, and all of its ring disagrees: the worst goes first.
@@ -215,19 +215,19 @@ def _ring_mates(frame: Frame, ring: NDArray[np.int64]) -> Mates:
 REGION = 32
 #: Share of the testable regions that must agree.
 AGREEING = 0.7
-#: A symmetry is told from none if moving its centre by this many pixels ...
+#: A symmetry is distinguished from none if moving its centre by this many pixels ...
 DISPLACED = 12
 #: ... makes the mates differ by this many more standard deviations.
 EVIDENCE_Z = 6.0
 
 
 def supported(frame: Frame, operation: Operation, beam_center: tuple[float, float]) -> bool:
-    """Whether the data support an operation about a centre: its regions agree, and about another centre they would not.
+    """Return whether the data support an operation about this centre, and would not about another one.
 
     A region (32 x 32 pixels) is testable if its pair has at least 25 counts, and agrees if both tests of
     `pair_statistics` are within three standard deviations. The sum of D^2/variance over blocks of 8 x 8 pixels must
-    grow by six standard deviations when the centre moves by 12 pixels either way along each turned axis: where it
-    does not, the data cannot tell this symmetry from another, and it is refused.
+    grow by six standard deviations when the centre moves by 12 pixels either way along each turned axis: if it does
+    not, the data cannot tell this symmetry from another, and it is rejected.
     """
     other = mated(frame, operation, beam_center)
     difference, variance, chi, chi_variance = pair_statistics(frame, other, block=REGION)
@@ -248,7 +248,7 @@ def supported(frame: Frame, operation: Operation, beam_center: tuple[float, floa
 
 
 def _misfit(frame: Frame, operation: Operation, beam_center: tuple[float, float]) -> float:
-    """Sum of D^2/variance - 1 over blocks, in standard deviations of that sum under symmetry."""
+    """Return the sum of D^2/variance - 1 over blocks, in standard deviations of that sum under symmetry."""
     difference, variance, _, _ = pair_statistics(frame, mated(frame, operation, beam_center), block=8)
     testable = variance >= 1
     excess = np.minimum(difference[testable] ** 2 / variance[testable], 100.0) - 1
@@ -256,7 +256,7 @@ def _misfit(frame: Frame, operation: Operation, beam_center: tuple[float, float]
 
 
 def supported_symmetry(frame: Frame, beam_center: tuple[float, float] | None, tilt: Tilt | None = None) -> Symmetry:
-    """The largest point group that the frame supports about the centre, or about the one found; else ``1``.
+    """Return the largest point group that the frame supports about the centre, or about the one found; else ``1``.
 
     Without a centre only groups with inversion are looked for: a smooth pattern is nearly its own mirror image about
     some line anywhere, and that would be a guess.

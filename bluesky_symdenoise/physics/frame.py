@@ -1,4 +1,4 @@
-"""A frame as the likelihood sees it: counts and the exposure that they were collected with."""
+"""A frame in the form of the likelihood: counts and the exposure that they were collected with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Frame:
     exposure
         (y, x) float64 relative exposure n >= 0, 0 where masked; its median over the other pixels is 1.
     reference
-        The exposure, in the caller's unit, that ``exposure == 1`` stands for.
+        Exposure, in the caller's unit, that corresponds to ``exposure == 1``.
     """
 
     counts: NDArray[np.float64]
@@ -39,7 +39,7 @@ class Frame:
 
 
 def sentinel_mask(counts: NDArray[Any]) -> NDArray[np.bool_]:
-    """Pixels that hold a code and not a count: negative, NaN, infinite, 2^16-1, 2^32-2 or 2^32-1.
+    """Return the pixels that hold a code, not a count: negative, NaN, infinite, 2^16-1, 2^32-2 or 2^32-1.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def sentinel_mask(counts: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def as_mask(mask: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask as (y, x) booleans, True = bad; None masks nothing.
+    """Return the mask as (y, x) booleans, True = bad; None masks nothing.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.bool_]
 
 
 def as_exposure(exposure: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """The exposure as (y, x) floats >= 0; None is 1 and a number is the same for all pixels; 0 is masked.
+    """Return the exposure as (y, x) floats >= 0; None is 1 and a number is the same for all pixels; 0 is masked.
 
     Raises
     ------
@@ -106,12 +106,12 @@ def as_exposure(exposure: ArrayLike | None, shape: tuple[int, int]) -> NDArray[n
 
 
 def frame_from_counts(counts: NDArray[Any], *, mask: NDArray[np.bool_], exposure: NDArray[np.float64]) -> Frame:
-    """Counts, a mask (True = bad) and an exposure, all (y, x), as a `Frame`; detector codes are masked too.
+    """Return counts, mask (True = bad) and exposure, all (y, x), as a `Frame`; detector codes are masked.
 
     Raises
     ------
     SymDenoiseError
-        If a float frame has negative fractions: a background was subtracted, and what is left is no count.
+        If a float frame has negative fractions: a background was subtracted, and the values are not counts.
     """
     if counts.dtype.kind == "f":
         negative = counts[(counts < 0) & ~mask]

@@ -1,4 +1,4 @@
-"""Integrating detectors (CCD, flat panel): gain and read noise, and the counts that the likelihood then sees."""
+"""Integrating detectors (CCD, flat panel): gain and read noise, and the equivalent counts for the likelihood."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Readout:
 def pseudo_counts(
     signal: NDArray[Any], readout: Readout, *, dark: ArrayLike | None = None, dark_frames: int | None = None
 ) -> tuple[NDArray[np.float32], Background]:
-    """What an integrating detector's frames (..., y, x) are to a counting likelihood, and the background in it.
+    """Return the counts equivalent to an integrating detector's frames (..., y, x), and their background.
 
     y = (signal - dark)/gain + b is nearly Poisson(photons + b) when b is the variance of the read noise in photons:
     mean and variance are right. Below 9 photons^2 of variance b is three standard deviations, so that no noise is cut
@@ -63,11 +63,11 @@ def pseudo_counts(
     Parameters
     ----------
     signal
-        As the detector wrote it. Codes of integers and what is not finite become NaN; negative floats are signal.
+        Signal as the detector wrote it. Integer codes and non-finite values become NaN; negative floats are signal.
     dark
         (y, x) mean of dark frames, or a number.
     dark_frames
-        Of how many frames it is the mean; their read noise is then part of the background's error.
+        Number of frames averaged in the dark; their read noise is then part of the background's error.
 
     Raises
     ------
@@ -92,10 +92,10 @@ def pseudo_counts(
 def found_readout(
     frames: Iterable[NDArray[Any]], symmetry: Symmetry, *, mask: ArrayLike | None = None, dark: ArrayLike = 0.0
 ) -> Readout:
-    """Gain and read noise from symmetry pairs: a photon-transfer curve that needs one frame.
+    """Return gain and read noise from symmetry pairs: a photon-transfer curve that needs one frame.
 
     For a pair of equal rates, Var(a - b) = gain (a + b) + 2 read_noise^2. Neighbouring pairs are subtracted from each
-    other, so that what differs smoothly drops out; blocks whose noise is off the line have not the symmetry. Smoothing
+    other, so that smooth differences cancel; blocks whose noise is off the line do not have the symmetry. Smoothing
     in the detector or its software makes neighbours alike and the gain too small.
 
     Parameters
@@ -112,12 +112,14 @@ def found_readout(
     Raises
     ------
     SymDenoiseError
-        If there is no symmetry, or too few pairs of unequal brightness tell a gain.
+        If there is no symmetry, or there are too few pairs of unequal brightness to find a gain.
     """
     center = symmetry.grid_center
     if center is None or not symmetry.operations:
         raise SymDenoiseError(
-            f"symmetry {symmetry.point_group}", rule="noise is read from pairs", remedy="give a group and its centre"
+            f"symmetry {symmetry.point_group}",
+            rule="noise is estimated from pairs of mates",
+            remedy="give a group and its centre",
         )
     blocks = [
         block
@@ -152,7 +154,7 @@ def found_readout(
 def _transfer(
     frame: NDArray[Any], operation: Any, center: tuple[float, float], mask: ArrayLike | None, dark: ArrayLike
 ) -> list[tuple[float, float, float]]:
-    """Of each block: the mean of a + b, the variance of a - b, and of how many pairs."""
+    """Return, for each block, the mean of a + b, the variance of a - b, and the number of pairs."""
     shape = (frame.shape[0], frame.shape[1])
     bad = as_mask(mask, shape) | (~np.isfinite(frame) if frame.dtype.kind == "f" else sentinel_mask(frame))
     signal = np.where(bad, 0.0, frame.astype(np.float64) - np.asarray(dark, np.float64))

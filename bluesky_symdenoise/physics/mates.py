@@ -1,4 +1,4 @@
-"""Which pixel is whose mate under a turn or mirror: counts are moved to it, and never interpolated."""
+"""Mates of pixels under a turn or mirror: counts are moved to them, and never interpolated."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class Operation(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """Whether it maps pixels onto pixels."""
+        """Whether the operation maps pixels onto pixels."""
         return self.tilt is None and all(value in (-1, 0, 1) for value in self[:4])
 
     def __matmul__(self, other: Operation) -> Operation:
-        """This operation after the other, on one detector."""
+        """Return this operation after the other, on one detector."""
         a, b = np.reshape(self[:4], (2, 2)), np.reshape(other[:4], (2, 2))
         yy, yx, xy, xx = (a @ b).ravel().tolist()
         return Operation(yy, yx, xy, xx, self.tilt)
 
     def inverse(self) -> Operation:
-        """The operation that undoes it."""
+        """Return the operation that undoes it."""
         return Operation(self.yy, self.xy, self.yx, self.xx, self.tilt)
 
     def moved(self, dy: NDArray[Any], dx: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where it sends places (dy, dx) from the centre on the detector; NaN for nowhere."""
+        """Return where the operation sends places (dy, dx) from the centre on the detector; NaN for nowhere."""
         if self.tilt is not None:
             dy, dx = self.tilt.flattened(dy, dx)
         dy, dx = self.yy * dy + self.yx * dx, self.xy * dy + self.xx * dx
@@ -70,7 +70,7 @@ _NAMES = {
 
 
 def named(operation: Operation) -> str:
-    """What an operation does, in words; a tilt of the detector changes none."""
+    """Return what an operation does, in words, which a tilt of the detector does not change."""
     flat = operation._replace(tilt=None)
     if flat in _NAMES:
         return _NAMES[flat]
@@ -80,7 +80,7 @@ def named(operation: Operation) -> str:
 
 
 def mate(image: NDArray[Any], operation: Operation, beam_center: tuple[float, float]) -> NDArray[Any]:
-    """The image at each pixel's mate: out(u) = image(c + g (u - c)), 0 where the mate is off the detector.
+    """Return the image at each pixel's mate: out(u) = image(c + g (u - c)), 0 where the mate is off the detector.
 
     Twice the centre is rounded to integers, so that counts are moved and never interpolated; for turns by 180 degrees
     and mirrors along the axes, the mate is at most half a pixel from its true place. A mirror along another line takes
@@ -92,7 +92,7 @@ def mate(image: NDArray[Any], operation: Operation, beam_center: tuple[float, fl
     image
         (y, x) array.
     operation
-        What turns or mirrors.
+        Turn or mirror.
     beam_center
         (y, x) in pixels.
     """
@@ -123,7 +123,7 @@ def mate(image: NDArray[Any], operation: Operation, beam_center: tuple[float, fl
 
 
 def first_of_pair(shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.bool_]:
-    """True for one pixel of each pair (u, g u), where both are on the detector: no photon is in two pairs."""
+    """Return True for one pixel of each pair (u, g u), if both are on the detector: no photon is in two pairs."""
     there = _mates(shape, operation, beam_center)
     if operation.inverse() == operation:
         return np.arange(shape[0] * shape[1]).reshape(shape) < there
@@ -143,7 +143,7 @@ def first_of_pair(shape: tuple[int, ...], operation: Operation, beam_center: tup
 def same_mate(
     shape: tuple[int, ...], one: Operation, other: Operation, beam_center: tuple[float, float]
 ) -> NDArray[np.bool_]:
-    """True for pixels (y, x) that two operations send to one place."""
+    """Return True for pixels (y, x) that two operations send to one place."""
     if one.exact and other.exact:
         difference = other.inverse() @ one
         center = twice(beam_center, difference)
@@ -155,7 +155,7 @@ def same_mate(
 
 
 def twice(beam_center: tuple[float, float], operation: Operation) -> tuple[int, int]:
-    """Twice the centre as integers; for a quarter turn both even or both odd."""
+    """Return twice the centre as integers; for a quarter turn both even or both odd."""
     y, x = (round(2 * value) for value in beam_center)
     if operation.yx and (y - x) % 2:
         away = 2 * beam_center[0] - y, 2 * beam_center[1] - x
@@ -167,7 +167,7 @@ def twice(beam_center: tuple[float, float], operation: Operation) -> tuple[int, 
 
 
 def _mates(shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.signedinteger]:
-    """The flat index of each pixel's mate, -1 where it has none."""
+    """Return the flat index of each pixel's mate, -1 if it has none."""
     if operation.exact:
         return mate(np.arange(1, 1 + shape[0] * shape[1]).reshape(shape), operation, beam_center) - 1
     return _mutual_nearest((shape[0], shape[1]), operation, beam_center)
@@ -177,7 +177,7 @@ def _mates(shape: tuple[int, ...], operation: Operation, beam_center: tuple[floa
 def _mutual_nearest(
     shape: tuple[int, int], operation: Operation, beam_center: tuple[float, float]
 ) -> NDArray[np.signedinteger]:
-    """The flat index of each pixel's nearest mate where each is the other's; -1 elsewhere."""
+    """Return the flat index of each pixel's nearest mate if each is the other's; -1 elsewhere."""
     height, width = shape
     x = np.arange(width)[None, :] - beam_center[1]
 

@@ -1,4 +1,4 @@
-"""How many digits a pixel is worth: values rounded to a fraction of their own standard deviation."""
+"""Rounding of pixel values to a fraction of their own standard deviation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Image = NDArray[np.float32]
 
 
 def rounded_to_sigma(value: Image, sigma: Image, *, fraction: float) -> Image:
-    """Values rounded to multiples of 2^floor(log2(fraction * sigma)).
+    """Return values rounded to multiples of 2^floor(log2(fraction * sigma)).
 
     The error is at most half of ``fraction * sigma``; the last bits of the mantissa become zero, which compresses.
 
@@ -27,7 +27,7 @@ def rounded_to_sigma(value: Image, sigma: Image, *, fraction: float) -> Image:
 
 
 def rounded_mantissa(value: Image, *, bits: int) -> Image:
-    """Values rounded to ``bits`` bits after the leading one: a relative error of at most 2^-(bits + 1)."""
+    """Return values rounded to ``bits`` bits after the leading one: a relative error of at most 2^-(bits + 1)."""
     mantissa, exponent = np.frexp(value)
     scale = np.float32(2 ** (bits + 1))
     return np.ldexp(np.round(mantissa * scale) / scale, exponent)

@@ -1,4 +1,4 @@
-"""Point groups of a diffraction pattern, about where the beam meets a detector, tilted or not."""
+"""Point groups of a diffraction pattern about the beam's position on a detector, tilted or not."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ POINT_GROUPS: dict[str, tuple[Operation, ...]] = {
 _TURNED = re.compile(r"(m|2mm)@(-?[0-9]{1,3}(?:\.[0-9]{1,3})?)")
 #: Why other groups of the plane are refused.
 _REFUSED = dict.fromkeys(
-    ("3", "3m", "6", "6mm"), "its turns map no pixel onto a pixel, and counts are not interpolated"
+    ("3", "3m", "6", "6mm"), "its turns do not map pixels onto pixels, and counts are not interpolated"
 )
 
 
@@ -62,7 +62,7 @@ class Symmetry:
     Attributes
     ----------
     point_group
-        A key of `POINT_GROUPS`, or ``m@ANGLE`` or ``2mm@ANGLE``: with the mirror line turned by so many degrees from
+        A key of `POINT_GROUPS`, or ``m@ANGLE`` or ``2mm@ANGLE``: with the mirror line turned by that many degrees from
         the detector's columns, from x towards y. Each but ``1`` may be followed by ``~TILT:AXIS:DISTANCE``, the tilt
         of the detector as `bluesky_symdenoise.physics.tilt.Tilt` has it; the columns are then those of the detector
         turned back by the tilt.
@@ -81,12 +81,12 @@ class Symmetry:
     def on(
         cls, geometry: AzimuthalIntegrator, point_group: str = "auto", *, shape: tuple[int, int] | None = None
     ) -> Symmetry:
-        """A group about the beam on a detector as pyFAI describes it, tilted or not.
+        """Return a group about the beam on a detector as pyFAI describes it, tilted or not.
 
         Parameters
         ----------
         geometry
-            pyFAI's, such as ``pyFAI.load("detector.poni")``; the detector's orientation counts.
+            pyFAI's, such as ``pyFAI.load("detector.poni")``; the detector's orientation is used.
         point_group
             A symbol without a tilt, or ``auto`` for `bluesky_symdenoise.Denoiser` to choose one.
         shape
@@ -96,7 +96,7 @@ class Symmetry:
         Raises
         ------
         SymDenoiseError
-            If the group is unknown, the detector's shape is, the beam misses it, or its tilt cannot be used.
+            If group or detector shape are unknown, the beam misses the detector, or its tilt cannot be used.
         """
         if not hasattr(geometry, "detector"):
             raise SymDenoiseError(
@@ -115,16 +115,16 @@ class Symmetry:
 
     @property
     def group(self) -> str:
-        """The point group without the tilt."""
+        """Point group without the tilt."""
         return split_tilt(self.point_group)[0]
 
     @property
     def tilt(self) -> Tilt | None:
-        """That of the detector; None where it does not matter."""
+        """Tilt of the detector; None if it does not matter."""
         return split_tilt(self.point_group)[1]
 
     def exposure(self, given: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float64]:
-        """The relative exposure (y, x) that was given; of nothing, 1, or a tilted detector's solid angles.
+        """Return the given relative exposure (y, x); by default 1, or the solid angles of a tilted detector.
 
         Mates have one scattering angle, and thus equal solid angles unless the detector is tilted.
 
@@ -139,11 +139,11 @@ class Symmetry:
 
     @property
     def operations(self) -> tuple[Operation, ...]:
-        """The operations beside the identity."""
+        """Operations other than the identity."""
         return _operations(self.point_group)
 
     def may_fold(self, index: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        """Where (y, x) the mates under one of the operations may be used.
+        """Return where (y, x) the mates under one of the operations may be used.
 
         Raises
         ------
@@ -156,17 +156,17 @@ class Symmetry:
             raise SymDenoiseError(
                 f"a symmetry that was checked on frames of shape {self.fold.shape}",
                 rule=f"this one has {shape}",
-                remedy="check it on frames of this detector",
+                remedy="run the check on frames of this detector",
             )
         return (self.fold >> np.uint8(index) & 1).astype(bool)
 
     @property
     def grid_center(self) -> tuple[float, float] | None:
-        """The centre on the half-pixel grid that all operations share, so that they are a group of permutations.
+        """Centre on the half-pixel grid that all operations share, so that they are a group of permutations.
 
-        At most a quarter of a pixel from the given one, along each axis. Quarter turns need twice the centre to be
-        even along both axes or odd along both: they take the nearest such, at most half a pixel away. Groups with an
-        oblique mirror or on a tilted detector, which move to the nearest pixels, keep the centre as it is.
+        It is at most a quarter of a pixel from the given one, along each axis. Quarter turns need twice the centre to
+        be even along both axes or odd along both: they use the nearest, at most half a pixel away. Groups with an
+        oblique mirror or on a tilted detector, which move to the nearest pixels, keep the centre unchanged.
         """
         if self.beam_center is None or not all(operation.exact for operation in self.operations):
             return self.beam_center
@@ -192,12 +192,12 @@ def _operations(symbol: str) -> tuple[Operation, ...]:
 
 
 def checked_point_group(symbol: str) -> str:
-    """The symbol, if it is one that can be used; a tilt with all its digits.
+    """Return the symbol if it is a valid one; a tilt gets all its digits.
 
     Raises
     ------
     SymDenoiseError
-        If it is not.
+        If the symbol is not valid.
     """
     group, tilt = split_tilt(str(symbol))
     if group not in POINT_GROUPS and _TURNED.fullmatch(group) is None:
@@ -205,20 +205,22 @@ def checked_point_group(symbol: str) -> str:
         raise SymDenoiseError(
             f"symmetry {symbol!r}",
             rule=_REFUSED.get(group, f"it {known}"),
-            remedy=f"choose {', '.join(POINT_GROUPS)}, m@30 or 2mm@30 as far as the pattern has it; 1 is none",
+            remedy=f"choose {', '.join(POINT_GROUPS)}, m@30 or 2mm@30 whichever the pattern has; 1 means no symmetry",
         )
     if group == "1" and tilt is not None:
-        raise SymDenoiseError(f"symmetry {symbol!r}", rule="without mates no tilt matters", remedy="give 1")
+        raise SymDenoiseError(
+            f"symmetry {symbol!r}", rule="symmetry 1 has no mates, so a tilt has no effect", remedy="give 1"
+        )
     return on_tilt(group, tilt)
 
 
 def checked_symmetry(symbol: str) -> str:
-    """The symbol, if it is ``auto``, perhaps on a tilted detector, or one that can be used.
+    """Return the symbol if it is valid or ``auto``, with or without a tilt.
 
     Raises
     ------
     SymDenoiseError
-        If it is neither.
+        If the symbol is not valid.
     """
     group, tilt = split_tilt(str(symbol))
     return on_tilt(group, tilt) if group == "auto" else checked_point_group(symbol)
@@ -227,12 +229,12 @@ def checked_symmetry(symbol: str) -> str:
 def noticeable_tilt(
     geometry: AzimuthalIntegrator, shape: tuple[int, int], beam_center: tuple[float, float]
 ) -> Tilt | None:
-    """The tilt of a detector as pyFAI describes it, if it moves any mate on it by more than a quarter of a pixel.
+    """Return the tilt of a pyFAI detector if it moves any mate on it by more than a quarter of a pixel.
 
     Raises
     ------
     SymDenoiseError
-        If such a tilt cannot be used: pixels are not square, the detector is not flat, or it leans by more than 60
+        If such a tilt cannot be used: pixels are not square, the detector is not flat, or it is tilted by more than 60
         degrees.
     """
     tilt = tilt_of(geometry)
@@ -251,7 +253,7 @@ def noticeable_tilt(
 
 
 def refuse_other_center(symmetry: Symmetry, beam_center: Any) -> None:
-    """Raise SymDenoiseError if another centre is named beside a resolved symmetry."""
+    """Raise SymDenoiseError if another centre is given beside a resolved symmetry."""
     if beam_center is None or symmetry.point_group == "1":
         return
     if symmetry.beam_center != tuple(np.asarray(beam_center, np.float64).ravel().tolist()):
@@ -263,7 +265,7 @@ def refuse_other_center(symmetry: Symmetry, beam_center: Any) -> None:
 
 
 def checked_beam_center(center: Any, shape: tuple[int, int]) -> tuple[float, float]:
-    """The beam centre (y, x) in pixels, if it lies on the detector.
+    """Return the beam centre (y, x) in pixels, if it lies on the detector.
 
     Raises
     ------
@@ -279,7 +281,7 @@ def checked_beam_center(center: Any, shape: tuple[int, int]) -> tuple[float, flo
     if not (-0.5 <= y <= shape[0] - 0.5 and -0.5 <= x <= shape[1] - 0.5):
         raise SymDenoiseError(
             f"beam centre (y, x) = ({y:g}, {x:g})",
-            rule=f"it must lie on the detector of {shape[0]} x {shape[1]} pixels",
+            rule=f"it must be on the detector of {shape[0]} x {shape[1]} pixels",
             remedy="check the order (y, x), or use symmetry 1 when the beam is off the detector",
         )
     return y, x

@@ -1,4 +1,4 @@
-"""A flat detector that the beam does not meet at a right angle: from its pixels to scattering directions and back."""
+"""Tilted flat detectors: from their pixels to scattering directions and back."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _WRITTEN = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,3})?):(-?[0-9]{1,3}(?:\.[0-9]{1,
 
 @dataclass(frozen=True)
 class Tilt:
-    """How a flat detector of square pixels leans.
+    """Tilt of a flat detector of square pixels.
 
     A pixel at (y, x) from where the beam meets the detector lies at P = (a, b cos t, L + b sin t) from the sample:
     a along the axis of the tilt t, b across, the third along the beam, all in pixels. Its scattering direction meets
     the plane through the same point at a right angle to the beam at u = L (a, b cos t)/(L + b sin t). Point groups
-    act there; with an axis of its own, that plane is the detector turned back by the tilt and by nothing else.
+    act there; that plane is the detector turned back by the tilt alone.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Tilt:
         Azimuth of its axis in the detector's plane, degrees from x towards y. The side at 90 degrees more is the one
         further away from the sample.
     distance
-        From the sample to the detector along the beam, in pixels.
+        Distance from the sample to the detector along the beam, in pixels.
     """
 
     degrees: float
@@ -48,7 +48,7 @@ class Tilt:
     distance: float
 
     def __str__(self) -> str:
-        """``TILT:AXIS:DISTANCE``: degrees to a thousandth, pixels to a hundredth."""
+        """Return ``TILT:AXIS:DISTANCE``: degrees to a thousandth, pixels to a hundredth."""
         return f"{self.degrees:.3f}:{self.axis:.3f}:{self.distance:.2f}"
 
     @property
@@ -62,7 +62,7 @@ class Tilt:
         return float(np.cos(np.radians(self.degrees))), float(np.sin(np.radians(self.degrees)))
 
     def flattened(self, dy: NDArray[Any], dx: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where the directions of pixels (dy, dx) from the beam meet the plane: (uy, ux), NaN for those sideways."""
+        """Return where directions of pixels (dy, dx) from the beam meet the plane: (uy, ux), NaN if sideways."""
         (along, across), (cos, sin) = self.components(dy, dx), self.lean
         depth = self.distance + sin * across
         across = cos * across
@@ -72,23 +72,23 @@ class Tilt:
         return self._joined(along * scale, across * scale)
 
     def leaning(self, uy: NDArray[Any], ux: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The inverse of `flattened`: NaN where a direction does not meet the detector's plane."""
+        """Return the inverse of `flattened`: NaN where a direction does not meet the detector's plane."""
         (along, across), (cos, sin) = self.components(uy, ux), self.lean
         slope = self.distance * cos - across * sin
         across = np.divide(across * self.distance, slope, out=np.full(slope.shape, np.nan), where=slope > 0)
         return self._joined(along * (1 + across * (sin / self.distance)), across)
 
     def solid_angle(self, shape: tuple[int, int], beam_center: tuple[float, float]) -> NDArray[np.float64]:
-        """That of each pixel over that of the one that the beam meets, (y, x): L^3/|P|^3."""
+        """Return each pixel's solid angle over that where the beam meets the detector, (y, x): L^3/|P|^3."""
         return _solid_angle(self, shape, beam_center)
 
     def components(self, dy: NDArray[Any], dx: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Components along and across the axis."""
+        """Return components along and across the axis."""
         cos, sin = self.turn
         return dx * cos + dy * sin, dy * cos - dx * sin
 
     def _joined(self, along: NDArray[Any], across: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(y, x) of components along and across the axis."""
+        """Return (y, x) of components along and across the axis."""
         cos, sin = self.turn
         return along * sin + across * cos, along * cos - across * sin
 
@@ -105,12 +105,12 @@ def _solid_angle(tilt: Tilt, shape: tuple[int, int], beam_center: tuple[float, f
 
 @lru_cache(64)
 def split_tilt(symbol: str) -> tuple[str, Tilt | None]:
-    """The point group, and the tilt that is written behind it: ``2mm~15:90:1200`` is ``2mm`` at 15 degrees.
+    """Return the point group and the tilt that follows it: ``2mm~15:90:1200`` is ``2mm`` at 15 degrees.
 
     Raises
     ------
     SymDenoiseError
-        If what stands behind the ``~`` is no tilt.
+        If the text after ``~`` is not a tilt.
     """
     group, sign, written = symbol.partition("~")
     if not sign:
@@ -128,12 +128,12 @@ def split_tilt(symbol: str) -> tuple[str, Tilt | None]:
 
 
 def on_tilt(symbol: str, tilt: Tilt | None) -> str:
-    """The symbol on a tilted detector; ``1``, and one that says a tilt already, stay."""
+    """Return the symbol on a tilted detector; ``1``, and a symbol with a tilt already, are unchanged."""
     return symbol if tilt is None or symbol == "1" or "~" in symbol else f"{symbol}~{tilt}"
 
 
 def met_at(geometry: AzimuthalIntegrator) -> tuple[float, float]:
-    """Where the beam meets a detector as pyFAI describes it: (y, x) in pixels, the first pixel's centre is 0."""
+    """Return where the beam meets a pyFAI detector: (y, x) in pixels, the centre of the first pixel is 0."""
     fit2d = geometry.getFit2D()
     y, x = float(fit2d["centerY"]) - 0.5, float(fit2d["centerX"]) - 0.5
     # pyFAI's Fit2D centre is for orientation 3 (bottom right), whatever the detector's is.
@@ -146,14 +146,14 @@ def met_at(geometry: AzimuthalIntegrator) -> tuple[float, float]:
 
 
 def tilt_of(geometry: AzimuthalIntegrator) -> Tilt | None:
-    """The tilt of a detector as pyFAI describes it, to the digits that a symbol has; None below half a thousandth.
+    """Return the tilt of a pyFAI detector, rounded as in a symbol; None below half a thousandth.
 
-    Pixels that are no squares are taken for such of the same area.
+    Pixels that are not square are treated as squares of the same area.
 
     Raises
     ------
     SymDenoiseError
-        If the detector is not flat, it leans by more than 60 degrees, or the beam does not meet it.
+        If the detector is not flat, is tilted by more than 60 degrees, or the beam does not meet it.
     """
     detector = geometry.detector
     degrees = float(np.degrees(np.arccos(np.cos(geometry.rot1) * np.cos(geometry.rot2))))
@@ -177,7 +177,7 @@ def tilt_of(geometry: AzimuthalIntegrator) -> Tilt | None:
 
 
 def unusable(degrees: float, rule: str) -> SymDenoiseError:
-    """Why a tilt cannot be used."""
+    """Return why a tilt cannot be used."""
     return SymDenoiseError(
         f"detector tilted by {degrees:.3f} degrees", rule=rule, remedy="use symmetry 1 for this detector"
     )

@@ -1,1 +1,1 @@
-"""How weights come to be: simulated and real frames, independent pairs, a likelihood."""
+"""Training of weights: simulated and real frames, independent pairs, a likelihood."""

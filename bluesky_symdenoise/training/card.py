@@ -1,4 +1,4 @@
-"""The cards of tuned and of trained models: what their records say, for people."""
+"""Model cards of tuned and of trained models: their records in readable form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bluesky_symdenoise.training.scores import Paired
 
 
 def said(parent: str, figures: Mapping[str, Any]) -> str:
-    """The figures of a tuned model beside its parent's, in one line."""
+    """Return the figures of a tuned model beside its parent's, in one line."""
     loss, features = (Paired(**figures[name]) for name in ("held_out_loss", "false_features_per_megapixel"))
     return (
         f"loss of held-out photons {loss.parent:.5f} ({parent}) and {loss.tuned:.5f} (tuned) nat/pixel, difference "
@@ -20,7 +20,7 @@ def said(parent: str, figures: Mapping[str, Any]) -> str:
 
 
 def model_card(name: str, record: Mapping[str, Any]) -> str:
-    """Markdown."""
+    """Return the model card of a tuned model as Markdown."""
     lineage, figures = record["lineage"], record["figures"]
     parent = lineage["parent"]
     frames = lineage["frames"]
@@ -50,7 +50,7 @@ def model_card(name: str, record: Mapping[str, Any]) -> str:
 
 
 def trained_card(record: Mapping[str, Any], *, parameters: int) -> str:
-    """Markdown, of weights that a recipe was trained to; ``parameters`` is their number."""
+    """Return the model card of weights trained by a recipe, as Markdown; ``parameters`` is their number."""
     training, name = record["training"], record["name"]
     config, parent = training["config"], training["initial"]
     begun = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-#: Points of a curve: each stands for as many steps as there are, by their median and quartiles.
+#: Points of a curve: each represents as many steps as there are, by their median and quartiles.
 POINTS = 200
 
 

@@ -61,7 +61,7 @@ class TrainConfig:
 
     @property
     def mixture(self) -> Mixture:
-        """What the samples are."""
+        """Mixture of the samples."""
         return Mixture(
             real=self.real_share,
             shadow=self.shadow_share,
@@ -72,17 +72,17 @@ class TrainConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def read(cls, path: Path) -> TrainConfig:
-        """The recipe in a TOML file.
+        """Return the recipe in a TOML file.
 
         Raises
         ------
         SymDenoiseError
-            If the file is missing or no recipe.
+            If the file is missing or is not a recipe.
         """
 
         def refused(rule: str) -> SymDenoiseError:
@@ -114,7 +114,7 @@ class TrainConfig:
 
 
 def _fits(key: str, value: Any, kind: str) -> bool:
-    """Whether a value is of its key's type, and within what that key can mean."""
+    """Return whether a value has its key's type, and is in the key's range."""
     if key == "channels":
         return (
             isinstance(value, list)
@@ -147,7 +147,7 @@ class _Samples(IterableDataset[Tensor]):
 
 
 class Descent:
-    """A network on its way down, and the running average of its weights, which is what gets shipped."""
+    """A network in training, and the running average of its weights, which is what is published."""
 
     def __init__(self, net: PriorNet, *, learning_rate: float) -> None:
         self.net = net
@@ -157,7 +157,7 @@ class Descent:
         self.optimiser = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=1e-4)
 
     def step(self, number: int, loss: Tensor, learning_rate: float) -> float:
-        """One step, and the length of its gradient; where that is not finite, the network stays as it is."""
+        """Make one step and return the length of its gradient; if that is not finite, the network is unchanged."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.optimiser.zero_grad(set_to_none=True)
@@ -303,7 +303,7 @@ def fit(
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C waits for the step to end, so that a checkpoint can be written; the second one does not wait."""
+    """Delay Ctrl-C until the step has ended, so that a checkpoint can be written; a second one acts at once."""
     asked = threading.Event()
     before = signal.getsignal(signal.SIGINT)
 
@@ -322,7 +322,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def scheduled_rate(config: TrainConfig, step: float) -> float:
-    """Linear warm-up, then a half cosine to zero."""
+    """Return the learning rate: linear warm-up, then a half cosine to zero."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)

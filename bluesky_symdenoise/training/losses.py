@@ -1,4 +1,4 @@
-"""What training minimises: the likelihood of held-out counts; for comparison, how far off a known rate is."""
+"""Losses that training minimises: the likelihood of held-out counts; for comparison, distances to a known rate."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.nn import functional as F  # noqa: N812
 
 from bluesky_symdenoise.denoiser.network import PriorNet, posterior
 
-#: Smallest rate, counts per pixel, that a network which is shown the truth must foretell.
+#: Smallest rate, counts per pixel, that a network which is shown the truth must predict.
 LEAST_RATE = 1e-3
 
 
 def _of_counts(a: Tensor, b: Tensor, target: Tensor, exposure: Tensor) -> Tensor:
-    """-log negative binomial: log G(a) - log G(t + a) + log G(t + 1) - a log(b / (b + e)) - t log(e / (b + e)).
+    """Return -log negative binomial: log G(a) - log G(t + a) + log G(t + 1) - a log(b / (b + e)) - t log(e / (b + e)).
 
-    Of an expected number t its mean over Poisson counts, to second order in their spread, but for a term without a and
-    b: the curvature of log G(t + a) is nearly 1 / (t + a).
+    For an expected number t, it is the mean over Poisson counts, to second order in their spread, without a term free
+    of a and b: the curvature of log G(t + a) is nearly 1 / (t + a).
     """
     spread = torch.where(target == target.round(), 0.0, -target / (target + a) / 2)
     return spread + (
@@ -32,13 +32,13 @@ def _of_counts(a: Tensor, b: Tensor, target: Tensor, exposure: Tensor) -> Tensor
 
 
 def _of_rate(a: Tensor, b: Tensor, rate: Tensor) -> Tensor:
-    """-log Gamma density of the logarithm of the true rate."""
+    """Return -log Gamma density of the logarithm of the true rate."""
     scaled = b * rate.clamp(min=LEAST_RATE)
     return torch.lgamma(a) - a * torch.log(scaled) + scaled
 
 
 def _squared(a: Tensor, b: Tensor, rate: Tensor) -> Tensor:
-    """Squared error of the mean, in units of the variance of the sample's mean count."""
+    """Return squared error of the mean, in units of the variance of the sample's mean count."""
     return (a / b - rate) ** 2 / rate.mean(dim=(1, 2, 3), keepdim=True).clamp(min=LEAST_RATE)
 
 
@@ -55,18 +55,18 @@ LOSSES: dict[str, tuple[float, Callable[[Tensor, Tensor, Tensor], Tensor] | None
 def losses(
     net: PriorNet, batch: Tensor, *, bfloat16: bool, kind: str = "counts", bright_weight: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Mean over the pixels of each sample, in float64, and the weights of the samples.
+    """Return the mean over the pixels of each sample, in float64, and the weights of the samples.
 
     Parameters
     ----------
     batch
         (sample, 6, y, x) as stacked by `bluesky_symdenoise.training.pairs.Sample`.
     kind
-        Of `LOSSES`, for targets that are no whole numbers. Of others, which were counted, it is the negative-binomial
-        log-likelihood, given the posterior Gamma of the rate.
+        One of `LOSSES`, for targets that are not whole numbers. For others, which were counted, it is the
+        negative-binomial log-likelihood, given the posterior Gamma of the rate.
     bright_weight
         Exponent by which pixels weigh more in their sample's mean whose surroundings have more counts than the
-        sample: the best answer stays what it is, as the weight depends on what the network sees and not on the target.
+        sample: the best output is unchanged, as the weight depends on the network's input and not on the target.
     """
     counts, exposure, mate_counts, mate_exposure, target, target_exposure = batch.split(1, dim=1)  # type: ignore[no-untyped-call]
     with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=bfloat16):
@@ -89,13 +89,13 @@ def losses(
 def weighted_loss(
     net: PriorNet, batch: Tensor, *, bfloat16: bool, kind: str = "counts", bright_weight: float = 0.0
 ) -> Tensor:
-    """The mean of `losses` over a batch, with its weights."""
+    """Return the mean of `losses` over a batch, with its weights."""
     per_sample, weights = losses(net, batch, bfloat16=bfloat16, kind=kind, bright_weight=bright_weight)
     return (per_sample * weights).mean()
 
 
 def _brightness(counts: Tensor, exposure: Tensor) -> Tensor:
-    """Mean rate of a pixel and its neighbours over that of its sample, from 1 to 1000; darker ones count as 1."""
+    """Return the mean rate of a pixel and its neighbours over its sample's, from 1 to 1000; darker ones give 1."""
     around = [F.avg_pool2d(image, 3, stride=1, padding=1) for image in (counts, exposure)]
     overall = [image.mean(dim=(1, 2, 3), keepdim=True) for image in (counts, exposure)]
     ratio = around[0] * overall[1] / (around[1] * overall[0]).clamp(min=1e-9)

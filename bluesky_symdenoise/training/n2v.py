@@ -1,8 +1,8 @@
-"""A peer of ours: Noise2Void, our own reimplementation from its published description.
+"""Noise2Void, a method to compare with: our own reimplementation from its published description.
 
-Krull, Buchholz and Jug, CVPR 2019: a U-Net learns by least squares to foretell a few pixels of the frame from their
-surroundings, with each of them replaced by a neighbour, so that it can't copy their noise. It is trained on the very
-frame that it denoises, and shown the whole frame at the end.
+Krull, Buchholz and Jug, CVPR 2019: a U-Net learns by least squares to predict a few pixels of the frame from their
+surroundings, with each of them replaced by a neighbour, so that it cannot copy their noise. It is trained on the
+frame that it denoises, and applied to the whole frame at the end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PATCH, BATCH = 64, 8
 
 
 def n2v(image: NDArray[Any], mask: NDArray[np.bool_], *, budget: Budget = BUDGET) -> NDArray[np.float64]:
-    """Give the expected image by a network trained to foretell hidden pixels of it.
+    """Return the expected image, from a network trained to predict hidden pixels of it.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def n2v(image: NDArray[Any], mask: NDArray[np.bool_], *, budget: Budget = BUDGET
 def _batch(
     rng: np.random.Generator, image: NDArray[np.float32], good: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Patches with hidden pixels, the same without, and where they were hidden; (patch, 1, y, x)."""
+    """Return patches with hidden pixels, the same without, and where they were hidden; (patch, 1, y, x)."""
     height, width = (min(PATCH, size) for size in image.shape)
     target = np.empty((BATCH, 1, height, width), np.float32)
     valid = np.empty(target.shape, bool)
@@ -80,6 +80,6 @@ def _batch(
 
 
 def _inside(start: NDArray[np.int64], step: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Where a step leads, the other way where it would leave the patch."""
+    """Return where a step leads, in the opposite direction if it would leave the patch."""
     there = start + step
     return np.where((there < 0) | (there >= size), start - step, there)

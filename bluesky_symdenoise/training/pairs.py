@@ -35,7 +35,7 @@ BRIGHTEST_OF = 8
 class Sample:
     """One training case; all (y, x) float32. ``target`` was counted at ``target_exposure``, independently.
 
-    Counts are whole numbers: a target that is none is the number to be expected.
+    Counts are whole numbers: a target that is not whole is the expected number.
     """
 
     counts: NDArray[np.float32]
@@ -46,7 +46,7 @@ class Sample:
     target_exposure: NDArray[np.float32]
 
     def stacked(self) -> NDArray[np.float32]:
-        """(6, y, x) in the order of the fields."""
+        """Return (6, y, x) in the order of the fields."""
         return np.stack(
             [
                 self.counts,
@@ -61,21 +61,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Mixture:
-    """What samples are: each a share of them.
+    """Shares of the kinds of samples.
 
     Attributes
     ----------
     real
         Parts of real frames, if there are any; the rest is simulated.
     shadow
-        Of the simulated: with straight shadows, in half of them not on the mates.
+        Share of the simulated with straight shadows, in half of them not on the mates.
     peakless
-        Of the simulated: no pattern at all, only something flat or smooth.
+        Share of the simulated without any pattern, only something flat or smooth.
     stopped
-        Of the simulated: small-angle scattering around a beam stop. Of the real: taken where the frame is bright, which
-        mostly is there.
+        Share of the simulated with small-angle scattering around a beam stop. Of the real: taken where the frame is
+        bright, which mostly is there.
     blurred
-        Of the other simulated: smeared by 0.7 to 8 pixels, as a wide or divergent beam does.
+        Share of the other simulated that are smeared by 0.7 to 8 pixels, as a wide or divergent beam does.
     known_from
         Expected counts from which on they are a simulated pixel's target themselves, instead of Poisson counts.
     """
@@ -99,7 +99,7 @@ class RealFrames:
 
 
 def real_frames(folder: Path) -> list[RealFrames]:
-    """The sets of a folder with ``role = train`` and ``noise = counting``: HDF5 with ``counts`` and ``mask``.
+    """Return the sets of a folder with ``role = train`` and ``noise = counting``: HDF5 with ``counts`` and ``mask``.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def _gradient(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
 
 
 def _mate_exposure(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
-    """How many mates each pixel has: one or three, fewer where some are masked or off the detector."""
+    """Return how many mates each pixel has: one or three, fewer where some are masked or off the detector."""
     number = int(rng.choice([1, 3]))
     exposure = np.zeros(shape)
     for _ in range(number):
@@ -166,7 +166,7 @@ def _mate_exposure(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
 
 
 def simulated_sample(rng: np.random.Generator, size: int, mixture: Mixture) -> Sample:
-    """A random pattern: Poisson counts of about 0.02 to 10^4 per pixel, mates that may be wrong, and a target."""
+    """Return a random pattern: Poisson counts, about 0.02 to 10^4 per pixel, mates that may be wrong, and a target."""
     shape = (size, size)
     peakless = mixture.peakless and rng.uniform() < mixture.peakless
     stopped = not peakless and mixture.stopped and rng.uniform() < mixture.stopped
@@ -205,7 +205,7 @@ def simulated_sample(rng: np.random.Generator, size: int, mixture: Mixture) -> S
 
 
 def _moved(rng: np.random.Generator, counts: NDArray[np.int64], shift: tuple[float, float]) -> NDArray[np.int64]:
-    """Each photon moves by the whole or the next whole pixel: means are interpolated and counts stay Poisson."""
+    """Return the counts with photons moved by whole pixels: means are interpolated and counts stay Poisson."""
     for axis, distance in enumerate(shift):
         whole = int(np.floor(distance))
         further = rng.binomial(counts, distance - whole)
@@ -214,7 +214,7 @@ def _moved(rng: np.random.Generator, counts: NDArray[np.int64], shift: tuple[flo
 
 
 def _part(rng: np.random.Generator, frames: RealFrames, size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Counts, and where they were measured, of a part of one of the frames."""
+    """Return counts, and where they were measured, of a part of one of the frames."""
     _, height, width = frames.counts.shape
     y0, x0 = rng.integers(0, max(1, height - size + 1)), rng.integers(0, max(1, width - size + 1))
     at = np.s_[y0 : y0 + size, x0 : x0 + size]
@@ -223,7 +223,7 @@ def _part(rng: np.random.Generator, frames: RealFrames, size: int) -> tuple[NDAr
 
 
 def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int, mixture: Mixture) -> Sample:
-    """A crop of a real frame, its counts split three ways by binomial thinning: frame, mates, target."""
+    """Return a crop of a real frame, its counts split three ways by binomial thinning: frame, mates, target."""
     while True:
         frames = sets[int(rng.integers(len(sets)))]
         tried = BRIGHTEST_OF if mixture.stopped and rng.uniform() < mixture.stopped else 1
@@ -279,7 +279,7 @@ def _gated(
     target: Image,
     target_exposure: Image,
 ) -> Sample:
-    """The sample with the mates that the symmetry test lets in, as inference would; unknowable pixels don't count."""
+    """Return the sample with the mates that the symmetry test accepts, as in use; unknowable pixels are ignored."""
     if mate_exposure.any():
         holds = symmetry_gate(Frame(counts, exposure, 1.0), Frame(mate_counts, mate_exposure, 1.0))
         mate_counts, mate_exposure = mate_counts * holds, mate_exposure * holds
@@ -295,6 +295,6 @@ def _gated(
 
 
 def sample(rng: np.random.Generator, sets: Sequence[RealFrames], *, size: int, mixture: Mixture) -> Sample:
-    """One case, real in the mixture's share if there are real frames."""
+    """Return one case, real in the mixture's share if there are real frames."""
     drawn = sets and rng.uniform() < mixture.real
     return real_sample(rng, sets, size, mixture) if drawn else simulated_sample(rng, size, mixture)

@@ -1,4 +1,4 @@
-"""Is a tuned model better than its parent, and does it invent: frame by frame on the same counts, with errors."""
+"""Scores of a tuned model and its parent, by frame on the same counts, with errors: is it better, does it invent?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.training.shots import Shot, evidence
 from bluesky_symdenoise.training.simulate import peakless_rate
 
-#: Share of the photons that a held-out frame without a target is denoised from; the rest is foretold.
+#: Share of the photons that a held-out frame without a target is denoised from; the rest is predicted.
 HELD_OUT_SHARE = 0.5
 #: One-sided probability of two standard deviations of a normal distribution: what is beyond noise.
 BEYOND = 0.9772
@@ -37,7 +37,7 @@ class Paired:
     difference, error
         Mean of tuned - parent over frames, and its standard error from the frames' differences.
     frames
-        How many.
+        Number of frames.
     """
 
     parent: float
@@ -48,7 +48,7 @@ class Paired:
 
     @classmethod
     def of(cls, parent: NDArray[np.float64], tuned: NDArray[np.float64]) -> Paired:
-        """From one value for each frame and model."""
+        """Make the figure from one value for each frame and model."""
         change = tuned - parent
         error = change.std(ddof=1) / np.sqrt(change.size)
         return cls(float(parent.mean()), float(tuned.mean()), float(change.mean()), float(error), change.size)
@@ -60,16 +60,16 @@ class Paired:
 
     @property
     def worse(self) -> bool:
-        """Whether it is larger beyond noise."""
+        """Whether the tuned model's figure is larger beyond noise."""
         return bool(self.difference > stats.t.ppf(BEYOND, self.frames - 1) * self.error)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
 
 def held_out_losses(denoiser: Denoiser, shots: Sequence[Shot], *, seed: int) -> NDArray[np.float64]:
-    """Negative log-likelihood of each shot's held-out counts, in nat per pixel; the same photons for every denoiser.
+    """Return negative log-likelihoods of each shot's held-out counts, nat per pixel, the same for every denoiser.
 
     The predictive distribution is the negative binomial of the denoiser's Gamma posterior, intensity and sigma, at the
     held-out counts' exposure.
@@ -94,7 +94,7 @@ def held_out_losses(denoiser: Denoiser, shots: Sequence[Shot], *, seed: int) -> 
 
 
 def false_features(denoiser: Denoiser, *, seed: int, levels: Sequence[float] = LEVELS) -> NDArray[np.float64]:
-    """Features per megapixel in each of some simulated Poisson frames that have none: flat ones and smooth ones.
+    """Return features per megapixel in simulated Poisson frames that have none: flat ones and smooth ones.
 
     A feature is a connected region where the intensity exceeds the true rate by three of the denoiser's own sigma.
     """

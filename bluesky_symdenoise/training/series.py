@@ -25,7 +25,7 @@ class Series:
 
 
 def textured_rate(view: View, *, orientation: float) -> Image:
-    """Rings with a texture of strength 0 <= orientation <= 1 on a SAXS-like halo, times polarisation; 2mm."""
+    """Return rings with a texture of strength 0 <= orientation <= 1 on a SAXS-like halo, times polarisation; 2mm."""
     rate = 0.25 + 6.0 / (1 + (view.radius / 28) ** 2) ** 1.3
     halo = np.hypot(view.x, view.y * (1 + orientation))
     rate += 1.5 * np.exp(-((halo / 90) ** 2))
@@ -50,7 +50,7 @@ def textured_series(
     shape: tuple[int, int] = (512, 512),
     photons_per_pixel: float = 1.0,
 ) -> Series:
-    """Poisson frames of a sample that orients itself, behind a beam stop with holder, on a detector with gaps.
+    """Return Poisson frames of a sample that becomes oriented, behind a beam stop, on a detector with gaps.
 
     Parameters
     ----------

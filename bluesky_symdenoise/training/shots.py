@@ -1,4 +1,4 @@
-"""Frames of somebody's own run as training cases: split photons, repeated exposures, a better exposed reference."""
+"""Frames of a user's own runs as training cases: split photons, repeated exposures, a better exposed reference."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Shot:
     Attributes
     ----------
     counts
-        (y, x) as the detector gave them.
+        Counts (y, x) as the detector gave them.
     mask
         (y, x), True = bad; the detector's own codes are masked in any case.
     symmetry
@@ -41,7 +41,7 @@ class Shot:
     target
         (y, x) independent counts of the same scene, or None: then the frame's own photons are split in two.
     exposure
-        Of the target, in units of the frame's.
+        Exposure of the target, in units of the frame's.
     """
 
     counts: NDArray[Any]
@@ -57,7 +57,7 @@ class Shot:
         return good if self.target is None else good & ~sentinel_mask(self.target)
 
     def part(self, window: tuple[slice, slice]) -> Shot:
-        """A part of it, which has no symmetry of its own."""
+        """Return a part of the shot, which has no symmetry of its own."""
         target = None if self.target is None else self.target[window]
         return Shot(self.counts[window], self.mask[window], Symmetry(), target, self.exposure)
 
@@ -70,7 +70,7 @@ class Shot:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Counts to denoise and independent ones to be foretold at ``exposure`` times theirs; (y, x) float64, 0 if bad."""
+    """Counts to denoise, and independent ones to predict at ``exposure`` times theirs; (y, x) float64, 0 if bad."""
 
     counts: NDArray[np.float64]
     target: NDArray[np.float64]
@@ -79,7 +79,7 @@ class Evidence:
 
 
 def evidence(rng: np.random.Generator, shot: Shot, share: float) -> Evidence:
-    """A shot and its target; of one without, each photon goes to the input with probability ``share``.
+    """Return a shot and its target; without a target, each photon goes to the input with probability ``share``.
 
     Halves of a Poisson count are independent, and so no network can learn to copy one to the other.
     """
@@ -94,7 +94,7 @@ def evidence(rng: np.random.Generator, shot: Shot, share: float) -> Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A shot to be split with this share; ``whole`` is it, split and folded, where it is used with its mates."""
+    """A shot to be split with this share; ``whole`` is the shot split and folded, if it is used with its mates."""
 
     shot: Shot
     share: float
@@ -102,16 +102,16 @@ class Split:
 
 
 def split(rng: np.random.Generator, shot: Shot) -> Split:
-    """A shot made ready for `crops`: mates lie anywhere in the frame; without them each crop is split by itself."""
+    """Return a shot prepared for `crops`: mates may be anywhere; without mates, each crop is split by itself."""
     share = rng.uniform(*SHARES)
     with_mates = shot.symmetry.operations and rng.uniform() < MATES_SHARE
     return Split(shot, share, _stacked(rng, shot, share) if with_mates else None)
 
 
 def crops(rng: np.random.Generator, prepared: Split, *, size: int, number: int) -> Iterator[Sample]:
-    """Training cases of one shot, turned and mirrored at random.
+    """Return training cases of one shot, turned and mirrored at random.
 
-    The target is never a symmetry mate: the network would learn to believe the symmetry. Mates are evidence, folded and
+    The target is never a symmetry mate: the network would learn to trust the symmetry. Mates are evidence, folded and
     gated from the input's photons as in use, and the pixel's own photons say how far they may be trusted.
     """
     shot, whole = prepared.shot, prepared.whole
@@ -126,7 +126,7 @@ def crops(rng: np.random.Generator, prepared: Split, *, size: int, number: int) 
 
 
 def _stacked(rng: np.random.Generator, shot: Shot, share: float) -> NDArray[np.float32]:
-    """(6, y, x) in the order of a sample's fields."""
+    """Return (6, y, x) in the order of a sample's fields."""
     found = evidence(rng, shot, share)
     exposure = found.good.astype(np.float64)
     mates = gated_mates(Frame(found.counts, exposure, 1.0), shot.symmetry)
@@ -136,7 +136,7 @@ def _stacked(rng: np.random.Generator, shot: Shot, share: float) -> NDArray[np.f
 
 
 def same_scene(one: Shot, other: Shot) -> float | None:
-    """The exposure of the other shot in units of the first one's if they may show one scene, else None.
+    """Return the exposure of the other shot in units of the first one's if they may show one scene, else None.
 
     Given the sum of each pixel's or block's counts, its split between the two is binomial. Chi squared of pixels and
     the squared differences of blocks may exceed their expectation by a tenth, or by three standard deviations where
@@ -164,7 +164,7 @@ def same_scene(one: Shot, other: Shot) -> float | None:
 
 
 def with_repeats(shots: Sequence[Shot]) -> list[Shot]:
-    """The shots; those without a target get their neighbour in the list as one, where it repeats the scene."""
+    """Return the shots; one without a target gets its neighbour in the list, if that repeats the scene."""
     out = list(shots)
     for i, (one, other) in enumerate(pairwise(shots)):
         ratio = same_scene(one, other) if one.target is None and other.target is None else None

@@ -13,7 +13,7 @@ Image = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class View:
-    """Where the detector looks: pixel coordinates about the beam centre; radius in pixels, azimuth in radians."""
+    """What the detector sees: pixel coordinates about the beam centre; radius in pixels, azimuth in radians."""
 
     y: Image
     x: Image
@@ -23,7 +23,7 @@ class View:
 
     @classmethod
     def about(cls, center: tuple[float, float], shape: tuple[int, int], *, scale: float = 1.0) -> View:
-        """A view of ``shape`` pixels whose beam is at ``center`` (y, x), perhaps off the detector."""
+        """Return a view of ``shape`` pixels whose beam is at ``center`` (y, x), perhaps off the detector."""
         y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float64)
         y, x = (y - center[0]) * scale, (x - center[1]) * scale
         radius = np.hypot(y, x)
@@ -35,14 +35,14 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def _peak(rng: np.random.Generator, distance: Image, width: float) -> Image:
-    """Pseudo-Voigt of unit height."""
+    """Return a pseudo-Voigt of unit height."""
     mixing = rng.uniform() * rng.integers(0, 2)
     u2 = (distance / width) ** 2
     return mixing / (1 + u2) + (1 - mixing) * np.exp(-np.minimum(0.693 * u2, 60))
 
 
 def _texture(rng: np.random.Generator, azimuth: Image) -> Image:
-    """Azimuthal intensity of a ring: smooth harmonics, arcs, or grains; symmetric under inversion."""
+    """Return azimuthal intensity of a ring: smooth harmonics, arcs, or grains; symmetric under inversion."""
     kind = rng.integers(0, 4)
     if kind == 0:
         return np.ones_like(azimuth)
@@ -70,7 +70,7 @@ def _rings(rng: np.random.Generator, view: View) -> Image:
 
 
 def _haloes(rng: np.random.Generator, view: View) -> Image:
-    """Amorphous rings, broad and hardly textured."""
+    """Return amorphous rings, broad and hardly textured."""
     out = np.zeros_like(view.radius)
     for _ in range(rng.integers(1, 4)):
         position, width = rng.uniform(0, 1.2) * view.reach, rng.uniform(0.05, 0.6) * view.reach
@@ -176,7 +176,7 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], length: floa
 
 
 def _beam_stop(rng: np.random.Generator, view: View) -> Image:
-    """Transmission of a beam stop and its holder."""
+    """Return transmission of a beam stop and its holder."""
     edge = rng.uniform(0.3, 2)
     inside = 1 / (1 + np.exp(np.clip((view.radius - _log_uniform(rng, 5, 40)) / edge, -30, 30)))
     angle = rng.uniform(0, 2 * np.pi)
@@ -187,7 +187,7 @@ def _beam_stop(rng: np.random.Generator, view: View) -> Image:
 
 
 def straight_shadow(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
-    """Transmission of one to three straight bars anywhere: beam-stop holders, module frames, apertures."""
+    """Return transmission of one to three straight bars anywhere: beam-stop holders, module frames, apertures."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float64)
     through = np.ones(shape)
     for _ in range(rng.integers(1, 4)):
@@ -203,7 +203,7 @@ _PATTERNS = (_rings, _rings, _haloes, _haloes, _haloes, _saxs, _saxs, _fibre, _a
 
 
 def random_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
-    """The mean image of a random pattern, (y, x), of mean 1.
+    """Return the mean image of a random pattern, (y, x), of mean 1.
 
     One to three of: powder rings with texture and grains, SAXS with form and structure factor, fibre layer lines,
     arcs, GISAXS, Bragg spots; on a smooth background; perhaps a direct beam with streaks, a beam stop, speckle
@@ -236,7 +236,7 @@ def random_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
 
 
 def stopped_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
-    """The mean image of small-angle scattering around a beam stop, (y, x), of mean 1.
+    """Return the mean image of small-angle scattering around a beam stop, (y, x), of mean 1.
 
     Over several decades from the stop's edge outwards: parasitic scattering by a power of the radius, round or
     elliptic, with streaks, over a weaker pattern and background. The stop, round or square and not quite in the centre,
@@ -269,7 +269,9 @@ def stopped_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
 
 
 def peakless_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
-    """The mean image of nothing to be found, (y, x), of mean 1: flat, or the exponential of a parabola that is wide."""
+    """Return the mean image (y, x), of mean 1, of a pattern without features: flat, or the exponential of a wide
+    parabola.
+    """
     if rng.uniform() < 0.5:
         return np.ones(shape)
     y, x = np.mgrid[-1 : 1 : 1j * shape[0], -1 : 1 : 1j * shape[1]]
@@ -279,7 +281,7 @@ def peakless_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
 
 
 def random_mask(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Module gaps, dead pixels and the world beyond the detector's edge, True = bad; often nothing."""
+    """Return module gaps, dead pixels and the area beyond the detector's edge, True = bad; often nothing."""
     mask = np.zeros(shape, bool)
     if rng.uniform() < 0.15:
         mask[int(rng.uniform(0.4, 1) * shape[0]) :] = True

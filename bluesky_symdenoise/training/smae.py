@@ -1,8 +1,8 @@
-"""A peer of ours: the symmetric masked autoencoder, our own reimplementation from its published description.
+"""The symmetric masked autoencoder, a method to compare with: our own reimplementation from its description.
 
 J. Appl. Cryst. 2024, 10.1107/S1600576724002899: the frame is cut in two at the pattern's centre, one half is turned by
-180 degrees onto the other, and a U-Net learns to foretell either half from the other by least squares, with Adam at
-1e-3 and flips. Counts are divided by the frame's largest one. No clean image is needed: it is trained on the very frame
+180 degrees onto the other, and a U-Net learns to predict either half from the other by least squares, with Adam at
+1e-3 and flips. Counts are divided by the frame's largest one. No clean image is needed: it is trained on the frame
 that it denoises. Smaller here: see `Budget`.
 """
 
@@ -23,18 +23,19 @@ FLIPS = ((), (2,), (3,), (2, 3))
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a peer that learns may learn; the same seed and thread count give the same estimate.
+    """Training budget of a method that learns; the same seed and thread count give the same estimate.
 
     Attributes
     ----------
     steps
-        Of Adam, each on one image and its counterpart. Published: 505 epochs.
+        Steps of Adam, each on one image and its counterpart. Published: 505 epochs.
     channels
-        Of the U-Net's levels. The default has 0.48 million parameters; (32, 64, 128, 256) has 1.9, published are 2.28.
+        Channels of the U-Net's levels. The default has 0.48 million parameters; (32, 64, 128, 256) has 1.9, the
+        published network 2.28.
     learning_rate
-        Of Adam.
+        Learning rate of Adam.
     seed
-        Of the weights and the flips.
+        Seed of the weights and the flips.
     """
 
     steps: int = 600
@@ -62,7 +63,7 @@ class UNet(nn.Module):
             self.head.get_parameter("bias").zero_()
 
     def forward(self, image: Tensor) -> Tensor:
-        """The other image."""
+        """Return the other image."""
         height, width = image.shape[2:]
         multiple = 2 ** len(self.up)
         x = F.pad(image, (0, -width % multiple, 0, -height % multiple))
@@ -105,12 +106,12 @@ class Halves:
 
 
 def both_counted(halves: Halves) -> NDArray[np.bool_]:
-    """The mask as published: pixels with photons in both halves, so that zeros count for nothing."""
+    """Return the mask as published: pixels with photons in both halves, so that zeros are ignored."""
     return (halves.first * halves.second) > 0
 
 
 def both_measured(halves: Halves) -> NDArray[np.bool_]:
-    """The mask mended: pixels that were measured in both halves, zeros included."""
+    """Return the corrected mask: pixels that were measured in both halves, zeros included."""
     return halves.first_good & halves.second_good
 
 
@@ -122,7 +123,7 @@ def smae(
     common_mask: Callable[[Halves], NDArray[np.bool_]],
     budget: Budget = BUDGET,
 ) -> NDArray[np.float64]:
-    """Give the expected counts of a frame, each half foretold from the other by a network trained on the two.
+    """Return the expected counts of a frame, each half predicted from the other by a network trained on the two.
 
     Parameters
     ----------
@@ -133,7 +134,7 @@ def smae(
     beam_center
         (y, x) in pixels; twice the centre is rounded to an integer.
     common_mask
-        `both_counted` as published, `both_measured` as mended: what both halves lose, as input and as target.
+        `both_counted` as published, or `both_measured`, corrected: what both halves lose, as input and as target.
 
     Returns
     -------
@@ -183,7 +184,7 @@ def _flip_averaged(net: UNet, image: Tensor) -> NDArray[np.float64]:
 
 
 def _window(shape: tuple[int, ...], beam_center: tuple[float, float]) -> tuple[slice, slice]:
-    """The largest part of the detector that is symmetric about the centre."""
+    """Return the largest part of the detector that is symmetric about the centre."""
     parts = []
     for size, center in zip(shape, beam_center, strict=True):
         total = round(2 * center)
@@ -192,9 +193,9 @@ def _window(shape: tuple[int, ...], beam_center: tuple[float, float]) -> tuple[s
 
 
 def _halves(seen: NDArray[np.float64], good: NDArray[np.bool_]) -> Halves:
-    """Rows up to the centre and the others, turned; a central row is in both, and a pixel that is its own mate in none.
+    """Return rows up to the centre and the others, turned; a central row is in both, self-mated pixels are in none.
 
-    A network that is asked to foretell a pixel from itself learns to copy.
+    A network that predicts a pixel from itself would learn to copy.
     """
     turned, turned_good = seen[::-1, ::-1], good[::-1, ::-1]
     height, width = seen.shape

@@ -1,4 +1,4 @@
-"""Tuning a model to somebody's own frames; figures on frames that it was not tuned on say whether that was any good."""
+"""Tuning of a model to a user's own frames; scores on frames that it was not tuned on show whether it helped."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ class Tuned:
     Attributes
     ----------
     model, content
-        The network with its identity, and the same as the bytes of a safetensors file.
+        The network with its identity, and the same network as the bytes of a safetensors file.
     loss
         Held-out negative log-likelihood, nat per pixel, on frames that were not tuned on.
     features
         False features per megapixel of simulated frames without peaks.
     steps, seconds
-        Of the tuning itself.
+        Steps and seconds of the tuning itself.
     in_time
-        Whether all steps were done without hurry: if not, another run need not give the same weights.
+        Whether all steps were done in the given time: if not, another run need not give the same weights.
     repeats
         How many frames to tune on had a repeat of their scene.
     """
@@ -78,11 +78,11 @@ class Tuned:
 
     @property
     def accepted(self) -> bool:
-        """Whether it foretells held-out counts better than its parent, beyond noise, and invents no more."""
+        """Whether it predicts held-out counts better than its parent, beyond noise, and invents no more."""
         return self.loss.better and not self.features.worse
 
     def figures(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return {
             "held_out_loss": self.loss.to_dict(),
             "false_features_per_megapixel": self.features.to_dict(),
@@ -107,12 +107,12 @@ def tune(
     Parameters
     ----------
     shots, held_out
-        To tune on and to score on, two at least.
+        Shots to tune on and to score on, two at least.
     config
-        How; its name is the tuned model's. Seeded: the same frames and threads give the same weights, unless time was
-        short.
+        Tuning recipe; its name is the tuned model's. Seeded: the same frames and threads give the same weights, unless
+        time was short.
     seconds
-        For all of it; the number of steps is cut where it would take longer.
+        Time for everything; the number of steps is reduced if it would take longer.
     """
     begun = time.monotonic()
     levels = sorted({*LEVELS, float(np.clip(np.mean([shot.mean for shot in held_out]), 0.02, 100.0))})
@@ -139,7 +139,7 @@ def tune(
     # Scoring the tuned model takes as long as its parent took, on a machine that may be busier by then.
     allowed = max(0.0, seconds - (started - begun) - 2 * scoring)
     steps, in_time = 0, True
-    # Nobody who wants no bar is told which widgets would draw one.
+    # Without a bar, do not print which widgets would draw one.
     tqdm = import_module("tqdm.auto" if progress else "tqdm").tqdm
     with tqdm(total=config.steps, unit="step", desc="tuning", mininterval=1, disable=not progress) as bar:
         for batch in _prefetched(config, paired):
@@ -171,7 +171,7 @@ def tune(
 
 
 def halves(shots: Sequence[Shot], *, held_out: int, seed: int) -> tuple[list[Shot], list[Shot]]:
-    """The shots to tune on and ``held_out`` others to score on, drawn at random, each in their order."""
+    """Return the shots to tune on and ``held_out`` others to score on, drawn at random, each in their order."""
     drawn = set(np.random.default_rng([seed, len(shots)]).permutation(len(shots))[:held_out].tolist())
     return [s for i, s in enumerate(shots) if i not in drawn], [s for i, s in enumerate(shots) if i in drawn]
 
@@ -181,7 +181,7 @@ def _real(config: TrainConfig) -> int:
 
 
 def _loss(net: PriorNet, anchor: PriorNet, batch: Tensor, real: int, *, bfloat16: bool) -> Tensor:
-    """Held-out likelihood of the first, real samples; on the others, how far the posterior went from the parent's."""
+    """Return held-out likelihoods of the first, real samples; for others, the posterior's change from the parent's."""
     loss = weighted_loss(net, batch[:real], bfloat16=bfloat16)
     if real == len(batch):
         return loss
@@ -221,7 +221,7 @@ class _Batches:
 
 
 def _prefetched(config: TrainConfig, shots: Sequence[Shot]) -> Iterator[Tensor]:
-    """All batches in order, made in another thread while the network computes: a fork would copy a server's locks."""
+    """Yield all batches in order, made in another thread during computation: a fork would copy a server's locks."""
     batches = _Batches(config, shots)
     with ThreadPoolExecutor(1, thread_name_prefix="symdenoise-batches") as pool:
         waiting: deque[Future[Tensor]] = deque()

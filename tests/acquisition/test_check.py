@@ -261,4 +261,4 @@ class TestFiles:
             (tmp_path / "no.npz").write_bytes(content)
             with pytest.raises(SystemExit):
                 main(["denoise", str(tmp_path / "frames.npy"), "-o", "o.h5", "--symmetry", str(tmp_path / "no.npz")])
-            assert "no checked symmetry" in capsys.readouterr().err
+            assert "not a checked symmetry" in capsys.readouterr().err

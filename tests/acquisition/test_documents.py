@@ -472,7 +472,7 @@ class TestFiles:
         status = done.feed(announced(files, data, shape=[1, SIZE, SIZE], events=5))
         assert (status.frames, status.failed) == (3, 2)
         (line,) = status.errors
-        assert "nothing tells which" in line
+        assert "the start of its rows is unknown" in line
         np.testing.assert_array_equal(column(done.derived(), "det_counts_in"), [*sums(frames[:3]), np.nan, np.nan])
 
     def test_tiff_sequence_with_a_file_that_comes_late(self, seen: Callable[..., Seen], home: Path) -> None:

@@ -304,7 +304,7 @@ def test_registering_a_stored_run_says_that_it_stays_stored(
     raw = written(client, home / "frames", "chunked")
     stored = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1")
     assert register(raw, client["denoised"], denoiser=denoiser, symmetry="1").start["uid"] == stored.start["uid"]
-    assert "is stored already and stays so; `symdenoise evict` makes it lazy" in caplog.text
+    assert "is stored already and is kept; `symdenoise evict` makes it lazy" in caplog.text
     caplog.clear()
     evict(settle(stored))
     register(raw, client["denoised"], denoiser=denoiser, symmetry="1")
@@ -346,7 +346,7 @@ class TestPixels:
             old.copy("entry", new)
             new["entry/data/det"][2, 0, 3, 4] += 0.125
         path.write_bytes((tmp_path / "changed.h5").read_bytes())
-        with pytest.raises(SymDenoiseError, match="row 2 of primary/det: computed again it is not bit for bit"):
+        with pytest.raises(SymDenoiseError, match="row 2 of primary/det: the recomputed row differs from the stored"):
             evict(run)
         assert path.exists()
         assert source_of(settle(run)).mimetype == "application/x-hdf5"

@@ -400,5 +400,5 @@ class TestDocuments:
             replay(documents[1:], denoiser=denoiser)
         with pytest.raises(SymDenoiseError, match="cannot be read"):
             replay(tmp_path / "missing.jsonl", denoiser=denoiser)
-        with pytest.raises(SymDenoiseError, match="is no run"):
+        with pytest.raises(SymDenoiseError, match="is not a run"):
             replay(3, denoiser=denoiser)

@@ -301,7 +301,7 @@ class TestBacklog:
             number = backlog.add("raw", document({"n": n}), 0.0)
             assert json.loads(backlog.pieces(number)[0])[1] == {"n": n}
         backlog.close()
-        assert caplog.text.count("make room") == 1
+        assert caplog.text.count("free disk space") == 1
 
 
 def test_owner_of_each_kind_of_document() -> None:

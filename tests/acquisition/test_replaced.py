@@ -339,7 +339,7 @@ class TestNumbersThatGoOn:
         shown = np.asarray(counts_in(found))
         assert np.all(np.isnan(shown) | (shown == sums(stack)))
         assert np.isnan(shown[3:]).all()
-        assert "nothing tells which" in reasons(found)
+        assert "the start of its rows is unknown" in reasons(found)
 
     def test_files_that_begin_with_the_first_index(
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
@@ -422,7 +422,7 @@ class TestFramesOfAnEvent:
             fed(callback, run.ended())
         found = derived(client, run.uid)
         assert np.isnan(counts_in(found)).all()
-        assert "how many of its frames belong to an event" in reasons(found)
+        assert "the number of frames per event is not stated" in reasons(found)
 
     def test_file_with_a_multiple_of_the_frames_that_were_announced(
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made], caplog: pytest.LogCaptureFixture

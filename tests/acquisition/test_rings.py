@@ -226,7 +226,7 @@ def test_ring_that_cannot_be_looked_at_does_not_cost_the_frame(
 
 
 def test_rings_of_one_name_are_refused(client: Container) -> None:
-    with pytest.raises(SymDenoiseError, match="names differ"):
+    with pytest.raises(SymDenoiseError, match="names must differ"):
         Work.planned(client["denoised"], activity="test", analysis=[Ring(1, 2), Ring(3, 4)])
     with pytest.raises(SymDenoiseError, match="it holds rings"):
         Work.planned(client["denoised"], activity="test", analysis=["orientation"])
@@ -239,5 +239,5 @@ def test_services_read_rings_from_their_toml_file(client: Container, tmp_path: P
     assert work.analysis == (Ring(8, 28), Ring(3, 9, name="low"))
     assert {"orientation", "low_peak_area_sigma"} <= set(work.columns)
     path.write_text("[[analysis]]\ninner = 8\nouter = 28\ncolour = 1\n")
-    with pytest.raises(SymDenoiseError, match="there is no such argument"):
+    with pytest.raises(SymDenoiseError, match="there is no argument of that name"):
         read_arguments(path)

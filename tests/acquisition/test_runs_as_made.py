@@ -190,11 +190,11 @@ class TestRestaging:
         raw = client["raw"][run.uid]
         found = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", data_keys=["det"])
         reasons = str(found.metadata["stop"]["provenance"]["failures"])
-        assert "rows are whose" in reasons
+        assert "rows belong to which" in reasons
         assert "no rows of it in this stream" in reasons
         for stream in found:
             assert np.isnan(counts_in(found, stream)).all()
-        with pytest.raises(SymDenoiseError, match="rows are whose"):
+        with pytest.raises(SymDenoiseError, match="rows belong to which"):
             register(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", beam_center=None)
 
     def test_replay_of_the_documents_gives_what_was_meant(
@@ -660,7 +660,7 @@ def test_closing_in_a_hurry_says_what_is_not_done(
         callback(name, doc)
     status = callback.close(timeout=0.05)
     assert status.waiting > 0
-    assert f"documents of {run.uid[:8]} are not worked off" in caplog.text
+    assert f"documents of {run.uid[:8]} are not processed yet" in caplog.text
     while callback.status().waiting:
         time.sleep(0.001)
     monkeypatch.setattr(feeder.Feeder, "waiting", property(lambda _: 0))

@@ -140,7 +140,8 @@ def test_the_exposure_divides_the_sums(denoiser, integrator, rate):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"), [({"replicates": 1}, "spread needs two"), ({"counts": np.ones((2, 9, 9))}, "one frame")]
+    ("changed", "said"),
+    [({"replicates": 1}, "a standard deviation needs at least two"), ({"counts": np.ones((2, 9, 9))}, "one frame")],
 )
 def test_what_cannot_be_integrated_is_refused(denoiser, integrator, changed, said):
     given = {"counts": np.ones(SHAPE), "replicates": 2} | changed

@@ -99,7 +99,7 @@ def test_a_run_is_complete_where_its_images_cannot_be_marked(
     monkeypatch.setattr(BaseClient, "update_metadata", refuse_specs)
     made = derived(client, home, denoiser, rings(1))
     assert made.metadata["stop"]["exit_status"] == "success"
-    assert "not marked for their pictures (gone)" in caplog.text
+    assert "not marked, so Tiled draws their pictures (gone)" in caplog.text
 
 
 # --- NeXus

@@ -209,7 +209,7 @@ def test_a_server_that_is_gone_is_one_line_with_a_remedy(tmp_path, monkeypatch):
         with pytest.raises(httpx.TransportError):
             opened["denoised"]
         for search in (lambda: denoised_for(opened, RAW), lambda: find(opened), lambda: raw_for(run)):
-            with pytest.raises(SymDenoiseError, match=r"cannot be reached .* see whether it runs"):
+            with pytest.raises(SymDenoiseError, match=r"cannot be reached .* check that it runs"):
                 search()
     finally:
         opened.context.http_client.close()

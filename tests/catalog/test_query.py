@@ -100,7 +100,7 @@ def test_a_partial_uid_that_fits_two_runs_is_refused(client, derive, write_run, 
     for uid in uids:
         write_run(client["raw"], folder / "frames", {"det": FRAMES}, start={"uid": uid})
     derived = derive(uids[1])
-    with pytest.raises(SymDenoiseError, match="several raw runs begin so"):
+    with pytest.raises(SymDenoiseError, match="several raw runs begin with it"):
         denoised_for(client, uids[0][:9])
     assert denoised_for(client, uids[1]).start["uid"] == derived
 

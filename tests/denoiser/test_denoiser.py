@@ -588,7 +588,7 @@ def test_a_centre_off_the_detector_is_refused(denoiser, counts, center, symmetry
     with pytest.raises(SymDenoiseError, match=r"beam centre .*must"):
         denoiser(counts, symmetry=symmetry, beam_center=center)
     if np.isfinite(center).all():
-        with pytest.raises(SymDenoiseError, match="must lie on the detector of 150 x 141 pixels"):
+        with pytest.raises(SymDenoiseError, match="must be on the detector of 150 x 141 pixels"):
             denoiser(counts, symmetry=Symmetry("2", center))
 
 
@@ -681,7 +681,7 @@ def test_damaged_weights_are_refused(tiny, position):
     content = bytearray(tiny.read_bytes())
     content[int(position * len(content))] ^= 1
     tiny.write_bytes(content)
-    with pytest.raises(SymDenoiseError, match=r"with sha256 .*tiny\.json records .*damaged or was exchanged"):
+    with pytest.raises(SymDenoiseError, match=r"with sha256 .*tiny\.json records .*damaged or was replaced"):
         load_model(tiny)
 
 
@@ -707,7 +707,7 @@ def test_a_file_that_is_no_model_is_refused(tiny, content):
     tiny.write_bytes(content)
     record = json.loads(tiny.with_suffix(".json").read_text()) | {"sha256": sha256_of(content)}
     tiny.with_suffix(".json").write_text(json.dumps(record))
-    with pytest.raises(SymDenoiseError, match="is no model of ours"):
+    with pytest.raises(SymDenoiseError, match="is not a model of this package"):
         load_model(tiny)
 
 

@@ -113,7 +113,7 @@ class TestRegistry:
 
     def test_the_packages_models_are_neither_shadowed_nor_removed(self, tmp_path: Path, models: Path) -> None:
         shipped = load_model("fast").sha256
-        with pytest.raises(SymDenoiseError, match="the package has a model of it"):
+        with pytest.raises(SymDenoiseError, match="the package has a model of this name"):
             import_model(tiny(tmp_path), name="fast")
         # Put there by hand.
         tiny(models / "fast", "fast")
@@ -202,7 +202,7 @@ class TestImport:
                 {"name": "m", "version": "1", "sha256": sha256_of((tmp_path / "model.safetensors").read_bytes())}
             )
         )
-        assert "no model of ours" in refused(capsys, "models", "import", str(tmp_path / "model.safetensors"))
+        assert "not a model of this package" in refused(capsys, "models", "import", str(tmp_path / "model.safetensors"))
 
     @pytest.mark.parametrize(
         "content",
@@ -228,7 +228,7 @@ class TestImport:
         path.write_bytes(content)
         record = json.loads(path.with_suffix(".json").read_text()) | {"sha256": sha256_of(content)}
         path.with_suffix(".json").write_text(json.dumps(record))
-        with pytest.raises(SymDenoiseError, match="no model of ours"):
+        with pytest.raises(SymDenoiseError, match="not a model of this package"):
             import_model(path)
         assert registry.registered() == []
 
@@ -237,7 +237,7 @@ class TestImport:
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
-        with pytest.raises(SymDenoiseError, match="damaged or was exchanged"):
+        with pytest.raises(SymDenoiseError, match="damaged or was replaced"):
             import_model(path)
         path.with_suffix(".json").unlink()
         with pytest.raises(SymDenoiseError, match="cannot be read"):

@@ -63,7 +63,7 @@ def test_frames_that_cannot_tell_are_refused():
         found_readout([flat], Symmetry("2", (7.5, 7.5)))
     with pytest.raises(SymDenoiseError, match="give gain and read noise"):
         found_readout([], Symmetry("2", (7.5, 7.5)))
-    with pytest.raises(SymDenoiseError, match="noise is read from pairs"):
+    with pytest.raises(SymDenoiseError, match="noise is estimated from pairs of mates"):
         found_readout([flat], Symmetry())
     for gain, noise in ((0, 1), (-1, 1), (1, -1), (np.nan, 1)):
         with pytest.raises(SymDenoiseError, match="a gain is positive"):

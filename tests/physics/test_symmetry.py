@@ -156,7 +156,7 @@ def test_an_unknown_group_is_refused(symbol):
 
 @pytest.mark.parametrize("symbol", ["3", "3m", "6", "6mm"])
 def test_groups_that_would_interpolate_counts_are_refused_with_the_reason(symbol):
-    with pytest.raises(SymDenoiseError, match="no pixel onto a pixel, and counts are not interpolated; choose"):
+    with pytest.raises(SymDenoiseError, match="do not map pixels onto pixels, and counts are not interpolated; choose"):
         checked_point_group(symbol)
 
 
@@ -233,7 +233,7 @@ def test_centres_on_the_detector_are_taken(center):
 
 @pytest.mark.parametrize("center", [(-0.51, 3), (3, 17.51), (17, 3), (3, -1), (1e9, 3)])
 def test_a_centre_off_the_detector_is_refused(center):
-    with pytest.raises(SymDenoiseError, match=r"must lie on the detector of 13 x 18 pixels; check the order \(y, x\)"):
+    with pytest.raises(SymDenoiseError, match=r"must be on the detector of 13 x 18 pixels; check the order \(y, x\)"):
         checked_beam_center(center, SHAPE)
 
 

@@ -392,7 +392,7 @@ def test_what_keeps_a_worker_from_its_task_fails_the_replay(
 ) -> None:
     """In one line; and the run is done when the cause is mended."""
     full = Place(free_bytes=2**62)
-    with pytest.raises(SymDenoiseError, match=r"MiB free: writing stops below .*; make room") as caught:
+    with pytest.raises(SymDenoiseError, match=r"MiB free: writing stops below .*; free disk space") as caught:
         replay(raw, into=catalog["denoised"], denoiser=denoiser, directory=full, scheduler=client)
     assert "\n" not in str(caught.value)
     assert not denoised_for(catalog, raw).metadata.get("stop")
@@ -405,7 +405,7 @@ def test_what_cannot_be_meant_is_refused(
 ) -> None:
     with pytest.raises(SymDenoiseError, match="scheduler= without into="):
         replay(raw, denoiser=denoiser, scheduler=client)
-    with pytest.raises(SymDenoiseError, match="no client of a Dask cluster"):
+    with pytest.raises(SymDenoiseError, match="not a client of a Dask cluster"):
         replay(raw, into=catalog["denoised"], denoiser=denoiser, scheduler="tcp://127.0.0.1:1")  # type: ignore[arg-type]
     with pytest.raises(SymDenoiseError, match="given as documents"):
         replay(list(raw.documents()), into=catalog["denoised"], denoiser=denoiser, scheduler=client)

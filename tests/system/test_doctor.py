@@ -156,7 +156,7 @@ def test_a_server_that_is_down() -> None:
 def test_no_address_at_all(uri: str) -> None:
     done = CliRunner().invoke(app, ["doctor", uri])
     assert isinstance(done.exception, SymDenoiseError), "exit status 2 and one line"
-    assert "no address" in str(done.exception)
+    assert "not the address" in str(done.exception)
 
 
 def test_a_server_with_no_exporter_no_streaming_and_other_storage(tmp_path: Path) -> None:

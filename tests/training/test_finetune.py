@@ -392,9 +392,9 @@ def test_a_better_exposed_reference_is_foretold(untrained: Path, rng: np.random.
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"name": "fast"}, "the package has a model of it"),
+        ({"name": "fast"}, "the package has a model of this name"),
         ({"name": "no name"}, "must be a letter"),
-        ({"minutes": 0.0}, "some time is needed"),
+        ({"minutes": 0.0}, "it must be positive"),
         ({"frames": "few"}, "8 are needed"),
         ({"frames": "dark"}, "8 are needed"),
         ({"frames": "fractions"}, "whole numbers"),

@@ -1,4 +1,4 @@
-"""A Dask cluster: is there one, what are its workers, and what became of a task."""
+"""The client of a Dask cluster: whether there is one, what its workers are, and what became of a task."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ANSWER_S, PATIENCE_S = 10.0, 60.0
 
 
 def checked_client(client: object) -> Client:
-    """The client of a cluster.
+    """Return the client of a cluster.
 
     Raises
     ------
     SymDenoiseError
-        If it is something else, or dask.distributed is not installed.
+        If this is not a `dask.distributed.Client`, or dask.distributed is not installed.
     """
     _require_distributed()
     from distributed import Client
@@ -36,7 +36,7 @@ def checked_client(client: object) -> Client:
     if not isinstance(client, Client):
         raise SymDenoiseError(
             f"scheduler of type {type(client).__name__}",
-            rule="it is no client of a Dask cluster",
+            rule="it is not a client of a Dask cluster",
             remedy="give dask.distributed.Client(ADDRESS)",
         )
     return client
@@ -44,12 +44,12 @@ def checked_client(client: object) -> Client:
 
 @contextmanager
 def connected(address: str) -> Iterator[Client]:
-    """A client of the cluster whose scheduler listens at this address, such as ``tcp://10.0.0.1:8786``.
+    """Return a client of the cluster whose scheduler listens at this address, such as ``tcp://10.0.0.1:8786``.
 
     Raises
     ------
     SymDenoiseError
-        If none answers, or dask.distributed is not installed.
+        If no scheduler answers, or dask.distributed is not installed.
     """
     _require_distributed()
     from distributed import Client
@@ -76,12 +76,12 @@ def _require_distributed() -> None:
 
 
 def prepared(client: Client, work: Work) -> tuple[RecordedSettings, Machine]:
-    """The model as the workers load it, and what a worker says of itself.
+    """Return the model as the workers load it, and what one worker reports about itself.
 
     Raises
     ------
     SymDenoiseError
-        If there is no worker, or it has no such model.
+        If the cluster has no worker, or the worker does not have the model.
     """
     from distributed import TimeoutError as NoWorkerError
 
@@ -94,7 +94,7 @@ def prepared(client: Client, work: Work) -> tuple[RecordedSettings, Machine]:
         raise SymDenoiseError(
             f"Dask cluster {client.scheduler.address}",
             rule=f"it had no worker for {PATIENCE_S:g} s",
-            remedy="start some: dask worker ADDRESS",
+            remedy="start workers: dask worker ADDRESS",
         ) from error
     model = RecordedSettings(
         model=denoiser.model.name,
@@ -111,7 +111,7 @@ def prepared(client: Client, work: Work) -> tuple[RecordedSettings, Machine]:
 
 
 def kept_on_cluster(client: Client, packed: Packed) -> Future:
-    """A setup as what a task gave: unlike what is scattered, that is made again when the worker that held it dies."""
+    """Return a setup held as the result of a task: unlike scattered data, it is recomputed if its worker dies."""
     import dask
 
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "2GiB"}):
@@ -123,12 +123,12 @@ def _itself(packed: Packed) -> Packed:
 
 
 def result_of(future: Future, what: str) -> Any:
-    """What a task gave.
+    """Return the result of a task.
 
     Raises
     ------
     SymDenoiseError
-        If it failed, its worker could not take it, or too many workers died of it.
+        If the task failed, its worker could not receive it, or too many workers died while running it.
     """
     try:
         return future.result()
@@ -139,6 +139,6 @@ def result_of(future: Future, what: str) -> Any:
         raise SymDenoiseError(
             f"{what} on a Dask worker",
             rule=f"it failed ({type(error).__name__}: {said})",
-            remedy="see the worker's log, and that it has this version of bluesky-symdenoise; then replay the run, "
-            "which takes finished rows over",
+            remedy="check the worker's log and that it has this version of bluesky-symdenoise, then replay the run "
+            "(finished rows are kept)",
         ) from error

@@ -1,4 +1,4 @@
-"""A stored run denoised by the workers of a Dask cluster, and written by this process as if it had done it alone."""
+"""A stored run that the workers of a Dask cluster denoise and this process writes, as if it had worked alone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ AHEAD = 3
 
 @dataclass
 class _Filling:
-    """A partition that takes rows, and the setup as it was before the first."""
+    """A partition that still accepts rows, and the setup as it was before its first row."""
 
     number: int
     setup: Future
@@ -67,7 +67,7 @@ class _Sent:
 
 
 class ClusterRows(PassedOn):
-    """Takes the rows of one stored run, lets a cluster denoise them, and writes its derived run.
+    """Take the rows of one stored run, have a cluster denoise them, and write the derived run.
 
     The workers get all that was looked up here; each partition of rows comes back as a file of compressed frames. Their
     chunks are copied as they are, in the order of the run, into the one file of the stream; with each row its documents
@@ -76,11 +76,11 @@ class ClusterRows(PassedOn):
     Parameters
     ----------
     work, finished_frame, outlet
-        As `DerivedRows`.
+        See `DerivedRows`.
     run
         A run of a Tiled catalogue.
     client
-        Of the cluster.
+        Client of the cluster.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class ClusterRows(PassedOn):
         self._raw: dict[str, RawRows] = {}
 
     def leave(self) -> None:
-        """Let go of the derived run; what the workers still finish is there for who takes it up next."""
+        """Release the derived run; what the workers still finish is kept for the next process that continues it."""
         try:
             self._client.cancel([sent.future for sent in self._sent])
         except Exception as error:
@@ -113,7 +113,7 @@ class ClusterRows(PassedOn):
         super().leave()
 
     def take(self, stream: Stream, event: Event, row: int) -> None:
-        """Hand over the images of one event, and write what has come back; others decide what they would have."""
+        """Send the images of one event to the cluster, and write the partitions that have come back."""
         if row in self._wanted:
             self._hand_over(stream, event, row)
         elif row < self._wanted[-1]:
@@ -145,7 +145,7 @@ class ClusterRows(PassedOn):
         super().end_stream(stream)
 
     def _rows_together(self, stream: Stream) -> int:
-        """Rows of a partition: chunks of the raw file are not divided, unless they are very large."""
+        """Return how many rows make a partition: chunks of the raw file are not divided unless they are very large."""
         stored = self._stored(stream)
         pixels = sum(math.prod(stored.row_shape(key)) for key in stream.keys)
         few = max(1, min(ROWS, PIXELS // pixels))
@@ -156,7 +156,7 @@ class ClusterRows(PassedOn):
         return self._run.streams[stream.descriptor["uid"]]
 
     def _setup(self, stream: Stream) -> tuple[Document, Future]:
-        """What the images before decided, and the setup that says so to the workers."""
+        """Return the decisions made from the images so far, and the setup that carries them to the workers."""
         images = stream.images
         for key in stream.keys:
             stream.shapes.setdefault(key, self._stored(stream).row_shape(key))
@@ -197,7 +197,7 @@ class ClusterRows(PassedOn):
         return RawRows(files, StoredFrames(there, numbers), last, refused)
 
     def _send(self, stream: Stream) -> None:
-        """Submit the partition that takes rows, and write what has come back; wait if enough is on its way."""
+        """Submit the partition being filled, and write what has come back; wait if enough are on their way."""
         filling = self._filling.pop(stream.name, None)
         if filling is None:
             return
@@ -213,7 +213,7 @@ class ClusterRows(PassedOn):
             self._finish_first()
 
     def _token(self, filling: _Filling) -> str:
-        """All that decides a part's content, so that a later replay finds what is done."""
+        """Return everything that decides a partition's content, so that a later replay finds finished partitions."""
         decides = {
             "recipe": self._work.recipe.sha256,
             "version": self._machine.version,
@@ -228,7 +228,7 @@ class ClusterRows(PassedOn):
             self._finish_first()
 
     def _finish_first(self) -> None:
-        """Copy the rows of the partition that was sent first, and remove its file."""
+        """Copy the rows of the partition that was submitted first, and remove its file."""
         sent = self._sent[0]
         stream, events, path = sent.stream, sent.partition.events, sent.partition.path
         what = f"rows {events[0].seq_num} to {events[-1].seq_num} of {stream.name}"
@@ -252,7 +252,7 @@ class ClusterRows(PassedOn):
 def cluster_denoiser(
     work: Work, run: StoredRun, client: Client, *, finished_frame: Callable[[str | None], None], outlet: Outlet
 ) -> RunReader:
-    """Return what takes the documents of this run and has a cluster denoise it.
+    """Return a reader that takes the documents of this run and has a cluster denoise it.
 
     Raises
     ------
@@ -262,7 +262,7 @@ def cluster_denoiser(
     if not isinstance(run, TiledRun):
         raise SymDenoiseError(
             f"run {run.start['uid']}",
-            rule="workers read runs of a Tiled catalogue, and this one is given as documents",
+            rule="workers read runs of a Tiled catalogue, but this one is given as documents",
             remedy="write it into a catalogue first, or replay it without a scheduler",
         )
     rows = ClusterRows(work, run, checked_client(client), finished_frame=finished_frame, outlet=outlet)

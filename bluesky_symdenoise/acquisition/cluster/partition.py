@@ -1,4 +1,4 @@
-"""Some rows of a stream, denoised by a process of a Dask cluster into a file that waits to be copied."""
+"""Rows of a stream that a process of a Dask cluster denoises into a file, from which they are copied later."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Machine:
-    """What beside the recipe decides the last bits, as a worker has it."""
+    """Properties of a worker that, besides the recipe, decide the last bits of a result."""
 
     version: str
     environment: Document
 
     @classmethod
     def here(cls, model: DenoiserSettings) -> Machine:
-        """Of this process."""
+        """Return those of this process."""
         return cls(version=__version__, environment=model.load().environment())
 
 
 class TiledStream:
-    """The arrays of one stream of a run on a Tiled server, by name; for another process, which connects when it reads.
+    """Arrays of one stream of a run on a Tiled server, by name, for another process, which connects when it reads.
 
     Parameters
     ----------
     run
-        Its keys for the server go with it.
+        The run; the server's access keys are passed on with it.
     """
 
     def __init__(self, run: BlueskyRun, name: str) -> None:
@@ -74,7 +74,7 @@ class TiledStream:
 
 
 def checksum(image: NDArray[Any]) -> int:
-    """Of a raw image."""
+    """Return the checksum of a raw image."""
     return zlib.crc32(np.ascontiguousarray(image).data)
 
 
@@ -105,12 +105,12 @@ class RawRows:
         self._sources: dict[str, Source | None] = {}
 
     def read(self, key: str, event: Event) -> NDArray[Any]:
-        """The image of an event, in the shape of the data key.
+        """Return the image of an event, in the shape of the data key.
 
         Raises
         ------
         SymDenoiseError
-            If neither shows it.
+            If neither the files nor the server can give the image.
         """
         if key in self._refused:
             raise self._refused[key]
@@ -136,12 +136,12 @@ class RawRows:
 
 @dataclass(frozen=True)
 class Setup:
-    """What is the same for many partitions of a stream, as it was before the first of them.
+    """Everything that many partitions of a stream share, as it was before the first of them.
 
     Attributes
     ----------
     machine
-        What the run was begun with.
+        Properties of the worker that the run was begun with.
     shapes
         (..., y, x) of one row of each image.
     """
@@ -154,20 +154,20 @@ class Setup:
     place: Place
 
     def packed(self) -> Packed:
-        """For the way to a worker. It holds the keys of the Tiled client, as that client has them."""
+        """Return the setup ready to be sent to a worker. It includes the access keys of the Tiled client."""
         content = pickle.dumps(self)
         return Packed(hashlib.sha256(content).hexdigest(), zlib.compress(content, 1))
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A setup on its way."""
+    """A setup ready to be sent."""
 
     sha256: str
     content: bytes = field(repr=False, compare=False)
 
     def unpacked(self) -> Setup:
-        """The setup; the same one within a process, so that files, connections and backgrounds are made once."""
+        """Return the setup, one object per process, so that files, connections and backgrounds are made once."""
         return _unpacked(self)
 
 
@@ -184,9 +184,9 @@ class Partition:
     Attributes
     ----------
     path
-        Of its file, named by all that decides its content.
+        Path of its file, whose name is made from everything that decides its content.
     journal
-        Of the derived run; gone when that is complete.
+        Path of the derived run's journal, which is removed when that run is complete.
     """
 
     path: Path
@@ -195,12 +195,12 @@ class Partition:
 
 
 def denoise_partition(packed: Packed, partition: Partition) -> None:
-    """Denoise the rows of a partition into its file; nothing is left to do where another worker has written it.
+    """Denoise the rows of a partition into its file; do nothing if another worker has written it already.
 
     Raises
     ------
     SymDenoiseError
-        If this worker is not as the one that the run was begun with, or the file cannot be written. A frame that cannot
+        If this worker differs from the one that the run began with, or the file cannot be written. A frame that cannot
         be denoised is no error: its reason is in the file.
     """
     setup = packed.unpacked()

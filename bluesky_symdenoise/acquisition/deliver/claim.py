@@ -1,4 +1,4 @@
-"""When a derived run that is there already gives way to a new one."""
+"""Rules that say when a new derived run may replace an existing one."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Claim:
-    """What a writer knows of the raw run and of others who may be writing its derived run.
+    """What a writer knows about the raw run, and about other processes that may be writing its derived run.
 
     Attributes
     ----------
     raw_stop
         The raw run's stop document; None while it has none.
     older_than
-        Seconds after its start from which a derived run without a stop document counts as left, although its writer
+        Seconds after its start from which a derived run without a stop document counts as abandoned even if its writer
         worked in a folder that cannot be seen from here; None: never.
     force
-        Even a complete derived run gives way.
+        Replace even a complete derived run.
     """
 
     raw_stop: Document | None = None
@@ -38,7 +38,7 @@ class Claim:
     force: bool = False
 
     def stands(self, run: BlueskyRun) -> bool:
-        """Whether a derived run is complete: all frames, none failed, and ended as the raw run did."""
+        """Return whether a derived run is complete: all frames, none failed, and ended as the raw run did."""
         stop = run.metadata.get("stop")
         if self.force or not stop or not stop["provenance"]["complete"] or stop["provenance"]["failures"]:
             return False
@@ -49,7 +49,7 @@ class Claim:
     def make_way(self, container: Container, uid: str, *, journal: Path) -> None:
         """Remove what a dead writer left of a derived run; its files stay.
 
-        Call it with the run's `journal` in hand: then no writer in the same folder is alive.
+        Call it while holding the run's `journal`: then no writer in the same folder is alive.
 
         Raises
         ------
@@ -66,7 +66,7 @@ class Claim:
         run.delete(recursive=True, external_only=False)
 
     def _check_writer(self, run: BlueskyRun, ours: Path) -> None:
-        """The writer may have worked in another folder than ours, even on another machine."""
+        """Refuse if the writer may be alive: it may have worked in another folder, even on another machine."""
         generated = run.start.get("provenance", {}).get("wasGeneratedBy", {})
         if "journal" not in generated:
             return
@@ -85,7 +85,7 @@ class Claim:
 
 
 def doubled(uid: str) -> SymDenoiseError:
-    """That a raw run has its derived run already."""
+    """Return the error for a raw run that already has its derived run."""
     return SymDenoiseError(
         f"derived run {uid}",
         rule="this raw run has one with the same recipe already, finished or being written",

@@ -1,4 +1,4 @@
-"""Derived runs from their spools into Tiled: in order, each once, whatever the server does meanwhile."""
+"""Delivery of derived runs from their spools to Tiled: in order and once each, whatever the server does meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Document = dict[str, Any]
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether an error says that the server does not answer now, and may do so later."""
+    """Return whether an error means that the server does not answer now but may do so later."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500 or error.response.status_code == 429
     return isinstance(error, httpx.TransportError)
@@ -29,16 +29,16 @@ def is_away(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class Delivered:
-    """What a delivered run was.
+    """Summary of a derived run that was delivered.
 
     Attributes
     ----------
     raw_uid, derived_uid
         The runs.
     outcome
-        In one line.
+        What became of the run, in one line.
     frames, failed
-        Written as denoised, and as NaN.
+        Numbers of frames written as denoised, and as NaN.
     """
 
     raw_uid: str
@@ -49,7 +49,7 @@ class Delivered:
 
 
 class Delivery:
-    """Sends what a spool holds, as far as it has been written; after an error, all of it again into a new node.
+    """Send what a spool holds, as far as it has been written; after an error, send all of it again into a new node.
 
     TiledWriter cannot go on with a run that it began before: the half-written node is deleted, its files are not.
     """
@@ -65,7 +65,7 @@ class Delivery:
         self._tried = False
 
     def advance(self) -> bool:
-        """Send what has been added; whether the run is complete in Tiled, and its spool removed.
+        """Send what has been added; return whether the run is complete in Tiled and its spool removed.
 
         Raises
         ------
@@ -90,13 +90,13 @@ class Delivery:
         return True
 
     def delivered(self) -> Delivered:
-        """What the run was, once its stop document has been read."""
+        """Return the summary of the run, once its stop document has been read."""
         stop = self._stop or _last(self.spool)
         start = self._start or _first(self.spool)
         return delivered(start, stop)
 
     def _begin(self) -> bool:
-        """Make room for the run; whether there is anything to send."""
+        """Make room for the run; return whether there is anything to send."""
         self._offset, self._stop, self._streams, self._events = 0, None, {}, Counter()
         if not _first(self.spool):
             return False
@@ -124,7 +124,7 @@ class Delivery:
             self._stop = doc
 
     def _check_rows(self) -> None:
-        """TiledWriter repeats an append whose answer was lost: a row may then be there twice."""
+        """Check that no row is there twice: TiledWriter repeats an append whose answer was lost."""
         for stream, count in self._events.items():
             rows = self._container[self.spool.uid][stream]["seq_num"].shape[0]
             if rows != count:
@@ -132,9 +132,9 @@ class Delivery:
 
 
 def send_spooled(work: Work) -> list[Delivered]:
-    """Send to Tiled what callbacks and services left on disk because the server was away.
+    """Send to Tiled the runs that callbacks and services left on disk because the server was away.
 
-    Runs that are being written now are left alone, and so are those that were cut off: they are denoised again.
+    Runs that are being written now are skipped, and so are runs that were interrupted: those are denoised again.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def send_spooled(work: Work) -> list[Delivered]:
             raise SymDenoiseError(
                 f"derived run {spool.uid}",
                 rule=f"Tiled did not take it ({(str(error) or type(error).__name__).splitlines()[0]})",
-                remedy=f"its documents stay in {spool.path}: send them again when the cause is mended",
+                remedy=f"its documents stay in {spool.path}: send them again when the cause is fixed",
             ) from error
         finally:
             spool.release()
@@ -165,7 +165,7 @@ def send_spooled(work: Work) -> list[Delivered]:
 
 
 def delivered(start: Document, stop: Document) -> Delivered:
-    """What a derived run was, from its own documents."""
+    """Return what a derived run was, from its own documents."""
     made = stop["provenance"]
     failed = sum(failure["frames"] for failure in made["failures"])
     frames = made["frames"] - failed
@@ -191,7 +191,7 @@ def _last(spool: Spool) -> Document:
 
 
 def _merged(documents: Iterable[tuple[str, Document]]) -> Iterator[tuple[str, Document]]:
-    """The same documents with runs of stream_datum made one, which spares a request for each row."""
+    """Yield the same documents with consecutive stream_datum documents merged, which saves a request for each row."""
     data: dict[str, Document] = {}
     events: list[tuple[str, Document]] = []
     for name, doc in documents:

@@ -1,4 +1,4 @@
-"""Where the documents of a derived run go: straight to Tiled, or elsewhere first."""
+"""Where the documents of a derived run go: straight to Tiled, or to a spool first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Outlet = Callable[[Work, str, Path], Emit]
 
 
 def tiled_writer(work: Work, *, batch_size: int = 1) -> Emit:
-    """What takes the documents of one derived run to Tiled: with its raw run's access tags, its images marked."""
+    """Return a callback that writes one derived run to Tiled, with its raw run's access tags and its images marked."""
     write = marking(work.container, derived_writer(work.container, batch_size=batch_size))
     if work.frames == "files":
         return write
@@ -37,9 +37,9 @@ def tiled_writer(work: Work, *, batch_size: int = 1) -> Emit:
 
 
 def straight_to_tiled(claim: Claim, *, batch_size: int = 1) -> Outlet:
-    """Writers that send the documents of so many rows at a time, where the claim holds.
+    """Return a factory of writers that send the documents of this many rows at a time, if the claim holds.
 
-    They raise SymDenoiseError from the start document if the derived run exists and does not give way, and from each
+    They raise SymDenoiseError at the start document if the derived run exists and may not be replaced, and at each
     document if the server cannot be reached or refuses it.
     """
 
@@ -58,7 +58,7 @@ def straight_to_tiled(claim: Claim, *, batch_size: int = 1) -> Outlet:
     return outlet
 
 
-#: For a run that is denoised while it is acquired: no derived run that is there gives way.
+#: For a run that is denoised while it is acquired: no existing derived run is replaced.
 STRAIGHT = straight_to_tiled(Claim())
 
 
@@ -71,12 +71,12 @@ def _said_plainly(work: Work, uid: str, ask: Callable[[], Any]) -> Any:
         raise SymDenoiseError(
             f"container {work.container.uri}",
             rule=f"the server cannot be reached ({str(error) or type(error).__name__})",
-            remedy="start it again, then replay the run; the raw run is as it was",
+            remedy="start it again, then replay the run; the raw run is unchanged",
         ) from error
 
 
 def refusal(error: ClientError, uid: str, uri: str) -> SymDenoiseError:
-    """What a refusing server means, with the remedy."""
+    """Return an error that explains why the server refused, with the remedy."""
     status = error.response.status_code
     if status == 409:
         return doubled(uid)

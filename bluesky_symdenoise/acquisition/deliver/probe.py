@@ -1,4 +1,4 @@
-"""Whether the server can read what is going to be written, found out before a scan."""
+"""A test, before a scan, that the server can read what is going to be written."""
 
 from __future__ import annotations
 

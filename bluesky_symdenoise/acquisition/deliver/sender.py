@@ -1,4 +1,4 @@
-"""A thread that sends spools to Tiled while they are written, and waits for a server that is away."""
+"""The thread that sends spools to Tiled while they are being written, and waits for a server that is away."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from bluesky_symdenoise.acquisition.request.request import Work
 
 log = logging.getLogger("bluesky_symdenoise")
 
-#: Seconds until a server that was away is asked again.
+#: Seconds until a server that was away is tried again.
 PAUSE_S = 5.0
 #: Seconds for which documents gather, so that one request serves several.
 GATHER_S = 0.25
-#: Seconds for which a process that works alone, so that nobody waits for it, asks a server that is away.
+#: Seconds for which a process that works alone, and keeps no user waiting, tries a server that is away.
 PATIENCE_S = 60.0
 
 
 class Told(Protocol):
-    """Who wants to know what became of runs."""
+    """Interface of an object that is informed of what became of runs."""
 
     def delivered(self, run: Delivered) -> None:
-        """Tiled has all of a run."""
+        """Take note that Tiled has all of a run."""
         ...
 
     def kept(self, lines: dict[str, str]) -> None:
-        """Raw uid and reason of the runs that wait on disk, now."""
+        """Take note of the raw uid and the reason of each run that waits on disk now."""
         ...
 
 
 class Sender:
-    """Takes spools and delivers them; `close` ends the thread.
+    """Take spools and deliver them in a thread, which `close` ends.
 
     Parameters
     ----------
     work
         Says where derived runs go, and how their frames do.
     told
-        Told what became of each run.
+        Informed of what became of each run.
     """
 
     def __init__(self, work: Work, *, told: Told) -> None:
@@ -65,7 +65,7 @@ class Sender:
         self._wake.set()
 
     def has(self, uid: str) -> bool:
-        """Whether a derived run is being delivered."""
+        """Return whether a derived run is being delivered."""
         return uid in self._deliveries
 
     def wake(self) -> None:
@@ -73,7 +73,7 @@ class Sender:
         self._wake.set()
 
     def close(self, *, patience: float = 0.0) -> None:
-        """Send what can be sent; a server that is away now is waited for that many seconds."""
+        """Send what can be sent; wait for a server that is away for at most that many seconds."""
         self._until = time.monotonic() + patience
         self._closing.set()
         self._wake.set()
@@ -102,7 +102,7 @@ class Sender:
                 self._closing.wait(GATHER_S)
 
     def _advanced(self, delivery: Delivery) -> bool:
-        """Send what there is of a run; False if the server is away."""
+        """Send what there is of a run; return False if the server is away."""
         uid = delivery.spool.uid
         if uid in self._refused:
             return True

@@ -1,4 +1,4 @@
-"""Documents of derived runs on disk until Tiled has them: one file a run, locked while somebody works on it."""
+"""Documents of derived runs on disk until Tiled has them: one file per run, locked while a process works on it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ FOLDER = "symdenoise-spool"
 
 
 def spool_folder(root: Path) -> Path:
-    """The folder of the spools, made if it was not there."""
+    """Return the folder of the spools, and make it if needed."""
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 class Spool:
-    """The documents of one derived run, a line of JSON each; it is removed when Tiled has all of them.
+    """Documents of one derived run, one line of JSON each; the file is removed when Tiled has all of them.
 
     Made by `begin` or `left`, which lock the file for as long as this process works on it: a file that can be locked
-    belongs to nobody that lives.
+    belongs to no living process.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -40,22 +40,22 @@ class Spool:
             pass
         #: Whether the stop document is in it.
         self.complete = last is not None and last[0] == "stop"
-        #: Whether nobody has written to it yet.
+        #: Whether nothing has been written to it yet.
         self.empty = os.fstat(descriptor).st_size == 0
 
     @property
     def uid(self) -> str:
-        """Of the derived run."""
+        """Uid of the derived run."""
         return self.path.stem
 
     @classmethod
     def begin(cls, root: Path, uid: str) -> Spool | None:
-        """A spool to write; None if another process works on it. One that a dead process left is taken over."""
+        """Return a spool to write, or None if another process works on it. One left by a dead process is taken over."""
         return cls._locked(spool_folder(root) / f"{uid}.jsonl", os.O_RDWR | os.O_CREAT)
 
     @classmethod
     def left(cls, root: Path) -> Iterator[Spool]:
-        """The spools on which nobody works, complete or not."""
+        """Yield the spools on which no process works, complete or not."""
         for path in sorted((root / FOLDER).glob("*.jsonl")):
             spool = cls._locked(path, os.O_RDWR)
             if spool is not None:
@@ -78,7 +78,7 @@ class Spool:
         return cls(path, descriptor)
 
     def restart(self) -> None:
-        """Forget what a dead process wrote; the run is written from its beginning."""
+        """Discard what a dead process wrote; the run is written again from its beginning."""
         os.ftruncate(self._descriptor, 0)
 
     def write(self, name: str, doc: Document) -> None:
@@ -93,7 +93,7 @@ class Spool:
             self.complete = True
 
     def read(self, offset: int) -> Iterator[tuple[tuple[str, Document], int]]:
-        """Documents from a position of the file on, with the position behind each; a torn or damaged line ends them."""
+        """Yield documents from a file position on, each with the position behind it; stop at a torn or damaged line."""
         with self.path.open("rb") as file:
             file.seek(offset)
             for line in file:
@@ -107,12 +107,12 @@ class Spool:
                 yield (name, doc), offset
 
     def remove(self) -> None:
-        """Tiled has it all."""
+        """Remove the file: Tiled has all of it."""
         self.path.unlink(missing_ok=True)
         self.release()
 
     def release(self) -> None:
-        """Leave it to whoever comes next."""
+        """Release the file for the next process."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -126,7 +126,7 @@ def clear_spool(root: Path, uid: str) -> None:
     HeldError
         If a living process works on them.
     SymDenoiseError
-        If they are complete: the run needs sending only.
+        If they are complete: the run only needs to be sent.
     """
     path = root / FOLDER / f"{uid}.jsonl"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Frames over HTTP, for a server that cannot see the files that they are in."""
+"""Upload of frames over HTTP, to a server that cannot see the files that hold them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Document = dict[str, Any]
 
 
 class Upload:
-    """An array node for each data key of one derived run, row by row."""
+    """Fill one array node for each data key of a derived run, row by row."""
 
     def __init__(self, container: Container) -> None:
         self._container = container
@@ -27,7 +27,7 @@ class Upload:
         self._nodes: dict[str, Any] = {}
 
     def take(self, name: str, doc: Document) -> bool:
-        """Send the frames that a document announces; whether that was all there is to send of it."""
+        """Send the frames that a document announces; return whether nothing else of the document is to be sent."""
         if name == "start":
             self._uid, self._tags = doc["uid"], doc.get("tiled_access_tags")
         elif name == "descriptor":

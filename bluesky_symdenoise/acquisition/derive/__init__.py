@@ -1,1 +1,1 @@
-"""Rows of a raw run in, rows of its derived run out."""
+"""From the rows of a raw run to the rows of its derived run."""

@@ -1,4 +1,4 @@
-"""A thread beside its owner's that does one thing after another."""
+"""A background thread that makes calls one after another."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ log = logging.getLogger("bluesky_symdenoise")
 
 
 class Aside:
-    """Calls, in the order in which they are given, in a thread of their own.
+    """Make calls in a background thread, in the order in which they are given.
 
-    What one of them raises is raised once, by the next `put` or `wait`; those that had been given by then are not made.
+    An exception of a call is raised once, by the next `put` or `wait`; calls that were given by then are skipped.
     """
 
     def __init__(self) -> None:
@@ -22,23 +22,23 @@ class Aside:
         self._failed = False
 
     def put(self, call: Callable[[], object], *, most: int) -> None:
-        """Have it called; wait until it is one of so many at most, the one at work among them."""
+        """Queue a call; block until at most this many calls are unfinished, the running one included."""
         while self._given and (len(self._given) >= most or self._given[0].done()):
             self._take()
         self._given.append(self._thread.submit(self._do, call))
 
     def wait(self) -> None:
-        """Until all calls are made."""
+        """Wait until all calls are made."""
         while self._given:
             self._take()
 
     @property
     def busy(self) -> bool:
-        """Whether a call waits or is being made."""
+        """Whether a call is waiting or running."""
         return any(not each.done() for each in self._given)
 
     def close(self) -> None:
-        """Make the calls that wait, and end; what they raise is only logged."""
+        """Make the calls that are waiting, then end the thread; exceptions are only logged."""
         self._thread.shutdown()
         for each in self._given:
             if (error := each.exception()) is not None:

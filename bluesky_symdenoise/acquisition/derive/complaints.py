@@ -1,4 +1,4 @@
-"""What is wrong with a run and does not stop it: each is logged once."""
+"""Warnings about a run that do not stop it: each is logged once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger("bluesky_symdenoise")
 
 
 class Complaints:
-    """Logs warnings about one run, each once.
+    """Log warnings about one run, each once.
 
     Parameters
     ----------
@@ -25,28 +25,28 @@ class Complaints:
         self._run, self._said = run, set[str]()
 
     def once(self, line: str, *, about: str | None = None) -> None:
-        """Log a line, unless that was done, or another about the same."""
+        """Log a line, unless this line or another one about the same subject was logged before."""
         if (about or line) not in self._said:
             self._said.add(about or line)
             log.warning("run %s%s %s", self._run[:8], ":" if about is None else ",", line)
 
     def left_out(self, stream: str, reasons: Mapping[str, str], *, asked: Collection[str] | None) -> None:
-        """Log the images that are not denoised, of those that were asked for; None for all."""
+        """Log the images that are not denoised, of those that were asked for; None means all."""
         for key, reason in reasons.items():
             if asked is None or key in asked:
                 self.once(f"{stream}/{key} is left out: {reason}")
 
     def unreadable(self, stream: str, data: Mapping[str, Any]) -> None:
-        """Log the columns of an event that cannot be read: images among them are NaN rows besides."""
+        """Log the columns of an event that cannot be read; images among them become NaN rows."""
         for key, value in unreadable(data):
             error = refused_value(f"event document, key {key!r}", value)
             self.once(f"stream {stream}: {error}", about=key)
 
     def missing(self, stream: str, images: Mapping[str, Images]) -> None:
-        """Log what of a stream's images is found nowhere, or found and not used."""
+        """Log which settings of a stream's images were not found, or were found but not used."""
         for key, each in images.items():
             if each.unused_tilt is not None:
                 self.once(f"{stream}/{key}: tilt not used: {each.unused_tilt}", about=each.unused_tilt)
             for quantity, name in each.missing_names():
-                where = "is found nowhere: no column, configuration or start document has it"
+                where = "is not found in any column, configuration or start document"
                 self.once(f"{stream}/{key}: {quantity}={name!r} {where}", about=name)

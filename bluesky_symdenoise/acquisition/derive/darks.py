@@ -1,4 +1,4 @@
-"""Where the dark of an image is: in a stream of its run, in another run, or in a file."""
+"""Where the dark of an image comes from: a stream of its run, another run, or a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Darks:
         self._taken: dict[str, list[tuple[float, Dark]]] = {}
 
     def fixed(self, key: str) -> Dark | None:
-        """The one dark of all images of a key, from a file or another run; None if darks come in a stream, or not.
+        """Return the dark of all images of a key, from a file or another run; None if there is none, or a stream has
+        it.
 
         Raises
         ------
@@ -46,7 +47,7 @@ class Darks:
         return _dark_of_run(self._work, uid, key)
 
     def take(self, key: str, time: float, images: NDArray[Any], seconds: float | None) -> None:
-        """Keep a dark of a stream: (..., y, x) frames of one event."""
+        """Keep a dark that a stream holds: the (..., y, x) frames of one event."""
         dark = summed_dark(images.reshape(-1, *images.shape[-2:]), seconds=seconds)
         self._taken.setdefault(key, []).append((time, dark))
 
@@ -56,13 +57,13 @@ class Darks:
         return sum(len(taken) for taken in self._taken.values())
 
     def elsewhere(self, asked: Request) -> Darks:
-        """The same darks for another process."""
+        """Return the same darks for another process."""
         there = Darks(asked, {})
         there._taken = {key: list(taken) for key, taken in self._taken.items()}
         return there
 
     def before(self, key: str, time: float | None) -> Dark:
-        """The last dark taken before this time; without a time, the first of the run.
+        """Return the last dark taken before this time; without a time, the first of the run.
 
         Raises
         ------
@@ -74,19 +75,19 @@ class Darks:
         if not found:
             raise SymDenoiseError(
                 f"frame of {key!r}",
-                rule=f"stream {self._work.beamline.dark_stream!r} has no dark of it from before",
+                rule=f"stream {self._work.beamline.dark_stream!r} has no dark of this image taken before it",
                 remedy="take the dark first, or replay the run with dark_file",
             )
         return found[0][1]
 
 
 def raw_run(work: Request, uid: str) -> Any:
-    """A run of the catalogue of raw runs, by default that of the name ``raw`` beside the container of derived runs.
+    """Return a run of the catalogue of raw runs, by default the one named ``raw`` beside the derived runs' container.
 
     Raises
     ------
     SymDenoiseError
-        If it is not there.
+        If the run or the catalogue is not there.
     """
     if work.raw is not None:
         container, folder = work.raw, work.raw.path_parts
@@ -101,8 +102,8 @@ def raw_run(work: Request, uid: str) -> Any:
     except (KeyError, ClientError, httpx.TransportError) as error:
         raise SymDenoiseError(
             f"run {uid}",
-            rule=f"it cannot be had from {'/'.join(folder)} ({error})",
-            remedy="write it there, then replay the run",
+            rule=f"it cannot be read from {'/'.join(folder)} ({error})",
+            remedy="write the run there, then replay this one",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""One image at a time: its settings, its dark and its symmetry, and the row that comes of them."""
+"""Denoising of one image at a time: its settings, its dark and its symmetry, and the row made from them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Document = dict[str, Any]
 
 
 class Images:
-    """The images of one data key of one stream.
+    """Images of one data key of one stream.
 
-    What cannot be used of the settings is raised with each image, so that the rows say why they are NaN.
+    Settings that cannot be used raise an error with each image, so that the rows say why they are NaN.
     """
 
     def __init__(self, work: Request, darks: Darks, *, key: str, start: Document, descriptor: Document) -> None:
@@ -52,20 +52,20 @@ class Images:
 
     @property
     def columns(self) -> set[str]:
-        """Names of columns beside the image that it needs."""
+        """Names of the columns beside the image that are needed."""
         return self._work.beamline.columns(self._key)
 
     def exposure_time(self, data: Mapping[str, Any]) -> float | None:
-        """Seconds, for an event with these columns; None where nothing says so."""
+        """Return the exposure time in seconds for an event with these columns; None if it is not known."""
         return self._usable().exposure_time(data)
 
     @property
     def point_group(self) -> str | None:
-        """The group that was decided; None before the first image with counts."""
+        """Point group that was decided; None before the first image with counts."""
         return None if self._symmetry is None else self._symmetry.point_group
 
     def record(self) -> tuple[Document, dict[str, NDArray[Any]]]:
-        """What was found out before the first event, and the arrays that belong to it."""
+        """Return what was found before the first event, and the arrays that belong to it."""
         if self._settings is None:
             return {f"{self._key}_unusable": str(self._unusable)}, {}
         said = self._settings.record()
@@ -81,18 +81,18 @@ class Images:
         return said, arrays
 
     def missing_names(self) -> list[tuple[str, str]]:
-        """Names of the beamline that the run does not know, each after what it names."""
+        """Return the beamline's names that the run does not have, by the quantity that each is for."""
         return [] if self._settings is None else self._settings.missing()
 
     @property
     def unused_tilt(self) -> str | None:
-        """Why a tilt that is known is not used; None where there is none such."""
+        """Why a known tilt is not used; None if there is none, or it is used."""
         return None if self._settings is None else self._settings.unused_tilt
 
     def refuse_misfit(self, shape: tuple[int, int]) -> None:
         """Raise SymDenoiseError if what is known before the first event fits no frame of this shape (y, x).
 
-        That is a mask, an exposure, a checked symmetry or a dark of another shape, or a beam centre off the detector.
+        It may be a mask, an exposure, a checked symmetry or a dark of another shape, or a beam centre off the detector.
         """
         if self._settings is None:
             return
@@ -109,7 +109,7 @@ class Images:
             checked_beam_center(center, shape)
 
     def row(self, image: NDArray[Any], data: Mapping[str, Any], time: float | None) -> Row:
-        """Denoise one image of an event with these columns, at this time; None where a stream has no events."""
+        """Denoise one image of an event with these columns, at this time (None for a stream without events)."""
         settings, work = self._usable(), self._work
         mask = settings.mask
         self._refuse_clipped(image, mask)
@@ -145,7 +145,7 @@ class Images:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is left that a further image could decide for those after it."""
+        """Whether no further image can change what is decided for the images after it."""
         return self._unusable is not None or (self._symmetry is not None and self._holds_counts)
 
     def look(self, image: NDArray[Any], data: Mapping[str, Any]) -> None:
@@ -155,25 +155,25 @@ class Images:
             self.symmetry(image, data)
         except SymDenoiseError as error:
             # Its own row would be NaN; it decides nothing for others.
-            log.debug("an image of %s decides nothing: %s", self._key, error)
+            log.debug("an image of %s is not used to decide its symmetry: %s", self._key, error)
 
     @property
     def decided(self) -> Document:
-        """What the images before decided for those that follow."""
+        """Decisions made from earlier images, for those that follow."""
         return {"point_group": self.point_group, "holds_counts": self._holds_counts, "darks": self._darks.count}
 
     def elsewhere(self, asked: Request) -> Images:
-        """The same images as they are now, for another process: nothing of them is looked up there again."""
+        """Return the same images in their present state for another process, which looks nothing up again."""
         there = copy(self)
         there._work, there._darks = asked, self._darks.elsewhere(asked)
         return there
 
     def decide(self, symmetry: Symmetry) -> None:
-        """Let this be the group of all images."""
+        """Use this group for all images."""
         self._symmetry = symmetry
 
     def takes_over(self, row: Row, data: Mapping[str, Any]) -> bool:
-        """Whether a row that an earlier writer made of this image has the symmetry that it would be given now."""
+        """Return whether a row of an earlier writer has the symmetry that this image would be given now."""
         y, x = row.scalars["center_y"], row.scalars["center_x"]
         made = Symmetry(row.scalars["symmetry"], None if np.isnan(y) else (y, x), self._work.fold)
         if row.scalars["counts_in"] > 0:
@@ -188,7 +188,7 @@ class Images:
         return self._settings
 
     def symmetry(self, image: NDArray[Any], data: Mapping[str, Any]) -> Symmetry:
-        """The group as decided with the first image that has counts, about the centre of this event."""
+        """Return the group decided with the first image that has counts, about the centre of this event."""
         settings = self._usable()
         center = settings.beam_center(data)
         found = self._symmetry
@@ -210,14 +210,14 @@ class Images:
         return replace(found, beam_center=found.beam_center if center is None else center, fold=self._work.fold)
 
     def _refuse_clipped(self, image: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
-        """Look at each frame until one with counts has passed: it is the detector's way, and not one frame's."""
+        """Check frames for clipping until one with counts has passed: it depends on the detector, not on the frame."""
         if self._holds_counts:
             return
         refuse_clipped_image(image, mask)
         self._holds_counts = bool(np.any(image[~sentinel_mask(image)]))
 
     def _background_of(self, dark: Dark, exposures: float, mask: NDArray[np.bool_], symmetry: Symmetry) -> Background:
-        """Denoised once, while dark, symmetry and exposure time stay."""
+        """Return the denoised background, computed once while dark, symmetry and exposure time stay the same."""
         held = self._background
         if held is None or held[0] is not dark or held[1:3] != (symmetry, exposures):
             background = self._work.denoiser.background(dark, exposures=exposures, mask=mask, symmetry=symmetry)
@@ -226,7 +226,7 @@ class Images:
 
 
 def misfit(images: Mapping[str, Images], descriptor: Document) -> SymDenoiseError | None:
-    """Return what of mask, exposure, dark or centre fits no image of a stream as stated; None where it fits one."""
+    """Return which of mask, exposure, dark or centre does not fit the stated image shape; None if all fit."""
     refused: list[SymDenoiseError] = []
     for key, each in images.items():
         height, width = stated_shape(descriptor["data_keys"][key]["shape"])[-2:]
@@ -249,24 +249,24 @@ def fits(images: Images, shape: tuple[int, int]) -> bool:
 
 
 def with_dark_mask(mask: NDArray[np.bool_], dark: Dark) -> NDArray[np.bool_]:
-    """The frame's mask and the dark's.
+    """Return the union of the frame's mask and the dark's.
 
     Raises
     ------
     SymDenoiseError
-        If the dark is of another detector.
+        If the dark has another shape.
     """
     checked_dark(dark, mask.shape)
     return mask | dark.mask
 
 
 def checked_dark(dark: Dark, shape: tuple[int, ...]) -> Dark:
-    """The dark, if it has the frame's shape (y, x).
+    """Return the dark, if it has the frame's shape (y, x).
 
     Raises
     ------
     SymDenoiseError
-        If it is of another detector.
+        If it has another shape.
     """
     if dark.mask.shape != shape:
         raise SymDenoiseError(
@@ -278,10 +278,10 @@ def checked_dark(dark: Dark, shape: tuple[int, ...]) -> Dark:
 
 
 def stored_dark(dark: Dark) -> NDArray[np.float64]:
-    """The dark as one array, NaN where masked."""
+    """Return the dark as one array, NaN where masked."""
     return np.where(dark.mask, np.nan, dark.counts)
 
 
 def dark_from_stored(array: NDArray[np.float64], *, frames: int, seconds: float | None) -> Dark:
-    """The inverse of `stored_dark`."""
+    """Return the inverse of `stored_dark`."""
     return Dark(counts=np.nan_to_num(array), mask=np.isnan(array), frames=frames, seconds=seconds)

@@ -13,16 +13,16 @@ from bluesky_symdenoise.derived.row import Row
 
 
 class Making:
-    """Makes rows by denoising each image."""
+    """Make rows by denoising each image."""
 
     def derived_run(self, emit: Emit, work: Work, **made: Any) -> DerivedRun:
         """Return the derived run, to which streams are added."""
         return DerivedRun(emit, **made, created=work.place.own, columns=work.columns)
 
     def shapes_known(self, stream: Stream) -> bool:
-        """Return whether it is known which shapes the images of a stream have."""
+        """Return whether the shapes of a stream's images are known."""
         return all(key in stream.shapes for key in stream.keys)
 
     def row(self, stream: Stream, key: str, event: Event, image: NDArray[Any] | None) -> Row:
-        """Return the row of one image, which was read before or is read now."""
+        """Return the row of one image, which has been read already or is read now."""
         return stream.images[key].row(stream.image(key, event) if image is None else image, event.columns, event.time)

@@ -1,4 +1,4 @@
-"""The documents of one raw run in; its rows out, in order, each with what is needed to denoise it."""
+"""Reader of the documents of one raw run, which hands over its rows in order with all that denoising them needs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HELD = 8
 
 
 class RunReader(DocumentRouter):  # type: ignore[misc]
-    """Takes the documents of one raw run and hands over its rows.
+    """Take the documents of one raw run and hand over its rows.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
     source
         Makes the frame source of a stream from its descriptor; by default files that documents announce.
     replaced
-        Which of these files may be others by now.
+        Those of these files that may have been replaced by now.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         self.closed = False
 
     def __call__(self, name: str, doc: Document, validate: bool = False) -> Any:
-        """Take a document; one that comes after the run was closed is none of ours."""
+        """Take a document; one that comes after the run was closed is ignored."""
         return None if self.closed else super().__call__(name, doc, validate)
 
     def start(self, doc: Document) -> None:
@@ -137,7 +137,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         self._resources[doc["uid"]] = doc
 
     def stream_datum(self, doc: Document) -> None:
-        """Note where frames are; rows whose event has come are done now.
+        """Note where frames are, and process the rows whose event has come.
 
         A step scan follows each announcement with an event. Where none comes before the next announcement, and no
         data key needs one, the stream is flown: its frames are rows by themselves.
@@ -150,7 +150,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
                 "frames cannot be found; have the device announce its files in each run"
             )
             return
-        # Also of streams that nobody asked for: they may share a file with those that somebody did.
+        # Also of streams that were not requested: they may share a file with requested ones.
         count = self._counting.take(resource, doc, self._descriptors.get(doc["descriptor"], {}).get("name", ""))
         if stream is None or resource["data_key"] not in stream.keys:
             return
@@ -174,12 +174,12 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         self._advance()
 
     def datum_page(self, doc: Document) -> None:
-        """The same for several."""
+        """Note where several legacy frames are."""
         for datum in unpack_datum_page(doc):
             self.datum(datum)
 
     def event(self, doc: Document) -> Document:
-        """Queue the row; it is done when all its frames have been announced."""
+        """Queue the row, which is processed when all its frames have been announced."""
         stream = self._by_descriptor.get(doc["descriptor"])
         if stream is not None and stream.flown:
             self._complaints.once(
@@ -210,7 +210,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         return doc
 
     def event_page(self, doc: Document) -> Document:
-        """The same for several."""
+        """Queue the rows of several events."""
         for event in unpack_event_page(doc):
             self.event(event)
         return doc
@@ -225,14 +225,14 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         self._close(exit_status=doc["exit_status"], reason=doc.get("reason", ""))
 
     def abandon(self, reason: str) -> None:
-        """Close the derived run, incomplete: the raw run's stop document never came, or rows could not be written."""
+        """Close the derived run as incomplete: no stop document came, or rows could not be written."""
         if not self.closed:
             self._ended = False
             self._taker.abandon()
             self._close(exit_status="fail", reason=reason)
 
     def leave(self) -> None:
-        """Let go of the derived run without ending it: who takes it up next goes on with its rows."""
+        """Release the derived run without ending it; the next process that opens it continues with its rows."""
         self._let_go()
         self._taker.leave()
 
@@ -247,7 +247,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
     @property
     def complete(self) -> bool:
-        """Whether there is a derived run and it ended with the raw run."""
+        """Whether there is a derived run that ended with the raw run."""
         return self._ended and self._taker.has_run
 
     @property
@@ -272,7 +272,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
     @property
     def lack(self) -> str:
-        """Why nothing is denoised: what was asked for, and what there is."""
+        """Why nothing is denoised: what was asked for, and what the run has."""
         recipe, left_out = self._asked.recipe, self._left_out
         refused = {each["name"]: self._taker.refused(each["name"], image_keys(each, recipe)) for each in left_out}
         return said_lack(recipe, left_out, refused)
@@ -282,7 +282,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         self.derived_uid = self._asked.recipe.derived_uid(self._start["uid"])
 
     def _opened_in_spite(self, stream: Stream, event: Event, refused: SymDenoiseError) -> bool:
-        """What fits no stated shape may fit the images: the first that can be read tells; rows before it wait."""
+        """Return whether the actual images fit although the stated shape does not; the first readable one decides."""
         readable = False
         for key, images in stream.images.items():
             try:
@@ -343,7 +343,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         return True
 
     def _write_announced(self, stream: Stream, time: float | None) -> None:
-        """Rows of frames that have no event; in a flown stream those that all keys have."""
+        """Write rows of frames that have no event; in a flown stream, those that all keys have."""
         for seq_num in stream.frames.announced():
             event = Event(seq_num=seq_num, turn=0, time=time, images={}, columns={})
             if seq_num not in stream.done and (self._ended or self._ready(stream, event)):
@@ -356,7 +356,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         return stream.name == self._asked.beamline.dark_stream
 
     def _row(self, stream: Stream, event: Event) -> None:
-        """Hand over a row that has all its images, or take it for a dark."""
+        """Hand over a row that has all its images, or keep it as a dark."""
         stream.done.add(event.seq_num)
         if self._is_dark(stream):
             self._take_darks(stream, event)

@@ -1,4 +1,4 @@
-"""What a derived run recorded of its images, for computing one of them again."""
+"""What a derived run recorded about its images, used to compute one of them again."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Document = dict[str, Any]
 
 
 class Recorded:
-    """One image data key of a derived run.
+    """Records of one image data key of a derived run.
 
     Parameters
     ----------
     run, raw
         The derived run and its raw run.
     recipe
-        Of the derived run.
+        Recipe of the derived run.
     """
 
     def __init__(self, run: BlueskyRun, raw: BlueskyRun, recipe: Recipe, *, stream: str, key: str) -> None:
@@ -47,19 +47,19 @@ class Recorded:
 
     @cached_property
     def exposure(self) -> NDArray[Any] | None:
-        """(y, x) relative exposure that was given, or None."""
+        """Given relative exposure (y, x), or None."""
         sha256 = self._recipe.exposure_sha256
         return None if sha256 is None else self._array("exposure", sha256)
 
     @cached_property
     def fold(self) -> NDArray[Any] | None:
-        """(y, x) uint8, where mates may be used, if that was given, or None."""
+        """Given map (y, x) uint8 of where mates may be used, or None."""
         sha256 = self._recipe.fold_sha256
         return None if sha256 is None else self._array("fold", sha256)
 
     @cached_property
     def mask(self) -> NDArray[Any] | None:
-        """(y, x) mask that was given or found, or None."""
+        """Mask (y, x) that was given or found, or None."""
         if self._recipe.mask_sha256 is not None:
             return self._array("mask", self._recipe.mask_sha256)
         found = self._said.get(f"{self._key}_mask_sha256")
@@ -68,7 +68,7 @@ class Recorded:
     def with_dark(
         self, denoiser: Denoiser, index: int, symmetry: Symmetry
     ) -> tuple[NDArray[Any] | None, Background | None]:
-        """The mask and the background of one row; without a dark the mask alone."""
+        """Return the mask and the background of one row; without a dark, the mask alone."""
         mask = self.mask
         if not self._names.has_dark:
             return mask, None
@@ -96,7 +96,7 @@ class Recorded:
         )
 
     def _dark_row(self, index: int) -> int:
-        """That of the last dark before a row."""
+        """Return the row number of the last dark before a row."""
         events = self._run[self._stream]
         if "time" not in events:
             return 0
@@ -110,7 +110,7 @@ class Recorded:
         return summed_dark(images.reshape(-1, *images.shape[-2:]), seconds=self._seconds(name, row))
 
     def _seconds(self, stream: str, row: int) -> float | None:
-        """Exposure time of one row of a raw stream, where the recipe's names find it."""
+        """Return the exposure time of one row of a raw stream, if the recipe's names lead to one."""
         events = self._raw[stream]
         descriptor = next(each for each in self._raw.descriptors if each["name"] == stream)
         settings = Settings(self._names, key=self._key, start=dict(self._raw.start), descriptor=descriptor, given={})
@@ -118,7 +118,7 @@ class Recorded:
         return settings.exposure_time(data)
 
     def _array(self, name: str, sha256: str) -> NDArray[Any]:
-        """An array from the derived run's own file, checked by its sha256."""
+        """Return an array from the derived run's own file, verified by its sha256."""
         assets = {asset.parameter: asset for asset in self._run[self._stream][self._key].data_sources()[0].assets}
         path = path_from_uri(assets[name if name in assets else "data_uris"].data_uri)
         try:

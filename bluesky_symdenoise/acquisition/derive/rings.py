@@ -1,4 +1,4 @@
-"""The scalars of the rings that are asked for, from one image of an event and its row."""
+"""Scalars of the requested rings, from one image of an event and its denoised row."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def ring_scalars(
     background: Background | None,
     complained: set[str],
 ) -> dict[str, float]:
-    """Values of the columns of all rings; several frames of one event count as their sum.
+    """Return the column values of all rings; several frames of one event are summed.
 
-    A ring that cannot be looked at is NaN, and the denoised frame stands; the first time it is logged.
+    A ring that cannot be analysed gives NaN and does not affect the denoised frame; the first failure is logged.
 
     Parameters
     ----------
     complained
-        Of rings by name, what was logged; it grows.
+        What was logged so far, by ring name; updated in place.
     """
     frames = image.reshape(-1, *image.shape[-2:])
     shape = (frames.shape[1], frames.shape[2])

@@ -1,4 +1,4 @@
-"""One raw run in, one derived run out: the path that live documents and stored runs share."""
+"""From one raw run to one derived run: the path that live documents and stored runs share."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ WAITING, WAITING_BYTES, LEAST_BYTES = 2, 2**24, 2**15
 
 
 class DroppedError(Exception):
-    """A frame that is not denoised because the denoiser is too far behind."""
+    """A frame is not denoised because the denoiser is too far behind."""
 
 
 class DerivedRows(RowTaker):
-    """Denoises the rows of one raw run and writes its derived run.
+    """Denoise the rows of one raw run and write its derived run.
 
-    Rows are written, and their documents sent, in a thread of their own: what goes wrong there is raised with one of
-    the next rows, at the latest by `finish`.
+    Rows are written, and their documents sent, in a background thread: an exception there is raised with one of the
+    next rows, at the latest by `finish`.
 
     Parameters
     ----------
@@ -62,12 +62,12 @@ class DerivedRows(RowTaker):
     making
         How rows are made.
     environment
-        What decides their bits, where that is not this computer.
+        What decides the bits of a row, if rows are not computed on this computer.
     finished_frame
         Called in that thread after each frame was written with None, or with the reason why it is NaN. If it raises, no
         row is written after this one.
     too_late
-        Asked before each frame; a reason not to denoise it any more makes it NaN.
+        Called before each frame; if it returns a reason not to denoise the frame any more, the frame becomes NaN.
     outlet
         Where the documents of the derived run go.
     """
@@ -121,15 +121,15 @@ class DerivedRows(RowTaker):
         return self._journal.path
 
     def settle(self) -> None:
-        """Wait until all rows that were taken are written; raise what went wrong there."""
+        """Wait until all rows that were taken are written; raise the exception of the background thread, if any."""
         self._aside.wait()
 
     def abandon(self) -> None:
-        """Write nothing more of what waits."""
+        """Discard the rows that are waiting to be written."""
         self._aside.close()
 
     def leave(self) -> None:
-        """Let go of the derived run without ending it: who takes it up next goes on with its rows."""
+        """Release the derived run without ending it; the next process that opens it continues with its rows."""
         self._aside.close()
         if self._derived is not None:
             self._derived.leave()
@@ -137,7 +137,7 @@ class DerivedRows(RowTaker):
             self._journal.close()
 
     def finish(self, streams: Collection[Stream]) -> None:
-        """Write what is left: no row comes any more."""
+        """Write what is left: no further row comes."""
         self._aside.wait()
         if self._derived is not None:
             for stream in streams:
@@ -220,7 +220,9 @@ class DerivedRows(RowTaker):
         return made if self._environment is None else made | {"environment": self._environment}
 
     def refused(self, stream: str, keys: Sequence[str]) -> dict[str, str]:
-        """Return the names that Tiled does not take: found out here, for there the documents would wait for good."""
+        """Return the names that Tiled does not accept; found out here, because later their documents would wait
+        forever.
+        """
         remedy = "; rename the device or its stream, or denoise in memory with replay(run)"
         if reason := refused_stream(stream):
             return dict.fromkeys(keys, f"stream {stream!r}: {reason}{remedy}")
@@ -228,7 +230,7 @@ class DerivedRows(RowTaker):
         return {key: f"{reason}{remedy}" for key, reason in refused.items()}
 
     def file(self, uri: str) -> None:
-        """Refuse to write where raw files are."""
+        """Refuse to write into a folder of raw files."""
         check_apart(self._folder, uri)
 
     def end_stream(self, stream: Stream) -> None:
@@ -252,7 +254,7 @@ class DerivedRows(RowTaker):
         return opened
 
     def take(self, stream: Stream, event: Event, row: int) -> None:
-        """Denoise the images of one event and write it, if it is wanted; others decide what they would have decided."""
+        """Denoise the images of one event and write them, if wanted; others only update what is decided by them."""
         if row in self._wanted:
             self._write(stream, event)
         elif row < self._wanted[-1]:
@@ -273,7 +275,7 @@ class DerivedRows(RowTaker):
         self.append(stream, event, outcomes)
 
     def _look_at_shapes(self, stream: Stream, event: Event) -> None:
-        """Read the images of the first row: the derived stream has the shapes that they have."""
+        """Read the images of the first row, whose shapes the derived stream gets."""
         for key in stream.keys:
             try:
                 self._first[stream.name, key, event.seq_num, event.turn] = stream.image(key, event)
@@ -282,7 +284,7 @@ class DerivedRows(RowTaker):
                 log.debug("run %s, %s: %s", self._start["uid"][:8], key, error)
 
     def append(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
-        """Have the images of one event written; what failed becomes a NaN row with its reason in stop."""
+        """Queue the images of one event for writing; failures become NaN rows, with reasons in the stop document."""
         for key, each in outcomes.items():
             if isinstance(each, Row) and each.intensity.size:
                 stream.shapes.setdefault(key, each.intensity.shape)
@@ -341,7 +343,7 @@ class DerivedRows(RowTaker):
         return self._making.row(stream, key, event, image)
 
     def _failed(self, stream: Stream, key: str, event: Event, error: Exception) -> str:
-        """Count a failure with those of its kind, and log the first of them: a thousand frames lack one file."""
+        """Count a failure with others of its kind, and log the first: one missing file may fail a thousand frames."""
         kind = error.rule if isinstance(error, SymDenoiseError) else str(error)
         if (stream.name, key, kind) not in self._reasons:
             log.warning("run %s, %s, event %d: %s", self._start["uid"][:8], key, event.seq_num, error)
@@ -359,30 +361,30 @@ def run_denoiser(
     too_late: Callable[[], str | None] = lambda: None,
     outlet: Outlet = STRAIGHT,
 ) -> RunReader:
-    """Return what takes the documents of one raw run and writes its derived run.
+    """Return a reader that takes the documents of one raw run and writes its derived run.
 
     Parameters
     ----------
     source, replaced
-        As `RunReader`.
+        See `RunReader`.
     finished_frame, too_late, outlet
-        As `DerivedRows`.
+        See `DerivedRows`.
     """
     rows = DerivedRows(work, finished_frame=finished_frame, too_late=too_late, outlet=outlet)
     return RunReader(work, rows, source=source, replaced=replaced)
 
 
 def _fitting(row: Row, shape: tuple[int, ...]) -> Outcome:
-    """The row, or why it cannot be one of a stream whose images have this shape."""
+    """Return the row, or the reason why it does not fit a stream whose images have this shape."""
     if row.intensity.shape == shape:
         return row
     return SymDenoiseError(
         f"an image of shape {row.intensity.shape}",
         rule=f"the derived run has shape {shape}, which is stated: its first images could not be read",
-        remedy="mend the device's description, then replay the run from its documents",
+        remedy="fix the device's description, then replay the run from its documents",
     )
 
 
 def _names(symbol: str) -> tuple[str, str]:
-    """A symbol, and its group without the tilt."""
+    """Return a symmetry's symbol, and its group without the tilt."""
     return symbol, split_tilt(symbol)[0]

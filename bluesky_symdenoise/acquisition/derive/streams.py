@@ -1,4 +1,4 @@
-"""One stream of a raw run as far as it has come, and its events."""
+"""The known part of one stream of a raw run, and its events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Event:
-    """What is needed of an event; ``images`` are those it holds itself, or their datum ids."""
+    """What is needed of an event; ``images`` are the ones that it holds itself, or their datum ids."""
 
     seq_num: int
     turn: int
@@ -62,7 +62,7 @@ class Stream:
 
     @property
     def described(self) -> Document:
-        """The descriptor with the shapes that images have."""
+        """Descriptor with the actual shapes of the images."""
         return _with_shapes(self.descriptor, self.keys, self.shapes)
 
     @property
@@ -79,7 +79,13 @@ class Stream:
             try:
                 image = self.image(key, event)
             except Exception as error:
-                log.debug("run %s, %s, event %d decides nothing: %s", self.run[:8], key, event.seq_num, error)
+                log.debug(
+                    "run %s, %s, event %d is not used to decide the symmetry: %s",
+                    self.run[:8],
+                    key,
+                    event.seq_num,
+                    error,
+                )
             else:
                 images.look(image, event.columns)
 
@@ -100,7 +106,7 @@ class Stream:
             if shape != stated:
                 log.warning(
                     "run %s, %s/%s: the data key states shape %s and its images have %s, which counts; mask and beam "
-                    "centre are those of (y, x) = %s; mend the device's description",
+                    "centre are those of (y, x) = %s; fix the device's description",
                     self.run[:8],
                     self.name,
                     key,
@@ -130,12 +136,12 @@ class Stream:
         raise SymDenoiseError(
             f"event {event.seq_num}",
             rule="its frame was never announced",
-            remedy="replay the run when it is there",
+            remedy="replay the run when the frame is there",
         )
 
 
 def held_image(held: Any, dtype: Any) -> NDArray[Any]:
-    """An image that its event holds; lists of whole numbers get the type that is stated, if it holds them."""
+    """Return an image that its event holds; lists of whole numbers get the stated type, if it can hold them."""
     image = np.asarray(held)
     if isinstance(held, list) and isinstance(dtype, str) and image.dtype.kind in "iu" and np.dtype(dtype).kind in "iu":
         limits = np.iinfo(np.dtype(dtype))
@@ -145,13 +151,13 @@ def held_image(held: Any, dtype: Any) -> NDArray[Any]:
         raise SymDenoiseError(
             f"an image of type {image.dtype} in an event",
             rule="pixels must be real numbers",
-            remedy="mend the device that reads it, or leave its data key out with data_keys=...",
+            remedy="fix the device that reads it, or leave its data key out with data_keys=...",
         )
     return image
 
 
 def said_lack(recipe: Recipe, left_out: Sequence[Document], refused: Mapping[str, Mapping[str, str]]) -> str:
-    """Say why nothing is denoised: what was asked for, and what there is.
+    """Return why nothing is denoised: what was asked for, and what the run has.
 
     Parameters
     ----------
@@ -175,7 +181,7 @@ def said_lack(recipe: Recipe, left_out: Sequence[Document], refused: Mapping[str
 
 
 def _with_shapes(descriptor: Document, keys: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Document:
-    """A descriptor that states these shapes; where none is known, what it states, and 1 for what that leaves open."""
+    """Return a descriptor with these shapes; unknown ones are as stated, with 1 for dimensions left open."""
     data_keys = dict(descriptor["data_keys"])
     for key in keys:
         stated = stated_shape(data_keys[key]["shape"])

@@ -1,4 +1,4 @@
-"""The callback that registers a lazy derived run when a raw run has ended."""
+"""Callback that registers a lazy derived run when a raw run has ended."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class RegisterCallback:
     """Register a lazy derived run of each raw run when it has ended; see `bluesky_symdenoise.register`.
 
     ``RE.subscribe(RegisterCallback(client["raw"], client["denoised"]))``. On the RunEngine's thread only the uid is
-    noted, and nothing is raised. One worker thread waits until the run is complete in Tiled and its files are left
-    alone, then registers it.
+    noted, and nothing is raised. One worker thread waits until the run is complete in Tiled and its files no longer
+    change, then registers it.
 
     Parameters
     ----------
@@ -82,12 +82,12 @@ class RegisterCallback:
         self.close()
 
     def outcomes(self) -> list[tuple[str, str]]:
-        """Raw uid, and the derived run's uid or what went wrong in one line, of each run so far."""
+        """Return, for each run so far, the raw uid with the derived run's uid or, in one line, what went wrong."""
         with self._lock:
             return list(self._runs)
 
     def close(self, timeout: float | None = None) -> list[tuple[str, str]]:
-        """Take no more runs, wait until those that came are registered, and give their `outcomes`."""
+        """Take no more runs, wait until those that came are registered, and return their `outcomes`."""
         self._queue.put(None)
         self._worker.join(timeout)
         return self.outcomes()
@@ -103,7 +103,7 @@ class RegisterCallback:
                 self._runs.append((uid, outcome))
 
     def _settled(self, uid: str) -> BlueskyRun:
-        """The raw run when it is complete and its files are left alone."""
+        """Return the raw run once it is complete and its files no longer change."""
         deadline = time.monotonic() + self._patience
         before: list[Stamp] | None = None
         while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Stored pixels into computed ones and back: `evict` frees the disk of a derived run, `materialize` fills it again."""
+"""Conversion of stored pixels to computed ones and back: `evict` frees the disk space, `materialize` refills it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def evict(run: BlueskyRun, *, directory: str | Path | None = None, denoiser: Den
     """Delete the stored pixels of a derived run and let the server compute them when they are read.
 
     Every frame is computed first and must be bit for bit what is stored; then the server must give the same for one.
-    The files go last: whenever this is cut off, the run can be read and this can be called again. Uid, metadata and
-    scalars stay.
+    The files are deleted last: if this is interrupted at any time, the run can be read and this can be called again.
+    Uid, metadata and scalars stay.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def evict(run: BlueskyRun, *, directory: str | Path | None = None, denoiser: Den
 def materialize(run: BlueskyRun, *, directory: str | Path | None = None, denoiser: Denoiser | None = None) -> int:
     """Compute the pixels of a lazy derived run and store them, as if it had been replayed; the inverse of `evict`.
 
-    The file is complete before the run refers to it, so that this may be cut off at any time and called again.
+    The file is complete before the run refers to it, so this may be interrupted at any time and called again.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def materialize(run: BlueskyRun, *, directory: str | Path | None = None, denoise
 
 
 def _images(run: BlueskyRun) -> Iterator[tuple[str, str]]:
-    """Stream and data key of each denoised image."""
+    """Yield stream and data key of each denoised image."""
     for stream in run:
         for key in denoised_images(list(run[stream])):
             yield stream, key
@@ -134,7 +134,9 @@ def _refuse_unfinished(run: BlueskyRun) -> None:
     stop = run.metadata.get("stop")
     if "raw_uid" not in run.start or not stop:
         raise SymDenoiseError(
-            f"run {run.start['uid']}", rule="it is no derived run that has ended", remedy="give one, denoised_for(run)"
+            f"run {run.start['uid']}",
+            rule="it is not a derived run that has ended",
+            remedy="give one, denoised_for(run)",
         )
 
 
@@ -152,7 +154,7 @@ def _descriptor(run: BlueskyRun, stream: str) -> Document:
 
 
 def _put(run: BlueskyRun, stream: str, name: str, source: DataSource[Any]) -> None:
-    """Let an array node refer to other data; one request, which takes effect wholly or not at all."""
+    """Make an array node refer to other data, with one request that takes effect wholly or not at all."""
     node = run[stream][name]
     source.id = node.data_sources()[0].id
     url = node.uri.replace("/metadata/", "/data_source/", 1)
@@ -203,7 +205,9 @@ class _Image:
         pixels = stored[0] if stored and stored[0].is_file() else None
         if pixels is None and data.mimetype != MIMETYPE:
             raise SymDenoiseError(
-                f"pixels of {stream}/{key}", rule="this computer cannot see their file", remedy="call it where it can"
+                f"pixels of {stream}/{key}",
+                rule="this computer cannot read their file",
+                remedy="run this on a computer that can",
             )
         needed = [
             (name, array) for name, array in (("mask", again.mask), ("exposure", again.exposure)) if array is not None
@@ -222,7 +226,7 @@ class _Image:
         )
 
     def _computed(self, row: int) -> Row:
-        """What the server's adapter gives."""
+        """Return the row that the server's adapter computes."""
         image: LazyImage = self.lazy.image
         if row >= self.source.shape[0]:
             return empty_row(self.source.row_shape)
@@ -231,7 +235,7 @@ class _Image:
         )
 
     def refuse_different(self) -> None:
-        """Compute every stored row again."""
+        """Compute every stored row again, and raise an error if one differs."""
         if self.pixels is None:
             return
         with open_for_reading(self.pixels) as file:
@@ -241,12 +245,12 @@ class _Image:
                 if not (_same(again.intensity, intensity[row]) and _same(again.sigma, sigma[row])):
                     raise SymDenoiseError(
                         f"row {row} of {self.stream}/{self.key}",
-                        rule="computed again it is not bit for bit what is stored",
+                        rule="the recomputed row differs from the stored one",
                         remedy="evict it on the machine that denoised it, or keep the pixels",
                     )
 
     def make_lazy(self) -> None:
-        """Refer to the raw files, and see that the server gives a row as stored; if not, refer to the pixels again."""
+        """Refer to the raw files, and check that the server gives a row as stored; if not, undo that."""
         if self.pixels is None:
             return
         before = {name: _data_source(self.run, self.stream, name) for name in (self.key, f"{self.key}_sigma")}
@@ -281,12 +285,12 @@ class _Image:
                 if not _same(served, stored):
                     raise SymDenoiseError(
                         f"row {row} of {self.stream}/{name}",
-                        rule="the server computes other bits than are stored",
+                        rule="the row that the server computes differs from the stored one",
                         remedy="keep the pixels, or set the server's device and threads as in the provenance",
                     )
 
     def forget_pixels(self) -> None:
-        """Let the arrays no longer name the deleted file; a server that does not allow it keeps the name."""
+        """Remove the deleted file from the arrays; a server that does not allow it keeps the name."""
         for name in (self.key, f"{self.key}_sigma"):
             node = self.run[self.stream][name]
             for asset in node.data_sources()[0].assets:
@@ -351,7 +355,7 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
 
 
 def _registered_source(run: BlueskyRun, stream: str, key: str) -> Source:
-    """The raw files, which must be as they were when the run was registered."""
+    """Return the raw files, which must be unchanged since the run was registered."""
     data = _data_source(run, stream, key)
     raw = raw_for(run)
     source, _ = raw_source(raw, _descriptor(raw, stream), key)

@@ -1,4 +1,4 @@
-"""A derived run that stores no pixels, for a run that has ended: its frames are denoised by the server when read."""
+"""Registration of derived runs without stored pixels: the server denoises a frame when it is read."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def register(
     if existing is not None:
         if not computed_when_read(existing.metadata["stop"]):
             uid = existing.start["uid"]
-            log.warning("derived run %s is stored already and stays so; `symdenoise evict` makes it lazy", uid)
+            log.warning("derived run %s is stored already and is kept; `symdenoise evict` makes it lazy", uid)
         return existing
     if claim.raw_stop is None:
         raise SymDenoiseError(
@@ -118,7 +118,7 @@ def register(
 
 @dataclass(frozen=True)
 class _Resolved:
-    """The symmetry of each row of an image: one for all from `first` on, and what each earlier one says."""
+    """Symmetry of each row of an image: one for all rows from `first` on, and what each earlier row says."""
 
     symmetry: Symmetry
     first: int
@@ -126,12 +126,12 @@ class _Resolved:
     early: tuple[Symmetry | SymDenoiseError, ...]
 
     def of(self, row: int) -> Symmetry:
-        """Of one row.
+        """Return the symmetry of one row.
 
         Raises
         ------
         SymDenoiseError
-            If it has none, or if there is no frame.
+            If the row has none, or if there is no frame.
         """
         if row >= self.rows:
             raise SymDenoiseError(
@@ -148,7 +148,7 @@ _Plan = dict[tuple[str, str], tuple[LazyKey, _Resolved]]
 
 
 def _plan(work: Work, stored: TiledRun) -> _Plan:
-    """Look at the images of all streams before anything is written."""
+    """Examine the images of all streams before anything is written."""
     plan: _Plan = {}
     for stream in stored.streams.values():
         name, numbers = stream.descriptor["name"], stream.seq_nums
@@ -191,7 +191,7 @@ def _resolved_rows(work: Work, source: Source) -> _Resolved:
 
 
 class _Registering(Making):
-    """Makes a derived run that refers to raw files, and rows without pixels."""
+    """Make a derived run that refers to raw files, and rows without pixels."""
 
     def __init__(self, work: Work, plan: _Plan) -> None:
         self._work, self._plan = work, plan
@@ -201,7 +201,7 @@ class _Registering(Making):
         return LazyRun(emit, plan={name: planned for name, (planned, _) in self._plan.items()}, **made)
 
     def shapes_known(self, stream: Stream) -> bool:
-        """Return True: they are those of the registered files."""
+        """Return True: the shapes are those of the registered files."""
         return True
 
     def decide(self, stream: Stream) -> None:
@@ -222,7 +222,7 @@ class _Registering(Making):
 
 
 class _WithPending(PassedOn):
-    """Writes the scalars that are not known yet beside the events of each stream."""
+    """Write the scalars that are not known yet beside the events of each stream."""
 
     def __init__(self, to: RowTaker, work: Work, making: _Registering) -> None:
         super().__init__(to)
@@ -254,7 +254,7 @@ class _WithPending(PassedOn):
 def lazy_key(
     denoiser: Denoiser, recipe: Recipe, source: Source, uris: Sequence[str], symmetry: Symmetry, first_row: int
 ) -> LazyKey:
-    """How an image is registered, with this symmetry from this row on."""
+    """Return how an image is registered if this symmetry holds from this row on."""
     environment = denoiser.environment()
     if environment["dtype"] != "float32":
         raise SymDenoiseError(
@@ -264,12 +264,14 @@ def lazy_key(
         )
     if recipe.fold_sha256 is not None:
         raise SymDenoiseError(
-            "a checked symmetry", rule="servers ask each frame by itself", remedy="name the group, or use replay"
+            "a checked symmetry",
+            rule="servers decide the symmetry of each frame separately",
+            remedy="name the group, or use replay",
         )
     if (denoiser.defects, denoiser.views) != ("find", 1):
         raise SymDenoiseError(
             f"a denoiser with defects={denoiser.defects!r} and views={denoiser.views}",
-            rule="servers mask hot and dead pixels and see frames as they are",
+            rule="servers use defects='find' and views=1",
             remedy="leave these out, or use replay",
         )
     image = LazyImage(
@@ -292,7 +294,7 @@ def lazy_key(
 
 
 def _refuse_unreadable(array: Any, planned: LazyKey) -> None:
-    """Read one pixel of the first frame with counts, once: Tiled's own client would repeat a failure for long."""
+    """Read one pixel of the first frame with counts, once: Tiled's own client would retry a failure for long."""
     row = min(planned.image.first_row, array.shape[0] - 1)
     where = ",".join([str(row), *["0"] * (len(array.shape) - 1)])
     answer = array.context.http_client.get(

@@ -1,7 +1,7 @@
-"""Documents of unfinished runs on disk, a file for each run: they are there however the process ends that took them.
+"""Documents of unfinished runs on disk, one file per run: they survive however the process that took them ends.
 
 A file holds records: a line of text, ``number head body``, and so many bytes of a head and a body (see `documents`).
-It is locked while a process writes it or works it off, and removed when its run is finished. Nothing in it is ever
+It is locked while a process writes or processes it, and removed when its run is finished. Nothing in it is ever
 executed.
 """
 
@@ -40,14 +40,14 @@ _HEAD = -1
 
 @dataclass(frozen=True)
 class Head:
-    """What the documents of one run are for.
+    """Header of the documents of one run: what they are for.
 
     Attributes
     ----------
     raw_uid, derived_uid
         The runs.
     recipe_sha256
-        Of the request under which they came.
+        sha256 of the recipe under which they came.
     container
         Address of the catalogue of derived runs.
     """
@@ -68,7 +68,7 @@ class RunFile:
     Raises
     ------
     HeldError
-        If a living process writes them, or works them off.
+        If a living process writes or processes them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,7 +77,7 @@ class RunFile:
 
     @classmethod
     def begin(cls, folder: Path, head: Head) -> RunFile:
-        """Return the file of a run, without what an earlier process left in it."""
+        """Return the file of a run, emptied of what an earlier process left in it."""
         made = cls(head.path(folder))
         os.ftruncate(made._file.fileno(), 0)
         made.append(_HEAD, Packed(json.dumps(vars(head)).encode(), ()))
@@ -89,7 +89,7 @@ class RunFile:
         Raises
         ------
         OSError
-            If the disk is full; the file is then as before.
+            If the disk is full; the file is then unchanged.
         """
         begin = self._file.seek(0, os.SEEK_END)
         line = f"{number} {len(document.head)} {document.size}\n".encode()
@@ -103,7 +103,7 @@ class RunFile:
         return begin
 
     def read(self, offset: int) -> Pieces:
-        """Return head and body of the record that begins there."""
+        """Return head and body of the record that begins at this position."""
         self._file.seek(offset)
         found = _record(self._file)
         if found is None:
@@ -111,7 +111,7 @@ class RunFile:
         return found[1]
 
     def close(self) -> None:
-        """Let go of the file: whoever comes next finds it."""
+        """Release the file for the next process."""
         self._file.close()
 
     def remove(self) -> None:
@@ -121,7 +121,7 @@ class RunFile:
 
 
 def head_of(path: Path) -> Head | None:
-    """Return what a file of documents is for; None if it says nothing, as after a crash at its beginning."""
+    """Return what a file of documents is for, or None if it is unreadable, as after a crash at its beginning."""
     try:
         with path.open("rb") as file:
             found = _record(file)
@@ -132,7 +132,7 @@ def head_of(path: Path) -> Head | None:
 
 
 def documents_in(path: Path, *, after: int = _HEAD) -> Iterator[tuple[int, str, Document]]:
-    """Yield number, name and content of the documents with a greater number, up to the first that was cut off."""
+    """Yield number, name and content of the documents above a number, up to the first incomplete one."""
     with path.open("rb") as file:
         while (found := _record(file)) is not None:
             number, pieces = found
@@ -151,9 +151,9 @@ def merged_documents(paths: Sequence[Path], *, after: int) -> Iterator[tuple[int
 
 
 def foresee(paths: Sequence[Path], places: Places, replaced: Replaced, *, after: int = _HEAD) -> None:
-    """Look through documents that are worked off later: which raw files were replaced before that, or may be.
+    """Find out, before documents are processed, which raw files were replaced since they came, or may be.
 
-    The process that took them has ended, when the last of them came: what changes its files a while after that is
+    The process that took them ended when the last of them came: what changes its files a while after that is
     another run.
 
     Parameters
@@ -170,7 +170,7 @@ def foresee(paths: Sequence[Path], places: Places, replaced: Replaced, *, after:
 
 
 def left_files(work: Work) -> Iterator[tuple[RunFile, Head]]:
-    """Yield the files of documents of this request that no living process has, locked now, with what they are for."""
+    """Yield the files of this request's documents that no living process holds, locked now, with their headers."""
     for path in sorted(spool_folder(work.folder).glob(f"*{SUFFIX}")):
         head = head_of(path)
         if head is not None and not _is_for(head, work):
@@ -186,11 +186,11 @@ def left_files(work: Work) -> Iterator[tuple[RunFile, Head]]:
             file.remove()
         else:
             file.close()
-            log.error("%s cannot be read, and stays: its run can be finished from the catalogue alone", path)
+            log.error("%s cannot be read and is kept: its run can only be finished from the catalogue", path)
 
 
 def left_with_other_settings(work: Work) -> Iterator[str]:
-    """Yield a line for each file of documents that came under another request, and that no living process has."""
+    """Yield a line for each file of documents that came under another request and that no living process holds."""
     for path in sorted(spool_folder(work.folder).glob(f"*{SUFFIX}")):
         head = head_of(path)
         if head is not None and not _is_for(head, work) and not is_held(path):
@@ -219,7 +219,7 @@ def _record(file: BinaryIO) -> tuple[int, Pieces] | None:
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:
-    """So many bytes; fewer at the end of the file."""
+    """Return this many bytes; fewer at the end of the file."""
     parts, left = [], size
     while left > 0 and (part := file.read(left)):
         parts.append(part)
@@ -238,7 +238,7 @@ class _Entry:
 
 
 class Backlog:
-    """Numbered documents, each of a run or of none, until they are forgotten.
+    """Numbered documents, each of a run or of none, kept until they are removed.
 
     Parameters
     ----------
@@ -290,7 +290,9 @@ class Backlog:
                 entry.offset = self._files[uid].append(number, document)
             except OSError as error:
                 if not self._complained:
-                    log.error("documents stay in memory: %s cannot hold them (%s); make room", self._folder, error)
+                    log.error(
+                        "documents stay in memory: %s cannot hold them (%s); free disk space", self._folder, error
+                    )
                 self._complained = True
         if entry.offset < 0:
             entry.pieces = document.head, b"".join(document.parts)
@@ -298,7 +300,7 @@ class Backlog:
         return number
 
     def pieces(self, number: int) -> Pieces:
-        """Return what was kept."""
+        """Return the document that was kept."""
         entry = self._entries[number]
         if entry.pieces is not None:
             return entry.pieces
@@ -306,30 +308,30 @@ class Backlog:
         return self._files[entry.uid].read(entry.offset)
 
     def size(self, number: int) -> int:
-        """Return its size in bytes."""
+        """Return the size of a document in bytes."""
         return self._entries[number].size
 
     def time(self, number: int) -> float:
-        """Return when it came."""
+        """Return when a document came."""
         return self._entries[number].time
 
     def uid(self, number: int) -> str | None:
-        """Return of which run it is."""
+        """Return the uid of a document's run."""
         entry = self._entries.get(number)
         return None if entry is None else entry.uid
 
     def forget(self, number: int) -> None:
-        """Keep one no longer."""
+        """Remove one document."""
         self._entries.pop(number, None)
 
     def forget_run(self, uid: str) -> None:
-        """Keep a run's no longer."""
+        """Remove the documents of a run."""
         for number in [number for number, entry in self._entries.items() if entry.uid == uid]:
             del self._entries[number]
         if uid in self._files:
             self._files.pop(uid).remove()
 
     def close(self) -> None:
-        """Let go of the files; those of unfinished runs stay."""
+        """Release the files; those of unfinished runs stay."""
         for file in self._files.values():
             file.close()

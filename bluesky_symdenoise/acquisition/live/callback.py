@@ -1,4 +1,4 @@
-"""The callback that a RunEngine takes: it hands references to a worker process and returns."""
+"""Callback for a RunEngine: it hands references to a worker process and returns."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class DenoiseCallback:
     Raises
     ------
     SymDenoiseError
-        From the constructor only, for what could not work whatever the frames are.
+        Raised by the constructor only, if the request could not work whatever the frames are.
     """
 
     def __init__(
@@ -87,11 +87,13 @@ class DenoiseCallback:
         if denoiser is not None and not isinstance(denoiser, DenoiserSettings):
             raise SymDenoiseError(
                 f"denoiser of type {type(denoiser).__name__}",
-                rule="the worker is another process and loads its own",
+                rule="the worker is a separate process and loads its own denoiser",
                 remedy="give DenoiserSettings(model=..., device=..., threads=...), or use ThreadedDenoiseCallback",
             )
         if not 0 <= nice <= 19:
-            raise SymDenoiseError(f"nice={nice}", rule="it goes from 0 to 19", remedy="give 10, or 0 for no sparing")
+            raise SymDenoiseError(
+                f"nice={nice}", rule="niceness is from 0 to 19", remedy="give for example 10, or 0 for normal priority"
+            )
         work = Work.planned(
             client, activity="callback", denoiser=denoiser, directory=directory, frames=frames, **options
         )
@@ -139,13 +141,13 @@ class DenoiseCallback:
         return self._feeder.pid
 
     def status(self) -> Status:
-        """How far the worker has come, now."""
+        """Return how far the worker has come, now."""
         return self._feeder.status()
 
     def close(self, timeout: float | None = None) -> Status:
-        """Take no more documents, for good, and wait until all that came are worked off.
+        """Take no more documents, and wait until all that came are processed.
 
-        A Tiled server that is away is not waited for: what it lacks stays on disk, and the status says where.
+        It does not wait for a Tiled server that is away: what the server lacks stays on disk; the status says where.
 
         Parameters
         ----------
@@ -170,10 +172,10 @@ class DenoiseCallback:
         self.close()
 
     def hand_over(self, timeout: float = 10.0) -> None:
-        """Take no more documents, and leave those that came to the worker process, which ends when they are worked off.
+        """Take no more documents, and leave those that came to the worker process, which ends after the last one.
 
-        For a process that must end now. It is what happens by itself where it is killed; here it is said, and no
-        document is lost that was not on disk yet.
+        For a process that must end now. The same happens by itself if the process is killed, but this method also
+        saves the documents that were not on disk yet.
 
         Parameters
         ----------
@@ -181,7 +183,7 @@ class DenoiseCallback:
             Seconds to wait until all documents are on disk.
         """
         self._closing = True
-        # At the exit, then, nobody waits any more.
+        # At the exit, then, no caller waits any more.
         atexit.unregister(self._close_at_exit)
         if not self._feeder.alive:
             return

@@ -1,4 +1,4 @@
-"""Documents of any number of runs in, one `RunReader` each, and word of what became of them; nothing is raised."""
+"""Routing of the documents of any number of runs to one `RunReader` each; outcomes are reported, nothing is raised."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
-#: What becomes of a run whose beginning nobody told.
+#: Message for a run whose start document was never received.
 MISSED = (
     "not denoised: it began before the callback was attached; when it has ended, finish it with "
     "`symdenoise catch-up` or replay"
@@ -28,23 +28,23 @@ MISSED = (
 
 
 class Report(Protocol):
-    """Who wants to know what became of frames and runs."""
+    """Interface of an object that is informed of what became of frames and runs."""
 
     def frame(self, raw_uid: str, reason: str | None) -> None:
-        """A frame is written; as NaN if there is a reason."""
+        """Take note that a frame is written; as NaN if there is a reason."""
         ...
 
     def ended(self, raw_uid: str, outcome: str, derived_uid: str | None) -> None:
-        """All that will be written of a run is written."""
+        """Take note that everything of a run that will be written is written."""
         ...
 
     def error(self, line: str) -> None:
-        """Something went wrong that the user should know."""
+        """Take note of an error that the user should know about."""
         ...
 
 
 class FinishedError(SymDenoiseError):
-    """The derived run is complete already: what comes of its raw run has been worked off before."""
+    """The derived run is complete already: its raw run's documents have been processed before."""
 
 
 class Engine:
@@ -55,9 +55,9 @@ class Engine:
     work
         What to do with every run.
     report
-        Told what became of frames and runs.
+        Informed of what became of frames and runs.
     outlet, too_late, replaced
-        As `run_denoiser`.
+        See `run_denoiser`.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Engine:
         #: Runs that began before the first document came, and whether one came of a run that nothing tells.
         self._missed: set[str] = set()
         self._stray = False
-        #: Uids of the documents of runs that are told twice, as by a callback that was subscribed twice.
+        #: Uids of the documents of runs that are received twice, as by a callback that was subscribed twice.
         self._doubled: dict[str, set[str]] = {}
 
     def take(self, name: str, doc: Document) -> None:
@@ -110,7 +110,7 @@ class Engine:
             self._owners.forget(uid)
 
     def refuse(self, uid: str | None, reason: str) -> None:
-        """Leave a run, for this reason."""
+        """Stop denoising a run, for this reason."""
         if uid in self._open:
             self._abandon(uid, reason)
         else:
@@ -135,7 +135,7 @@ class Engine:
             self._abandon(uid, reason)
 
     def leave(self, uid: str) -> None:
-        """Let go of a run that somebody else goes on with."""
+        """Release a run that another process continues."""
         if uid in self._open:
             self._open.pop(uid).leave()
             self._owners.forget(uid)
@@ -153,12 +153,12 @@ class Engine:
         run("start", doc)
 
     def _again(self, uid: str) -> bool:
-        """Whether this run has begun already: from now on each of its documents is taken once."""
+        """Return whether this run has begun already: from now on each of its documents is taken once."""
         if uid not in self._open:
             return False
         if uid not in self._doubled:
             self._doubled[uid] = set()
-            line = f"run {uid[:8]}: its documents come twice; is the callback subscribed twice? Each is taken once"
+            line = f"run {uid[:8]}: its documents come twice, each is used once; is the callback subscribed twice?"
             log.warning("%s", line)
             self._report.error(line)
         return True
@@ -174,17 +174,19 @@ class Engine:
         return True
 
     def _unowned(self, name: str, doc: Document) -> None:
-        """Old resources do not say their run, so all open ones see them; what else says none is none of ours."""
+        """Pass on a document that names no run: all open runs get old resources; other kinds are ignored."""
         if name in ("resource", "datum", "datum_page", "bulk_datum"):
             for run in self._open.values():
                 run(name, doc)
         elif not self._stray:
             self._stray = True
-            line = f"a document of kind {name} belongs to no run that began while the callback was attached: left out"
+            line = (
+                f"a document of kind {name} is ignored: it belongs to no run that began while the callback was attached"
+            )
             log.warning("%s", line)
 
     def _miss(self, uid: str) -> None:
-        """Say once of a run that it began too early."""
+        """Report, once for each run, that it began before this callback."""
         if uid not in self._missed:
             self._missed.add(uid)
             line = f"run {uid[:8]}: {MISSED}"
@@ -215,12 +217,12 @@ class Engine:
         self._end(uid, reason)
 
     def _give_up(self, name: str, doc: Document, error: Exception, uid: str | None) -> None:
-        """Leave a run that cannot be written, and say so once; other runs go on."""
+        """Give up a run that cannot be written, and report it once; other runs continue."""
         line = (str(error) or type(error).__name__).splitlines()[0]
         if isinstance(error, KeyError):
-            line = f"{name} document without {error}, which the event model asks for; mend the device or the plan"
+            line = f"{name} document without {error}, which the event model requires; fix the device or the plan"
         elif not isinstance(error, SymDenoiseError):
-            line = f"{type(error).__name__}: {line}; the raw run is as it was: replay it when the cause is mended"
+            line = f"{type(error).__name__}: {line}; the raw run is unchanged: replay it when the cause is fixed"
         # A document may be malformed in any way: what is said of it must not fail in turn.
         log.error("run %s is not denoised: %s", str(uid or "?")[:8], line, exc_info=log.isEnabledFor(logging.DEBUG))
         if uid in self._open:

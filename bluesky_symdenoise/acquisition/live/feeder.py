@@ -1,4 +1,4 @@
-"""Feeds a worker process, and starts another one with the documents of all unfinished runs if it dies."""
+"""Feeder of a worker process; if that dies, another one is started with the documents of all unfinished runs."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ START_S = 300.0
 
 
 class Feeder:
-    """Takes documents from the RunEngine's thread, and does everything else on a thread of its own.
+    """Take documents from the RunEngine's thread, and do everything else in a background thread.
 
     Parameters
     ----------
     setup
-        What the worker is told.
+        Settings for the worker.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -71,9 +71,9 @@ class Feeder:
         _ALIVE.add(self)
 
     def put(self, name: str, doc: Document) -> None:
-        """Take a document: all that happens on the RunEngine's thread.
+        """Take a document; nothing else happens on the RunEngine's thread.
 
-        It is copied, for devices fill their buffers anew, and callers change their dicts.
+        It is copied, because devices reuse their buffers and callers change their dicts.
         """
         self._put += 1
         self._inbox.put(("document", name, plain(doc, self._pool.copy), time.monotonic()))
@@ -85,7 +85,7 @@ class Feeder:
 
     @property
     def alive(self) -> bool:
-        """Whether documents are still worked off."""
+        """Whether documents are still processed."""
         return self._thread.is_alive()
 
     @property
@@ -94,7 +94,7 @@ class Feeder:
         return self._put - self._taken_in + len(self._unsent) + len(self._in_flight)
 
     def status(self) -> Status:
-        """How far the worker has come."""
+        """Return how far the worker has come."""
         with self._lock:
             return self._tally.status(waiting=self.waiting)
 
@@ -112,7 +112,7 @@ class Feeder:
             self._refused = SymDenoiseError(
                 "worker process",
                 rule=f"it was not ready after {START_S:g} s",
-                remedy="look at the load of this computer, and whether its disks answer",
+                remedy="check the load of this computer and whether its disks respond",
             )
         if self._refused is not None:
             self._thread.join()
@@ -123,24 +123,24 @@ class Feeder:
         """What is not done yet, in words."""
         if self.waiting:
             runs = ", ".join(sorted(uid[:8] for uid in self._backlog.runs)) or "no run"
-            return f"{self.waiting} documents of {runs} are not worked off"
+            return f"{self.waiting} documents of {runs} are not processed yet"
         with self._lock:
             sending = ", ".join(sorted(uid[:8] for uid in self._finished - set(self._tally.runs)))
         return f"rows of runs {sending} are being sent to Tiled" if sending else "the worker process has not ended"
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all documents that came are on disk; whether they are."""
+        """Wait until all documents that came are on disk; return whether they are."""
         written = threading.Event()
         self._inbox.put(("flush", written))
         return written.wait(timeout)
 
     def forget_in_fork(self) -> None:
-        """Let go, in a process that was forked from this one, of what keeps the worker waiting or a file locked."""
+        """Release, in a process forked from this one, what would keep the worker waiting or a file locked."""
         self._process.forget_in_fork()
         self._backlog.close()
 
     def close(self, timeout: float | None) -> bool:
-        """Have all that came worked off; whether that is done."""
+        """Process all that came; return whether that is done."""
         self._inbox.put(("close",))
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -209,12 +209,12 @@ class Feeder:
             self._prepare(doc)
 
     def _prepare(self, descriptor: Document) -> None:
-        """Have memory for the frames that events will hold, as far as the data keys can be understood."""
+        """Allocate memory for the frames that events will hold, as far as the data keys can be understood."""
         try:
             for nbytes in _array_sizes(descriptor):
                 self._pool.prepare(nbytes)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            log.debug("no memory is prepared for a stream: %s", error)
+            log.debug("memory for the frames of a stream cannot be prepared: %s", error)
 
     def _begin(self, uid: str) -> None:
         self._begun.add(uid)
@@ -264,7 +264,7 @@ class Feeder:
                     log.info("run %s: %s", raw_uid[:8], outcome)
 
     def _feed(self) -> None:
-        """Hand over what the worker has room for."""
+        """Send what the worker has room for."""
         while self._unsent and len(self._in_flight) < WINDOW and sum(self._in_flight.values()) < WINDOW_BYTES:
             number = self._unsent.popleft()
             uid = self._backlog.uid(number)
@@ -280,12 +280,12 @@ class Feeder:
                 self._process.send(("close",))
 
     def _ended(self) -> None:
-        """The worker is gone: start another one, with all documents of the runs that it had not finished."""
+        """Start another worker after one has ended, with all documents of the runs that it had not finished."""
         status = self._process.wait()
         why = signal.Signals(-status).name if status < 0 else f"status {status}"
         if not self._ready.is_set():
             self._refused = self._refused or SymDenoiseError(
-                "worker process", rule=f"it ended before it was ready ({why})", remedy="see its own words above"
+                "worker process", rule=f"it ended before it was ready ({why})", remedy="see its output above"
             )
             self._closed = True
             self._ready.set()
@@ -305,12 +305,12 @@ class Feeder:
             self._closed = True
             with self._lock:
                 self._tally.error(
-                    f"the denoiser's process does not start any more ({self._refused or why}): nothing is denoised; "
-                    "mend that, make a new callback, and finish the runs with `symdenoise catch-up`"
+                    f"the denoiser's process cannot be started any more ({self._refused or why}): nothing is denoised; "
+                    "fix that, make a new callback, and finish the runs with `symdenoise catch-up`"
                 )
             return
         log.warning(
-            "the denoiser's process ended (%s) and is started again; %d documents are worked off once more",
+            "the denoiser's process ended (%s) and is started again; %d documents are processed again",
             why,
             len(self._backlog),
         )
@@ -327,8 +327,8 @@ class Feeder:
             self._inbox.put(("gone",))
 
     def _give_up(self, runs: set[str], why: str) -> None:
-        line = f"given up: the denoiser's process ended {self._crashes} times at it, last with {why}; "
-        line += "mend the cause, then finish the run with `symdenoise catch-up` or replay"
+        line = f"given up: the denoiser's process ended {self._crashes} times while processing it, last with {why}; "
+        line += "fix the cause, then finish the run with `symdenoise catch-up` or replay"
         with self._lock:
             for uid in runs:
                 self._tally.ended(uid, line)
@@ -344,7 +344,7 @@ class Feeder:
 
 
 def _array_sizes(descriptor: Document) -> list[int]:
-    """Bytes of the arrays that events of a stream will hold, as far as its data keys say."""
+    """Return the sizes in bytes of the arrays that events of a stream will hold, as far as its data keys say."""
     sizes = []
     for key in descriptor["data_keys"].values():
         known = "external" not in key and all(isinstance(size, int) and size >= 0 for size in key["shape"])

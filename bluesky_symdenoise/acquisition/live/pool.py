@@ -1,4 +1,4 @@
-"""Memory for copies of frames, used again and again: copies into memory never touched take far longer."""
+"""Reusable memory for copies of frames: copying into memory that was never touched takes far longer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AHEAD = 8
 
 
 class Pool:
-    """Copies arrays into memory that earlier copies have left.
+    """Copy arrays into memory that earlier copies have released.
 
     One thread copies while another one prepares and gives back.
 
@@ -32,7 +32,7 @@ class Pool:
         self._free: defaultdict[int, deque[NDArray[np.uint8]]] = defaultdict(deque)
 
     def prepare(self, nbytes: int) -> None:
-        """Provide memory for the next copies of arrays of so many bytes, each page of it touched."""
+        """Provide memory for the next copies of arrays of this many bytes, and touch each page of it."""
         if nbytes < LEAST:
             return
         while len(self._free[nbytes]) < AHEAD and self._kept + nbytes <= self._keep:
@@ -55,7 +55,7 @@ class Pool:
         return made
 
     def give_back(self, array: NDArray[Any]) -> None:
-        """Take the memory of a copy, which nobody needs any more, for those to come."""
+        """Take back the memory of a copy that is no longer needed, for later copies."""
         memory = array.base
         if isinstance(memory, np.ndarray) and memory.ndim == 1 and memory.dtype == np.uint8 and memory.base is None:
             self._add(memory)

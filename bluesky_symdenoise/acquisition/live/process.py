@@ -1,4 +1,4 @@
-"""The worker process as the RunEngine's process sees it: a pipe that takes documents and tells what became of them."""
+"""The worker process as the RunEngine's process sees it: a pipe that takes documents and reports their outcome."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _START = "import sys; sys.path.append(sys.argv[3]); from bluesky_symdenoise.acqu
 
 
 class WorkerProcess:
-    """Starts a worker; nothing of the starting program is run again in it, and no key is on its command line.
+    """Start a worker; it runs nothing of the starting program again, and has no key on its command line.
 
     Parameters
     ----------
     setup
-        What the worker is told.
+        Settings for the worker.
     nice
         Added to its niceness while it starts.
     said
@@ -59,25 +59,25 @@ class WorkerProcess:
         return self._process.pid
 
     def send(self, message: Any, pieces: Sequence[bytes] = ()) -> None:
-        """Hand over a message, and the pieces of a document after it, without waiting for a worker that hangs.
+        """Send a message, followed by the pieces of a document, without waiting for a worker that hangs.
 
-        To one that has ended nothing is handed over, and ``("gone",)`` says so.
+        Nothing is sent to a worker that has ended, which ``("gone",)`` reports.
         """
         self._outbox.put((bytes(ForkingPickler.dumps(message)), *pieces))
 
     def forget_in_fork(self) -> None:
-        """Close the pipe in a process that was forked: while that held it, the worker would think this one alive."""
+        """Close the pipe in a forked process, because the worker would otherwise think the parent still alive."""
         self._pipe.close()
 
     def wait(self) -> int:
-        """Wait until it has ended; its exit status, negative for a signal."""
+        """Wait until the worker has ended; return its exit status, negative for a signal."""
         status = self._process.wait()
         self._outbox.put(None)
         self._pipe.close()
         return status
 
     def stop(self) -> None:
-        """End it now."""
+        """End the worker now."""
         self._process.kill()
         self._process.wait()
 

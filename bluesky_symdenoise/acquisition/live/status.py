@@ -1,4 +1,4 @@
-"""How far a callback has come."""
+"""Progress of a callback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LINES = 100
 
 @dataclass(frozen=True)
 class Status:
-    """How far a callback has come.
+    """Progress of a callback.
 
     Attributes
     ----------
@@ -20,7 +20,7 @@ class Status:
     waiting
         Documents that the worker has not finished.
     runs
-        Raw uid and outcome in one line of each run that has ended.
+        Raw uid and outcome, in one line, of each run that has ended.
     errors
         What went wrong, one line each, the remedy included.
     restarts
@@ -42,7 +42,7 @@ class Status:
 
 @dataclass
 class Tally:
-    """What `Status` is made from."""
+    """Counters from which `Status` is made."""
 
     frames: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
@@ -67,7 +67,7 @@ class Tally:
             self.errors[line] = None
 
     def status(self, *, waiting: int) -> Status:
-        """The values, now."""
+        """Return the present values."""
         return Status(
             frames=self.frames.total(),
             failed=self.failed.total(),

@@ -1,4 +1,4 @@
-"""The callback with its denoiser in a thread of the same process: for a denoiser object of one's own."""
+"""Callback whose denoiser runs in a thread of the same process, for a denoiser object of one's own."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Document = dict[str, Any]
 
 
 class ThreadedDenoiseCallback:
-    """As `DenoiseCallback`, in a thread: it shares cores, memory and fate with the RunEngine.
+    """Denoise as `DenoiseCallback` does, but in a thread that shares cores, memory and crashes with the RunEngine.
 
-    For a denoiser that is an object of one's own, in tests and notebooks; at a beamline, take `DenoiseCallback`. What
-    Tiled does not take is not kept for it: such a run has to be replayed.
+    For a denoiser object of your own, in tests and notebooks; at a beamline, use `DenoiseCallback`. What Tiled does
+    not accept is not kept on disk: such a run has to be replayed.
 
     Parameters
     ----------
     client, directory, mask, exposure, symmetry, beam_center, streams, data_keys, beamline, analysis
-        As `DenoiseCallback`.
+        See `DenoiseCallback`.
     denoiser
-        The one to use.
+        The denoiser to use.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class ThreadedDenoiseCallback:
         self.close()
 
     def status(self) -> Status:
-        """How far the worker has come, now."""
+        """Return how far the worker has come, now."""
         with self._lock:
             waiting = max(0, self._queue.qsize() - (self._closing and self._alive)) + self._busy
             return self._tally.status(waiting=waiting)
 
     def close(self, timeout: float | None = None) -> Status:
-        """Take no more documents and wait, for `timeout` seconds at most, until all that came are worked off."""
+        """Take no more documents, and wait at most `timeout` seconds until all that came are processed."""
         if not self._closing:
             self._closing = True
             self._queue.put(None)
@@ -86,17 +86,17 @@ class ThreadedDenoiseCallback:
         return self.status()
 
     def frame(self, raw_uid: str, reason: str | None) -> None:
-        """Told by the engine."""
+        """Count a frame; called by the engine."""
         with self._lock:
             self._tally.frame(raw_uid, reason)
 
     def ended(self, raw_uid: str, outcome: str, derived_uid: str | None) -> None:
-        """Told by the engine."""
+        """Note the outcome of a run; called by the engine."""
         with self._lock:
             self._tally.ended(raw_uid, outcome)
 
     def error(self, line: str) -> None:
-        """Told by the engine."""
+        """Note an error; called by the engine."""
         with self._lock:
             self._tally.error(line)
 

@@ -1,4 +1,4 @@
-"""The worker process: documents in through a private pipe, derived runs out. Run by `WorkerProcess` only."""
+"""The worker process: takes documents through a private pipe and writes derived runs. Run by `WorkerProcess` only."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ ENDED_EARLY = (
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker is told at its start.
+    """Settings that a worker gets at its start.
 
     Attributes
     ----------
     work
         What to do; its client carries the API key.
     tokens
-        Of a client that logged in with a name.
+        Tokens of a client that logged in with a name.
     drop_after
-        Frames that waited longer, in seconds, are not denoised; None for all are.
+        Seconds after which a waiting frame is not denoised any more; None: all frames are denoised.
     settled
         Whether rows are written before the next document is taken.
     nice
@@ -60,7 +60,7 @@ class Setup:
 
 
 class _Worker:
-    """The engine and the sender, reporting to the process that started this one."""
+    """Run the engine and the sender, and report to the process that started this one."""
 
     def __init__(self, pipe: Connection, setup: Setup, replaced: Replaced) -> None:
         from bluesky_symdenoise.acquisition.deliver.sender import Sender
@@ -85,7 +85,7 @@ class _Worker:
         self._engine = Engine(setup.work, self, outlet=self._outlet, too_late=self._too_late, replaced=self._replaced)
 
     def say(self, *message: Any) -> None:
-        """Tell the RunEngine's process; if that has ended, whoever reads this process's stderr."""
+        """Report to the RunEngine's process or, if that has ended, on this process's stderr."""
         if self._alone:
             _print(message)
             return
@@ -148,7 +148,7 @@ class _Worker:
             self._engine.settle()
 
     def _left(self) -> Iterator[None]:
-        """Work off the documents that processes left when they ended, one at each step."""
+        """Process the documents that other processes left when they ended, one at each step."""
         from bluesky_symdenoise.acquisition.live.backlog import documents_in
 
         while self._left_behind:
@@ -198,7 +198,7 @@ class _Worker:
             pass
 
     def _find_left(self) -> None:
-        """Lock the documents that processes left when they ended, and look through them."""
+        """Lock the documents that other processes left when they ended, and examine them."""
         from bluesky_symdenoise.acquisition.live.backlog import foresee, left_files
 
         found = list(left_files(self._setup.work))
@@ -206,7 +206,7 @@ class _Worker:
         self._left_behind += found
 
     def _remove_finished(self) -> None:
-        """Remove the documents of runs that are finished, where the process ended that had not heard so yet."""
+        """Remove the documents of finished runs whose process ended before it heard that they were finished."""
         from bluesky_symdenoise.acquisition.live.backlog import RunFile
         from bluesky_symdenoise.catalog.store.lock import HeldError
 
@@ -215,7 +215,7 @@ class _Worker:
                 RunFile(path).remove()
 
     def _leave_others(self) -> None:
-        """Let go of the runs of earlier processes: their documents stay for the next start."""
+        """Release the runs of earlier processes: their documents stay for the next start."""
         for uid, file in self._held.items():
             self._engine.leave(uid)
             file.close()
@@ -252,7 +252,7 @@ class _Worker:
         return f"dropped: the denoiser was more than {late:g} s behind; use slow='defer', more threads or a GPU"
 
     def _outlet(self, work: Work, uid: str, journal: Path) -> Emit:
-        """Documents go to a spool first; Tiled gets them from there, and a crash here loses none."""
+        """Return the spool for a run's documents: Tiled gets them from there, so that a crash here loses none."""
         from bluesky_symdenoise.acquisition.deliver.claim import doubled
         from bluesky_symdenoise.acquisition.deliver.delivery import delivered
         from bluesky_symdenoise.acquisition.deliver.spool import Spool
@@ -285,7 +285,7 @@ class _Worker:
         return emit
 
     def _existing(self, uid: str) -> Document | None:
-        """Metadata of a derived run in Tiled; None too where Tiled is away and cannot say."""
+        """Return the metadata of a derived run in Tiled; None also if Tiled is away."""
         from bluesky_symdenoise.acquisition.deliver.delivery import is_away
         from bluesky_symdenoise.catalog.store.containers import run_in
 
@@ -300,7 +300,7 @@ class _Worker:
 
 
 def main() -> None:
-    """Entry point: ``fd nice`` on the command line, everything else through the pipe."""
+    """Run the worker: ``fd nice`` is on the command line, everything else comes through the pipe."""
     nice = int(sys.argv[2])
     os.nice(nice)
     # Ctrl-C in the terminal means the RunEngine, and a terminal that is closed too: its documents are finished.
@@ -327,21 +327,21 @@ def main() -> None:
 
 
 def _warmed_up(work: Work) -> None:
-    """Load the network and run it once: the first frame of a scan is no slower than the second."""
+    """Load the network and run it once, so that the first frame of a scan is as fast as the second."""
     import numpy as np
 
     work.denoiser(np.ones((64, 64), np.uint8), symmetry="1")
 
 
 def _logged_in(setup: Setup) -> None:
-    """Give a client that logged in with a name its tokens: pickling leaves them out."""
+    """Give a client that logged in with a name its tokens, which pickling leaves out."""
     auth = setup.work.container.context.http_client.auth
     if auth is not None:
         auth.tokens.update(setup.tokens)
 
 
 class _Forward(logging.Handler):
-    """Log records go to the RunEngine's process, which knows what the user wants to see."""
+    """Send log records to the RunEngine's process, which knows what the user wants to see."""
 
     def __init__(self, worker: _Worker) -> None:
         super().__init__()
@@ -352,7 +352,7 @@ class _Forward(logging.Handler):
 
 
 def _print(message: tuple[Any, ...]) -> None:
-    """Print what concerns people; nobody may be left to read it."""
+    """Print what concerns users; ignore a closed stderr."""
     match message:
         case ("log", _, line) | ("error", line):
             pass
@@ -365,7 +365,7 @@ def _print(message: tuple[Any, ...]) -> None:
 
 
 def _next(inbox: queue.SimpleQueue[tuple[Any, ...]], left: Iterator[None]) -> tuple[Any, ...] | None:
-    """The next message; None after a step of what is done while no message waits."""
+    """Return the next message; None after a step of the work that is done while no message waits."""
     try:
         return inbox.get_nowait()
     except queue.Empty:

@@ -1,1 +1,1 @@
-"""Runs that have ended: replay, recompute, test a symmetry, tune a model."""
+"""Work on runs that have ended: replay, recompute, test a symmetry, tune a model."""

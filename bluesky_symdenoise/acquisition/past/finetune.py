@@ -1,4 +1,4 @@
-"""A model tuned to past runs, registered only where held-out frames say that it is better than its parent."""
+"""Tuning of a model to past runs; the result is registered only if held-out frames show that it is better."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ POOLED = 8
 
 @dataclass(frozen=True, eq=False)
 class Finetuned:
-    """What became of a tuning.
+    """Result of a tuning.
 
     Attributes
     ----------
     accepted
         Whether the tuned model is better than its parent beyond noise, invents no more, and so was registered.
     said
-        That, in one line with the figures.
+        The verdict in one line, with the figures.
     figures
-        The same for programs.
+        The figures, for programs.
     denoiser
-        With the model to use: the tuned one, or its parent.
+        Denoiser with the model to use: the tuned one, or its parent.
     """
 
     accepted: bool
@@ -74,9 +74,9 @@ def finetune(
     config: TrainConfig = TUNING,
     progress: bool = True,
 ) -> Finetuned:
-    """Tune a model to runs of yours, and register it if frames that it was not tuned on say that it got better.
+    """Tune a model to your runs, and register it if frames that it was not tuned on show that it got better.
 
-    No clean image is needed: the photons of a frame are split and one part is foretold from the other, or the next
+    No clean image is needed: the photons of a frame are split and one part is predicted from the other, or the next
     frame is, where it repeats the scene; symmetry mates are evidence as they will be in use. A third of what the
     network sees is simulated, most of it without any peak, and there it is held to its parent, so that it does not
     learn to invent. Nothing is written before the end.
@@ -86,17 +86,17 @@ def finetune(
     frames
         A raw run, several, or frames (frame, y, x) of whole photon counts. At most 128 are read, drawn at random.
     name
-        Of the tuned model: ``Denoiser.pretrained(name)`` gives it afterwards.
+        Name of the tuned model; ``Denoiser.pretrained(name)`` loads it afterwards.
     reference
-        Runs or frames of the same scenes with more exposure, frame by frame, to be foretold instead.
+        Runs or frames of the same scenes with more exposure, frame by frame, to be predicted instead.
     parent
         The model to start from; by default the package's.
     mask, symmetry, beam_center
-        As they will be used: see `bluesky_symdenoise.Denoiser`.
+        Values as they will be used when denoising; see `bluesky_symdenoise.Denoiser`.
     stream, data_key
-        Of the image in the runs; by default the first.
+        Stream and data key of the image in the runs; by default the first.
     minutes
-        For all of it. The number of steps is cut where they would take longer.
+        Time for everything. The number of steps is reduced if they would take longer.
     seed
         The same frames, seed and number of threads give the same weights, unless time was short.
     config
@@ -112,7 +112,7 @@ def finetune(
     begun = time.monotonic()
     checked_new_name(name)
     if not minutes > 0:
-        raise SymDenoiseError(f"minutes={minutes}", rule="some time is needed", remedy=f"give {MINUTES}")
+        raise SymDenoiseError(f"minutes={minutes}", rule="it must be positive", remedy=f"give {MINUTES}")
     denoiser = parent if isinstance(parent, Denoiser) else Denoiser.pretrained(parent)
     stacks = stacks_of(frames, stream=stream, data_key=data_key)
     better = None if reference is None else stacks_of(reference, stream=stream, data_key=data_key)
@@ -202,7 +202,7 @@ def _shots(
     symmetry: str,
     beam_center: Sequence[float] | None,
 ) -> list[Shot]:
-    """The frames with photons in them, each with its reference if there is one."""
+    """Return the frames that have photons, each with its reference if there is one."""
     shots: list[Shot] = []
     for number, stack in enumerate(stacks):
         bad = as_mask(mask, stack.shape[1:])

@@ -28,9 +28,9 @@ class Forecast:
     raw_uid, derived_uid
         The runs.
     state
-        What there is of the derived run, in words.
+        State of the derived run, in words.
     images
-        How many are left to denoise.
+        Number of images left to denoise.
     seconds
         How long reading and denoising them would take.
     bytes
@@ -61,12 +61,12 @@ class Forecast:
 def forecast(
     run: StoredRun, asked: Request, *, state: str, compressed: bool, kept: Collection[Entered] = ()
 ) -> Forecast:
-    """Read and denoise one frame of each image, twice, for the first time takes longer.
+    """Read and denoise one frame of each image, twice, because the first time takes longer.
 
     Parameters
     ----------
     state
-        What there is of the derived run.
+        State of the derived run.
     compressed
         Whether the bytes are those of stored frames.
     kept

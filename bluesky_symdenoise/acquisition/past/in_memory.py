@@ -30,12 +30,12 @@ _DTYPES = {"number": "f8", "string": "U64"}
 
 
 class Gathered(RowTaker):
-    """Takes the rows of a run and reads no image; darks were read by who hands them over.
+    """Collect the rows of a run without reading images; the caller has read the darks.
 
     Attributes
     ----------
     streams
-        Those with images, by name.
+        Streams with images, by name.
     events
         By stream, in order, wanted or not: those before the first wanted one may decide its symmetry.
     """
@@ -49,7 +49,7 @@ class Gathered(RowTaker):
         self.events: dict[str, list[Event]] = {}
 
     def images(self, name: str) -> dict[str, LazyImages]:
-        """Images of one stream by data key."""
+        """Return the images of one stream by data key."""
         stream = self.streams[name]
         return {key: LazyImages(stream, key, self.events[name], self._asked.columns) for key in stream.keys}
 
@@ -68,9 +68,9 @@ class Gathered(RowTaker):
 
 
 class LazyImages:
-    """Images of one data key of one stream, each read and denoised when it is asked for.
+    """Images of one data key of one stream, each read and denoised when it is accessed.
 
-    Whatever the order, each gets the symmetry that it has in the order of the run.
+    Whatever the order of access, each image gets the symmetry that it has in the order of the run.
     """
 
     def __init__(self, stream: Stream, key: str, events: Sequence[Event], columns: Mapping[str, str]) -> None:
@@ -81,12 +81,12 @@ class LazyImages:
         self._lock = threading.Lock()
 
     def counts(self, row: int) -> NDArray[Any]:
-        """The raw image, in the shape of the data key."""
+        """Return the raw image, in the shape of the data key."""
         with self._lock:
             return self._read(row)
 
     def denoised(self, row: int) -> Row:
-        """As it would be stored; NaN where that is what would be stored."""
+        """Return the denoised image as it would be stored, NaN included."""
         event = self._events[row]
         try:
             with self._lock:
@@ -99,7 +99,7 @@ class LazyImages:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(..., y, x) of each image, as the first that can be read has it."""
+        """Shape (..., y, x) of each image, as the first readable one has it."""
         for row in range(len(self._events)):
             if self._key in self._stream.shapes:
                 break
@@ -107,7 +107,7 @@ class LazyImages:
                 with self._lock:
                     self._read(row)
             except Exception as error:
-                log.debug("row %d of %s says no shape: %s", row, self._key, error)
+                log.debug("row %d of %s gives no shape: %s", row, self._key, error)
         described = self._stream.described["data_keys"][self._key]
         return tuple(described["shape"])
 
@@ -115,14 +115,16 @@ class LazyImages:
         return self._stream.image(self._key, self._events[row])
 
     def _as_of(self, row: int) -> Any:
-        """The images as all rows before this one left them."""
+        """Return the images in the state in which all rows before this one left them."""
         while len(self._before) < row and not self._images.settled:
             event = self._events[len(self._before)]
             self._before.append(copy.copy(self._images))
             try:
                 image = self._read(len(self._before) - 1)
             except Exception as error:
-                log.debug("row %d of %s decides nothing: %s", len(self._before) - 1, self._key, error)
+                log.debug(
+                    "row %d of %s is not used to decide the symmetry: %s", len(self._before) - 1, self._key, error
+                )
             else:
                 self._images.look(image, event.columns)
         if row < len(self._before):
@@ -131,7 +133,7 @@ class LazyImages:
 
 
 def gathered(run: StoredRun, asked: Request) -> Gathered:
-    """The documents of a run, ended or not."""
+    """Collect the documents of a run, ended or not."""
     found = Gathered(asked)
     reader = RunReader(asked, found, source=run.frames)
     drive(reader, run, stop=lambda: run.stop or {"time": run.start["time"], "exit_status": "fail"})
@@ -139,12 +141,12 @@ def gathered(run: StoredRun, asked: Request) -> Gathered:
 
 
 def chosen_stream(found: Gathered, asked: Request) -> str:
-    """The one stream of a Dataset: the one that was named, ``primary``, or the first with images.
+    """Return the one stream for a Dataset: the one that was named, else ``primary``, else the first with images.
 
     Raises
     ------
     SymDenoiseError
-        If several were named, or the one has no images.
+        If several were named, or the stream has no images.
     """
     named = asked.recipe.streams or ("primary",)
     if len(named) > 1:
@@ -160,12 +162,12 @@ def chosen_stream(found: Gathered, asked: Request) -> str:
 
 
 def denoised_when_read(run: StoredRun, asked: Request) -> xr.Dataset:
-    """Raw and denoised images of one stream, as `bluesky_symdenoise.aligned` gives them.
+    """Return raw and denoised images of one stream, as `bluesky_symdenoise.aligned` does.
 
     Raises
     ------
     SymDenoiseError
-        If there is no such stream, or none of its rows was asked for.
+        If there is no such stream, or none of its rows was requested.
     """
     found = gathered(run, asked)
     name = chosen_stream(found, asked)
@@ -200,7 +202,7 @@ def denoised_when_read(run: StoredRun, asked: Request) -> xr.Dataset:
 
 
 def _per_row(rows: Sequence[int], make: Callable[[int], Any]) -> Any:
-    """A dask array of objects, one for each row."""
+    """Return a dask array of objects, one for each row."""
     import dask.array as da
 
     def block(numbers: NDArray[np.int64]) -> NDArray[Any]:
@@ -213,7 +215,7 @@ def _per_row(rows: Sequence[int], make: Callable[[int], Any]) -> Any:
 
 
 def _of_each(made: Any, take: Callable[[Any], NDArray[Any]], shape: tuple[int, ...], dtype: Any) -> Any:
-    """What is taken of each object, stacked."""
+    """Return a value computed from each object, stacked."""
     return made.map_blocks(
         lambda held: np.asarray(take(held[0]), dtype).reshape(1, *shape),
         new_axis=list(range(1, len(shape) + 1)),

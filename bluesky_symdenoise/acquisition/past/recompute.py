@@ -1,4 +1,4 @@
-"""Single frames computed again, from the raw run and the provenance of the derived one."""
+"""Recomputation of single frames, from the raw run and the provenance of the derived one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def recompute(
 ) -> xr.Dataset:
     """Compute one frame of a derived run again from the raw frame and the derived run's own provenance.
 
-    Bit for bit what is stored, on the same machine, device, dtype and the recorded number of threads.
+    The result is bit for bit what is stored, on the same machine, device and dtype with the recorded number of threads.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def recompute(
 
 
 def recorded_denoiser(run: BlueskyRun) -> Denoiser:
-    """The model that the provenance of a derived run names, with its device and thread count."""
+    """Return the model that the provenance of a derived run names, with its device and thread count."""
     from bluesky_symdenoise.denoiser.infer import Denoiser
     from bluesky_symdenoise.denoiser.weights import load_recorded
 
@@ -130,7 +130,7 @@ class Again:
         self.centers = [None if np.isnan(y) else (float(y), float(x)) for y, x in zip(*centers, strict=True)]
 
     def row(self, index: int, image: NDArray[Any]) -> Row:
-        """One row as it was stored, from its raw image.
+        """Return one row as it was stored, from its raw image.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Stored runs through the same path as live ones."""
+"""Replay of stored runs through the same code path as live ones."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def replay(
     scheduler: Client | None = None,
     **options: Unpack[Options],
 ) -> BlueskyRun | xr.Dataset | Forecast:
-    """Denoise a stored run: in memory, when it is read; or into a catalogue, as if it had been denoised live.
+    """Denoise a stored run: lazily in memory, or into a catalogue as if it had been denoised live.
 
     In a catalogue, a derived run of the same recipe is returned as it is if it is complete. One that was interrupted,
     by Ctrl-C or a crash, or has frames that failed, is replaced; its finished rows are taken over. `denoiser`
@@ -111,7 +111,7 @@ def replay(
         if scheduler is not None:
             raise SymDenoiseError(
                 "scheduler= without into=",
-                rule="a Dataset is computed where it is used, by the threads of that process",
+                rule="a Dataset is computed by the threads of the process that uses it",
                 remedy="give into=..., or leave out the scheduler",
             )
         held = tiled_run(run)
@@ -152,7 +152,7 @@ def replay_with(
         Seconds without a sign of life after which a run without a stop document counts as ended.
     finished_frame
         Called after each frame was written with None, or with the reason why it is NaN. If it raises, the derived run
-        is left unfinished, and the next replay goes on with its rows.
+        is left unfinished, and the next replay continues with its rows.
     scheduler
         Client of the Dask cluster that denoises; None: this process does.
 
@@ -163,7 +163,7 @@ def replay_with(
     HeldError
         If a living process writes the derived run.
     SymDenoiseError
-        For what else keeps it from being denoised.
+        If the run cannot be denoised for another reason.
     """
     claim = Claim(raw_stop=run.stop, older_than=older_than, force=force)
     existing = derived_already(run, work, claim)
@@ -187,7 +187,7 @@ def replay_with(
 
 
 def _refuse_missing_rows(run: StoredRun, asked: Request) -> None:
-    """Before anything is written, where that is known by then."""
+    """Refuse, before anything is written, rows that are known to be missing."""
     if isinstance(run, TiledRun):
         streams = [each for each in run.streams.values() if image_keys(each.descriptor, asked.recipe)]
         dark = asked.beamline.dark_stream
@@ -197,19 +197,19 @@ def _refuse_missing_rows(run: StoredRun, asked: Request) -> None:
 
 
 def derived_already(run: StoredRun, work: Work, claim: Claim) -> BlueskyRun | None:
-    """The derived run of this work, if it is there and whole.
+    """Return the derived run of this work if it exists and is complete.
 
     Raises
     ------
     SymDenoiseError
-        If the run is no raw run.
+        If the run is not a raw run.
     """
     existing = run_in(work.container, work.recipe.derived_uid(raw_only(run).start["uid"]))
     return existing if existing is not None and claim.stands(existing) else None
 
 
 def planned(run: StoredRun, work: Work, *, older_than: float | None = None, force: bool = False) -> Forecast:
-    """What `replay_with` would do; what it would refuse is refused."""
+    """Return what `replay_with` would do; raise where it would refuse."""
     was = state(run, work)
     if was == COMPLETE and not force:
         return forecast(run, work, state=was, compressed=True)
@@ -228,7 +228,7 @@ def planned(run: StoredRun, work: Work, *, older_than: float | None = None, forc
 
 
 def state(run: StoredRun, work: Work) -> str:
-    """What there is of the derived run, in words."""
+    """Return the state of the derived run, in words."""
     existing = run_in(work.container, work.recipe.derived_uid(raw_only(run).start["uid"]))
     if existing is None:
         return "not denoised"
@@ -238,18 +238,18 @@ def state(run: StoredRun, work: Work) -> str:
 
 
 def _ended(run: StoredRun, older_than: float | None) -> Document | None:
-    """The stop document, or the one to assume; None where only the documents tell."""
+    """Return the stop document, or the assumed one; None if only the documents tell."""
     return _assumed_stop(run, older_than) if run.stop is None and run.last_seen is not None else run.stop
 
 
 def _assumed_stop(run: StoredRun, older_than: float | None) -> Document:
-    """The stop document of a run whose writer died before it wrote one."""
+    """Return the stop document of a run whose writer died before it wrote one."""
     uid, seen = run.start["uid"], run.last_seen or run.start["time"]
     if older_than is None:
         raise SymDenoiseError(
             f"run {uid}",
             rule="it has no stop document yet",
-            remedy="replay it when it has ended; where its writer died, `symdenoise replay --older-than HOURS` ends it",
+            remedy="replay it when it has ended; if its writer died, use `symdenoise replay --older-than HOURS`",
         )
     if clock.time() - seen < older_than:
         raise SymDenoiseError(
@@ -263,7 +263,7 @@ def _assumed_stop(run: StoredRun, older_than: float | None) -> Document:
 
 @contextmanager
 def progress_bar(run: StoredRun, work: Work, wanted: bool | None) -> Iterator[Callable[[str | None], None]]:
-    """A bar that counts images; what it yields is called after each."""
+    """Draw a bar that counts images; the yielded function is called after each image."""
     if not (_somebody_looks() if wanted is None else wanted):
         yield lambda _: None
         return
@@ -274,6 +274,6 @@ def progress_bar(run: StoredRun, work: Work, wanted: bool | None) -> Iterator[Ca
 
 
 def _somebody_looks() -> bool:
-    """Whether this is a terminal or a notebook."""
+    """Return whether output goes to a terminal or a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or hasattr(shell, "kernel")

@@ -1,4 +1,4 @@
-"""A sample of the frames of runs or arrays, for training: read one by one, and never more than fits into memory."""
+"""Samples of the frames of runs or arrays for training: read one by one, and never more than fits into memory."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ CATALOGUE_BYTES, FRAMES_PER_RUN = 2**30, 32
 
 @dataclass(frozen=True)
 class Stack:
-    """Frames that can be read one by one.
+    """A stack of frames that can be read one by one.
 
     Attributes
     ----------
     name
-        The run's uid; of an array, what it is.
+        Uid of the run; for an array, a description.
     shape
         (frame, y, x).
     read
-        Gives frame i, (y, x).
+        Function that returns frame i, (y, x).
     is_run
         Whether ``name`` is a uid.
     """
@@ -47,26 +47,26 @@ class Stack:
     is_run: bool
 
     def counts(self, index: int) -> NDArray[Any]:
-        """Frame i, (y, x), if it holds photon counts; the detector's own codes stay what they are.
+        """Return frame i, (y, x), if it holds photon counts; the detector's own codes are kept.
 
         Raises
         ------
         SymDenoiseError
-            If it holds fractions.
+            If the frame holds fractions.
         """
         frame = self.read(index)
         good = frame[~sentinel_mask(frame)]
         if frame.dtype.kind == "f" and np.any(good != np.floor(good)):
             raise SymDenoiseError(
                 f"frame {index} of {self.name} with the value {good[good != np.floor(good)][0]:.6g}",
-                rule="training needs photon counts, which are whole numbers",
+                rule="tuning needs photon counts, which are whole numbers",
                 remedy="give the raw frames of a counting detector",
             )
         return frame
 
 
 def stacks_of(frames: Any, *, stream: str | None, data_key: str | None) -> list[Stack]:
-    """One stack for each run, or one for an array of frames.
+    """Return one stack for each run, or one for an array of frames.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def stacks_of(frames: Any, *, stream: str | None, data_key: str | None) -> list[
         A run, a sequence of runs, or anything with a shape (frame, y, x) whose frames can be taken by index: a numpy
         array, an HDF5 or zarr dataset, a Tiled array client.
     stream, data_key
-        Of the image in a run; by default the first there is.
+        Stream and data key of the image in a run; by default the first.
     """
     runs = [frames] if hasattr(frames, "start") else frames
     if isinstance(runs, Sequence) and runs and all(hasattr(run, "start") for run in runs):
@@ -90,7 +90,7 @@ def stacks_of(frames: Any, *, stream: str | None, data_key: str | None) -> list[
 
 
 def run_stack(run: BlueskyRun, *, stream: str | None, data_key: str | None) -> Stack:
-    """The frames of one image of a raw run.
+    """Return the frames of one image of a raw run.
 
     Raises
     ------
@@ -132,9 +132,9 @@ def _rows(uid: str, array: Any, shape: tuple[int, ...]) -> Stack:
 
 
 def sampled(stacks: Sequence[Stack], *, most: int, seed: int) -> list[tuple[int, int]]:
-    """Stack and frame number of at most so many frames, drawn at random in pairs of neighbours, in order.
+    """Return stack and number of at most this many frames, drawn at random as pairs of neighbours, in order.
 
-    Neighbours, because they may repeat one scene.
+    Neighbours are drawn because they may repeat one scene.
     """
     every = [(number, index) for number, stack in enumerate(stacks) for index in range(stack.shape[0])]
     if len(every) <= most:
@@ -153,7 +153,7 @@ def catalogue_frames(
     seed: int = 0,
     limit: int = CATALOGUE_BYTES,
 ) -> Iterator[RealFrames]:
-    """Frames of many runs for training from scratch: of each run some, and of very many runs some runs.
+    """Yield frames of many runs for training from scratch: some of each run, and some runs of very many.
 
     A run without images of photon counts is left out, and the log says why.
 

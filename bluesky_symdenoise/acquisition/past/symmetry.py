@@ -1,4 +1,4 @@
-"""The symmetry of a run: all of its frames asked at once, before mates are believed in any of them."""
+"""Test of a symmetry on all frames of a run together, before mates are used in any of them."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def check_symmetry(
 
     A sparse frame alone can refute little. Pooled, the frames show differences between mates that none of them shows,
     and how small a difference they could have shown. ``replay(raw, symmetry=check.symmetry)`` then takes no mate from
-    where they differ, nor from where nobody could know; the same goes for callbacks and for `Denoiser`.
+    where they differ, nor from where the test could not tell; callbacks and `Denoiser` accept it in the same way.
 
     Parameters
     ----------
     frames
         A raw run, several, or counts (frame, y, x); read one by one.
     symmetry, beam_center, mask, exposure
-        As in `bluesky_symdenoise.Denoiser`; ``auto`` finds group and centre from all frames together. Frames are added
+        See `bluesky_symdenoise.Denoiser`; ``auto`` finds group and centre from all frames together. Frames are added
         up, so they must be of one scene.
     stream, data_key
-        Of the image in the runs; by default the first.
+        Stream and data key of the image in the runs; by default the first.
 
     Raises
     ------
@@ -60,13 +60,13 @@ def check_symmetry(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise SymDenoiseError(
-            f"run {twice} more than once", rule="its counts would count twice", remedy="give each run once"
+            f"run {twice} more than once", rule="its counts would be used twice", remedy="give each run once"
         )
     shapes = {one.shape[1:] for one in stacks}
     if len(shapes) > 1:
         raise SymDenoiseError(
             f"frames of shapes {', '.join(map(str, sorted(shapes)))}",
-            rule="frames are added up, so they must be of one shape",
+            rule="frames are summed, so they must have one shape",
             remedy="check each run by itself",
         )
     (shape,) = shapes
@@ -81,7 +81,9 @@ def check_symmetry(
                 counts, measured, number = counts + frame.counts, measured + frame.exposure, number + 1
     if not number:
         raise SymDenoiseError(
-            "frames without a count", rule="nothing can be said of them", remedy="give frames with photons"
+            "frames without a count",
+            rule="a symmetry cannot be tested without counts",
+            remedy="give frames with photons",
         )
     total = Frame(counts, measured, 1.0)
     return tested_symmetry(total, chosen_symmetry(total, symbol, center), frames=number)

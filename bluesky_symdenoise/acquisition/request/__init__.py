@@ -1,1 +1,1 @@
-"""What is asked for: settings, where a beamline keeps its numbers, and where results go."""
+"""What a caller asks for: settings, a beamline's names for its metadata, and the place of results."""

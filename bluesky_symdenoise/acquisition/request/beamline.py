@@ -1,4 +1,4 @@
-"""Where a beamline keeps geometry, masks, doses and darks, and what a run's own documents say about them."""
+"""Names under which a beamline keeps geometry, masks, doses and darks, and the values that a run has for them."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _NOTHING = object()
 
 @dataclass(frozen=True)
 class Beamline:
-    """Names under which a beamline keeps what the denoiser wants to know; None does not look.
+    """Names under which a beamline keeps the metadata that the denoiser uses; None does not look a quantity up.
 
     A name is looked up in the columns of the image's own stream, then in the configuration in its descriptor, then in
-    the start document; in both of these dots go into nested values, and into lists by index (``beam_center.0``).
-    ``{key}`` in a name stands for the image's data key. A name that is found nowhere is logged.
-    Arguments such as ``symmetry="2mm"`` go before all of them, a .poni file comes last; a tilt that a symmetry says
-    itself goes before that of the file.
+    the start document; in the last two, dots address nested values, and items of lists by index (``beam_center.0``).
+    ``{key}`` in a name is replaced by the image's data key. A name that is found nowhere is logged.
+    Arguments such as ``symmetry="2mm"`` take precedence over all of them, and a .poni file comes last; a tilt that is
+    part of a symmetry takes precedence over that of the file.
 
     Attributes
     ----------
@@ -101,7 +101,9 @@ class Beamline:
             raise SymDenoiseError(", ".join(darks), rule="a frame has one dark", remedy="name one of them")
         if (self.beam_center_y is None) != (self.beam_center_x is None):
             raise SymDenoiseError(
-                "half a beam centre", rule="it has a y and an x", remedy="name beam_center_y and beam_center_x"
+                "a beam centre with one coordinate",
+                rule="it needs y and x",
+                remedy="name beam_center_y and beam_center_x",
             )
 
     @property
@@ -110,12 +112,12 @@ class Beamline:
         return any(name is not None for name in (self.dark_stream, self.dark_run, self.dark_file))
 
     def columns(self, key: str) -> set[str]:
-        """Names that may be columns beside an image."""
+        """Return the names that may be columns beside an image."""
         names = (getattr(self, quantity) for quantity in NAMED if quantity not in ("mask", "poni"))
         return {_for_key(name, key) for name in names if name is not None}
 
     def to_recipe(self) -> tuple[str, ...] | None:
-        """What of this decides pixels, for `Recipe.beamline`; a file by its content."""
+        """Return the names that decide pixels, for `Recipe.beamline`; a file is represented by its content."""
         said = []
         for each in fields(self):
             value = getattr(self, each.name)
@@ -126,7 +128,7 @@ class Beamline:
 
     @classmethod
     def from_recipe(cls, said: tuple[str, ...] | None) -> Beamline:
-        """The names of `to_recipe`, for a run that is computed again: masks, geometry and files are recorded there."""
+        """Return the names of `to_recipe`, for computing a run again: masks, geometry and files are recorded there."""
         pairs = dict(each.split("=", 1) for each in said or ())
         for name in ("mask", "poni", "poni_file", "dark_seconds"):
             pairs.pop(name, None)
@@ -148,7 +150,7 @@ class Settings:
     Parameters
     ----------
     given
-        Arguments: ``symmetry``, ``beam_center``, ``mask``; absent where not given. They go before all else.
+        Arguments ``symmetry``, ``beam_center``, ``mask``, if given. They take precedence over everything else.
 
     Attributes
     ----------
@@ -158,7 +160,7 @@ class Settings:
     Raises
     ------
     SymDenoiseError
-        If what was found cannot be used.
+        If a value that was found cannot be used.
     """
 
     def __init__(
@@ -174,13 +176,13 @@ class Settings:
             self.mask, self._mask_source = mask_from(str(found.value)), found.source
 
     def symmetry(self, data: Mapping[str, Any]) -> str:
-        """A point group or ``auto``, on the detector as it leans, for an event with these columns."""
+        """Return a point group or ``auto``, on the detector as it is tilted, for an event with these columns."""
         found = self._first("symmetry", data)
         symbol = "auto" if found is None else checked_symmetry(str(found.value))
         return on_tilt(symbol, None if self._stand is None else self._stand[0].tilt)
 
     def beam_center(self, data: Mapping[str, Any]) -> tuple[float, float] | None:
-        """(y, x) in pixels, for an event with these columns; None where nothing says so."""
+        """Return (y, x) in pixels for an event with these columns; None if it is not known."""
         if "beam_center" in self._given:
             y, x = self._given["beam_center"]
             return float(y), float(x)
@@ -190,14 +192,14 @@ class Settings:
         return None if self._stand is None else self._stand[0].beam_center
 
     def exposure_time(self, data: Mapping[str, Any]) -> float | None:
-        """Seconds, for an event with these columns; None where nothing says so."""
+        """Return the exposure time in seconds for an event with these columns; None if it is not known."""
         found = self._looked_up("exposure_time", data)
         return None if found is None else _number(found)
 
     def record(self) -> Document:
-        """What was found before the first event, and where, for the derived descriptor.
+        """Return what was found before the first event, and where, for the derived descriptor.
 
-        What is looked up in a column has its source only: the value is in the raw run's column.
+        A quantity that is looked up in a column has its source only: the values are in the raw run's column.
         """
         out: Document = {}
         columns = self._columns()
@@ -226,11 +228,11 @@ class Settings:
 
     @property
     def unused_tilt(self) -> str | None:
-        """Why mates are looked for as if the detector were not tilted, though it is; None where they are not."""
+        """Why mates are sought as if the detector were not tilted, although it is; None if the tilt is used."""
         return None if self._stand is None or self._given.get("symmetry") == "1" else self._stand[0].unused
 
     def missing(self) -> list[tuple[str, str]]:
-        """Names that are found nowhere and whose quantity was not given, each after its quantity."""
+        """Return the names that are found nowhere, each after its quantity, for quantities that were not given."""
         columns = self._columns()
         return [
             (quantity, _for_key(name, self._key))
@@ -241,7 +243,7 @@ class Settings:
         ]
 
     def _columns(self) -> dict[str, Found]:
-        """What an event may have, by name: its value is not known yet."""
+        """Return what an event may have, by name: its value is not known yet."""
         return {
             name: Found(None, f"event column {name}")
             for name in self._beamline.columns(self._key)
@@ -277,7 +279,7 @@ class Settings:
         return None if value is _NOTHING else Found(value, f"start metadata {name}")
 
     def _stood(self) -> tuple[Stand, str] | None:
-        """How the detector stands, and what says so."""
+        """Return the position of the detector, and where it was found."""
         named = self._looked_up("poni", {})
         stated = self._beamline.poni_file if named is None else named.value
         if stated is None:
@@ -290,13 +292,13 @@ class Settings:
 
 
 def dark_from(path: str | Path, *, seconds: float | None) -> Dark:
-    """The dark in a file of dark frames."""
+    """Return the dark in a file of dark frames."""
     with open_frames(path) as frames:
         return summed_dark((frames[i] for i in range(frames.shape[0])), seconds=seconds)
 
 
 def _within(held: Any, name: str) -> Any:
-    """The value of this name, in which dots go into nested mappings and lists; `_NOTHING` where there is none."""
+    """Return the value of this name, whose dots address nested mappings and lists; `_NOTHING` if there is none."""
     for part in [name] if name in held else name.split("."):
         held = _plain(held)
         if isinstance(held, Mapping) and part in held:
@@ -317,10 +319,12 @@ def _number(found: Found) -> float:
         value = float(np.asarray(found.value).item())
     except (TypeError, ValueError) as error:
         raise SymDenoiseError(
-            f"{found.source} = {found.value!r}", rule="it must be a number", remedy="name what holds one"
+            f"{found.source} = {found.value!r}", rule="it must be a number", remedy="name a value that is a number"
         ) from error
     if not np.isfinite(value):
-        raise SymDenoiseError(f"{found.source} = {value}", rule="it must be finite", remedy="name what holds a number")
+        raise SymDenoiseError(
+            f"{found.source} = {value}", rule="it must be finite", remedy="name a value that is a finite number"
+        )
     return value
 
 

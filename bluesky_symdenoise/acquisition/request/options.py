@@ -1,4 +1,4 @@
-"""The options of a request: declared once, for callbacks, replays, registered runs and settings files."""
+"""Options of a request, declared once for callbacks, replays, registered runs and settings files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 
 
 class ImageOptions(TypedDict, total=False):
-    """What is known of the images, and which of them are asked for. All may be left out.
+    """Options that describe the images and choose among them. All are optional.
 
     Attributes
     ----------
@@ -22,8 +22,8 @@ class ImageOptions(TypedDict, total=False):
     exposure
         (y, x) relative exposure for all images, 0 = masked.
     symmetry
-        As `bluesky_symdenoise.Denoiser` takes it; ``auto``, the default, is decided with the first frame of each run.
-        Or what `bluesky_symdenoise.check_symmetry` found, or the name of the ``.npz`` file that it was saved to.
+        See `bluesky_symdenoise.Denoiser`; ``auto``, the default, is decided with the first frame of each run. May also
+        be the result of `bluesky_symdenoise.check_symmetry`, or the name of the ``.npz`` file that it was saved to.
     beam_center
         (y, x) in pixels.
     streams, data_keys
@@ -39,7 +39,7 @@ class ImageOptions(TypedDict, total=False):
 
 
 class Options(ImageOptions, total=False):
-    """Those of the images, and what a run's own documents say of them.
+    """Image options, and where a run's own documents say more.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Where derived files go: a folder from the start document, whose they are, and when the disk is too full."""
+"""Where derived files go: the folder from the start document, its owner and mode, and the free space to keep."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ UNSORTED = "unsorted"
 
 @dataclass(frozen=True)
 class Place:
-    """Where the files of derived runs go.
+    """Place of the files of derived runs.
 
     Attributes
     ----------
     directory
         A folder, or a template such as ``/data/denoised/{cycle}/{proposal.id}``: names in braces are looked up in each
-        raw run's start document, a point goes into a nested dictionary. What stands before the first folder with
-        braces is the root, and no file goes anywhere else. None: the folder that the container names in its metadata.
+        raw run's start document, and a dot addresses a nested dictionary. The part before the first folder with
+        braces is the root, and no file is written outside it. None: the folder named in the
+        container's metadata.
     group
         Group that gets new files and folders; None leaves the process's own.
     mode
@@ -54,17 +55,19 @@ class Place:
                 grp.getgrnam(self.group)
             except KeyError as error:
                 raise SymDenoiseError(
-                    f"group {self.group!r}", rule="this computer knows none of that name", remedy="give another or None"
+                    f"group {self.group!r}",
+                    rule="this computer has no group of that name",
+                    remedy="give another or None",
                 ) from error
 
     def root(self, named: str | None) -> Path | None:
-        """The folder below which all files lie; `named` is the one that the container names."""
+        """Return the folder below which all files are written; `named` is the one that the container names."""
         if self.directory is None:
             return None if named is None else Path(named).resolve()
         return Path(_parts(str(self.directory))[0]).resolve()
 
     def folder(self, root: Path, start: Mapping[str, Any]) -> Path:
-        """The folder for the files of a run, not made yet.
+        """Return the folder for the files of a run, without making it.
 
         Raises
         ------
@@ -84,7 +87,7 @@ class Place:
                 self._own(each, None if self.mode is None else self.mode | (self.mode & 0o444) >> 2)
 
     def own(self, path: Path) -> None:
-        """Give a new file its group and mode."""
+        """Set group and mode of a new file."""
         self._own(path, self.mode)
 
     def _own(self, path: Path, mode: int | None) -> None:
@@ -106,7 +109,7 @@ class Place:
             raise SymDenoiseError(
                 f"folder {folder} with {free / 2**20:.0f} MiB free",
                 rule=f"writing stops below {self.free_bytes / 2**20:.0f} MiB",
-                remedy="make room, then finish the run with `symdenoise catch-up` or replay",
+                remedy="free disk space, then finish the run with `symdenoise catch-up` or replay",
             )
 
 
@@ -127,13 +130,13 @@ def check_apart(folder: Path, resource_uri: str) -> None:
     if folder.resolve().is_relative_to(raw):
         raise SymDenoiseError(
             f"folder {folder} for denoised frames",
-            rule=f"it is the folder of raw files {raw}, or inside it, where nothing of ours is written",
+            rule=f"it is the folder of raw files {raw}, or inside it, where this package never writes",
             remedy="pass directory=..., a folder apart from the raw ones",
         )
 
 
 def _parts(template: str) -> tuple[str, tuple[str, ...]]:
-    """The root of a template and the folders below it."""
+    """Return the root of a template and the folders below it."""
     parts = Path(template).parts
     first = next((i for i, part in enumerate(parts) if "{" in part or "}" in part), len(parts))
     for part in parts[first:]:
@@ -159,7 +162,7 @@ def _fields(part: str) -> Iterable[tuple[str, str]]:
 
 
 def _filled(part: str, start: Mapping[str, Any]) -> str:
-    """One folder name, of letters, digits and ``._-`` where it comes from the document."""
+    """Return one folder name, with only letters, digits and ``._-`` in the parts that come from the document."""
     out = []
     for literal, name, _, _ in string.Formatter().parse(part):
         out.append(literal)

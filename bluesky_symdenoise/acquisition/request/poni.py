@@ -1,4 +1,4 @@
-"""What a .poni file, or a run in its words, says of a detector: where the beam meets it, and how it leans."""
+"""Geometry from a .poni file or a run: where the beam meets the detector, and how the detector is tilted."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stand:
-    """How a detector stands in the beam.
+    """Position of a detector in the beam.
 
     Attributes
     ----------
     beam_center
         (y, x) in pixels, the first pixel's centre is 0.
     tilt
-        None where no mate on the detector notices it, or where it cannot be used.
+        Tilt of the detector; None if it is too small to move any mate noticeably, or if it cannot be used.
     unused
-        Why it cannot be used, in one line.
+        Why the tilt cannot be used, in one line.
     """
 
     beam_center: tuple[float, float]
@@ -38,19 +38,19 @@ class Stand:
 
 
 def stand_of(stated: str | Path | Mapping[str, Any], *, key: str, shape: tuple[int, int] | None) -> Stand:
-    """How the detector of an image data key stands.
+    """Return the position of the detector of an image data key.
 
     Parameters
     ----------
     stated
         A .poni file, or its words as `bluesky_symdenoise.catalog.report.profile.stated_geometry` reads them.
     shape
-        (y, x) of the images; None where there are none, and thus no mates.
+        (y, x) of the images; None if there are no images, and thus no mates.
 
     Raises
     ------
     SymDenoiseError
-        If it cannot be read, or the beam does not meet the detector's plane.
+        If the geometry cannot be read, or the beam does not meet the detector's plane.
     """
     geometry = _stated(stated, key, shape) if isinstance(stated, Mapping) else _loaded(stated)
     center = _center(geometry, "the geometry of the run" if isinstance(stated, Mapping) else str(stated))
@@ -63,17 +63,17 @@ def stand_of(stated: str | Path | Mapping[str, Any], *, key: str, shape: tuple[i
 
 
 def poni_beam_center(path: str | Path) -> tuple[float, float]:
-    """Where the beam meets the detector that a .poni file describes: (y, x) in pixels, the first pixel's centre is 0.
+    """Return where the beam meets the detector of a .poni file: (y, x) in pixels, 0 = centre of the first pixel.
 
     Parameters
     ----------
     path
-        As pyFAI writes it; the detector's orientation counts.
+        File as pyFAI writes it; the detector's orientation is taken into account.
 
     Raises
     ------
     SymDenoiseError
-        If it cannot be read, or the beam does not meet the detector's plane.
+        If the geometry cannot be read, or the beam does not meet the detector's plane.
     """
     return stand_of(path, key="", shape=None).beam_center
 

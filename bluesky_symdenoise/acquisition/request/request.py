@@ -53,7 +53,7 @@ class Request:
     beamline
         Where the run's own documents say more.
     dark
-        For all images, from a file.
+        Dark of all images, from a file.
     raw
         Catalogue in which a run with darks is looked up; None where there is no such catalogue.
     fold
@@ -61,7 +61,7 @@ class Request:
     analysis
         Rings whose quantities become columns.
     named
-        Rows that were asked for one by one: a run without one of them is refused. A slice or a range may go beyond its
+        Rows that were requested one by one: a run without one of them is refused. A slice or a range may go beyond its
         end.
     """
 
@@ -87,12 +87,12 @@ class Request:
         raw: Container | None = None,
         **options: Unpack[Options],
     ) -> Request:
-        """Check what can be checked before a run starts.
+        """Check what can be checked before a run starts, and return the request.
 
         Raises
         ------
         SymDenoiseError
-            For anything that could not work whatever the frames are.
+            If the request could not work, whatever the frames are.
         """
         refuse_unknown(options)
         mask, exposure = options.get("mask"), options.get("exposure")
@@ -162,12 +162,12 @@ class Request:
         )
 
     def refuse_missing(self, held: Mapping[str, int]) -> None:
-        """Raise SymDenoiseError if no stream has a row that was named, or any that was asked for.
+        """Raise SymDenoiseError if no stream has a row that was named, or any row that was requested.
 
         Parameters
         ----------
         held
-            How many rows each stream of images has.
+            Number of rows of each stream of images.
         """
         if self.recipe.frames is None:
             return
@@ -183,13 +183,13 @@ class Request:
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What was given for all images, to be stored with them under the recipe's checksums."""
+        """Arrays given for all images, stored with them under the recipe's checksums."""
         named = {"mask": self.mask, "exposure": self.exposure, "fold": self.fold}
         return {name: array for name, array in named.items() if array is not None}
 
     @property
     def denoiser(self) -> Denoiser:
-        """The denoiser, loaded if it was not."""
+        """Denoiser, loaded when it is first used."""
         return self.model.load() if isinstance(self.model, DenoiserSettings) else self.model
 
     @property
@@ -198,7 +198,7 @@ class Request:
         return with_numbers(name for ring in self.analysis for name in ring.columns)
 
     def given(self) -> dict[str, Any]:
-        """The arguments that were given, as `Settings` takes them."""
+        """Return the arguments that were given, in the form that `Settings` takes."""
         symmetry, center = self.recipe.symmetry, self.recipe.beam_center
         given = {"symmetry": None if symmetry == "auto" else symmetry, "beam_center": center, "mask": self.mask}
         return {name: value for name, value in given.items() if value is not None}
@@ -235,17 +235,17 @@ class Work(Request):
         rows: slice | range | Sequence[int] | None = None,
         **options: Unpack[Options],
     ) -> Work:
-        """Check what can be checked before a run starts.
+        """Check what can be checked before a run starts, and return the work.
 
         Raises
         ------
         SymDenoiseError
-            For anything that could not work whatever the frames are.
+            If the request could not work, whatever the frames are.
         """
         if not isinstance(container, CatalogOfBlueskyRuns):
             raise SymDenoiseError(
                 f"{getattr(container, 'uri', container)!s}",
-                rule="it is no catalogue of Bluesky runs",
+                rule="it is not a catalogue of Bluesky runs",
                 remedy='pass the container of the derived runs, client["denoised"]',
             )
         check_choice("frames", frames, get_args(Transport))
@@ -260,13 +260,13 @@ class Work(Request):
         )
 
     def folder_for(self, start: Document) -> tuple[Path, str | None]:
-        """The folder for a run's files, made if it was not there, and what is wrong with it in one line."""
+        """Return the folder for a run's files, made if needed, and what is wrong with it in one line."""
         folder, complaint = self.folder_named(start)
         self.place.make(self.folder, folder)
         return folder, complaint
 
     def folder_named(self, start: Document) -> tuple[Path, str | None]:
-        """The same, not made yet."""
+        """Return the folder for a run's files without making it, and what is wrong with it in one line."""
         try:
             return self.place.folder(self.folder, start), None
         except SymDenoiseError as error:
@@ -274,11 +274,11 @@ class Work(Request):
 
     @property
     def environment(self) -> Document:
-        """What of this computer decides the bits of a row."""
+        """Properties of this computer that decide the bits of a row."""
         return {"python": platform.python_version(), **self.denoiser.environment()}
 
     def provenance(self, raw_uid: str, stream: str, keys: Sequence[str]) -> Document:
-        """The provenance block of the start document, in the words of W3C PROV."""
+        """Return the provenance block of the start document, in the terms of W3C PROV."""
         return {
             "wasDerivedFrom": [{"run": raw_uid, "stream": stream, "data_key": key} for key in keys],
             "wasGeneratedBy": {"activity": self.activity, "startedAtTime": now()},
@@ -291,24 +291,24 @@ class Work(Request):
 
 
 def image_keys(descriptor: Document, recipe: Recipe) -> list[str]:
-    """Data keys of a stream whose images are asked for."""
+    """Return the data keys of a stream whose images are requested."""
     if recipe.streams is not None and descriptor["name"] not in recipe.streams:
         return []
     return [key for key in all_image_keys(descriptor) if recipe.data_keys is None or key in recipe.data_keys]
 
 
 def all_image_keys(descriptor: Document) -> list[str]:
-    """Data keys of a stream that hold images."""
+    """Return the data keys of a stream that hold images."""
     return [key for key, value in descriptor["data_keys"].items() if _is_image(value)]
 
 
 def no_images(descriptor: Document) -> dict[str, str]:
-    """Data keys of a stream that look like images and are none that could be denoised, each with the reason."""
+    """Return the data keys of a stream that look like images but cannot be denoised, each with the reason."""
     return {key: reason for key, value in descriptor["data_keys"].items() if (reason := _why_no_image(value))}
 
 
 def _is_image(data_key: Document) -> bool:
-    """Whether a data key holds 2D images, perhaps several an event: (..., y, x) with y and x above 1."""
+    """Return whether a data key holds 2D images, perhaps several an event: (..., y, x) with y and x above 1."""
     return _is_numeric(data_key) and may_be_image(stated_shape(data_key.get("shape")))
 
 
@@ -328,7 +328,7 @@ def _why_no_image(data_key: Document) -> str | None:
     if data_key["dtype"] != "array" or len(shape) < 2:
         return None
     if not _is_numeric(data_key):
-        return f"its type {data_key['dtype_numpy']!r} is none of integers or real numbers"
+        return f"its type {data_key['dtype_numpy']!r} is neither integer nor real"
     if may_be_image(shape):
         return None
     if is_colour(shape):
@@ -337,24 +337,26 @@ def _why_no_image(data_key: Document) -> str | None:
 
 
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise SymDenoiseError if a word is none of the choices."""
+    """Raise SymDenoiseError if a word is not one of the choices."""
     if value not in choices:
-        raise SymDenoiseError(f"{what}={value!r}", rule="there is no such choice", remedy=f"give {', '.join(choices)}")
+        raise SymDenoiseError(
+            f"{what}={value!r}", rule="it is not one of the choices", remedy=f"give {', '.join(choices)}"
+        )
 
 
 def now() -> str:
-    """The time in ISO 8601, UTC, to the millisecond."""
+    """Return the time in ISO 8601, UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def frames_folder(container: Container, place: Place) -> Path:
-    """The folder above all derived files: the one given, or the one that the container itself names."""
+    """Return the folder above all derived files: the given one, or the one that the container itself names."""
     folder = place.root(container.metadata.get(FRAMES_FOLDER))
     if folder is None:
         if len(container) and "raw_uid" not in container.values().first().metadata.get("start", {}):
             raise SymDenoiseError(
                 f"container {container.uri}",
-                rule="it holds raw runs, beside which nothing of ours is written",
+                rule="it holds raw runs, beside which this package never writes",
                 remedy='pass the container of the derived runs, client["denoised"]; `symdenoise prepare` makes one',
             )
         raise SymDenoiseError(

@@ -1,4 +1,4 @@
-"""The arguments of a callback from a TOML file, so that services denoise as it does."""
+"""The arguments of a callback from a TOML file, so that a service denoises as the callback does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLAIN = (*ImageOptions.__annotations__, "directory", "frames")
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
-    """Arguments for `Work.planned`, named as those of `bluesky_symdenoise.DenoiseCallback`.
+    """Return arguments for `Work.planned`, named as those of `bluesky_symdenoise.DenoiseCallback`.
 
     ``mask`` and ``exposure`` name files with one image each, from the folder of the TOML file on, and so does a
     ``symmetry`` that `symdenoise symmetry -o` wrote; ``[beamline]`` holds
@@ -28,7 +28,7 @@ def read_arguments(path: Path) -> dict[str, Any]:
     Raises
     ------
     SymDenoiseError
-        If the file cannot be read, or says something else.
+        If the file cannot be read, or holds an unknown key or a wrong value.
     """
     try:
         said = tomllib.loads(path.read_text())
@@ -58,4 +58,6 @@ def _check_known(path: Path, said: dict[str, Any], names: tuple[str, ...], where
     for name in said:
         if name not in names:
             known = ", ".join(sorted(names))
-            raise SymDenoiseError(f"{path}: {name}", rule="there is no such argument", remedy=f"give {known}; {where}")
+            raise SymDenoiseError(
+                f"{path}: {name}", rule="there is no argument of that name", remedy=f"give {known}; {where}"
+            )

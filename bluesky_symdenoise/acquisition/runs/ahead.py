@@ -1,4 +1,4 @@
-"""Frames of a stored run read one ahead: the next one travels while this one is denoised."""
+"""Read-ahead of the frames of a stored run: the next frame is read while the present one is denoised."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from bluesky_symdenoise.acquisition.runs.frames import FrameSource
 
 
 class Ahead:
-    """A frame source that reads the next frame of a data key in a thread of its own.
+    """A frame source that reads the next frame of a data key in a background thread.
 
-    Which one that is follows from the last two: a guess that fails costs a frame that nobody wanted.
+    The next frame is guessed from the last two; a wrong guess costs the reading of one frame that is not used.
     """
 
     def __init__(self, source: FrameSource) -> None:
@@ -24,15 +24,15 @@ class Ahead:
         self._last: dict[str, int] = {}
 
     def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
-        """Whether the run has this row."""
+        """Return whether the run has this row."""
         return self._source.has(key, seq_num, turn)
 
     def announced(self) -> Sequence[int]:
-        """All seq_nums, in order."""
+        """Return all seq_nums, in order."""
         return self._source.announced()
 
     def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
-        """The image, in the shape of the data key.
+        """Return the image, in the shape of the data key.
 
         Raises
         ------
@@ -52,6 +52,6 @@ class Ahead:
                 self._coming[key] = following, self._reader.submit(self._source.read, key, following)
 
     def close(self) -> None:
-        """Wait for what is being read, and let go of the files."""
+        """Wait for the read in progress, and close the files."""
         self._reader.shutdown(cancel_futures=True)
         self._source.close()

@@ -1,9 +1,10 @@
-"""From which number on a file counts its rows: settled once for each resource, over all streams of a run.
+"""How a file counts its rows: settled once for each resource, over all streams of a run.
 
 By the event model, the indices of a stream_datum count the rows of its own resource from 0. Some devices, and documents
-converted from older ones, go on in each new file where the file before ended. Which of both holds is seen where the
-first index of a later resource is 0, or anything but the number of rows before it; else its file tells. A file that is
-announced again from index 0 was written anew, or its rows go on though their indices do not: its length tells.
+converted from older ones, continue in each new file where the previous file ended. The first index of a later resource
+decides between the two if it is 0, or differs from the number of rows before it; otherwise the file itself decides. A
+file that is announced again from index 0 was either rewritten, or its rows continue although the indices start again:
+its length decides.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class Count:
     first
         The index of the file's first row; None while that is not known.
     other
-        What it is if it is not 0: positive where a file goes on counting from the file before, negative where rows go
-        on in a file that was announced before.
+        The first index if it is not 0: positive if a file continues the count of the previous file, negative if rows
+        continue in a file that was announced before.
     stop
-        The greatest index that was announced, and one.
+        The greatest index that was announced, plus one.
     """
 
     first: int | None
@@ -49,12 +50,12 @@ class Count:
         Parameters
         ----------
         has
-            Returns whether the file has a row now.
+            Function that returns whether the file has a row now.
 
         Raises
         ------
         SymDenoiseError
-            If it cannot be known.
+            If the row cannot be determined.
         """
         if self.first is None:
             self.first = self._device.known.get(self.other > 0)
@@ -64,7 +65,7 @@ class Count:
         return index - self.first
 
     def _seen(self, index: int, has: Callable[[int], bool]) -> bool:
-        """Whether the file has the rows of the other way to count alone."""
+        """Return whether the file has the rows of the other way of counting only."""
         deadline = time.monotonic() + SETTLE_S
         while True:
             own = has(self.stop - 1)
@@ -74,10 +75,10 @@ class Count:
             time.sleep(SETTLE_S / 10)
         if own != others:
             return others
-        there = "has the rows of both ways to count them" if own else "is not there, or has no row"
+        there = "fits both ways of counting" if own else "is missing or has no rows"
         raise SymDenoiseError(
             f"frame {index}",
-            rule=f"{self._ways()}; the file {there}, and nothing tells which",
+            rule=f"{self._ways()}; the file {there}, so the start of its rows is unknown",
             remedy="have the device count the rows of each file from 0, and give each file a name of its own; denoise "
             "this file with `symdenoise denoise`",
         )
@@ -105,7 +106,7 @@ class _Device:
 
 
 class Counting:
-    """Settles how each resource of a run is counted; it is told of every stream_datum, wanted or not."""
+    """Decide how each resource of a run is counted, from every stream_datum, wanted or not."""
 
     def __init__(self) -> None:
         self._devices: dict[str, _Device] = {}

@@ -1,4 +1,4 @@
-"""Runs of databroker's catalogues as what they are: runs on a Tiled server, in SQL or in MongoDB."""
+"""Runs of databroker's catalogues, read as the runs on a Tiled server, in SQL or in MongoDB, that they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 def tiled_run(run: object) -> BlueskyRun | None:
-    """The run behind a ``databroker.v1`` Header or a ``v2`` run; None if it is nothing of the kind."""
+    """Return the run behind a ``databroker.v1`` Header or a ``v2`` run; None if it is neither."""
     if not isinstance(run, BlueskyRun):
         # A Header: databroker itself need not be imported for that.
         run = getattr(run, "v2", None)
@@ -23,17 +23,17 @@ def tiled_run(run: object) -> BlueskyRun | None:
 
 
 def stream_arrays(run: BlueskyRun, name: str) -> Columns:
-    """The columns of one stream by name, images among them."""
+    """Return the columns of one stream by name, images among them."""
     return columns_of(run, run[name])
 
 
 def columns_of(run: BlueskyRun, stream: Any) -> Columns:
-    """The columns of a stream of a run by name, images among them."""
+    """Return the columns of a stream of a run by name, images among them."""
     return _Blocks(stream["data"]) if isinstance(run, BlueskyRunV2Mongo) else _Parts(stream)
 
 
 def descriptors_of(run: BlueskyRun, stream: Any, name: str) -> list[dict[str, Any]]:
-    """The descriptors of a stream of a run in order."""
+    """Return the descriptors of a stream of a run in order."""
     if isinstance(run, BlueskyRunV2Mongo):
         return list(stream.descriptors)
     # As the stream itself does, without asking the server for its run again.
@@ -44,12 +44,12 @@ class Columns(Mapping[str, Any]):
     """Clients of the columns of one stream by name."""
 
     def values_of(self, names: Collection[str]) -> dict[str, NDArray[Any]]:
-        """Read some of them as a whole."""
+        """Read some of the columns as a whole."""
         return {name: np.asarray(self[name].read()) for name in names}
 
 
 class _Parts(Columns):
-    """Columns of a stream in SQL, looked up at once: Tiled's own client asks three times for each.
+    """Columns of a stream in SQL, looked up with one request: Tiled's own client makes three for each.
 
     It has the shape that the arrays have now.
     """
@@ -86,9 +86,9 @@ class _Parts(Columns):
 
 
 class _Blocks(Columns):
-    """Columns of a stream in MongoDB: of an image the block that was read last is kept.
+    """Columns of a stream in MongoDB; of an image, the block that was read last is kept.
 
-    For one row its server reads, and with a legacy handler opens, all rows of a block, up to 100 MB of them.
+    To return one row, the server reads all rows of a block, up to 100 MB, opening each with a legacy handler.
     """
 
     def __init__(self, arrays: Any) -> None:
@@ -111,7 +111,7 @@ class _Block:
         self._rows, self._held = range(0), np.empty(0)
 
     def __getitem__(self, rows: slice) -> Any:
-        """The first of these rows."""
+        """Return the first of these rows."""
         if rows.start not in self._rows:
             start = 0
             for size in self._array.chunks[0]:

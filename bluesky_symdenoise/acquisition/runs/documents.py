@@ -1,4 +1,4 @@
-"""Documents as plain values: what a device hands out may change later, or be of a class that only its session knows."""
+"""Documents as plain values: a device may change its values later, or use a class that only its session knows."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ Copy = Callable[[NDArray[Any]], NDArray[Any]]
 DEPTH = 64
 #: Digits of whole numbers that Python writes and reads; bytes at which arrays begin.
 DIGITS, _ALIGNED = 4000, 64
-#: Types that JSON has and that nobody can change.
+#: Immutable types that JSON has.
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _NUMBERS = frozenset({float, bool, type(None)})
-#: The only key of an object in JSON that stands for a value which JSON lacks.
+#: The only key of an object in JSON that represents a value which JSON lacks.
 _ARRAY, _BYTES, _COMPLEX, _UNREADABLE = "\0array", "\0bytes", "\0complex", "\0unreadable"
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands in a document for a value that cannot be read.
+    """Placeholder in a document for a value that cannot be read.
 
     Attributes
     ----------
     why
-        What it is, in words.
+        Description of the value.
     """
 
     why: str
@@ -62,7 +62,7 @@ def plain(doc: Mapping[str, Any], copy: Copy = np.array) -> Document:
     Parameters
     ----------
     copy
-        Gives a C-contiguous copy of an array of numbers.
+        Function that returns a C-contiguous copy of an array of numbers.
     """
     return _mapping(doc, copy, (id(doc),))
 
@@ -84,24 +84,24 @@ def refuse_unreadable(name: str, doc: Document) -> None:
 
 
 def refused_value(what: str, value: Unreadable) -> SymDenoiseError:
-    """That a value of a document cannot be read."""
+    """Return the error for a value of a document that cannot be read."""
     return SymDenoiseError(
         what,
-        rule=f"it holds {value.why}, which is no number, text, list, dict or array",
-        remedy="have the device or the plan give its plain value",
+        rule=f"it holds {value.why}, which is not a number, text, list, dict or array",
+        remedy="make the device or the plan give its plain value",
     )
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A plain document on its way: JSON, and the arrays that it refers to by their place in a body.
+    """A plain document ready to be sent: JSON, and the arrays that it refers to by their place in a body.
 
     Attributes
     ----------
     head
         The JSON.
     arrays
-        Their memory is not copied.
+        The arrays; their memory is not copied.
     """
 
     head: bytes
@@ -109,14 +109,14 @@ class Packed:
 
     @property
     def parts(self) -> Iterator[memoryview]:
-        """The body, piece by piece."""
+        """Body, piece by piece."""
         for array in self.arrays:
             yield array.reshape(-1).view(np.uint8).data
             yield memoryview(bytes(-array.nbytes % _ALIGNED))
 
     @property
     def size(self) -> int:
-        """Bytes of the body."""
+        """Size of the body in bytes."""
         return sum(map(_room, self.arrays))
 
 
@@ -128,19 +128,19 @@ def packed(name: str, doc: Document) -> Packed:
 
 
 def unpacked(head: bytes, body: bytes) -> tuple[str, Document]:
-    """Return the document that was packed, its arrays on the memory of the body.
+    """Return the document that was packed; its arrays use the memory of the body.
 
     Raises
     ------
     ValueError
-        If it was not packed by `packed`. Nothing is unpickled.
+        If the data were not made by `packed`. Nothing is unpickled.
     """
     name, doc = json.loads(head, object_hook=partial(_stood_for, body))
     return str(name), doc
 
 
 def _plain(value: Any, copy: Copy, within: tuple[int, ...]) -> Any:
-    """The plain value; `within` are the ids of those that it is in, which it must not hold in turn."""
+    """Return the plain value; `within` are the ids of the enclosing values, which it must not contain in turn."""
     if type(value) in _ATOMS:
         return _atom(value)
     if len(within) > DEPTH or id(value) in within:
@@ -153,7 +153,7 @@ def _plain(value: Any, copy: Copy, within: tuple[int, ...]) -> Any:
 
 
 def _atom(value: Any) -> Any:
-    """A value of a type that JSON has, if it is one that others can read."""
+    """Return a value of a type that JSON has, if others can read it."""
     if type(value) is str and not value.isascii():
         # Half a character, as in the name of a file that is not UTF-8, is taken by no database.
         return value.encode(errors="replace").decode()
@@ -211,7 +211,7 @@ def _converted(value: Any, copy: Copy, within: tuple[int, ...]) -> Any:
 
 
 def _is_row(values: Sequence[Any]) -> bool:
-    """Whether these are numbers that need no look one by one."""
+    """Return whether these are numbers that need not be checked one by one."""
     types = set(map(type, values))
     if types == {int}:
         return max(max(values).bit_length(), min(values).bit_length()) <= DIGITS * 3

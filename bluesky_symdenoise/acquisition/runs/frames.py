@@ -1,4 +1,4 @@
-"""Where the pixels of an event are: references from documents, read when they are needed."""
+"""Frame sources: references to the pixels of an event, from documents, which are read when needed."""
 
 from __future__ import annotations
 
@@ -39,40 +39,40 @@ TOGETHER = 2**20
 
 
 class FrameSource(Protocol):
-    """Gives the image of one event of one data key.
+    """Source of the image of one event of one data key.
 
-    After a pause a RunEngine may take points again, under the same numbers: ``turn`` says how many events of this
-    number came before.
+    After a pause a RunEngine may repeat points under the same numbers: ``turn`` is the number of earlier events with
+    this number.
     """
 
     def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
-        """Whether the frame of this event has been announced."""
+        """Return whether the frame of this event has been announced."""
         ...
 
     def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
-        """The image, in the shape that its file has."""
+        """Return the image, in the shape that its file has."""
         ...
 
     def announced(self) -> Sequence[int]:
-        """All seq_nums for which some frame has been announced, in order."""
+        """Return all seq_nums for which some frame has been announced, in order."""
         ...
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         ...
 
 
 class AnnouncedFrames:
     """Frames of one stream, as stream_resource and stream_datum documents announce them in files.
 
-    Only what was announced is read, whatever else a file holds. Of frames announced under one number the last counts.
+    Only announced rows are read, whatever else a file holds. Of several frames with one number, the last is used.
 
     Parameters
     ----------
     descriptor
-        Of the stream.
+        Descriptor of the stream.
     replaced
-        Which files may be others by now.
+        Files that may have been replaced by now.
     """
 
     def __init__(self, descriptor: Document, *, replaced: Replaced | None = None) -> None:
@@ -83,7 +83,7 @@ class AnnouncedFrames:
         self._pinned: dict[tuple[str, int, int], int] = {}
 
     def take(self, resource: Document, datum: Document, count: Count, *, descriptor: Document) -> None:
-        """Take a stream_datum, the stream_resource and the descriptor that it names, and how its rows are counted.
+        """Take a stream_datum, with the stream_resource and descriptor that it names, and how its rows are counted.
 
         A file is opened when it is first read.
         """
@@ -94,7 +94,7 @@ class AnnouncedFrames:
             raise SymDenoiseError(
                 f"stream_datum with indices {datum['indices']} and seq_nums {datum['seq_nums']}",
                 rule="each row belongs to one event number",
-                remedy="mend the device that announces them, or replay the run from Tiled",
+                remedy="fix the device that announces them, or replay the run from Tiled",
             )
         if uid not in self._files:
             self._files[uid] = _file(resource, self._descriptor, count, self._replaced)
@@ -103,34 +103,34 @@ class AnnouncedFrames:
             self._where.setdefault((key, seq_num), []).append((file, index))
 
     def pin(self, key: str, seq_num: int, turn: int) -> None:
-        """Take in that an event has come: its frame is the last announced so far, or one that is still to come.
+        """Note that an event has come: its frame is the last one announced so far, or one that is still to come.
 
-        Points may be taken again under their number before this event's row is read.
+        Points may be repeated under their number before this event's row is read.
         """
         announced = len(self._where.get((key, seq_num), ()))
         self._pinned[key, seq_num, turn] = announced - 1 if announced > turn else turn
 
     def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
-        """Whether the frame of this event has been announced."""
+        """Return whether the frame of this event has been announced."""
         return len(self._where.get((key, seq_num), ())) > turn
 
     def announced(self) -> Sequence[int]:
-        """All seq_nums for which some frame has been announced, in order."""
+        """Return all seq_nums for which some frame has been announced, in order."""
         return sorted({seq_num for _, seq_num in self._where})
 
     def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
-        """The image, in the shape that its file has.
+        """Return the image, in the shape that its file has.
 
         Raises
         ------
         SymDenoiseError
-            If the file does not show it in time.
+            If the image does not appear in the file in time.
         """
         file, index = self._where[key, seq_num][self._pinned.get((key, seq_num, turn), -1)]
         return file.read(index)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for file in self._files.values():
             file.close()
 
@@ -153,7 +153,7 @@ def _file(resource: Document, descriptor: Document, count: Count, replaced: Repl
 
 
 def _other_frames(key: str, first: Document, now: Document) -> _OutOfReach | None:
-    """Rows of a detector that was configured anew, so that another number of frames is one."""
+    """Return the error for a detector that was reconfigured to another number of frames per event."""
     if key not in now["data_keys"]:
         return None
     before, after = (frames_stated(stated_shape(each["data_keys"][key]["shape"])) for each in (first, now))
@@ -170,7 +170,7 @@ def _other_frames(key: str, first: Document, now: Document) -> _OutOfReach | Non
 
 @dataclass(frozen=True)
 class _OutOfReach:
-    """Rows that cannot be read, whatever comes."""
+    """Rows that can never be read."""
 
     reason: SymDenoiseError
 
@@ -178,7 +178,7 @@ class _OutOfReach:
         raise self.reason
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 class _Hdf5File:
@@ -202,7 +202,7 @@ class _Hdf5File:
         return image
 
     def close(self) -> None:
-        """It is opened for each read; what is strange about its length is said now."""
+        """Report a strange length of the dataset; the file itself is opened for each read."""
         there, announced = self._rows.count(), self._count.stop
         if there > announced > 0 and there % announced == 0 and self._count.first == 0:
             log.warning(
@@ -218,8 +218,8 @@ class _Hdf5File:
 class _OtherFile:
     """Rows of numbered files, or of any other kind that Tiled has an adapter for.
 
-    A consolidator, as Tiled's writer has it, says which files they are. It is made anew for each row and told of no
-    other rows than it needs: then a row is what its number says, whatever came before.
+    A consolidator of Tiled's writer gives the files. It is made anew for each row and gets only the rows that it needs,
+    so that the number of a row alone decides what it is, whatever came before.
     """
 
     def __init__(self, resource: Document, descriptor: Document, count: Count, replaced: Replaced) -> None:
@@ -243,17 +243,17 @@ class _OtherFile:
         return image
 
     def _has(self, row: int) -> bool:
-        """Whether there is a row; of a file that holds several nobody knows."""
+        """Return whether there is a row; unknown for a file that holds several."""
         numbered, paths = self._paths(row)
         return not numbered or all(path.exists() for path in paths)
 
     def _paths(self, row: int) -> tuple[bool, list[Path]]:
-        """Whether rows are in files of their own, and which the file of a row is."""
+        """Return whether rows are in separate files, and which file holds the row."""
         numbered, consolidator = self._consolidator(row)
         return numbered, [local_path(asset.data_uri) for asset in consolidator.assets]
 
     def _consolidator(self, row: int) -> tuple[bool, Any]:
-        """Whether rows are in files of their own, and what says in which."""
+        """Return whether rows are in separate files, and the consolidator that says in which."""
         # A consolidator writes into the document that it is given.
         consolidator = consolidator_factory(deepcopy(self._resource), self._descriptor)
         numbered = hasattr(consolidator, "get_datum_uri")
@@ -274,7 +274,7 @@ class _OtherFile:
         return np.asarray(consolidator.init_adapter().read(NDSlice(slice(place, place + 1))))[0]
 
     def close(self) -> None:
-        """Its files are opened for each read."""
+        """Do nothing: files are opened for each read."""
 
 
 class StoredFrames:
@@ -283,9 +283,9 @@ class StoredFrames:
     Parameters
     ----------
     stream
-        Clients of its arrays by data key.
+        Clients of the stream's arrays by data key.
     seq_nums
-        Of the rows, in order.
+        The seq_nums of the rows, in order.
     check
         Called once with a data key and its client before a row of it is read; if it raises, it is called again with the
         next row.
@@ -306,25 +306,25 @@ class StoredFrames:
         self._refused: Counter[str] = Counter()
 
     def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
-        """Whether the run has this row."""
+        """Return whether the run has this row."""
         return len(self._rows.get(seq_num, ())) > turn
 
     def announced(self) -> Sequence[int]:
-        """All seq_nums, in order."""
+        """Return all seq_nums, in order."""
         return sorted(self._rows)
 
     def row(self, seq_num: int, turn: int = 0) -> int:
-        """Of the image, counted from 0."""
+        """Return the row of the image, counted from 0."""
         return self._rows[seq_num][turn]
 
     def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
-        """The image, in the shape that the server gives it.
+        """Return the image, in the shape that the server gives it.
 
         Raises
         ------
         SymDenoiseError
-            If the server cannot read it. Tiled's client tries that for the better part of a minute, so after two rows
-            in succession the others are not asked for.
+            If the server cannot read it. Tiled's client retries for most of a minute, so after two failures in
+            succession the other rows are not requested.
         """
         unreadable = SymDenoiseError(
             f"raw image {key}",
@@ -359,7 +359,7 @@ class StoredFrames:
         return held[row]
 
     def _fetch(self, key: str, row: int) -> None:
-        """Get a row, and with it those around it, if one close by was read before: threads need not keep the order."""
+        """Fetch a row, with its neighbours if one close by was read before: threads need not keep the order."""
         client, held = self._clients[key], self._held[key]
         together = max(1, TOGETHER // (math.prod(client.shape[1:]) * np.dtype(client.dtype).itemsize))
         for old in list(held)[: len(held) - 3 * together]:
@@ -380,4 +380,4 @@ class StoredFrames:
         held[row] = np.asarray(client[row : row + 1])[0]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""

@@ -1,4 +1,4 @@
-"""Runs that are given as documents, in memory or in a backup."""
+"""Runs that are given as documents, in memory or in a backup file."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Named = tuple[str, Document]
 
 @dataclass(frozen=True)
 class Layout:
-    """How an image lies in an array of all rows.
+    """How an image is laid out in an array of all rows.
 
     Attributes
     ----------
     dims
-        With that of the rows.
+        Names of the dimensions, that of the rows included.
     shape
-        Of one row.
+        Shape of one row.
     known
-        Whether the shape is that of the images, and not only what their data key states.
+        Whether the shape was seen on the images, and is not only what their data key states.
     """
 
     dims: tuple[str, ...]
@@ -47,9 +47,9 @@ class Layout:
 
 
 class GivenRun:
-    """A run as documents: its frames are in the documents, or in files that they name and this computer sees.
+    """A run given as documents, whose frames are in the documents or in files that this computer can read.
 
-    The documents are read once; those in a list or a backup are looked through before, for files that were replaced.
+    The documents are read once; those in a list or a backup are searched beforehand for files that were replaced.
     """
 
     def __init__(self, documents: Iterable[Any], *, replaced: Replaced | None = None) -> None:
@@ -70,12 +70,14 @@ class GivenRun:
         self.last_seen: float | None = None
 
     def documents(self) -> Iterator[Named]:
-        """As they were given; the stop document is kept in `stop`."""
+        """Yield the documents as they were given; the stop document is kept in `stop`."""
         for name, given in self._documents:
             doc = plain(given)
             if name == "start":
                 raise SymDenoiseError(
-                    f"run {doc['uid']}", rule="it is a second one", remedy="give the documents of one run at a time"
+                    f"run {doc['uid']}",
+                    rule="a second start document came",
+                    remedy="give the documents of one run at a time",
                 )
             if name == "stop":
                 self.stop = doc
@@ -84,7 +86,7 @@ class GivenRun:
             yield name, doc
 
     def frames(self, descriptor: Document) -> FrameSource:
-        """From the files that the documents announce."""
+        """Return the frames in the files that the documents announce."""
         return AnnouncedFrames(descriptor, replaced=self._replaced)
 
     def _foresee(self, documents: Iterable[Any]) -> None:
@@ -93,19 +95,19 @@ class GivenRun:
             self._replaced.add(places.take(name, doc))
 
     def layout(self, descriptor: Document, key: str) -> Layout:
-        """As the data key says."""
+        """Return the layout that the data key states."""
         said = descriptor["data_keys"][key]
         dims = said.get("dims") or [f"{key}_dim{i + 1}" for i in range(len(said["shape"]))]
         return Layout(("time", *dims), tuple(said["shape"]), np.dtype(said.get("dtype_numpy", "<f8")), known=False)
 
     def images(self, asked: Request) -> None:
-        """Only the documents tell."""
+        """Return None: only the documents tell."""
 
 
 class Backup(GivenRun):
     """A run in a JSON Lines file, as TiledWriter's ``backup_directory`` writes it.
 
-    What a crash left of its last line is left out, and that the run has not ended is logged.
+    A last line that a crash cut off is ignored, and a run that has not ended is logged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -138,7 +140,7 @@ def _json_lines(path: Path) -> Iterator[Named]:
                         return
                     raise SymDenoiseError(
                         f"{path}, line {number + 1}",
-                        rule='it is no {"name": ..., "doc": ...}',
+                        rule='it is not {"name": ..., "doc": ...}',
                         remedy="give a file of TiledWriter's backup_directory",
                     ) from error
     except OSError as error:
@@ -151,7 +153,7 @@ def _json_lines(path: Path) -> Iterator[Named]:
 
 
 def _is_torn(path: Path) -> bool:
-    """Whether the last line is but a piece."""
+    """Return whether the last line is incomplete."""
     with path.open("rb") as file:
         last = deque(file, maxlen=1).pop()
     try:
@@ -162,5 +164,5 @@ def _is_torn(path: Path) -> bool:
 
 
 def _last_moment(doc: Document) -> float | None:
-    """When a document was made, the last of a page; None for one without time."""
+    """Return when a document was made, the latest of a page; None for one without time."""
     return float(np.max(doc["time"])) if "time" in doc else None

@@ -1,4 +1,4 @@
-"""Images that resource and datum documents announce, read by the handlers that facilities registered for them."""
+"""Images announced by resource and datum documents, read by the handlers that facilities registered for them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ class LegacyFrames:
     Parameters
     ----------
     handlers
-        ``package.module:Class`` by spec, before those that installed packages register for databroker.
+        ``package.module:Class`` by spec; they take precedence over those that installed packages register for
+        databroker.
     replaced
-        Which files may be others by now.
+        Files that may have been replaced by now.
     """
 
     def __init__(self, handlers: Mapping[str, str], replaced: Replaced) -> None:
@@ -49,16 +50,16 @@ class LegacyFrames:
         self._data[doc["datum_id"]] = doc
 
     def has(self, datum_id: str) -> bool:
-        """Whether this datum has been announced."""
+        """Return whether this datum has been announced."""
         return datum_id in self._data
 
     def read(self, datum_id: str, stated: Sequence[int | None]) -> NDArray[Any]:
-        """The image of one datum, in the shape that its handler gives it.
+        """Return the image of one datum, in the shape that its handler gives it.
 
         Parameters
         ----------
         stated
-            Shape by its data key: a file that still lacks some of the frames is waited for.
+            Shape by its data key; a file that still lacks some of the frames is waited for.
 
         Raises
         ------
@@ -67,7 +68,9 @@ class LegacyFrames:
         """
         if datum_id not in self._data:
             raise SymDenoiseError(
-                f"datum {datum_id}", rule="its frame was never announced", remedy="replay the run when it is there"
+                f"datum {datum_id}",
+                rule="its frame was never announced",
+                remedy="replay the run when the frame is there",
             )
         datum = self._data[datum_id]
         uid = datum["resource"]
@@ -102,7 +105,7 @@ class LegacyFrames:
         return image
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for uid in list(self._open):
             self._let_go(uid)
 
@@ -124,7 +127,7 @@ class LegacyFrames:
             raise SymDenoiseError(
                 f"files of kind {spec!r}",
                 rule=f"their handler cannot be imported ({error})",
-                remedy="install what it needs, then replay the run",
+                remedy="install its requirements, then replay the run",
             ) from error
         raise SymDenoiseError(
             f"files of kind {spec!r}",
@@ -135,7 +138,7 @@ class LegacyFrames:
 
 
 def _lacks_frames(own: Sequence[int], stated: Sequence[int | None]) -> bool:
-    """Whether images have the stated y and x, and there are fewer than stated."""
+    """Return whether images have the stated y and x, but fewer frames than stated."""
     frames = frames_stated(stated)
     if len(own) < 2 or frames is None or tuple(own[-2:]) != tuple(stated[-2:]):
         return len(own) < 2 or 0 in own

@@ -1,4 +1,4 @@
-"""The files of a raw image, as its run in a Tiled catalogue refers to them."""
+"""Files of a raw image, as its run in a Tiled catalogue refers to them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class RawFiles:
-    """The files of a raw image as they are registered, seen from here or not; attributes as those of `Source`."""
+    """Files of a raw image as registered, readable from here or not; attributes as those of `Source`."""
 
     mimetype: str
     uris: tuple[str, ...]
@@ -35,12 +35,12 @@ class RawFiles:
     dataset: str | None
 
     def source(self) -> Source:
-        """The files as this computer sees them.
+        """Return the files as this computer sees them.
 
         Raises
         ------
         OSError, ValueError
-            If it does not.
+            If this computer cannot read them.
         """
         paths = tuple(path_from_uri(uri) for uri in self.uris)
         return Source(
@@ -55,12 +55,12 @@ class RawFiles:
 
 
 def raw_files(run: BlueskyRun, descriptor: Document, key: str) -> RawFiles:
-    """The files of a raw image.
+    """Return the files of a raw image.
 
     Raises
     ------
     SymDenoiseError
-        If they are of a kind that is not read here.
+        If the files are of a kind that is not read here.
     """
     name = f"image {descriptor['name']}/{key}"
     array = run[descriptor["name"]][key]
@@ -88,12 +88,12 @@ def raw_files(run: BlueskyRun, descriptor: Document, key: str) -> RawFiles:
 
 
 def raw_source(run: BlueskyRun, descriptor: Document, key: str) -> tuple[Source, list[str]]:
-    """The files of a raw image, as this computer sees them, and their URIs as registered.
+    """Return the files of a raw image as this computer sees them, and their URIs as registered.
 
     Raises
     ------
     SymDenoiseError
-        If they are of a kind that is not read lazily, or cannot be seen from here.
+        If the files are of a kind that is not read lazily, or cannot be seen from here.
     """
     files = raw_files(run, descriptor, key)
     try:
@@ -109,15 +109,15 @@ def raw_source(run: BlueskyRun, descriptor: Document, key: str) -> tuple[Source,
 def refuse_other_rows(name: str, array: Any, used: Mapping[tuple[str, str | None], Collection[str]]) -> None:
     """Raise SymDenoiseError if rows of a raw image, as the server gives them, are not those that were announced.
 
-    Tiled keeps which files an image has, but not which of their rows were announced, and it reads them all from the
-    first on, in the shape that the data key states. The files themselves tell, where this computer sees them.
+    Tiled stores which files an image has, but not which of their rows were announced, and it reads all of them from
+    the first on, in the shape that the data key states. The files themselves decide, if this computer can see them.
 
     Parameters
     ----------
     name
-        Of the image, ``stream/key``.
+        Name of the image, ``stream/key``.
     array
-        Its client.
+        Client of the image.
     used
         Names of the images that each file, with the dataset in it, belongs to.
     """
@@ -133,7 +133,8 @@ def refuse_other_rows(name: str, array: Any, used: Mapping[tuple[str, str | None
             others = ", ".join(sorted(set(used.get((uri, dataset), ())) - {name}))
             if others:
                 raise other_rows(
-                    f"image {name}", f"it shares file {uri} with {others}, and Tiled does not keep which rows are whose"
+                    f"image {name}",
+                    f"it shares file {uri} with {others}, and Tiled does not keep which rows belong to which image",
                 )
         if source.mimetype == HDF5 and not any(source.parameters.get(each) for each in ("slice", "squeeze")):
             _refuse_other_hdf5(name, tuple(array.shape), uris, dataset)
@@ -166,7 +167,7 @@ def _refuse_other_hdf5(name: str, shape: tuple[int, ...], uris: Sequence[str], d
 
 
 def other_rows(value: str, rule: str) -> SymDenoiseError:
-    """That the server's rows of an image are not those that were announced, for this reason."""
+    """Return the error that the server's rows of an image are not those that were announced, for this reason."""
     return SymDenoiseError(
         value,
         rule=rule,

@@ -1,8 +1,8 @@
-"""Raw files that a detector may have written anew, under their name, before all their frames were read.
+"""Raw files that a detector may have overwritten under the same name before all their frames were read.
 
-Where each staging of a detector, or each run, writes a file of the same name, the frames of the one before are gone. A
-denoiser that keeps pace has read them; one that is behind would show those of the next. The documents tell it to who
-sees them before the denoiser does.
+If each staging of a detector, or each run, writes a file of the same name, the frames of the previous file are lost. A
+denoiser that keeps pace has read them; one that is behind would read those of the next file. Looking at documents ahead
+of the denoiser reveals this.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ MOST = 10_000
 
 
 class Replaced:
-    """Uids of resources whose files may be others by now; told on one thread, asked on another.
+    """Uids of resources whose files may have been replaced; written on one thread, queried on another.
 
-    Each has the moment after which its file must not have changed, if it is to be what it was.
+    Each has a time after which its file must not have changed if it is to be the original.
     """
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
 
     def add(self, found: Mapping[str, float]) -> None:
-        """Take in resources, each with its moment; of two moments the earlier counts."""
+        """Add resources, each with its time; of two times the earlier is kept."""
         for uid, since in found.items():
             self._since[uid] = min(since, self._since.get(uid, since))
         while len(self._since) > MOST:
@@ -44,11 +44,11 @@ class Replaced:
 
     @property
     def all(self) -> dict[str, float]:
-        """The resources, each with its moment."""
+        """Resources, each with its time."""
         return dict(self._since)
 
     def check(self, uid: str, paths: Iterable[Path]) -> None:
-        """Raise SymDenoiseError if one of these files of a resource may be another by now."""
+        """Raise SymDenoiseError if one of these files of a resource may have been replaced by now."""
         since = self._since.get(uid)
         for path in paths if since is not None else ():
             try:
@@ -66,7 +66,7 @@ class Replaced:
 
 
 class Places:
-    """Follows which resource was announced last for each file, over all runs."""
+    """Record of which resource was announced last for each file, over all runs."""
 
     def __init__(self) -> None:
         self._place: dict[str, str] = {}
@@ -76,7 +76,7 @@ class Places:
         self._began = 0.0
 
     def take(self, name: str, doc: Document) -> dict[str, float]:
-        """Take in a document, whatever it is; return the resources that may be replaced now, with their moments."""
+        """Take in any document; return the resources that may be replaced now, with their times."""
         try:
             return self._taken(name, doc)
         except (TypeError, ValueError, OverflowError, AttributeError, KeyError, IndexError) as error:
@@ -129,7 +129,7 @@ class Places:
 
 
 def place(resource: Document) -> tuple[str, str]:
-    """Return the file and what of it a stream_resource is for: two of one place are of the same rows."""
+    """Return the file, and the part of it, that a stream_resource is for: two of one place have the same rows."""
     parameters = resource.get("parameters")
     parameters = parameters if isinstance(parameters, dict) else {}
     of = [parameters.get(name) for name in ("dataset", "template", "filename", "slice", "squeeze")]

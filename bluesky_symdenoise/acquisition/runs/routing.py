@@ -1,4 +1,4 @@
-"""Which run a document belongs to."""
+"""Routing of documents to the run that they belong to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _NAMED = frozenset({"descriptor", "resource", "stream_resource"})
 
 
 class Owners:
-    """Tells the run of each document from the documents before it."""
+    """Find the run of each document from the documents before it."""
 
     def __init__(self) -> None:
         self._run: dict[str, str] = {}
 
     def of(self, name: str, doc: Document) -> str | None:
-        """Return the uid of the run; None where no document before tells it, as of resources without ``run_start``."""
+        """Return the uid of the run; None if no earlier document gives it, as for resources without ``run_start``."""
         if name == "start":
             return str(doc.get("uid"))
         if name == "bulk_events":

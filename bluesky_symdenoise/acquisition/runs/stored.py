@@ -40,9 +40,9 @@ class StoredRun(Protocol):
     Attributes
     ----------
     start
-        Its start document, with its access tags.
+        The start document, with its access tags.
     stop
-        Its stop document; None if it has none, or if it is not known before the documents end.
+        The stop document; None if there is none, or if it is not known before the documents end.
     """
 
     start: Document
@@ -50,38 +50,38 @@ class StoredRun(Protocol):
 
     @property
     def last_seen(self) -> float | None:
-        """Time of its last sign of life; None if that is not known before the documents end."""
+        """Time of the last sign of life; None if that is not known before the documents end."""
         ...
 
     def documents(self) -> Iterator[Named]:
-        """All documents but start and stop, in order; events in the order of the run."""
+        """Yield all documents but start and stop, in order; events in the order of the run."""
         ...
 
     def frames(self, descriptor: Document) -> FrameSource:
-        """Where the frames of a stream are read."""
+        """Return the source from which the frames of a stream are read."""
         ...
 
     def layout(self, descriptor: Document, key: str) -> Layout:
-        """Dimensions of the raw images of a data key."""
+        """Return the layout of the raw images of a data key."""
         ...
 
     def images(self, asked: Request) -> int | None:
-        """How many images are asked for; None where only the documents tell."""
+        """Return how many images are requested; None if only the documents tell."""
         ...
 
 
 def stored_run(run: object, *, columns: Callable[[str], Collection[str]] | None = None) -> StoredRun:
-    """A run from whatever holds one; see `bluesky_symdenoise.replay`.
+    """Return a run from any object that holds one; see `bluesky_symdenoise.replay`.
 
     Parameters
     ----------
     columns
-        Gives the columns beside an image that are read from a Tiled server; by default all that are scalars.
+        Function that returns the columns beside an image to read from a Tiled server; by default all scalars.
 
     Raises
     ------
     SymDenoiseError
-        If it is nothing of the kind.
+        If the object is not a run.
     """
     if isinstance(run, str | Path):
         return Backup(Path(run))
@@ -92,22 +92,22 @@ def stored_run(run: object, *, columns: Callable[[str], Collection[str]] | None 
         return GivenRun(run)
     raise SymDenoiseError(
         f"a {type(run).__name__}",
-        rule="it is no run",
+        rule="it is not a run",
         remedy='give client["raw"][uid], a databroker Header, the path of a .jsonl backup, or (name, document) pairs',
     )
 
 
 class NothingToDenoiseError(SymDenoiseError):
-    """The run has no image that was asked for."""
+    """The run has no image that was requested."""
 
 
 def raw_only(run: StoredRun) -> StoredRun:
-    """The run, if it is a raw one.
+    """Return the run if it is a raw one.
 
     Raises
     ------
     SymDenoiseError
-        If it is denoised already.
+        If the run is denoised already.
     """
     refuse_denoised(run.start)
     return run
@@ -122,7 +122,7 @@ def refuse_denoised(start: Document) -> None:
 
 
 def drive(reader: RunReader, run: StoredRun, *, stop: Callable[[], Document]) -> None:
-    """Give a reader the documents of a stored run, in the end with this stop document.
+    """Give a reader the documents of a stored run, and at the end this stop document.
 
     Raises
     ------
@@ -161,7 +161,7 @@ class TiledRun:
             self.streams[first["uid"]] = StoredStream(columns_of(run, stream), first, columns)
 
     def documents(self) -> Iterator[Named]:
-        """Descriptors, then events by their time."""
+        """Yield descriptors, then events by their time."""
         for stream in self.streams.values():
             yield "descriptor", stream.descriptor
         # In the order of the run, for a dark belongs to the images after it.
@@ -170,7 +170,7 @@ class TiledRun:
             yield "event", event
 
     def frames(self, descriptor: Document) -> StoredFrames:
-        """Read through Tiled: this computer needs not see the files."""
+        """Return a source that reads through Tiled: this computer need not see the files."""
         name = descriptor["name"]
         return self.streams[descriptor["uid"]].frames(lambda key, array: self.refuse_other_rows(name, key, array))
 
@@ -183,13 +183,13 @@ class TiledRun:
             raise other_rows(
                 f"image {stream}/{key}",
                 f"it has {array.shape[0]} rows and {events} events, and stream {lacking[0]!r} has no rows: Tiled's "
-                "writer has filed them together and does not keep which rows are whose",
+                "writer stored them together and does not keep which rows belong to which stream",
             )
         refuse_other_rows(f"{stream}/{key}", array, self._used)
         self._warn_of_later_files(f"{stream}/{key}", array)
 
     def _warn_of_later_files(self, name: str, array: Any) -> None:
-        """Say that a raw file changed after the run: the next run may have written one of its name."""
+        """Warn if a raw file changed after the run: a later run may have written a file of this name."""
         if self.stop is None or not hasattr(array, "data_sources"):
             return
         for source in array.data_sources() or ():
@@ -202,7 +202,7 @@ class TiledRun:
                 if changed > self.stop["time"] + SLACK_S:
                     log.warning(
                         "run %s, %s: %s changed %.0f s after the run had ended: if a later run wrote a file of this "
-                        "name, these are its frames; compare counts_in with a derived run that was made live",
+                        "name, these frames are from that run; compare counts_in with a derived run that was made live",
                         self.start["uid"][:8],
                         name,
                         asset.data_uri,
@@ -212,7 +212,7 @@ class TiledRun:
 
     @cached_property
     def _used(self) -> dict[tuple[str, str | None], set[str]]:
-        """Which images each file, with the dataset in it, belongs to."""
+        """Images that each file, with the dataset in it, belongs to."""
         used: dict[tuple[str, str | None], set[str]] = {}
         for stream in self.streams.values():
             for key, array in stream.external():
@@ -223,16 +223,16 @@ class TiledRun:
         return used
 
     def layout(self, descriptor: Document, key: str) -> Layout:
-        """As the server has it."""
+        """Return the layout that the server has."""
         return self.streams[descriptor["uid"]].layout(key)
 
     def images(self, asked: Request) -> int:
-        """How many images are asked for."""
+        """Return how many images are requested."""
         return sum(stream.images(asked) for stream in self.streams.values())
 
     @property
     def last_seen(self) -> float:
-        """Time of its last event."""
+        """Time of the last event."""
         return max([self.start["time"], *(float(moment) for each in self.streams.values() for moment in each.times)])
 
 
@@ -248,35 +248,35 @@ class StoredStream:
 
     @cached_property
     def _of_events(self) -> dict[str, NDArray[Any]]:
-        """Their numbers and times, and the columns that are wanted."""
+        """Numbers and times of the events, and the columns that are wanted."""
         return self._arrays.values_of({"seq_num", "time", *self._wanted()} & self._held)
 
     @cached_property
     def seq_nums(self) -> list[int]:
-        """Of its events; MongoDB's server has one row for each number."""
+        """The seq_nums of the events; MongoDB's server has one row for each number."""
         if "seq_num" in self._held:
             return [int(number) for number in self._of_events["seq_num"]]
         return list(range(1, 1 + len(self.times)))
 
     @cached_property
     def times(self) -> Sequence[float]:
-        """Of its events."""
+        """Times of the events."""
         return self._of_events["time"].tolist() if "time" in self._held else []
 
     @property
     def rows(self) -> int:
-        """Of its images: as many as events, if there are events."""
+        """Number of rows of the images: the number of events, if there are any."""
         return max([len(self.times), *(array.shape[0] for _, array in self.external())])
 
     def images(self, asked: Request) -> int:
-        """How many images are asked for."""
+        """Return how many images are requested."""
         keys = image_keys(self.descriptor, asked.recipe)
         if not keys or self.descriptor["name"] == asked.beamline.dark_stream:
             return 0
         return len(keys) * len(asked.recipe.rows_among(self.rows))
 
     def layout(self, key: str) -> Layout:
-        """As the server has it."""
+        """Return the layout that the server has."""
         array = self._arrays[key]
         dims = tuple(array.dims or ())
         if len(set(dims)) < len(array.shape):
@@ -285,38 +285,38 @@ class StoredStream:
         return Layout(("time", *dims[1:]), tuple(array.shape[1:]), np.dtype(array.dtype))
 
     def chunk_rows(self, key: str) -> int:
-        """Rows of an image that are stored, and thus read, together."""
+        """Return how many rows of an image are stored, and thus read, together."""
         return int(self._arrays[key].chunks[0][0])
 
     def events(self) -> Iterator[Document]:
-        """Event documents with the columns that are wanted; none for a stream without events."""
+        """Yield event documents with the columns that are wanted; none for a stream without events."""
         columns = {name: self._of_events[name] for name in self._wanted()}
         for row, (seq_num, time) in enumerate(zip(self.seq_nums, self.times, strict=True)):
             data = {name: column[row].tolist() for name, column in columns.items()}
             yield {"descriptor": self.descriptor["uid"], "seq_num": seq_num, "time": time, "data": data}
 
     def frames(self, check: Callable[[str, Any], None]) -> StoredFrames:
-        """Source of the images; `check` as `StoredFrames` takes it."""
+        """Return the source of the images; `check` as in `StoredFrames`."""
         return StoredFrames(self._arrays, self.numbers, check=check)
 
     def external(self) -> Iterator[tuple[str, Any]]:
-        """Data keys in files, with their clients."""
+        """Return the data keys in files, with their clients."""
         for key, value in self.descriptor["data_keys"].items():
             if "external" in value and key in self._held:
                 yield key, self._arrays[key]
 
     def lacks(self, key: str) -> bool:
-        """Whether events have this image by their data keys, and the server has no rows of it."""
+        """Return whether events have this image by their data keys, but the server has no rows of it."""
         external = "external" in self.descriptor["data_keys"].get(key, {})
         return external and key not in self._held and len(self.times) > 0
 
     def row_shape(self, key: str) -> tuple[int, ...]:
-        """(..., y, x) of one image."""
+        """Return the shape (..., y, x) of one image."""
         return row_shape(self._arrays[key].shape[1:], stated_shape(self.descriptor["data_keys"][key]["shape"]))
 
     @property
     def numbers(self) -> list[int]:
-        """Of its rows; those without events are numbered after those that have one."""
+        """Numbers of the rows; those without events are numbered after those that have one."""
         numbers = list(self.seq_nums)
         last = max(numbers, default=0)
         return numbers + list(range(last + 1, last + 1 + self.rows - len(numbers)))

@@ -1,4 +1,4 @@
-"""Raw runs that have no complete derived run: found, and finished."""
+"""Search for raw runs that have no complete derived run, and completion of them."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Unfinished:
     raw
         The run.
     state
-        What there is so far, in words.
+        State of the derived run, in words.
     ready
-        Whether it can be finished now: it has ended, or counts as ended.
+        Whether the run can be finished now: it has ended, or counts as ended.
     """
 
     raw: BlueskyRun
@@ -58,7 +58,7 @@ class Unfinished:
 
     @property
     def uid(self) -> str:
-        """Of the raw run."""
+        """Uid of the raw run."""
         return str(self.raw.start["uid"])
 
 
@@ -69,10 +69,10 @@ class Outcome:
     Attributes
     ----------
     ok
-        Whether nothing is left to do here: the derived run is complete, or a living process is at it, or the run has no
+        Whether nothing is left to do here: the derived run is complete, a living process writes it, or the run has no
         image.
     frames, failed
-        Frames written as denoised, and as NaN.
+        Numbers of frames written as denoised, and as NaN.
     """
 
     uid: str
@@ -87,14 +87,14 @@ class Outcome:
 def unfinished(
     raw: Container, work: Work, *, since: float | None = None, older_than: float | None = None
 ) -> Iterator[Unfinished]:
-    """Raw runs that lack a complete derived run of this recipe, oldest first.
+    """Yield raw runs that lack a complete derived run of this recipe, oldest first.
 
     Parameters
     ----------
     raw
         Catalogue of the raw runs.
     work
-        Whose recipe and container say what complete means.
+        Work whose recipe and container define what is complete.
     since
         Only runs that began after this time, in seconds since 1970.
     older_than
@@ -108,7 +108,7 @@ def unfinished(
         if "raw_uid" in start or (since is not None and start["time"] < since):
             continue
         if not stop and (older_than is None or clock.time() - start["time"] < older_than):
-            yield Unfinished(run, "without a stop document: being acquired, or cut off", ready=False)
+            yield Unfinished(run, "without a stop document: being acquired, or interrupted", ready=False)
             continue
         made = derived.get(work.recipe.derived_uid(start["uid"]))
         if made is None:
@@ -138,9 +138,9 @@ def finish(
 
 
 def finish_left(work: Work, *, older_than: float | None = None) -> Iterator[Outcome]:
-    """Finish the runs whose documents a callback left on disk when its process ended; each as `attempt`.
+    """Finish the runs whose documents a callback left on disk when its process ended; see `attempt` for each.
 
-    What can only be finished later stays there: a run without its stop document until that is in the catalogue, or
+    Runs that can only be finished later stay there: a run without its stop document until that is in the catalogue, or
     until `older_than`.
     """
     for file, _ in left_files(work):
@@ -165,7 +165,7 @@ def attempt(
     finished_frame: Callable[[str | None], None] = lambda _: None,
     scheduler: Client | None = None,
 ) -> Outcome:
-    """Replay one run; what goes wrong is in the outcome, only a server that is gone is raised.
+    """Replay one run; an error is returned in the outcome, and only a server that is away raises.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def attempt(
 
 
 def tidy(work: Work) -> None:
-    """Remove what is left of complete runs whose writer died between the stop document and its own tidying."""
+    """Clean up complete runs whose writer died between the stop document and its own cleaning up."""
     for spool in Spool.left(work.folder):
         run = run_in(work.container, spool.uid)
         if run is not None and Claim().stands(run):

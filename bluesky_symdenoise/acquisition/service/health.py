@@ -1,4 +1,4 @@
-"""Whether a service is well and how far it has come, over HTTP: ``/healthz`` and Prometheus's ``/metrics``."""
+"""Health and progress of a service over HTTP: ``/healthz`` and Prometheus's ``/metrics``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
 class Health:
-    """The figures of one service, in a registry of their own."""
+    """Metrics of one service, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -39,42 +39,42 @@ class Health:
             self._frames.labels(outcome)
 
     def frame(self, reason: str | None, *, seconds: float) -> None:
-        """A frame was written, as NaN where there is a reason."""
+        """Count a frame that was written, as NaN if there is a reason."""
         self._alive = clock.monotonic()
         self._frames.labels("denoised" if reason is None else "failed").inc()
         self._seconds.observe(seconds)
 
     def lag(self, seconds: float) -> None:
-        """The newest event is this old when its frame is denoised."""
+        """Set the age of the newest event when its frame is denoised."""
         self._lag.set(seconds)
 
     def run(self, how: str) -> None:
-        """A derived run was completed, ``live`` or in a ``sweep``."""
+        """Count a completed derived run, ``live`` or in a ``sweep``."""
         self._runs.labels(how).inc()
 
     def beat(self, *, queue: int, open_runs: int) -> None:
-        """The service's loop came by."""
+        """Note that the service's loop is alive."""
         self._alive = clock.monotonic()
         self._queue.set(queue)
         self._open.set(open_runs)
 
     def error(self) -> None:
-        """Something failed."""
+        """Count an error."""
         self._errors.inc()
 
     def trouble(self, what: str | None) -> None:
-        """What keeps the service from its work at the moment, such as a server that is away; None: nothing."""
+        """Set what keeps the service from its work at the moment, such as a server that is away; None: nothing."""
         self._trouble = what
 
     def verdict(self) -> str | None:
-        """What is wrong, or None."""
+        """Return what is wrong, or None."""
         silence = clock.monotonic() - self._alive
         return self._trouble or (f"no sign of life for {silence:.0f} s" if silence > SILENCE_S else None)
 
 
 @contextmanager
 def served(health: Health, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
-    """Answer on a port (0: any free one) while the context lasts; gives the port.
+    """Answer on a port (0: any free one) while the context lasts, and yield the port.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def served(health: Health, *, host: str = "127.0.0.1", port: int = 0) -> Iterato
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Requests of a monitoring system are no news."""
+            """Log nothing: requests of a monitoring system are of no interest."""
 
     try:
         server = ThreadingHTTPServer((host, port), Answer)

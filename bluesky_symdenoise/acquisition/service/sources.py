@@ -1,4 +1,4 @@
-"""Where a service's documents come from: 0MQ and Kafka; Tiled's own streaming is in `acquisition/following.py`.
+"""Where a service's documents come from: 0MQ and Kafka; Tiled's own streaming is in `tiled_source`.
 
 Nothing here unpickles what comes from the network.
 """
@@ -25,19 +25,19 @@ class Source(Protocol):
     """Documents of runs, in order within each run; a document may come twice."""
 
     def __iter__(self) -> Iterator[tuple[str, Document] | None]:
-        """(name, document) pairs without end; None when there is nothing for a moment."""
+        """Yield (name, document) pairs without end; None if there is nothing for a moment."""
         ...
 
     def frames(self, descriptor: Document) -> FrameSource:
-        """Where the frames of a stream are read."""
+        """Return the source from which the frames of a stream are read."""
         ...
 
     def waiting(self) -> int:
-        """How many documents or updates wait, as far as that is known."""
+        """Return how many documents or updates wait, as far as that is known."""
         ...
 
     def settled(self, uid: str) -> None:
-        """A raw run needs not be given again: its derived run is written, or somebody else will write it."""
+        """Take note that a raw run need not be given again: its derived run is written here or by another process."""
         ...
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class Source(Protocol):
 
 
 def packed(doc: Document) -> bytes:
-    """A document in msgpack, as bluesky-kafka packs it: the serializer for ``bluesky.callbacks.zmq.Publisher``."""
+    """Pack a document in msgpack as bluesky-kafka does: the serializer for ``bluesky.callbacks.zmq.Publisher``."""
     import msgpack
     import msgpack_numpy
 
@@ -55,12 +55,12 @@ def packed(doc: Document) -> bytes:
 
 
 def unpacked(message: bytes) -> Any:
-    """The inverse of `packed`. Arrays of objects, which msgpack-numpy would unpickle, are refused.
+    """Unpack a message of `packed`. Arrays of objects, which msgpack-numpy would unpickle, are refused.
 
     Raises
     ------
     ValueError
-        If the message is no msgpack, or holds such an array.
+        If the message is not msgpack, or holds such an array.
     """
     import msgpack
 
@@ -68,12 +68,12 @@ def unpacked(message: bytes) -> Any:
 
 
 def _array(packed: dict[Any, Any]) -> Any:
-    """msgpack-numpy's arrays and scalars, without its branch for pickled objects."""
+    """Decode msgpack-numpy's arrays and scalars, without its branch for pickled objects."""
     if b"nd" not in packed:
         return packed
     described = packed[b"type"]
     if packed.get(b"kind") or not isinstance(described, str):
-        raise ValueError("an array of objects or of records: such data are not taken from the network")
+        raise ValueError("an array of objects or of records, which is not accepted from the network")
     flat = np.frombuffer(packed[b"data"], np.dtype(described))
     return flat.reshape(packed[b"shape"]) if packed[b"nd"] else flat[0]
 
@@ -81,13 +81,13 @@ def _array(packed: dict[Any, Any]) -> Any:
 class ZmqSource:
     """Documents that a ``bluesky.callbacks.zmq.Publisher(..., serializer=packed)`` sends to a 0MQ proxy.
 
-    0MQ drops what a slow reader cannot take: what is missing then is found by the sweep. The publisher's default,
+    0MQ drops what a slow reader cannot take; the sweep finds what is then missing. The publisher's default,
     pickle, is refused.
 
     Parameters
     ----------
     address
-        Of the proxy's out port, ``127.0.0.1:5568``.
+        Address of the proxy's out port, ``127.0.0.1:5568``.
     prefix
         Take messages with this prefix only, if given.
     """
@@ -115,15 +115,15 @@ class ZmqSource:
             yield _pair(name.decode(errors="replace"), body, where="0MQ")
 
     def frames(self, descriptor: Document) -> FrameSource:
-        """From the files that the documents announce."""
+        """Return the frames in the files that the documents announce."""
         return AnnouncedFrames(descriptor)
 
     def waiting(self) -> int:
-        """0MQ does not say."""
+        """Return 0: 0MQ does not say."""
         return 0
 
     def settled(self, uid: str) -> None:
-        """0MQ gives nothing twice."""
+        """Do nothing: 0MQ gives nothing twice."""
 
     def close(self) -> None:
         """Disconnect."""
@@ -132,14 +132,14 @@ class ZmqSource:
 
 
 def _pair(name: str, body: bytes, *, where: str) -> tuple[str, Document] | None:
-    """The document, or None and a line in the log: one bad message must not end the service."""
+    """Return the document, or log a line and return None: one bad message must not end the service."""
     try:
         doc = unpacked(body)
         if not isinstance(doc, dict):
             raise ValueError(f"a {type(doc).__name__}")
     except Exception as error:
         log.error(
-            "%s: %r is no document in msgpack and is left out (%s); pickle is never taken", where, name[:20], error
+            "%s: %r is not a document in msgpack and is ignored (%s); pickle is never accepted", where, name[:20], error
         )
         return None
     return name, doc
@@ -198,7 +198,7 @@ class KafkaSource:
                 name, doc = unpacked(message.value())
             except Exception as error:
                 log.error(
-                    "Kafka, topic %s: message %d is no (name, document) in msgpack and is left out (%s)",
+                    "Kafka, topic %s: message %d is not (name, document) in msgpack and is ignored (%s)",
                     self._topic,
                     offset,
                     error,
@@ -210,11 +210,11 @@ class KafkaSource:
             yield name, doc
 
     def frames(self, descriptor: Document) -> FrameSource:
-        """From the files that the documents announce."""
+        """Return the frames in the files that the documents announce."""
         return AnnouncedFrames(descriptor)
 
     def waiting(self) -> int:
-        """Messages in the topic that were not read yet, as far as the brokers have told."""
+        """Return how many messages in the topic were not read yet, as far as the brokers have reported."""
         from confluent_kafka import TopicPartition
 
         behind = 0
@@ -224,7 +224,7 @@ class KafkaSource:
         return behind
 
     def settled(self, uid: str) -> None:
-        """Commit what no open run needs any more."""
+        """Commit the messages that no open run needs any more."""
         from confluent_kafka import TopicPartition
 
         partition = self._began.pop(uid, (None, 0))[0]

@@ -1,4 +1,4 @@
-"""Raw runs in a Tiled catalogue as they grow: Tiled's live stream for speed, a look at the catalogue for certainty."""
+"""Raw runs in a Tiled catalogue as they grow: Tiled's live stream for speed, reading the catalogue for certainty."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
-#: Seconds between looks at the runs that are followed, and between looks for runs that no update told of.
+#: Seconds between checks of the runs that are followed, and between searches for runs that no update announced.
 LOOK_S, SEARCH_S = 1.0, 10.0
 #: The newest runs that a search looks at, and the age in seconds from which one without a stop document is left.
 NEWEST, FORSAKEN_S = 20, 24 * 3600.0
@@ -46,7 +46,7 @@ CONNECT_S = 15.0
 
 @contextmanager
 def endings_without_traceback() -> Iterator[None]:
-    """Keep Tiled's threads quiet that a disconnection ends while they try to connect: nothing is wrong then."""
+    """Silence Tiled's threads that are disconnected while they try to connect: this is no error."""
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
@@ -62,7 +62,7 @@ def endings_without_traceback() -> Iterator[None]:
 
 @dataclass
 class _Stream:
-    """What is known of one growing stream; it is written by the thread that iterates, and nobody else."""
+    """What is known of one growing stream; only the iterating thread writes it."""
 
     run: str
     descriptor: Document
@@ -94,14 +94,14 @@ class TiledSource:
 
     Updates come from several threads, at least once, and not all of them where a connection or the server breaks. So an
     update is taken once (by run, key and sequence), and every run that is followed is compared with the catalogue
-    again and again, the last time when its stop document has appeared: nothing depends on an update.
+    repeatedly, the last time when its stop document has appeared: nothing depends on an update.
 
     Parameters
     ----------
     raw
         Catalogue of the raw runs, written with ``TiledWriter(..., batch_size=1)``.
     columns
-        Gives the columns beside an image that its settings are looked up in.
+        Function that returns the columns beside an image in which its settings are looked up.
     """
 
     def __init__(self, raw: Container, *, columns: Callable[[str], Collection[str]] = lambda _: ()) -> None:
@@ -140,7 +140,7 @@ class TiledSource:
                 yield None
 
     def frames(self, descriptor: Document) -> FrameSource:
-        """Read through Tiled: this machine needs not see the detector's files."""
+        """Return a source that reads through Tiled: this machine need not see the detector's files."""
         for run in self._runs.values():
             for stream in run.streams.values():
                 if stream.descriptor["uid"] == descriptor["uid"]:
@@ -149,20 +149,20 @@ class TiledSource:
 
     @property
     def away(self) -> bool:
-        """Whether the server did not answer when it was last asked."""
+        """Whether the server did not answer the last request."""
         return self._away
 
     def waiting(self) -> int:
-        """Updates that wait."""
+        """Return how many updates wait."""
         return self._queue.qsize()
 
     def settled(self, uid: str) -> None:
-        """Follow it no more."""
+        """Stop following a run."""
         self._runs.pop(uid, None)
         self._ended.add(uid)
 
     def close(self) -> None:
-        """Disconnect; the threads of a connection that hangs are left to end with the process."""
+        """Disconnect; threads of a connection that hangs are left to end with the process."""
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             leaving = threading.Thread(target=subscription.disconnect, daemon=True)
@@ -170,7 +170,7 @@ class TiledSource:
             leaving.join(CONNECT_S)
 
     def _subscribe(self) -> None:
-        """Connect, from the first update that the server keeps. Without it the source goes on by looking alone."""
+        """Connect, starting with the first update that the server keeps. Without live updates, polling goes on."""
         self.close()
         self._taken.clear()
         made: list[BlueskyStreamSubscription] = []
@@ -188,7 +188,7 @@ class TiledSource:
         if made:
             self._subscription = made[0]
         else:
-            log.warning("the server's live updates cannot be had (streaming_cache?): looking every %g s", LOOK_S)
+            log.warning("the server gives no live updates (is streaming_cache set?): checking every %g s", LOOK_S)
 
     def _from_update(self, update: BlueskyStreamUpdate) -> Iterator[tuple[str, Document]]:
         node = (update.run_uid, update.stream_name, update.data_keys)
@@ -236,7 +236,7 @@ class TiledSource:
                 self.settled(run.uid)
 
     def _begin(self, uid: str) -> Iterator[tuple[str, Document]]:
-        """Follow a run that has not ended; one that has is the sweep's."""
+        """Follow a run that has not ended; one that has is left to the sweep."""
         stored = self._raw[uid]
         if "raw_uid" in stored.start or stored.metadata.get("stop"):
             self._ended.add(uid)
@@ -249,7 +249,7 @@ class TiledSource:
         yield from self._compare(run, stored)
 
     def _compare(self, run: _Run, stored: BlueskyRun) -> Iterator[tuple[str, Document]]:
-        """What the catalogue has and has not been given yet."""
+        """Yield what the catalogue has and has not been given yet."""
         for descriptor in stored.descriptors:
             if descriptor["name"] not in run.streams:
                 run.streams[descriptor["name"]] = _Stream(run.uid, descriptor)
@@ -267,13 +267,13 @@ class TiledSource:
                 yield from _announced(stream, key, end, ended=ended)
 
     def _missing(self, stream: _Stream, node: Any) -> Iterator[tuple[str, Document]]:
-        """The events that the catalogue has more of."""
+        """Yield the events that the catalogue has beyond those that were given."""
         wanted = {"seq_num", "time"}.union(*(self._columns(key) for key in stream.descriptor["data_keys"]))
         yield from _events(stream, {name: node[name].read() for name in sorted(wanted & set(node))}, first=0)
 
 
 def _announced(stream: _Stream, key: str, end: int, *, ended: bool) -> Iterator[tuple[str, Document]]:
-    """Rows of an image up to `end`; row i belongs to the ith event."""
+    """Return the rows of an image up to `end`; row i belongs to the ith event."""
     begin = stream.rows.get(key, 0)
     if end <= begin:
         return
@@ -298,7 +298,7 @@ def _announced(stream: _Stream, key: str, end: int, *, ended: bool) -> Iterator[
 
 
 def _events(stream: _Stream, columns: Mapping[str, Sequence[Any]], *, first: int) -> Iterator[tuple[str, Document]]:
-    """The events of these rows, of which the first has this index, that have not been given yet."""
+    """Yield those events of these rows, the first of which has this index, that have not been given yet."""
     # The columns are read one after the other while the table grows: what all have is whole.
     rows = min(len(column) for column in columns.values())
     for row in range(len(stream.numbers) - first, rows):
@@ -317,7 +317,7 @@ def _events(stream: _Stream, columns: Mapping[str, Sequence[Any]], *, first: int
 
 @dataclass(frozen=True)
 class _Images:
-    """The images of one stream as they are when they are looked up, each with one request."""
+    """Images of one stream as they are when they are looked up, each with one request."""
 
     raw: Container
     run: str
@@ -338,12 +338,12 @@ class _Growing:
         self._checked: dict[str, tuple[int, SymDenoiseError | None]] = {}
 
     def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
-        """Whether the catalogue has this row."""
+        """Return whether the catalogue has this row."""
         row = self._row(seq_num, turn)
         return row is not None and row < self._stream.rows.get(key, 0)
 
     def _row(self, seq_num: int, turn: int) -> int | None:
-        """Row of the event; frames without events are numbered after those that have one."""
+        """Return the row of the event; frames without events are numbered after those that have one."""
         stream = self._stream
         if seq_num > stream.last:
             return None if turn else len(stream.numbers) + seq_num - stream.last - 1
@@ -351,7 +351,7 @@ class _Growing:
         return rows[turn] if turn < len(rows) else None
 
     def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
-        """The image, in the shape of the data key."""
+        """Return the image, in the shape of the data key."""
         deadline = clock.monotonic() + PATIENCE_S
         while True:
             try:
@@ -376,7 +376,7 @@ class _Growing:
         return np.asarray(self._stored.read(key, seq_num, turn))
 
     def _check(self, key: str, array: Any) -> None:
-        """Refuse rows that belong to other images; looked at again when the run has images of another key or stream."""
+        """Refuse rows that belong to other images; checked again when the run gets images of another key or stream."""
         images = sum(len(stream.rows) for stream in self._run.streams.values())
         if self._checked.get(key, (0, None))[0] != images:
             try:
@@ -390,10 +390,10 @@ class _Growing:
             raise refused
 
     def announced(self) -> Sequence[int]:
-        """All seq_nums by row; rows without events are numbered after those that have one."""
+        """Return all seq_nums by row; rows without events are numbered after those that have one."""
         numbers = self._stream.numbers
         last, rows = self._stream.last, max(self._stream.rows.values(), default=0)
         return numbers + list(range(last + 1, last + 1 + rows - len(numbers)))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""

@@ -1,4 +1,4 @@
-"""A service that follows raw runs, writes their derived runs, and goes back for what it missed."""
+"""Service that follows raw runs, writes their derived runs, and returns to those that it missed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Document = dict[str, Any]
 
 
 class _Stopped(Exception):  # noqa: N818
-    """The service was told to stop; raised between two frames."""
+    """The service was asked to stop; raised between two frames."""
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def only_one(work: Work) -> Iterator[None]:
 
 
 class Watch:
-    """Follows one source with one worker: this thread.
+    """Follow one source with one worker, in the calling thread.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Watch:
     older_than
         Seconds after which a raw run without a stop document counts as ended; None: never.
     stop
-        Set from outside, by a signal: the frame in hand is finished, unfinished runs are left for the next start.
+        Set from outside, by a signal: the present frame is finished, unfinished runs are left for the next start.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Watch:
         self._frame_begun = clock.perf_counter()
 
     def run(self) -> None:
-        """Work until told to stop."""
+        """Work until asked to stop."""
         try:
             for item in self._source:
                 if self._stop.is_set():
@@ -94,7 +94,7 @@ class Watch:
                 elif clock.monotonic() - self._swept > self._sweep_every:
                     self._sweep()
         except _Stopped:
-            log.info("told to stop: %d unfinished runs are left for the next start", len(self._open))
+            log.info("asked to stop: %d unfinished runs are left for the next start", len(self._open))
         finally:
             for run in self._open.values():
                 run.leave()
@@ -114,7 +114,7 @@ class Watch:
         except _Stopped:
             raise
         except Exception as error:
-            # The sweep takes it up when it has ended: with the rows that are written, if the cause is mended.
+            # The sweep continues it when it has ended: with the rows that are written, if the cause is fixed.
             self._failed(uid, error)
             run.leave()
             if name != "stop":
@@ -145,7 +145,7 @@ class Watch:
             raise _Stopped
 
     def _sweep(self) -> None:
-        """Finish one run after another, for as long as nothing live waits."""
+        """Finish one run after another, as long as nothing live waits."""
         try:
             send_spooled(self._work)
             for item in unfinished(self._raw, self._work, older_than=self._older_than):

@@ -1,1 +1,1 @@
-"""What it costs: acquisition, replay, servers and searches."""
+"""Costs of acquisition, replay, servers and searches."""

@@ -42,7 +42,7 @@ class Options:
     size
         Pixels along each side.
     frames
-        Of the run.
+        Frames of the run.
     repeats
         Replays with one worker and with two, alternating, and beside each the denoiser in one and in two processes of
         its own; medians are given.
@@ -54,7 +54,7 @@ class Options:
 
 
 def _alone(frames: int, size: int) -> float:
-    """Frames per second of a process that denoises and does nothing else."""
+    """Return frames per second of a process that denoises and does nothing else."""
     counts = np.random.default_rng(0).poisson(1.0, (size, size)).astype(np.uint16)
     denoiser = DenoiserSettings(device="cpu", threads=1).load()
     denoiser(counts, symmetry="1")
@@ -65,13 +65,13 @@ def _alone(frames: int, size: int) -> float:
 
 
 def _bare(processes: Executor, count: int, options: Options) -> float:
-    """Frames per second of so many such processes together: what the computer can give at that moment."""
+    """Return frames per second of several such processes together: what the computer can do at that moment."""
     frames = max(8, options.frames // 4)
     return sum(each.result() for each in [processes.submit(_alone, frames, options.size) for _ in range(count)])
 
 
 def _compressed(run: Any) -> list[bytes]:
-    """Frames and sigmas of a derived run as they are on disk."""
+    """Return frames and sigmas of a derived run as they are on disk."""
     (source,) = run["primary"]["det"].data_sources()
     with h5py.File(path_from_uri(source.assets[0].data_uri), "r") as file:
         datasets = [file["entry/data"][name] for name in ("det", "det_sigma")]
@@ -79,7 +79,7 @@ def _compressed(run: Any) -> list[bytes]:
 
 
 def scaling(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Frames per second with one and two workers, and with one of two killed."""
+    """Return frames per second with one and two workers, and with one of two killed."""
     counts = np.random.default_rng(0).poisson(1.0, (4, options.size, options.size)).astype(np.uint16)
     writer, documents = TiledWriter(server.client["raw"]), run_documents(folder, counts, options.frames)
     for name, doc in documents:
@@ -153,7 +153,7 @@ def _differing(one: list[bytes], other: list[bytes]) -> int:
 
 
 def assembly(folder: Path, options: Options) -> list[Row]:
-    """What it takes to copy denoised frames into the run's file, and how many bytes travel."""
+    """Return the time to copy denoised frames into the run's file, and how many bytes are transferred."""
     counts = np.random.default_rng(0).poisson(1.0, (options.size, options.size)).astype(np.uint16)
     denoiser, shape = Denoiser.pretrained(device="cpu", threads=1), (1, options.size, options.size)
     recipe = Request.asked(activity="replay", denoiser=denoiser, symmetry="1").recipe

@@ -47,7 +47,7 @@ class Options:
     Attributes
     ----------
     size, events
-        Of the scans: pixels along each side, and events.
+        Pixels along each side, and events, of each scan.
     repeats
         Scans without and with the callback, alternating; medians are given.
     threads
@@ -82,7 +82,7 @@ def _attached(server: ServerProcess, options: Options) -> DenoiseCallback:
 
 
 def _scan(server: ServerProcess, folder: Path, options: Options, *, dwell: float, callback: Any) -> Figures:
-    """One scan: seconds it took, milliseconds between events and inside the callback."""
+    """Make one scan; return its seconds, and milliseconds between events and inside the callback."""
     moments: list[float] = []
     inside: list[float] = []
     RE = RunEngine(call_returns_result=True)
@@ -112,7 +112,7 @@ def _scan(server: ServerProcess, folder: Path, options: Options, *, dwell: float
 
 
 def _pair(server: ServerProcess, folder: Path, options: Options, *, dwell: float) -> tuple[Figures, Figures]:
-    """Medians of the same scan without and with the callback, alternating."""
+    """Return medians of the same scan without and with the callback, alternating."""
     measured: tuple[list[Figures], list[Figures]] = ([], [])
     for repeat in range(options.repeats):
         for attached in (0, 1) if repeat % 2 == 0 else (1, 0):
@@ -131,7 +131,7 @@ def _longer(without: Figures, with_callback: Figures, key: str) -> float:
 
 
 def thread(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Time that the RunEngine's thread spends in the callback; scan time with a denoiser that cannot follow."""
+    """Return time that the RunEngine's thread spends in the callback; scan time with a denoiser that cannot follow."""
     without, attached = _pair(server, folder, options, dwell=0.1)
     return [
         Row("on the RunEngine's thread, per event, median", attached["median_ms"], "ms", "<= 1"),
@@ -145,7 +145,7 @@ def thread(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 
 def load(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """The interval between events while every core is busy with other work."""
+    """Return the interval between events while every core is busy with other work."""
     with _busy():
         without, attached = _pair(server, folder, options, dwell=0.1)
     return [
@@ -157,7 +157,7 @@ def load(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 
 def zero(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Scan time at zero dwell: every core is wanted twice."""
+    """Return scan time at zero dwell, where every core is wanted twice."""
     without, attached = _pair(server, folder, options, dwell=0.0)
     return [
         Row("scan, zero dwell, without", without["scan_s"], "s", ""),
@@ -166,7 +166,7 @@ def zero(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 
 def throughput(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Frames per second from files to Tiled, against the denoiser in a loop of its own."""
+    """Return frames per second from files to Tiled, beside the denoiser in a separate loop."""
     frames = _frames(options.size)
     alone, through = [], []
     for _ in range(options.repeats):
@@ -187,7 +187,7 @@ def throughput(server: ServerProcess, folder: Path, options: Options) -> list[Ro
 
 
 def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Growth of the resident memory of both processes over a long run of small frames."""
+    """Return growth of the resident memory of both processes over a long run of small frames."""
     documents = run_documents(folder, _frames(64, 64), options.memory_events)
     with _attached(server, options) as callback:
         first = options.memory_events // 10
@@ -205,7 +205,7 @@ def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 
 def latency(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Seconds from an event to its denoised frame in Tiled, 256 x 256."""
+    """Return seconds from an event to its denoised frame in Tiled, 256 x 256."""
     documents = run_documents(folder, _frames(256), 12)
     waited: list[float] = []
     with _attached(server, options) as callback:
@@ -225,7 +225,7 @@ def latency(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 
 def outage(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Tiled killed in the middle of a scan and started again after it; the raw run goes to files only."""
+    """Return figures of a scan during which Tiled is killed, and restarted after it; the raw run goes to files only."""
     seconds: list[float] = []
     uid = ""
     for callback in (None, _attached(server, options)):
@@ -259,7 +259,7 @@ def outage(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 
 def inline(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Time that the RunEngine's thread spends in the callback where events hold their frames, in one buffer for all."""
+    """Return the RunEngine thread's time in the callback for events that hold their frames, in one buffer for all."""
     events = max(100, options.events)
     run = compose_run()
     key = {"source": "bench", "dtype": "array", "dtype_numpy": "<u2", "shape": [options.size, options.size]}
@@ -343,7 +343,7 @@ def report(
 
 
 def run_documents(folder: Path, frames: NDArray[np.uint16], events: int) -> Documents:
-    """Documents of a run whose frames lie in a file already."""
+    """Return documents of a run whose frames are in a file already."""
     run = compose_run()
     path = folder / f"{run.start_doc['uid']}.h5"
     shape = frames.shape[1:]
@@ -397,14 +397,14 @@ def _readable(server: ServerProcess, raw_uid: str, rows: int) -> bool:
 
 
 def resident(pid: int) -> float:
-    """Resident memory of a process in MB."""
+    """Return resident memory of a process in MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @contextmanager
 def _busy() -> Iterator[None]:
-    """Every core busy with a process of its own."""
+    """Keep every core busy with a separate process."""
     burners = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(len(os.sched_getaffinity(0)))
     ]
@@ -431,6 +431,6 @@ print((time.perf_counter() - begun) / n)
 
 
 def _alone(options: Options) -> float:
-    """Seconds per frame of the denoiser in a loop, in a process of its own as the worker is."""
+    """Return seconds per frame of the denoiser in a loop, in a separate process as the worker is."""
     arguments = [sys.executable, "-c", _ALONE, str(options.size), str(options.threads), "8"]
     return float(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)

@@ -1,4 +1,4 @@
-"""Many runs at once in Tiled's own tables: copies of one raw and one denoised run that its server was given."""
+"""Many runs at once in Tiled's own tables: copies of one raw and one denoised run of its server."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Tree:
     Attributes
     ----------
     container
-        Id of the node that the run lies in.
+        Id of the node that contains the run.
     nodes
         Rows of ``nodes``.
     sources
@@ -62,12 +62,12 @@ class Tree:
 
     @property
     def uid(self) -> str:
-        """Of the run."""
+        """Uid of the run."""
         return str(self.nodes[0][1])
 
     @property
     def time(self) -> float:
-        """Of the run's start document."""
+        """Time of the run's start document."""
         return float(json.loads(self.nodes[0][4])["start"]["time"])
 
 
@@ -89,27 +89,27 @@ class Population:
 
 
 def raw_uid(index: int) -> str:
-    """The uid of the raw run with this number."""
+    """Return the uid of the raw run with this number."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"raw {index}"))
 
 
 def derived_uid(index: int) -> str:
-    """The uid of the denoised run of the raw run with this number."""
+    """Return the uid of the denoised run of the raw run with this number."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"denoised {index}"))
 
 
 def tag(index: int) -> str:
-    """The access tag of the raw run with this number, and of its denoised run."""
+    """Return the access tag of the raw run with this number, and of its denoised run."""
     return f"proposal-{index % TAGS:03d}"
 
 
 def model(index: int) -> str:
-    """The name of the model of the denoised run with this number."""
+    """Return the name of the model of the denoised run with this number."""
     return f"model-{index % MODELS}"
 
 
 def populate(uri: str, *, raw: str, denoised: str, raw_runs: int, denoised_runs: int) -> Population:
-    """Copy a raw and its denoised run, with all that lies below them, as often as asked.
+    """Copy a raw and its denoised run, with everything below them, a number of times.
 
     Each copy has uids, time, access tag and model of its own, in every document that names them; the closure table
     and the access tags are what Tiled's triggers would have made. Assets are not copied: no search looks at them.
@@ -117,7 +117,7 @@ def populate(uri: str, *, raw: str, denoised: str, raw_runs: int, denoised_runs:
     Parameters
     ----------
     uri
-        Of Tiled's catalogue database: ``sqlite:///...`` or ``postgresql+asyncpg://...``; no server may use it.
+        URI of Tiled's catalogue database: ``sqlite:///...`` or ``postgresql+asyncpg://...``; no server may use it.
     raw, denoised
         Uids of the two runs to copy.
     raw_runs, denoised_runs
@@ -130,7 +130,7 @@ def populate(uri: str, *, raw: str, denoised: str, raw_runs: int, denoised_runs:
 
 
 def _copies(trees: Sequence[Tree], counts: Sequence[int], first_id: int) -> Iterator[tuple[list[Row], list[Row], int]]:
-    """Rows of the nodes and data sources of each copy, and the number of its tag."""
+    """Yield rows of the nodes and data sources of each copy, and the number of its tag."""
     raw, denoised = trees
     earliest = raw.time - counts[0] * INTERVAL_S
     skipped = counts[0] - counts[1]

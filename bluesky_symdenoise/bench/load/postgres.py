@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own, for measurements and tests that need a real one."""
+"""A private PostgreSQL server, for measurements and tests that need a real one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SETTINGS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "max
 
 @contextmanager
 def private_postgres(directory: str | Path) -> Iterator[str]:
-    """Run a new, empty PostgreSQL while the context lasts, and give the URI of its database.
+    """Run a new, empty PostgreSQL while the context lasts, and yield the URI of its database.
 
     It listens on a free port of 127.0.0.1 and asks for a random password, which the URI holds. Its data lie in a
     temporary folder inside `directory`, or of the system where PostgreSQL's user cannot get there (as root, which may
@@ -73,7 +73,7 @@ def private_postgres(directory: str | Path) -> Iterator[str]:
 
 
 def _binary(name: str) -> Path:
-    """A program of PostgreSQL: on the path, or the newest where Debian puts it, which is not on the path."""
+    """Return a program of PostgreSQL: on the path, or the newest where Debian puts it, which is not on the path."""
     found = shutil.which(name)
     if found is not None:
         return Path(found)
@@ -90,7 +90,7 @@ def _binary(name: str) -> Path:
 
 
 def _user() -> str | None:
-    """Who runs the server, if not we ourselves."""
+    """Return the user who runs the server, if not the present one."""
     if os.geteuid() != 0:
         return None
     try:
@@ -114,7 +114,7 @@ def _home(directory: Path, user: str | None) -> Path:
 
 
 def _started(pg_ctl: Path, data: Path, *, user: str | None) -> int:
-    """Start the server and give its port; another process may take a free port before it does, so try again."""
+    """Start the server and return its port; try again if another process takes the free port first."""
     log = data.parent / "log"
     for _ in range(_TRIES):
         with socket.socket() as probe:

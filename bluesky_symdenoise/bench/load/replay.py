@@ -33,7 +33,7 @@ class Options:
     sizes
         Pixels along each side.
     frames
-        Of each run.
+        Frames of each run.
     repeats
         Replays of each, alternating with the denoiser alone; medians are given.
     threads
@@ -50,7 +50,7 @@ class Options:
 
 
 def _written(server: ServerProcess, folder: Path, counts: np.ndarray[Any, Any], frames: int) -> Any:
-    """A raw run in the catalogue."""
+    """Return a raw run in the catalogue."""
     writer, documents = TiledWriter(server.client["raw"]), run_documents(folder, counts, frames)
     for name, doc in documents:
         writer(name, doc)
@@ -58,7 +58,7 @@ def _written(server: ServerProcess, folder: Path, counts: np.ndarray[Any, Any], 
 
 
 def throughput(server: ServerProcess, folder: Path, options: Options, size: int) -> list[Row]:
-    """Frames per second of the denoiser in a loop, of a replay into the catalogue, and of one in memory."""
+    """Return frames per second of the denoiser in a loop, of a replay into the catalogue, and of one in memory."""
     counts = np.random.default_rng(0).poisson(1.0, (4, size, size)).astype(np.uint16)
     run = _written(server, folder, counts, options.frames)
     denoiser = Denoiser.pretrained(threads=options.threads)
@@ -102,7 +102,7 @@ def throughput(server: ServerProcess, folder: Path, options: Options, size: int)
 
 
 def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Growth of this process's resident memory over a long run of small frames, after its first tenth."""
+    """Return growth of this process's resident memory over a long run of small frames, after its first tenth."""
     counts = np.random.default_rng(0).poisson(1.0, (64, 64, 64)).astype(np.uint16)
     run = _written(server, folder, counts, options.memory_frames)
     denoiser = Denoiser.pretrained(threads=options.threads)

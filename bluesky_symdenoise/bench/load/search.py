@@ -1,4 +1,4 @@
-"""How long it takes to find denoised runs in a large catalogue, through the server and in the database alone."""
+"""Time to find denoised runs in a large catalogue, through the server and in the database alone."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class SearchFigures:
     nodes, denoised
         Rows of Tiled's ``nodes``, and denoised runs among them.
     median_ms, worst_ms
-        From the call in Python to the result, over HTTP.
+        Time from the call in Python to the result, over HTTP.
     database_ms
         Median of the time of all SQL statements of a search.
     statements
-        How many they are.
+        Number of statements.
     found
         Runs that the last search gave.
     plan
@@ -130,7 +130,7 @@ def _measured(uri: str, directory: Path, raw_runs: int, denoised_runs: int, repe
 
 @contextmanager
 def catalogue(uri: str, directory: Path) -> Iterator[Container]:
-    """Serve a database of Tiled's, made if it is new, with its files in a folder, and give a client of its root."""
+    """Serve a Tiled database, made if it is new, with its files in a folder, and yield a client of its root."""
     for name in ("arrays", "frames"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     key = secrets.token_hex(32)
@@ -146,7 +146,7 @@ def catalogue(uri: str, directory: Path) -> Iterator[Container]:
 
 
 def _scan(client: Container, folder: Path) -> tuple[str, str]:
-    """Write one raw run and its denoised one as at a beamline; their uids."""
+    """Write one raw run and its denoised one as at a beamline; return their uids."""
     RE = RunEngine({"beamline_id": "bench", "proposal": {"id": 1, "title": "-" * 80}}, call_returns_result=True)
     with init_devices():
         frames = np.random.default_rng(0).poisson(1.0, (2, 64, 64)).astype(np.uint16)
@@ -215,7 +215,7 @@ def _timed(
 
 @contextmanager
 def _statements() -> Iterator[list[_Statement]]:
-    """The SQL statements that this process, and so its Tiled server, executes meanwhile."""
+    """Collect the SQL statements that this process, and thus its Tiled server, executes meanwhile."""
     done: list[_Statement] = []
 
     def before(connection: Any, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:

@@ -65,7 +65,7 @@ def main(
 
 
 def _one_reader(denoiser: Denoiser, *, size: int, repeats: int) -> list[Figure]:
-    """One frame read for the first time, and again; medians, with the raw frame read and denoised beside it."""
+    """Return one frame read for the first time, and again; medians, with the raw frame read and denoised beside it."""
     counts = np.random.default_rng(0).poisson(1.0, (repeats + 1, size, size)).astype(np.uint16)
     with tempfile.TemporaryDirectory() as folder:
         raw_uid, derived_uid = _made(Path(folder), counts, denoiser)
@@ -104,7 +104,7 @@ def _one_reader(denoiser: Denoiser, *, size: int, repeats: int) -> list[Figure]:
 
 
 def _many_readers(denoiser: Denoiser, *, clients: int, frames: int, size: int, share: float) -> Figure:
-    """Each client reads every frame once, in an order of its own; the cache holds this share of the frames."""
+    """Measure clients that each read every frame once, in random order, with this share of the frames in cache."""
     counts = np.random.default_rng(1).poisson(1.0, (frames, size, size)).astype(np.uint16)
     cache = int(share * frames * size * size * 8)
     with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +148,7 @@ def _many_readers(denoiser: Denoiser, *, clients: int, frames: int, size: int, s
 
 
 def _made(home: Path, counts: NDArray[np.uint16], denoiser: Denoiser) -> tuple[str, str]:
-    """Uids of a raw run in a catalogue and of its lazy run."""
+    """Return uids of a raw run in a catalogue and of its lazy run."""
     with embedded_catalog(home) as client:
         documents = run_documents(home / "frames", counts, len(counts))
         writer = TiledWriter(client["raw"])
@@ -161,7 +161,7 @@ def _made(home: Path, counts: NDArray[np.uint16], denoiser: Denoiser) -> tuple[s
 
 @contextmanager
 def _served(home: Path, *, cache: int) -> Iterator[tuple[httpx.Client, int]]:
-    """A plain client of a server with so many bytes of cache, and the server's process id."""
+    """Return a plain client of a server with this many bytes of cache, and the server's process id."""
     with served(home, environment={CACHE_VARIABLE: str(cache)}) as server:
         headers = {"Authorization": f"Apikey {server.key}", "Accept": "application/octet-stream, */*;q=0.1"}
         with httpx.Client(base_url=server.url, headers=headers, timeout=600, trust_env=False) as http:

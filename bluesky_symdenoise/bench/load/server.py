@@ -1,4 +1,4 @@
-"""A Tiled server in a process of its own, as a beamline has one; it can be killed and started again."""
+"""A Tiled server in a separate process, as a beamline has one; it can be killed and started again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SERVE = "import sys; from bluesky_symdenoise.cli import main; main(['serve', sy
 
 
 class ServerProcess:
-    """Serves the catalogue of a folder on a fixed port.
+    """A process that serves the catalogue of a folder on a fixed port.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ class ServerProcess:
     Attributes
     ----------
     client
-        Of the root; it outlives the server.
+        Client of the root; it outlives the server.
     key
-        Opens its API.
+        Key of its API.
     """
 
     def __init__(self, folder: Path, *, environment: Mapping[str, str]) -> None:
@@ -51,12 +51,12 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Of its process."""
+        """Id of the process."""
         return self._process.pid
 
     @property
     def url(self) -> str:
-        """Of its API."""
+        """URL of its API."""
         return f"http://127.0.0.1:{self._port}/api/v1"
 
     def start(self) -> None:
@@ -75,19 +75,19 @@ class ServerProcess:
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     self.kill()
                     raise SymDenoiseError(
-                        self.url, rule="the server did not start", remedy="see its own words above"
+                        self.url, rule="the server did not start", remedy="see its output above"
                     ) from error
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """End it without a word, as a power cut would."""
+        """Kill it without warning, as a power cut would."""
         self._process.kill()
         self._process.wait()
 
 
 @contextmanager
 def served(folder: Path, *, environment: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
-    """A server process on a folder, with these environment variables, ended with the context."""
+    """Run a server process on a folder, with these environment variables, while the context lasts."""
     server = ServerProcess(folder, environment=environment or {})
     try:
         with closing(server.client.context.http_client):

@@ -45,20 +45,20 @@ class Options:
 
 
 def frame(size: int) -> NDArray[np.float64]:
-    """A simulated frame of rings at about one count per pixel."""
+    """Return a simulated frame of rings at about one count per pixel."""
     y, x = np.indices((size, size)) - (size - 1) / 2
     rate = 0.3 + 0.7 * (1 + np.cos(np.hypot(y, x) / 8))
     return np.random.default_rng(0).poisson(rate).astype(np.float64)
 
 
 def _status(key: str) -> float:
-    """A figure in kB of this process's /proc/self/status, in MB."""
+    """Return a figure in kB of this process's /proc/self/status, in MB."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
     return int(line.split()[1]) * 1024 / 1e6
 
 
 def timed(options: Options, *, threads: int, dtype: str) -> tuple[float, float]:
-    """Seconds per frame, median, and peak memory of the first one above the process with its weights, in MB."""
+    """Return median seconds per frame, and the first frame's peak memory above the process with weights, in MB."""
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     denoiser = Denoiser.pretrained(options.model, device="cpu", threads=threads, dtype=dtype)

@@ -25,13 +25,13 @@ from bluesky_symdenoise.training.tune import TUNING, halves, tune
 
 #: Sets that are measured if none is named: those with the most frames.
 SETS = 3
-#: What the network foretells while it is tuned: another part of the frame's own photons, or a better exposed frame.
+#: What the network predicts while it is tuned: another part of the frame's own photons, or a better exposed frame.
 MODES = ("own frames", "reference")
 _PAGE = 150
 
 
 def thinned(image_set: ImageSet, *, level: float, seed: int) -> list[Shot]:
-    """The frames of a set with about ``level`` counts per pixel or half of their photons; the others as target."""
+    """Return frames of about ``level`` counts per pixel or half of their photons, and the other photons as target."""
     with h5py.File(image_set.path) as file:
         stack, mask = file[image_set.group]["counts"][()], file[image_set.group]["mask"][()].astype(bool)
     symmetry = Symmetry() if image_set.symmetry == "1" else Symmetry(image_set.symmetry, image_set.beam_center)

@@ -130,7 +130,7 @@ def thin(
 
 
 def pair_statistic(a: FloatArray, b: FloatArray, mask: Mask) -> float:
-    """Give mean[(a - n p)^2 / (n p (1 - p))] over pixels with n = a + b > 0, p the share of a in all counts.
+    """Return mean[(a - n p)^2 / (n p (1 - p))] over pixels with n = a + b > 0, p the share of a in all counts.
 
     It is 1 for Poisson counts of the same scene at any two exposures, larger where the scenes differ.
     """
@@ -149,7 +149,7 @@ def cases(
     seed: int = 0,
     crop: int | None = None,
 ) -> Iterator[Case]:
-    """Give every case that the image sets of a folder allow.
+    """Yield every case that the image sets of a folder allow.
 
     Thinning: the first frames of each set, at each level that their mean exceeds by half. Repeats: frame 0
     against the sum of the frames after it, as far as they repeat it by the `pair_statistic`, in sets that say
@@ -168,7 +168,7 @@ def cases(
     frames
         How many frames of each set to thin.
     seed
-        Of the thinning. A case does not depend on which other cases are asked for.
+        Seed of the thinning. A case does not depend on which other cases are asked for.
     crop
         Largest side of the part of each frame that is used, in pixels: symmetric about the recorded centre, or, where
         there is none, with the most counts. None takes whole frames.
@@ -183,7 +183,7 @@ def cases(
 
 
 def image_sets(data_dir: Path, roles: Sequence[str]) -> list[ImageSet]:
-    """Give the image sets of a folder that have one of the roles and count photons."""
+    """Return the image sets of a folder that have one of the roles and count photons."""
     found = []
     for path in sorted(data_dir.glob("*.h5")):
         with h5py.File(path) as file:
@@ -218,7 +218,7 @@ def image_sets(data_dir: Path, roles: Sequence[str]) -> list[ImageSet]:
 def cases_of(
     image_set: ImageSet, levels: Sequence[float], frames: int, seed: int, crop: int | None = None
 ) -> Iterator[Case]:
-    """Give the cases of one image set: see `cases`."""
+    """Yield the cases of one image set: see `cases`."""
     center = image_set.beam_center
     with h5py.File(image_set.path) as file:
         group = file[image_set.group]
@@ -257,7 +257,7 @@ def cases_of(
 
 
 def _window(counts: FloatArray, center: tuple[float, float] | None, crop: int) -> tuple[slice, slice]:
-    """Give a part of at most ``crop`` pixels a side: symmetric about the centre, or with the most counts."""
+    """Return a part of at most ``crop`` pixels a side: symmetric about the centre, or with the most counts."""
     sides = [min(crop, size) for size in counts.shape]
     if center is None:
         total = ndimage.uniform_filter(counts, sides, mode="constant", origin=[-(side // 2) for side in sides])

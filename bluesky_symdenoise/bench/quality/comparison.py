@@ -1,4 +1,4 @@
-"""Ours against the peers as a few figures, each with its target: what a set cannot support reads 'not testable'."""
+"""Our denoiser against the peers in a few figures with targets; what a set cannot support reads 'not testable'."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Figure:
 
 
 def compared(results: Iterable[Result]) -> dict[str, Any]:
-    """Give, as plain JSON values, wins in held-out likelihood by peer and level, and all figures.
+    """Return, as plain JSON values, wins in held-out likelihood by peer and level, and all figures.
 
     Ours is the denoiser with the recorded symmetry where a set has one, else without. ``likelihood`` maps a peer, or
     `EVERY`, and a level, or ``repeats``, to [cases won, cases]; [0, 0] is not testable.
@@ -81,7 +81,7 @@ def compared(results: Iterable[Result]) -> dict[str, Any]:
 
 
 def likelihood_table(comparison: Mapping[str, Any], *, title: str) -> Table:
-    """Give the table of cases won in held-out likelihood, by peer and level."""
+    """Return the table of cases won in held-out likelihood, by peer and level."""
     won = comparison["likelihood"]
     table = Table(title=f"{title}: held-out likelihood better than the peer's, cases")
     table.add_column("peer", no_wrap=True)
@@ -97,7 +97,7 @@ def likelihood_table(comparison: Mapping[str, Any], *, title: str) -> Table:
 
 
 def figures_table(comparison: Mapping[str, Any], *, title: str) -> Table:
-    """Give the table of the figures with their targets."""
+    """Return the table of the figures with their targets."""
     table = Table(title=title)
     for name in ("figure", "target", "found", "cases", "left out", "met"):
         table.add_column(name)
@@ -124,7 +124,7 @@ def _won(cases: list[Rows], peer: str) -> tuple[int, int]:
 
 
 def _foretold(cases: list[Rows]) -> tuple[int, int]:
-    """Cases won with sigma counting: peers have none, their estimates are Poisson means."""
+    """Return cases won with sigma counting: peers have none, their estimates are Poisson means."""
     as_nll: list[Rows] = []
     for case in cases:
         ours = _ours(case)
@@ -146,7 +146,7 @@ def _likelihood(name: str, won: Mapping[str, tuple[int, int]]) -> Figure:
 
 
 def _gains(by_case: Iterable[Rows], peers: tuple[str, ...], wanted: Callable[[Rows], bool]) -> tuple[list[float], int]:
-    """PSNR of ours over the best of some peers in dB, case by case; and how many cases have no PSNR to compare."""
+    """Return the PSNR of ours over the best of some peers in dB, by case, and the number of cases without one."""
     gains, left_out = [], 0
     for case in by_case:
         theirs = [number(case[name]["psnr"]) for name in peers if name in case]
@@ -216,7 +216,7 @@ def _loss_figure(name: str, target: str, change: list[float], limit: float) -> F
 
 
 def _flux(by_case: Iterable[Rows]) -> Figure:
-    """Against held-out counts, so within two statistical errors of input and target where these are larger."""
+    """Compare with held-out counts, thus within two statistical errors of input and target where these are larger."""
     name, target = "total flux", "within 0.3 % (1 % up to 0.1 counts/pixel) or 2 standard errors"
     rows = [_ours(case) for case in by_case]
     if not rows:

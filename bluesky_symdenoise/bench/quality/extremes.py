@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def gains(results: Sequence[Result], peers: Sequence[str]) -> list[tuple[float, Result, str]]:
-    """PSNR of ours over the best peer's in dB, our row and that peer's name; least first, without what has none."""
+    """Return our PSNR over the best peer's in dB, our row and the peer's name; least first, undefined left out."""
     found = []
     for case in scored(list(results)).values():
         ours = case[OURS_FOLDED] if OURS_FOLDED in case else case.get(OURS)

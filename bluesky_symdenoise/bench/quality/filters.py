@@ -10,12 +10,12 @@ from bluesky_symdenoise.physics.fold import block_sum
 
 
 def raw(counts: FloatArray, mask: Mask) -> FloatArray:
-    """Give the counts themselves, NaN where masked."""
+    """Return the counts themselves, NaN where masked."""
     return np.where(mask, np.nan, counts)
 
 
 def gaussian(counts: FloatArray, mask: Mask, *, sigma: float) -> FloatArray:
-    """Give the local mean under a Gaussian window, over valid pixels only.
+    """Return the local mean under a Gaussian window, over valid pixels only.
 
     (G * counts) / (G * valid): the normalised convolution, with nothing beyond the edge. NaN further than
     4 sigma from any valid pixel.
@@ -35,7 +35,7 @@ def gaussian(counts: FloatArray, mask: Mask, *, sigma: float) -> FloatArray:
 
 
 def rebinned(counts: FloatArray, mask: Mask, *, side: int) -> FloatArray:
-    """Give the mean of the valid pixels of each block of ``side`` x ``side``, at every pixel.
+    """Return the mean of the valid pixels of each block of ``side`` x ``side``, at every pixel.
 
     NaN in blocks without any. Blocks start at the first pixel; those at the far edges are smaller where ``side`` does
     not divide the frame.

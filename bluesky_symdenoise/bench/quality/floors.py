@@ -18,7 +18,7 @@ LEVELS, CROP = (0.1, 1.0, 10.0), 96
 
 
 def tuned_floors(found: Iterable[Case], peers: Mapping[str, Peer]) -> dict[str, float]:
-    """Give the floor (counts per pixel of the input) with which each peer loses least likelihood over all cases.
+    """Return the floor (counts per pixel of the input) with which each peer loses least likelihood over all cases.
 
     The loss is the mean over cases of that per held-out photon, so that no case weighs more for its exposure. A peer
     that is not applicable anywhere is left out.

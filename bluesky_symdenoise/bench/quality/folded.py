@@ -12,7 +12,7 @@ from bluesky_symdenoise.physics.frame import Frame, frame_from_counts
 
 
 def plain_fold(given: Given) -> FloatArray | None:
-    """Give the mean over all mates, whether they agree or not; None without a symmetry."""
+    """Return the mean over all mates, whether they agree or not; None without a symmetry."""
     if not given.symmetry.operations:
         return None
     frame = _frame(given)
@@ -26,7 +26,7 @@ def plain_fold(given: Given) -> FloatArray | None:
 
 
 def gated_fold(given: Given) -> FloatArray | None:
-    """Give the mean over the mates that the symmetry test lets in; None without a symmetry."""
+    """Return the mean over the mates that the symmetry test lets in; None without a symmetry."""
     if not given.symmetry.operations:
         return None
     frame = _frame(given)
@@ -36,7 +36,7 @@ def gated_fold(given: Given) -> FloatArray | None:
 
 
 def bm3d_on_fold(given: Given) -> FloatArray | None:
-    """Give BM3D of the counts summed over the mates that the symmetry test lets in, per frame; None without symmetry.
+    """Return BM3D of the counts summed over the mates that the test accepts, per frame; None without symmetry.
 
     BM3D wants noise of one width, and the sum's depends on how many were summed. So for each number of summed pixels
     m the mean is scaled to m frames and denoised, and the result serves the pixels with that number: those without
@@ -57,7 +57,7 @@ def bm3d_on_fold(given: Given) -> FloatArray | None:
 
 
 def azimuthal(given: Given) -> FloatArray | None:
-    """Give the mean over azimuth at each pixel's radius; None where the set is not recorded as rings.
+    """Return the mean over azimuth at each pixel's radius; None where the set is not recorded as rings.
 
     Rings one pixel wide about the centre, and straight lines between their mean radii. Nothing corrects for tilt or
     polarisation: none is recorded.

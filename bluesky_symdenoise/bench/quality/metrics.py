@@ -56,7 +56,7 @@ class FluxError(NamedTuple):
 
 
 def poisson_nll(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask, floor: float = 0.0) -> float:
-    """Give the Poisson negative log-likelihood of held-out counts, per valid pixel.
+    """Return the Poisson negative log-likelihood of held-out counts, per valid pixel.
 
     mean[k e - t log(k e) + log t!] with e = max(estimate, floor). An estimate of zero where a photon arrived
     costs infinity; NaN at a valid pixel gives NaN.
@@ -85,7 +85,7 @@ def poisson_nll(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mas
 
 
 def floor_losses(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask) -> npt.NDArray[np.float64]:
-    """Give `poisson_nll` at each of `FLOORS`, in nat per pixel; parameters as there."""
+    """Return `poisson_nll` at each of `FLOORS`, in nat per pixel; parameters as there."""
     e, t = _valid(mask, estimate, target)
     first = np.searchsorted(FLOORS, e)  # index of the first floor that clips the pixel; 0: every floor does
     own = np.where(first > 0, k * e - special.xlogy(t, k * np.maximum(e, FLOORS[0])), 0.0)
@@ -97,7 +97,7 @@ def floor_losses(estimate: FloatArray, target: FloatArray, k: float, *, mask: Ma
 
 
 def best_floor_nll(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask) -> BestFloor:
-    """Give the smallest `poisson_nll` over `FLOORS`; parameters as there.
+    """Return the smallest `poisson_nll` over `FLOORS`; parameters as there.
 
     An oracle, for methods without a predictive distribution: the floor is the one that suits the method best
     on these very held-out counts, so a comparison with it is generous to them.
@@ -108,13 +108,13 @@ def best_floor_nll(estimate: FloatArray, target: FloatArray, k: float, *, mask: 
 
 
 def robust_peak(target: FloatArray, k: float, *, mask: Mask) -> float:
-    """Give the peak of a case: the 99.9th percentile of t/k over valid pixels, in counts of the input."""
+    """Return the peak of a case: the 99.9th percentile of t/k over valid pixels, in counts of the input."""
     (t,) = _valid(mask, target)
     return float(np.percentile(t, 99.9) / k)
 
 
 def unbiased_psnr(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask, peak: float) -> Psnr:
-    """Give the peak signal-to-noise ratio against the unknown truth.
+    """Return the peak signal-to-noise ratio against the unknown truth.
 
     10 log10(peak^2 / mse) with mse = mean[(e - t/k)^2 - t/k^2], whose expectation is the mean square error
     against the true rate because the target is Poisson and independent of the estimate.
@@ -122,7 +122,7 @@ def unbiased_psnr(estimate: FloatArray, target: FloatArray, k: float, *, mask: M
     Parameters
     ----------
     estimate, target, k, mask
-        As in `poisson_nll`.
+        See `poisson_nll`.
     peak
         Counts per pixel of the input, see `robust_peak`.
 
@@ -141,7 +141,7 @@ def unbiased_psnr(estimate: FloatArray, target: FloatArray, k: float, *, mask: M
 
 
 def stratified_errors(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask) -> tuple[float, ...]:
-    """Give the mean square error in units of the input's Poisson variance, by stratum of the rate.
+    """Return the mean square error in units of the input's Poisson variance, by stratum of the rate.
 
     Sum of (e - t/k)^2 - t/k^2 over sum of t/k: 1 for raw counts, 0 for the truth. A pixel's stratum is that of the
     target's mean around it under a Gaussian window of one pixel, itself left out: its own noise has no say.
@@ -149,7 +149,7 @@ def stratified_errors(estimate: FloatArray, target: FloatArray, k: float, *, mas
     Parameters
     ----------
     estimate, target, k, mask
-        As in `poisson_nll`.
+        See `poisson_nll`.
 
     Returns
     -------
@@ -172,7 +172,7 @@ def stratified_errors(estimate: FloatArray, target: FloatArray, k: float, *, mas
 
 
 def flux_error(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask) -> FluxError:
-    """Give the relative error of the total flux: k sum(e) / sum(t) - 1.
+    """Return the relative error of the total flux: k sum(e) / sum(t) - 1.
 
     The statistical error has two parts, added in quadrature: the photons of the input, sqrt(k / sum(t)),
     which an estimate that conserves flux inherits, and those of the target, 1 / sqrt(sum(t)). They hold where
@@ -182,7 +182,7 @@ def flux_error(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask
     Parameters
     ----------
     estimate, target, k, mask
-        As in `poisson_nll`.
+        See `poisson_nll`.
     """
     e, t = _valid(mask, estimate, target)
     total = t.sum()
@@ -203,7 +203,7 @@ def coverage(
     mask: Mask,
     levels: tuple[float, ...] = (0.68, 0.95),
 ) -> tuple[float, ...]:
-    """Give the fraction of held-out counts inside the central predictive intervals.
+    """Return the fraction of held-out counts inside the central predictive intervals.
 
     The predictive distribution is the negative binomial of mean m = k e and variance m + k^2 sigma^2 (Poisson
     counts at a Gamma-distributed rate). Counts are discrete, so a count t stands for the interval
@@ -215,7 +215,7 @@ def coverage(
     Parameters
     ----------
     estimate, target, k, mask
-        As in `poisson_nll`.
+        See `poisson_nll`.
     sigma
         Standard deviation of the estimate, counts per pixel of the input.
     levels
@@ -233,7 +233,7 @@ def coverage(
 def decile_coverage(
     estimate: FloatArray, sigma: FloatArray, target: FloatArray, k: float, *, mask: Mask
 ) -> tuple[float, ...]:
-    """Give the least and the most `coverage` of the 68 % and of the 95 % interval over deciles of the estimate.
+    """Return the least and the most `coverage` of the 68 % and of the 95 % interval over deciles of the estimate.
 
     Pixels of one value are of one decile, so that there may be fewer than ten. Parameters as in `coverage`.
     """
@@ -248,7 +248,7 @@ def decile_coverage(
 
 
 def predictive_nll(estimate: FloatArray, sigma: FloatArray, target: FloatArray, k: float, *, mask: Mask) -> float:
-    """Give the negative log-likelihood of held-out counts under the predictive distribution of `coverage`, per pixel.
+    """Return the held-out counts' negative log-likelihood per pixel under the predictive distribution of `coverage`.
 
     Parameters as in `coverage`; in nat.
     """
@@ -261,7 +261,7 @@ def predictive_nll(estimate: FloatArray, sigma: FloatArray, target: FloatArray, 
 def _covered(
     e: FloatArray, s: FloatArray, t: FloatArray, k: float, levels: tuple[float, ...]
 ) -> list[npt.NDArray[np.float64]]:
-    """Give, for each level, the share of each held-out count that is inside."""
+    """Return, for each level, the share of each held-out count that is inside."""
     mean, extra = k * e, (k * s) ** 2
     upper = _predictive_cdf(t, mean, extra)
     lower = np.where(t > 0, _predictive_cdf(np.maximum(t - 1, 0), mean, extra), 0.0)
@@ -276,7 +276,7 @@ def _covered(
 
 
 def _predictive_cdf(t: FloatArray, mean: FloatArray, extra: FloatArray) -> FloatArray:
-    """Give P(count <= t) for the negative binomial of variance mean + extra; Poisson where extra vanishes."""
+    """Return P(count <= t) for the negative binomial of variance mean + extra; Poisson where extra vanishes."""
     # Below 1e-7 of the mean the extra variance is invisible, and the shape mean^2/extra outgrows betainc.
     narrow = extra <= 1e-7 * mean
     safe = np.where(narrow, mean + 1e-300, extra)

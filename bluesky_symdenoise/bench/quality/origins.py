@@ -82,7 +82,7 @@ def main(
 
 
 def _rows(origin: str, scored: dict[str, list[Result]]) -> list[dict[str, Any]]:
-    """One for each case, with the symmetry where the set has one."""
+    """Return one for each case, with the symmetry where the set has one."""
     out: dict[tuple[str, str, float], dict[str, Any]] = {}
     for kind, results in scored.items():
         for row in results:

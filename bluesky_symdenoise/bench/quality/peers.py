@@ -1,4 +1,4 @@
-"""Peers: the methods that a user would reach for instead, on the same counts and mask."""
+"""Peers: methods that users have as alternatives, on the same counts and mask."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Peer:
     Attributes
     ----------
     estimate
-        What it makes of the expected counts per pixel (y, x); None where it is not applicable.
+        Its estimate of the expected counts per pixel (y, x); None where it is not applicable.
     floor
         Smallest estimate, counts per pixel of the input, that its likelihood is computed with.
     """

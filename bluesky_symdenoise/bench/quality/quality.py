@@ -40,7 +40,7 @@ _PAGE = 170  # characters: where there is no terminal to ask, the tables are not
 
 
 class Denoise(Protocol):
-    """What is under test: counts in; posterior mean and standard deviation out, in counts per pixel."""
+    """The method under test: counts in; posterior mean and standard deviation out, in counts per pixel."""
 
     def __call__(
         self, counts: FloatArray, *, mask: Mask, symmetry: str, beam_center: tuple[float, float] | None
@@ -64,7 +64,7 @@ def run(
     Parameters
     ----------
     data_dir, roles, levels, frames, seed, crop
-        As in `cases`.
+        See `cases`.
     denoise
         The method under test; None scores the peers alone.
     peers
@@ -181,7 +181,7 @@ def main(
 
 
 def pretrained(model: str | None, views: int = 1) -> Denoise:
-    """Give the package's own denoiser by the name of its weights, or with the default ones; views as it takes them."""
+    """Return the package's denoiser by the name of its weights, or the default one; `views` as it takes them."""
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     denoiser = Denoiser.pretrained(model, views=views)
@@ -196,7 +196,7 @@ def pretrained(model: str | None, views: int = 1) -> Denoise:
 
 
 def _rival(model: str) -> Peer:
-    """Other weights as a peer, with the recorded symmetry where a set has one."""
+    """Return other weights as a peer, with the recorded symmetry if a set has one."""
     denoise = pretrained(model)
 
     def estimate(given: Given) -> FloatArray:

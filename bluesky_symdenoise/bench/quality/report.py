@@ -59,7 +59,7 @@ Result = dict[str, str | int | float | None]
 
 
 def report(results: Iterable[Result], *, title: str | None = None) -> Table:
-    """Give the table of all scores, a section for each case."""
+    """Return the table of all scores, a section for each case."""
     table = Table(title=title)
     for name in ("set", "kind", "level", "k", "method"):
         table.add_column(name, no_wrap=True)
@@ -89,7 +89,7 @@ def report(results: Iterable[Result], *, title: str | None = None) -> Table:
 
 
 def summary(results: Iterable[Result], *, title: str | None = None) -> Table:
-    """Give a line for each method: cases won, worst flux error, and what the symmetry did.
+    """Return a line for each method: cases won, worst flux error, and what the symmetry did.
 
     The caption says whether the worst flux error of ours is within 1 %.
     """
@@ -120,7 +120,7 @@ def summary(results: Iterable[Result], *, title: str | None = None) -> Table:
 
 
 def strata_table(results: Iterable[Result], *, title: str | None = None) -> Table:
-    """Give, for each method, the error by stratum of the rate: the median over the cases that have the stratum."""
+    """Return, for each method, the error by stratum of the rate: the median over the cases that have the stratum."""
     by_case = scored(results)
     table = Table(title=f"{title}: mean square error, Poisson variance of the input = 1, by counts/pixel there")
     table.add_column("method", no_wrap=True)
@@ -137,7 +137,7 @@ def strata_table(results: Iterable[Result], *, title: str | None = None) -> Tabl
 
 
 def scored(results: Iterable[Result]) -> dict[tuple[object, ...], dict[str, Result]]:
-    """Give the rows with scores, by case and method."""
+    """Return the rows with scores, by case and method."""
     by_case: dict[tuple[object, ...], dict[str, Result]] = {}
     for row in results:
         if not row["note"]:
@@ -150,18 +150,18 @@ def _case_key(row: Result) -> tuple[object, ...]:
 
 
 def number(value: str | int | float | None) -> float:
-    """Give a score as a number, NaN where it is undefined."""
+    """Return a score as a number, NaN where it is undefined."""
     return float("nan") if value is None else float(value)
 
 
 def beats_all_peers(rows: Mapping[str, Result], method: str) -> bool:
-    """Whether a method's held-out likelihood is better than that of every peer on the same case."""
+    """Return whether a method's held-out likelihood is better than that of every peer on the same case."""
     peers = [number(row["nll"]) for name, row in rows.items() if name not in (OURS, OURS_FOLDED)]
     return all(number(rows[method]["nll"]) < peer for peer in peers)  # NaN never wins
 
 
 def _flux_size(row: Result) -> float:
-    """Give the absolute flux error, infinite where it is undefined."""
+    """Return the absolute flux error, infinite where it is undefined."""
     return inf if row["flux_error"] is None else abs(number(row["flux_error"]))
 
 

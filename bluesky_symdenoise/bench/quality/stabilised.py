@@ -10,12 +10,12 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 
 def anscombe(counts: FloatArray) -> FloatArray:
-    """Give 2 sqrt(y + 3/8), whose noise is about 1 for Poisson counts of 4 and more."""
+    """Return 2 sqrt(y + 3/8), whose noise is about 1 for Poisson counts of 4 and more."""
     return np.asarray(2 * np.sqrt(counts + 3 / 8))
 
 
 def unbiased_inverse_anscombe(stabilised: FloatArray) -> FloatArray:
-    """Give the mean counts whose Anscombe transform has this expectation.
+    """Return the mean counts whose Anscombe transform has this expectation.
 
     D^2/4 + sqrt(3/2)/(4 D) - 11/(8 D^2) + 5 sqrt(3/2)/(8 D^3) - 1/8, the closed form of Makitalo and Foi,
     IEEE Trans. Image Process. 20, 2697 (2011); zero below the transform of zero counts.
@@ -27,7 +27,7 @@ def unbiased_inverse_anscombe(stabilised: FloatArray) -> FloatArray:
 
 
 def nlm(counts: FloatArray, mask: Mask, *, h: float = 0.8, patch_size: int = 7, patch_distance: int = 11) -> FloatArray:
-    """Give non-local means on the Anscombe-transformed frame, returned by the exact unbiased inverse.
+    """Return non-local means on the Anscombe-transformed frame, returned by the exact unbiased inverse.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def nlm(counts: FloatArray, mask: Mask, *, h: float = 0.8, patch_size: int = 7, 
 
 
 def bm3d(counts: FloatArray, mask: Mask) -> FloatArray:
-    """Give BM3D (both stages, noise of 1) on the Anscombe-transformed frame, by the exact unbiased inverse.
+    """Return BM3D (both stages, noise of 1) on the Anscombe-transformed frame, by the exact unbiased inverse.
 
     The package `bm3d` of Tampere University is licensed for non-commercial use only: it is an optional extra of the
     benchmark and nothing else here may import it.

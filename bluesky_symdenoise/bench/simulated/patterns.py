@@ -35,7 +35,7 @@ WHOLE = 20.0
 
 @dataclass(frozen=True)
 class Pattern:
-    """A ring to look at, and where its frames come from.
+    """A ring to measure, and where its frames come from.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Pattern:
 
     @property
     def annulus(self) -> Annulus:
-        """Of the ring."""
+        """Annulus of the ring."""
         assert self.symmetry.beam_center is not None
         height, width = self.exposure.shape
         return Annulus.about(self.symmetry.beam_center, (height, width), inner=self.inner, outer=self.outer)
@@ -75,7 +75,7 @@ class _Polar:
 
 
 def ring_of_the_fit(rng: np.random.Generator, level: float) -> tuple[Image, dict[str, float]]:
-    """A ring exactly as the likelihood fit assumes it: nothing can beat that fit here."""
+    """Return a ring exactly as the likelihood fit assumes it: nothing can beat that fit here."""
     grid = _Polar.grid()
     texture = np.exp(rng.uniform(0.4, 1.0) * np.cos(2 * (grid.azimuth - rng.uniform(0, np.pi))))
     background = (np.maximum(grid.radius, 5) / MIDDLE) ** -rng.uniform(0, 2)
@@ -83,7 +83,7 @@ def ring_of_the_fit(rng: np.random.Generator, level: float) -> tuple[Image, dict
 
 
 def ring_of_a_sample(rng: np.random.Generator, level: float) -> tuple[Image, dict[str, float]]:
-    """A ring as samples have it: sharper texture with a weaker crossed one, on a power law and a constant."""
+    """Return a ring as samples have it: sharper texture with a weaker crossed one, on a power law and a constant."""
     grid = _Polar.grid()
     away = grid.azimuth - rng.uniform(0, np.pi)
     sharp = np.exp(rng.uniform(2, 5) * (np.cos(2 * away) - 1))
@@ -112,7 +112,7 @@ def _drawn(rng: np.random.Generator, level: float, background: Image, texture: I
 
 
 def gaps() -> Image:
-    """Exposure with two module gaps that do not cover their own mates."""
+    """Return an exposure with two module gaps that do not cover their own mates."""
     n = np.ones((SIZE, SIZE))
     n[38:44] = 0
     n[:, 88:91] = 0
@@ -120,13 +120,13 @@ def gaps() -> Image:
 
 
 def simulated() -> list[Pattern]:
-    """Rings whose truth is known."""
+    """Return rings whose truth is known."""
     draws = {"as the fit assumes": ring_of_the_fit, "as samples have them": ring_of_a_sample}
     return [Pattern(name, gaps(), Symmetry("2", CENTER), INNER, OUTER, draw) for name, draw in draws.items()]
 
 
 def measured(data_dir: Path) -> list[Pattern]:
-    """The strongest ring of each set with a beam centre, thinned; the truth is the estimate from all its counts.
+    """Return the strongest ring of each set with a beam centre, thinned; the truth is the estimate from all its counts.
 
     Only sets of role ``test``, which the model was not trained on.
 
@@ -147,7 +147,9 @@ def measured(data_dir: Path) -> list[Pattern]:
 
 
 def _thinned(image_set: ImageSet, counts: Image, n: Image) -> Pattern | None:
-    """The strongest ring within `REACH` of the centre, cropped; None for too few counts or quantities that are none."""
+    """Return the strongest ring within `REACH` of the centre, cropped; None for too few counts or quantities that are
+    none.
+    """
     center = image_set.beam_center
     assert center is not None
     around = Annulus.about(center, (counts.shape[0], counts.shape[1]), inner=HALF_WIDTH, outer=REACH)

@@ -43,7 +43,7 @@ class Powder:
 
     @cached_property
     def geometry(self) -> AzimuthalIntegrator:
-        """Of the detector."""
+        """Geometry of the detector."""
         y, x = ((each + 0.5) * PIXEL for each in CENTER)
         detector = Detector(PIXEL, PIXEL, max_shape=(SIZE, SIZE))
         return AzimuthalIntegrator(dist=DISTANCE, poni1=y, poni2=x, detector=detector, wavelength=WAVELENGTH)
@@ -57,12 +57,12 @@ class Powder:
 
     @property
     def symmetry(self) -> Symmetry:
-        """What the polarisation leaves of a powder's."""
+        """Symmetry of a powder's pattern that polarisation leaves."""
         return Symmetry("2mm", CENTER)
 
     @cached_property
     def rate(self) -> Values:
-        """(y, x) mean 1 over the good pixels."""
+        """Rate (y, x), with mean 1 over the good pixels."""
         geometry = self.geometry
         q = geometry.array_from_unit((SIZE, SIZE), "center", "q_A^-1")
         rate = scattered(q, structure_factor(q, self.spread))
@@ -70,7 +70,7 @@ class Powder:
         return np.asarray(rate / rate[~self.mask].mean(), np.float64)
 
     def pair_distribution(self, image: Values, q_max: float = Q_RANGE[1]) -> Values:
-        """G(r) at `R`, per square angstrom: azimuthal integration by pyFAI, the sine transform by PyStoG.
+        """Return G(r) at `R`, per square angstrom: azimuthal integration by pyFAI, the sine transform by PyStoG.
 
         Parameters
         ----------
@@ -112,13 +112,13 @@ class Powder:
 
 
 def scattered(q: Values, structure: Values | float) -> Values:
-    """Coherent and Compton scattering of a heavy metal's atom, about, in units of the coherent one forward."""
+    """Return approximate coherent and Compton scattering of a heavy atom, in units of the forward coherent one."""
     form = (1 + (q / 8) ** 2) ** -1.5
     return np.asarray(form * structure + (1 - form) / 78, np.float64)
 
 
 def structure_factor(q: Values, spread: tuple[float, float]) -> Values:
-    """Debye's sum over the pairs of a sphere of an f.c.c. metal."""
+    """Return Debye's sum over the pairs of a sphere of an f.c.c. metal."""
     span = int(np.ceil(2 * RADIUS / LATTICE))
     cell = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2
     atoms = (np.stack(np.meshgrid(*[np.arange(-span, span)] * 3), -1).reshape(-1, 1, 3) + cell).reshape(-1, 3) * LATTICE
@@ -134,5 +134,5 @@ def structure_factor(q: Values, spread: tuple[float, float]) -> Values:
 
 
 def powders() -> list[Powder]:
-    """A nanocrystal, and a glass: neighbours are as far, order is lost with distance."""
+    """Return a nanocrystal, and a glass: neighbours are as far, order is lost with distance."""
     return [Powder("nanocrystal", (0.01, 0.0)), Powder("glass", (0.01, 0.02))]

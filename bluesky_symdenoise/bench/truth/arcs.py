@@ -22,7 +22,8 @@ PER_RUN = 2
 
 
 def series(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterator[Row]:
-    """One run at each level: denoised without symmetry, with it, and with it where all frames together support it.
+    """Yield one run at each level: denoised without symmetry, with it, and with it where all frames together support
+    it.
 
     ``kept`` is how much brighter than its mate the arc is in the sum of the denoised frames, as a share of what is
     true; ``rms`` the error of the pixels of single frames, in units of the mean rate, arc or not.

@@ -1,4 +1,4 @@
-"""Are sigma, sums and peaks true: simulated frames whose rate is known, and pyFAI's profiles of their rings."""
+"""Calibration of sigma, sums and peaks: simulated frames of known rate, and pyFAI's profiles of their rings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PATTERNS: dict[str, tuple[Draw, str]] = {"rings": (_textured, "2mm"), "as traine
 
 
 def intervals(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterator[Row]:
-    """How often the true rate is within the 68 and 95 % intervals, over all pixels and by decile of the rate."""
+    """Yield how often the true rate is within the 68 and 95 % intervals, over all pixels and by decile of the rate."""
     for (name, (draw, group)), level in product(PATTERNS.items(), LEVELS):
         covered = {share: np.zeros(DECILES) for share in SHARES}
         for _ in range(frames):
@@ -69,7 +69,7 @@ def intervals(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> I
 
 
 def sums(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterator[Row]:
-    """Total flux, and flux of rings and sectors around the centre, against the truth.
+    """Yield total flux, and flux of rings and sectors around the centre, against the truth.
 
     ``worst`` is the largest mean relative error of any part over the frames, and ``worst_in_sigma`` the largest in
     units of what counting its photons could know in one frame.
@@ -107,7 +107,7 @@ def sums(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterat
 
 
 def peaks(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterator[Row]:
-    """Area, centroid and width of rings after pyFAI's integration: a Gaussian on a line fitted to the mean profile.
+    """Yield area, centroid and width of rings after pyFAI's integration: a Gaussian on a line, fitted to mean profiles.
 
     The truth is the same fit to the profile of the rate; ``sigma`` is the spread of the fits to single raw frames.
     Profiles are averaged over the frames, so that the fit's own noise is not taken for a bias.
@@ -155,7 +155,7 @@ def peaks(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Itera
 
 
 def _fitted(x: NDArray[np.float64], y: NDArray[np.float64], guess: tuple[float, ...]) -> NDArray[np.float64]:
-    """Area, centroid, standard deviation, height and slope of the line; NaN where the fit does not end."""
+    """Return area, centroid, standard deviation, height and slope of the line; NaN where the fit does not end."""
 
     def model(
         x: NDArray[np.float64], area: float, centroid: float, width: float, height: float, slope: float

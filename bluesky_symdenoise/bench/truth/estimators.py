@@ -1,4 +1,4 @@
-"""Every way to the quantities of a ring, from one frame of a pattern, and how far each is from the truth."""
+"""All estimators of the quantities of a ring, from one frame of a pattern, and their distance to the truth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METHODS = (RAW, PLAIN, OURS, FIT)
 def estimates(
     pattern: Pattern, counts: Image, denoiser: Denoiser, replicates: int, rng: np.random.Generator
 ) -> dict[str, Estimate]:
-    """What each of `METHODS` makes of a frame (y, x)."""
+    """Return the estimate of each of `METHODS` from a frame (y, x)."""
     n, annulus = pattern.exposure, pattern.annulus
 
     def denoise(image: Image) -> Image:
@@ -35,13 +35,13 @@ def estimates(
 
 
 def as_it_is(pattern: Pattern, image: Image) -> Estimate:
-    """What counts would say that are the expected ones of a denoised image (y, x), NaN where it has none."""
+    """Return the observation whose counts are the expected ones of a denoised image (y, x), NaN without one."""
     known = np.isfinite(image).astype(np.float64)
     return from_counts(pattern.annulus, Observed(np.nan_to_num(image), known, np.zeros_like(known)))
 
 
 def errors(pattern: Pattern, estimate: Estimate, truth: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """Of each quantity the error and the sigma that is claimed; NaN where not determined."""
+    """Return the error of each quantity and the sigma that is claimed; NaN where not determined."""
     found = estimate.quantities(inner=pattern.inner, outer=pattern.outer)
     away: dict[str, tuple[float, float]] = {}
     for quantity in QUANTITIES:

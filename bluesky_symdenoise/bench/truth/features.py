@@ -33,7 +33,7 @@ _FWHM = 2 * sqrt(2 * np.log(2))
 
 
 def spot(center: tuple[float, float], width: float, shape: tuple[int, int] = (SIDE, SIDE)) -> Image:
-    """A Gaussian of full width at half maximum ``width`` that adds up to 1, integrated over each pixel."""
+    """Return a Gaussian of full width at half maximum ``width`` that adds up to 1, integrated over each pixel."""
     scale = width / _FWHM * sqrt(2)
     sides = []
     for middle, length in zip(center, shape, strict=True):
@@ -43,7 +43,7 @@ def spot(center: tuple[float, float], width: float, shape: tuple[int, int] = (SI
 
 
 def amplitude(significance: float, profile: Image, rate: Image) -> float:
-    """Counts of a feature that a filter matched to it sees with this significance: S^2 = sum (A p)^2 / (b + A p)."""
+    """Return a feature's counts at this significance by a matched filter: S^2 = sum (A p)^2 / (b + A p)."""
     on = profile > 1e-9
     p, b = profile[on], rate[on]
 
@@ -55,7 +55,7 @@ def amplitude(significance: float, profile: Image, rate: Image) -> float:
 
 
 def injected(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterator[Row]:
-    """Spots of each width and significance on smooth frames: how much of them is left, and how many are seen.
+    """Yield spots of each width and significance on smooth frames: how much of them is left, and how many are seen.
 
     Each frame is denoised with and without the photons of its spots, so that the difference is due to them alone.
     ``kept`` is the difference within two widths (and three pixels) over the spots' counts.
@@ -94,7 +94,7 @@ def injected(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> It
 
 
 def made_up(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterator[Row]:
-    """Connected regions above each threshold in frames without features, and pixels off by three sigma, by level.
+    """Yield connected regions above each threshold in featureless frames, and pixels off by three sigma, by level.
 
     ``beyond`` is the share of pixels whose true rate is outside the interval that should hold 99.73 % of them.
     """
@@ -119,14 +119,15 @@ def made_up(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Ite
 
 
 def outside(mean: Image, sigma: Image, rate: Image, share: float) -> float:
-    """The share of pixels whose rate is outside the central interval of the Gamma posterior."""
+    """Return the share of pixels whose rate is outside the central interval of the Gamma posterior."""
     positive = np.maximum(mean, 1e-12)
     below = gamma.cdf(rate, (positive / sigma) ** 2, scale=sigma**2 / positive)
     return float(np.mean(np.abs(below - 0.5) > share / 2))
 
 
 def symmetric(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterator[Row]:
-    """A spot of 5 sigma where the symmetry has none, and one of a pair of 20 sigma taken away, denoised with ``2``.
+    """Yield a spot of 5 sigma where the symmetry has none, and one of a pair of 20 sigma taken away, denoised with
+    ``2``.
 
     ``kept`` is what is left of a spot over its counts; ``copied`` what appears at the mate's place, over the same.
     Both are differences of frames that share all other photons.

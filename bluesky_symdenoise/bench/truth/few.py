@@ -33,12 +33,12 @@ def run(
     budget: Budget = BUDGET,
     seed: int = 0,
 ) -> list[Result]:
-    """Errors of every quantity by all methods and by SMAE, on the same frames.
+    """Return errors of every quantity by all methods and by SMAE, on the same frames.
 
     Parameters
     ----------
     frames
-        For each level; none for 0.
+        Number of frames for each level; none for 0.
     levels
         Mean counts per pixel of the ring.
 
@@ -83,7 +83,7 @@ def run(
 
 
 def report(results: list[Result]) -> Table:
-    """The table: a row for each quantity and level, a column for each method."""
+    """Return the table: a row for each quantity and level, a column for each method."""
     table = Table(title=f"rings: {results[0]['pattern']}, {results[0]['frames']} frames, rms error beside SMAE's")
     for name in ("quantity", "counts/px", *METHODS, SMAE):
         table.add_column(name, justify="left" if name == "quantity" else "right")

@@ -18,7 +18,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 
 
 def run(denoiser: Denoiser, *, frames: int, seed: int = 0) -> list[Row]:
-    """Everything, with so many frames of each kind; each part has random numbers of its own."""
+    """Run all parts, with this many frames of each kind; each part has its own random numbers."""
     parts = (
         (features.injected, max(1, frames // 8)),
         (features.made_up, frames),
@@ -50,7 +50,7 @@ def main(*, json_path: Path | None = None, model: str | None = None, frames: int
 
 
 def tables(results: Sequence[Row]) -> list[Table]:
-    """One for each kind of result."""
+    """Return one for each kind of result."""
     of = {what: [row for row in results if row["what"] == what] for what in dict.fromkeys(r["what"] for r in results)}
     return [
         _spots(of["spot"]),

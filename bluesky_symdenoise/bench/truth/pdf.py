@@ -26,14 +26,14 @@ LEGEND = (
 def run(
     powders: Sequence[Powder], denoiser: Denoiser, *, levels: Sequence[float] = LEVELS, frames: int = 5, seed: int = 0
 ) -> list[Result]:
-    """Errors of G(r) from raw and from denoised frames of powders.
+    """Return errors of G(r) from raw and from denoised frames of powders.
 
     Parameters
     ----------
     levels
         Mean counts per pixel.
     frames
-        For each powder and level.
+        Number of frames for each powder and level.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def run(
 
 
 def report(results: list[Result]) -> Table:
-    """A row for each powder and exposure."""
+    """Return a row for each powder and exposure."""
     table = Table(title="G(r) of powders")
     table.add_column("powder", no_wrap=True)
     for name in (

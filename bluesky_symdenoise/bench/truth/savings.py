@@ -15,9 +15,9 @@ NOTABLE = 0.1
 
 
 def with_savings(results: list[Result]) -> list[Result]:
-    """Rows with ``saved_against_raw`` and ``saved_against_fit``.
+    """Return rows with ``saved_against_raw`` and ``saved_against_fit``.
 
-    How many times longer the other has to count for the error of this row.
+    They are how many times longer the other method has to count for the error of this row.
     """
     curves: dict[tuple[object, ...], list[tuple[float, float]]] = {}
     for row in results:
@@ -35,9 +35,9 @@ def with_savings(results: list[Result]) -> list[Result]:
 
 
 def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
-    """Exposure at which a curve of (level, rms) has this row's rms, over the row's.
+    """Return exposure at which a curve of (level, rms) has this row's rms, over the row's.
 
-    Beyond its ends it goes on by 1/sqrt, tenfold at most.
+    Beyond its ends the curve continues as 1/sqrt, tenfold at most.
     """
     if row["rms"] is None or len(curve) < 2:
         return None
@@ -55,7 +55,7 @@ def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
 
 
 def summary(results: list[Result]) -> list[Result]:
-    """One for each pattern and quantity, over its exposures.
+    """Return one for each pattern and quantity, over its exposures.
 
     ``saved_against_...`` are geometric means, and ``chi2_...`` of each method means over frames, with standard errors.
     """
@@ -85,7 +85,7 @@ def _pooled(rows: list[Result]) -> tuple[float | None, float | None]:
 
 
 def verdict(factor: str | int | float | None) -> str:
-    """What denoising does to the exposure, in a word."""
+    """Return what denoising does to the exposure, in a word."""
     if factor is None:
         return "not compared"
     if number(factor) > 1 + NOTABLE:

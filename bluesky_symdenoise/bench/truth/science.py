@@ -49,7 +49,7 @@ def run(
     levels
         Mean counts per pixel of the ring.
     frames
-        For each pattern and level.
+        Number of frames for each pattern and level.
     replicates
         Denoised frames behind the errors of one.
 
@@ -101,7 +101,7 @@ def _rows(pattern: str, level: float, away: dict[tuple[str, str], NDArray[np.flo
 
 
 def report(results: list[Result], pattern: str) -> Table:
-    """The table of one pattern: a section for each quantity."""
+    """Return the table of one pattern: a section for each quantity."""
     table = Table(title=f"rings: {pattern}")
     for name in ("quantity", "counts/px", "determined"):
         table.add_column(name, no_wrap=True, justify="left" if name == "quantity" else "right")
@@ -132,7 +132,7 @@ def report(results: list[Result], pattern: str) -> Table:
 
 
 def summary_table(found: list[Result]) -> Table:
-    """What denoising does, in exposure at equal error, and whether error bars are true."""
+    """Return what denoising does, in exposure at equal error, and whether error bars are true."""
     table = Table(title="exposure saved by denoising, and reduced chi-squared of error bars, over all exposures")
     for name in ("pattern", "quantity"):
         table.add_column(name, no_wrap=True)

@@ -1,4 +1,4 @@
-"""The symmetry test by Monte Carlo: how often it cries wolf and how often it sees what is there; and the centre."""
+"""The symmetry test by Monte Carlo: rates of false alarms and of detection; and the error of the centre."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CENTERED = ((0.5, 256), (0.5, 512), (5.0, 256))
 
 
 def pattern() -> tuple[Image, Image]:
-    """A textured pattern of symmetry 2mm with mean 1, and the exposure of a detector with gaps and dead pixels."""
+    """Return a textured 2mm pattern with mean 1, and the exposure of a detector with gaps and dead pixels."""
     rate = textured_rate(View.about(CENTER, _SHAPE), orientation=0.8)
     exposure = np.ones(_SHAPE)
     exposure[150:163], exposure[:, 80:87], exposure[5::37, 3::29] = 0, 0, 0
@@ -47,7 +47,7 @@ def pattern() -> tuple[Image, Image]:
 
 
 def arc(rate: Image, *, excess: float, half_width: float, half_angle: float) -> Image:
-    """The pattern with an arc at 60 pixels, on one side only, that is brighter by a fraction."""
+    """Return the pattern with an arc at 60 pixels, on one side only, that is brighter by a fraction."""
     y, x = np.indices(rate.shape)
     dy, dx = y - CENTER[0], x - CENTER[1]
     on = (abs(np.hypot(dy, dx) - 60) < half_width) & (abs(np.arctan2(dy, dx) - np.pi / 4) < half_angle)
@@ -57,13 +57,13 @@ def arc(rate: Image, *, excess: float, half_width: float, half_angle: float) -> 
 def tested(
     rng: np.random.Generator, rate: Image, exposure: Image, *, frames: int, operations: Sequence[Operation]
 ) -> list[Asymmetry]:
-    """The test of Poisson frames of one rate, pooled, for each operation."""
+    """Return the test of Poisson frames of one rate, pooled, for each operation."""
     drawn = [Frame(rng.poisson(rate * exposure).astype(np.float64), exposure, 1.0) for _ in range(frames)]
     return [asymmetry(reduce(add, (pair_sums(frame, op, CENTER) for frame in drawn))) for op in operations]
 
 
 def smallest_visible(rng: np.random.Generator, rate: Image, exposure: Image, *, frames: int) -> tuple[float, Image]:
-    """The difference that the test says it would see in one region under inversion, and the pattern that has it."""
+    """Return the difference that the test claims to see in one region under inversion, and a pattern that has it."""
     (plain,) = tested(rng, rate, exposure, frames=frames, operations=(INVERSION,))
     size = float(plain.smallest[_WHERE])
     sign = np.zeros_like(plain.smallest)
@@ -72,7 +72,7 @@ def smallest_visible(rng: np.random.Generator, rate: Image, exposure: Image, *, 
 
 
 def center_errors(rng: np.random.Generator, *, level: float, size: int, simulations: int) -> list[float]:
-    """Distances, in pixels, of refined centres from the true ones, begun three pixels away."""
+    """Return distances, in pixels, of refined centres from the true ones, begun three pixels away."""
     out = []
     for _ in range(simulations):
         shape = (size, size + 16)
@@ -87,7 +87,7 @@ def center_errors(rng: np.random.Generator, *, level: float, size: int, simulati
 
 
 def labelled_centers(data: Path) -> list[dict[str, Any]]:
-    """The centre found in the sum of each real set's frames, without its label, and how far the label is."""
+    """Return the centre found in the sum of each real set's frames, without its label, and how far the label is."""
     out: list[dict[str, Any]] = []
     for one in image_sets(data, ("train", "test")):
         if one.beam_center is None or one.symmetry == "m":

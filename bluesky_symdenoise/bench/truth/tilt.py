@@ -41,7 +41,7 @@ def tilted_detector(
     shape: tuple[int, int] = _SHAPE,
     pixel: tuple[float, float] = (PIXEL, PIXEL),
 ) -> AzimuthalIntegrator:
-    """A detector of that tilt, whose beam falls near its middle."""
+    """Return a detector of that tilt, whose beam falls near its middle."""
     rot1 = np.radians(degrees) * np.cos(np.radians(azimuth))
     rot2 = np.arccos(np.cos(np.radians(degrees)) / np.cos(rot1))
     return AzimuthalIntegrator(
@@ -57,7 +57,7 @@ def tilted_detector(
 
 
 def expected_counts(geometry: AzimuthalIntegrator, group: str, *, level: float) -> Image:
-    """Rings (``inf``) or arcs without a mirror (``2``) in pyFAI's angles, times its solid angles; with mean `level`."""
+    """Return rings (``inf``) or mirrorless arcs (``2``) in pyFAI's angles, times solid angles; with mean `level`."""
     shape = geometry.detector.shape
     angle = np.asarray(geometry.center_array(shape, unit="2th_rad"), np.float64)
     rate = 0.15 + sum(height * np.exp(-0.5 * ((angle - at) / _WIDTH) ** 2) for at, height in _RINGS)
@@ -69,7 +69,7 @@ def expected_counts(geometry: AzimuthalIntegrator, group: str, *, level: float) 
 
 
 def scored(denoiser: Denoiser, truth: Image, symmetry: Symmetry, rng: np.random.Generator) -> tuple[float, float]:
-    """The rms error over the mean, and the negative-binomial log-likelihood per pixel of a second frame."""
+    """Return the rms error over the mean, and the negative-binomial log-likelihood per pixel of a second frame."""
     counts, held_out = rng.poisson(truth), rng.poisson(truth)
     result = denoiser(counts, symmetry=symmetry)
     mean, sigma = (result[name].values.astype(np.float64) for name in ("intensity", "sigma"))
@@ -79,7 +79,7 @@ def scored(denoiser: Denoiser, truth: Image, symmetry: Symmetry, rng: np.random.
 
 
 def timed_mates(degrees: float) -> tuple[float, float, float]:
-    """Milliseconds to find the mates of a 1024 x 1024 frame, and to move its counts again; share of pixels with one."""
+    """Return milliseconds to find mates of a 1024 x 1024 frame and to move its counts, and the share with a mate."""
     symmetry = Symmetry.on(tilted_detector(degrees, shape=(_TIMED, _TIMED), dist=0.12), "2")
     assert symmetry.grid_center is not None
     image, (operation,) = np.ones((_TIMED, _TIMED)), symmetry.operations
@@ -99,7 +99,7 @@ def main(
     Parameters
     ----------
     frames
-        Of each pattern; the same photons go to all three.
+        Number of frames of each pattern; the same photons go to all three.
     """
     denoiser = Denoiser.pretrained(model, device="cpu", threads=threads)
     rows: list[dict[str, Any]] = []

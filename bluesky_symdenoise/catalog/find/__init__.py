@@ -1,1 +1,1 @@
-"""From raw runs to derived ones, back, and to both in one Dataset."""
+"""Search: from raw runs to derived ones and back, and both in one Dataset."""

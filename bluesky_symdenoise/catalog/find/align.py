@@ -21,13 +21,13 @@ log = logging.getLogger("bluesky_symdenoise")
 
 
 def aligned(raw: BlueskyRun, denoised: BlueskyRun, *, stream: str = "primary") -> xr.Dataset:
-    """One Dataset of a raw run and its denoised run, so that ``ds.det - ds.det_denoised`` is pixel by pixel.
+    """Return one Dataset of a raw run and its denoised run, so that ``ds.det - ds.det_denoised`` is pixel by pixel.
 
-    Raw names stay. A denoised image ``det`` becomes ``det_denoised``; what is new in the denoised run
-    (``det_sigma``, ``det_counts_in``) keeps its name; a scalar that both hold is the raw one. Images over the
-    same pixels share dimensions. Rows meet by event time, or by position in a fly scan, which has no times;
-    a row that one run lacks is NaN. Of a scan that ended before its first frame, the columns have no rows. Scan axes
-    that the start document's hints name are coordinates. Images stay lazy if the runs came from a Dask client.
+    Raw names are kept. A denoised image ``det`` becomes ``det_denoised``; what is new in the denoised run
+    (``det_sigma``, ``det_counts_in``) keeps its name; of a scalar that both hold, the raw one is used. Images over
+    the same pixels share dimensions. Rows are matched by event time, or by position in a fly scan, which has no times;
+    a row that one run lacks is NaN. Columns of a scan that ended before its first frame have no rows. Scan axes that
+    the start document's hints name are coordinates. Images stay lazy if the runs came from a Dask client.
 
     Parameters
     ----------
@@ -76,14 +76,14 @@ def merged(
     uids: Mapping[str, str],
     rows: Sequence[int] = range(sys.maxsize),
 ) -> xr.Dataset:
-    """Raw and denoised columns of one stream in one Dataset; see `aligned`.
+    """Return raw and denoised columns of one stream in one Dataset; see `aligned`.
 
     Parameters
     ----------
     start
         The raw run's start document: its hints name the scan axes.
     rows
-        Of the raw stream, that those of the denoised one belong to where there are no times.
+        Rows of the raw stream that those of the denoised one belong to, if there are no times.
     """
     left = _with_distinct_dims(left)
     by_time = "time" in left.coords and "time" in right.coords
@@ -133,7 +133,7 @@ def _read(run: BlueskyRun, stream: str) -> xr.Dataset:
         # A writer that was killed wrote frames whose events it did not write.
         dataset = _first_rows(events)
         log.warning(
-            "stream %r of run %s: its columns have different numbers of rows (%s), as where its writer was "
+            "stream %r of run %s: its columns have different numbers of rows (%s), as if its writer was "
             "interrupted; the first %d are given",
             stream,
             run.start["uid"][:8],
@@ -144,7 +144,7 @@ def _read(run: BlueskyRun, stream: str) -> xr.Dataset:
 
 
 def _first_rows(events: Any) -> xr.Dataset:
-    """The rows that all columns of a stream have."""
+    """Return the rows that all columns of a stream have."""
     columns = {name: events[name].read() for name in events}
     rows = min(len(column) for column in columns.values())
     held = {
@@ -156,7 +156,7 @@ def _first_rows(events: Any) -> xr.Dataset:
 
 
 def _with_distinct_dims(columns: xr.Dataset) -> xr.Dataset:
-    """The same columns; where an image has two dimensions of one name, as Tiled may give them, it gets its own."""
+    """Return the same columns, with own names for an image that has two dimensions of one name, as Tiled may."""
     distinct: dict[Hashable, Any] = {}
     for name, column in columns.data_vars.items():
         dims = column.dims
@@ -167,7 +167,7 @@ def _with_distinct_dims(columns: xr.Dataset) -> xr.Dataset:
 
 
 def _without_rows(data_keys: Mapping[str, Any]) -> xr.Dataset:
-    """What a stream that nothing was written to would have held, as its descriptor says."""
+    """Return the columns, without rows, that a stream never written to would have had by its descriptor."""
     columns: dict[Hashable, Any] = {}
     for key, said in data_keys.items():
         shape = tuple(size or 0 for size in said["shape"])
@@ -179,7 +179,7 @@ def _without_rows(data_keys: Mapping[str, Any]) -> xr.Dataset:
 
 
 def _is_denoised(name: Hashable, denoised: xr.Dataset) -> bool:
-    """Whether it is an image with a sigma: the raw image is missing where none of its frames was announced."""
+    """Return whether this is an image with a sigma; its raw image is missing if no frame of it was announced."""
     return denoised[name].ndim > 1 and f"{name}_sigma" in denoised
 
 
@@ -189,7 +189,7 @@ def _numbered(columns: xr.Dataset, rows: Sequence[int]) -> xr.Dataset:
 
 
 def _pixel_dims(name: Hashable, image: xr.DataArray, raw: xr.Dataset) -> tuple[Hashable, ...]:
-    """Dimensions of the raw image that this one belongs to, if it has the same pixels, else its own."""
+    """Return the dimensions of the raw image that this one belongs to, if it has the same pixels, else its own."""
     # Those of a denoised image and of its sigma are the same.
     stem = str(name).removesuffix("_sigma").removesuffix("_denoised")
     own = tuple(f"{stem}_denoised_dim{i}" for i in range(image.ndim - 1))

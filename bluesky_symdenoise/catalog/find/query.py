@@ -1,4 +1,4 @@
-"""Finding denoised runs: by their raw run, by how they were made; and back to the raw run."""
+"""Search for denoised runs by their raw run or by how they were made, and for the raw run of a denoised one."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def denoised_for(
     frames: Frames = None,
     latest: bool = True,
 ) -> BlueskyRun | list[BlueskyRun] | None:
-    """The newest denoised run of a raw run, or None; with ``latest=False`` a list of all, newest first.
+    """Return the newest denoised run of a raw run, or None; with ``latest=False`` a list of all, newest first.
 
-    Runs of chosen frames, as `replay(..., frames=...)` makes them, do not stand for the whole: `frames` asks for them.
+    Runs of chosen frames, as `replay(..., frames=...)` makes them, are found only with `frames`.
 
     Parameters
     ----------
@@ -73,9 +73,9 @@ def denoised_for(
     model
         Only runs of this model: its name, or eight or more characters of the sha256 of its weights.
     frames
-        None: runs of all frames. As `replay` was given them: runs of these frames. ``any``: both, and all other parts.
+        None: runs of all frames. Frames as given to `replay`: runs of these frames. ``any``: runs of any frames.
     latest
-        Whether the newest one is wanted, or all.
+        Whether to return the newest run only, or all.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def find(
     since: datetime | date | str | float | None = None,
     recipe: Recipe | str | None = None,
 ) -> Container:
-    """The denoised runs that fit, newest first, as a catalogue that can be searched and sorted further.
+    """Return the denoised runs that match, newest first, as a catalogue that can be searched and sorted further.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def find(
         Name of the model, or eight or more characters of the sha256 of its weights.
     symmetry
         The point group that was used in any of the run's images, named or found by ``auto``: it is known when a run
-        has ended. What was asked for is ``Key("provenance.recipe.symmetry")``.
+        has ended. The requested one is ``Key("provenance.recipe.symmetry")``.
     since
         Denoised at this time or later: a datetime, a date, one of the two in ISO 8601, or seconds since 1970. Without
         a time zone it is this computer's time.
@@ -145,14 +145,14 @@ def find(
 
 
 def with_values(runs: Container, pairs: Sequence[str]) -> Container:
-    """The runs whose start document has these values, as a catalogue; ``stop.`` before a key asks the stop document.
+    """Return the runs whose start document (or, for keys after ``stop.``, stop document) has these values.
 
     Parameters
     ----------
     runs
         A catalogue of Bluesky runs.
     pairs
-        ``key=value`` each, the key perhaps nested (``sample.name=silver``); the value as JSON, else as it stands.
+        ``key=value`` each, the key perhaps nested (``sample.name=silver``); the value is JSON, else plain text.
     """
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -167,25 +167,25 @@ def with_values(runs: Container, pairs: Sequence[str]) -> Container:
 
 
 def raw_for(run: BlueskyRun, *, catalog: Container | None = None) -> BlueskyRun:
-    """The raw run that a denoised run was made from.
+    """Return the raw run that a denoised run was made from.
 
     Parameters
     ----------
     run
         A denoised run.
     catalog
-        Container of the raw runs, where it is not ``raw`` beside the container of `run`.
+        Container of the raw runs, if it is not ``raw`` beside the container of `run`.
 
     Raises
     ------
     SymDenoiseError
-        If `run` is no denoised run, if its raw run is not there, or if the server cannot be reached.
+        If `run` is not a denoised run, if its raw run is not there, or if the server cannot be reached.
     """
     raw_uid = run.start.get("raw_uid")
     if raw_uid is None:
         raise SymDenoiseError(
             f"run {run.start['uid']}",
-            rule="it is no denoised run: its start document has no raw_uid",
+            rule="it is not a denoised run: its start document has no raw_uid",
             remedy="pass what `denoised_for` returns",
         )
     folder = catalog.path_parts if catalog is not None else [*run.path_parts[:-2], "raw"]
@@ -212,7 +212,7 @@ def _reachable(client: Container) -> Iterator[None]:
         raise SymDenoiseError(
             f"server {client.uri}",
             rule=f"it cannot be reached ({str(error) or type(error).__name__})",
-            remedy="see whether it runs and whether this computer may connect to it, then connect again",
+            remedy="check that it runs and that this computer may connect to it, then connect again",
         ) from error
 
 
@@ -224,7 +224,7 @@ def _denoised(client: Container) -> Container:
     except KeyError as error:
         raise SymDenoiseError(
             client.uri,
-            rule="there is no container `denoised` and it is no catalogue of Bluesky runs",
+            rule="there is no container `denoised` and it is not a catalogue of Bluesky runs",
             remedy="pass the container of the denoised runs",
         ) from error
 
@@ -233,17 +233,17 @@ def _full_uid(client: Container, uid: str) -> str | None:
     if isinstance(client, CatalogOfBlueskyRuns) or "raw" not in client or not _PARTIAL_UID.fullmatch(uid):
         raise SymDenoiseError(
             uid,
-            rule="it is no full uid of a run, and no part that can be looked up",
+            rule="it is neither a full uid of a run nor a part that can be looked up",
             remedy="give all of the uid, or eight characters or more with a root client that holds `raw`",
         )
     matches = client["raw"].search(PartialUID(uid)).keys()[:2]
     if len(matches) > 1:
-        raise SymDenoiseError(uid, rule="several raw runs begin so", remedy="give more of the uid")
+        raise SymDenoiseError(uid, rule="several raw runs begin with it", remedy="give more of the uid")
     return matches[0] if matches else None
 
 
 def _made_from(denoised: Container, raw_uid: str, model: str | None, part: str | None) -> list[BlueskyRun]:
-    """The denoised runs of a raw run, or of this part of it, newest first."""
+    """Return the denoised runs of a raw run, or of this part of it, newest first."""
     # In this order, because SQLite has no index for metadata and tests each run in it.
     made = denoised.search(Key("start.raw_uid") == raw_uid).search(SpecsQuery([SPEC]))
     if model is not None:

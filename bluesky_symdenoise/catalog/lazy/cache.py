@@ -1,4 +1,4 @@
-"""Denoised rows that were read lately: bounded in bytes, and computed once however many ask at a time."""
+"""Cache of denoised rows that were read recently: bounded in bytes, and each computed once for simultaneous readers."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Pair:
 
     @property
     def nbytes(self) -> int:
-        """Of both."""
+        """Size of both in bytes."""
         return self.intensity.nbytes + self.sigma.nbytes
 
 
 class RowCache:
-    """The rows used last, up to so many bytes.
+    """Cache of the most recently used rows, up to a number of bytes.
 
     Parameters
     ----------
     limit
-        Bytes. A row larger than that is given and not kept.
+        Limit in bytes. A row larger than that is returned but not kept.
     """
 
     def __init__(self, limit: int) -> None:
@@ -46,9 +46,9 @@ class RowCache:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, compute: Callable[[], Pair]) -> Pair:
-        """The row of a key, computed by this caller unless it is there or another caller computes it now.
+        """Return the row of a key: from the cache, from another caller that computes it now, or computed by this one.
 
-        An exception of `compute` reaches all who wait for it, and is forgotten.
+        An exception of `compute` is raised in all callers that wait for it, and is not cached.
         """
         with self._lock:
             row = self._rows.get(key)

@@ -1,4 +1,4 @@
-"""The documents of a derived run without pixels: as a computed run's, but for where its images are."""
+"""Documents of a derived run without pixels: those of a computed run, except where its images are."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class LazyKey:
     Attributes
     ----------
     image
-        Its parameters.
+        Parameters of the image.
     uris
-        Of the raw files, in order.
+        URIs of the raw files, in order.
     is_directory
         Whether they are folders, as zarr arrays are.
     """
@@ -44,7 +44,7 @@ class LazyKey:
     is_directory: bool
 
     def resource(self, quantity: str, arrays: Mapping[str, str]) -> Document:
-        """Parameters of the stream_resource of intensity or sigma."""
+        """Return parameters of the stream_resource of intensity or sigma."""
         assets = [
             {"data_uri": uri, "is_directory": self.is_directory, "parameter": SOURCE, "num": number}
             for number, uri in enumerate(self.uris)
@@ -56,7 +56,7 @@ class LazyKey:
 
 
 class LazyConsolidator(ConsolidatorBase):  # type: ignore[misc]
-    """Takes a stream_resource of our mimetype to Tiled: its assets and parameters as they are."""
+    """Pass a stream_resource of our mimetype to Tiled, with assets and parameters unchanged."""
 
     supported_mimetypes = frozenset({MIMETYPE})
 
@@ -66,7 +66,7 @@ class LazyConsolidator(ConsolidatorBase):  # type: ignore[misc]
         self.assets = [Asset(**asset) for asset in stream_resource["parameters"]["assets"]]
 
     def adapter_parameters(self) -> Document:
-        """Of `bluesky_symdenoise.catalog.adapter.DenoisedArrayAdapter`."""
+        """Return the parameters of `bluesky_symdenoise.catalog.adapter.DenoisedArrayAdapter`."""
         return dict(self._sres_parameters["image"])
 
 
@@ -79,7 +79,7 @@ class LazyRun(DerivedRun):
     Parameters
     ----------
     plan
-        By (stream, data key).
+        How each image is registered, by (stream, data key).
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class LazyRun(DerivedRun):
         configuration: Document | None = None,
         flown: bool = False,
     ) -> Any:
-        """Open the stream that mirrors a raw one, for its image data keys; one with events."""
+        """Open the stream that mirrors a raw one, for its image data keys; the stream must have events."""
         folder = self.journal.path.parent
         opened = LazyStream(
             self._emit,
@@ -120,7 +120,7 @@ class LazyRun(DerivedRun):
 
 
 class LazyStream:
-    """The events of one stream, and one reference for all rows of each image."""
+    """Events of one stream, and one reference for all rows of each image."""
 
     bytes_written = 0
 
@@ -183,11 +183,11 @@ class LazyStream:
         )
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def stored_array(folder: Path, array: NDArray[Any]) -> str:
-    """URI of the file in a folder that holds an array, named by its sha256."""
+    """Return the URI of the file in a folder that holds an array, named by its sha256."""
     path = folder / f"{array_sha256(array)}.npy"
     if not path.exists():
         part = path.with_suffix(".part")
@@ -198,7 +198,7 @@ def stored_array(folder: Path, array: NDArray[Any]) -> str:
 
 
 def write_pending(stream: Any, columns: Mapping[str, Sequence[float]], access_tags: Sequence[str] | None) -> None:
-    """Put the scalars of `PENDING` beside a stream's events, an array each; one that is there gets other values."""
+    """Write the scalars of `PENDING` beside a stream's events, an array each, replacing values of existing ones."""
     for name, column in columns.items():
         values = np.asarray(column, np.float64)
         if name in stream:

@@ -1,4 +1,4 @@
-"""The models of one server process: each is loaded once a device, and one frame at a time goes through it."""
+"""Models of one server process: each is loaded once per device, and one frame at a time goes through it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOADING = threading.Lock()
 
 
 def served_denoiser(name: str, sha256: str, *, device: str, threads: int) -> Denoiser:
-    """The denoiser with the model of this sha256, of the package or of the server's registry.
+    """Return the denoiser with the model of this sha256, of the package or of the server's registry.
 
     Raises
     ------
@@ -28,7 +28,7 @@ def served_denoiser(name: str, sha256: str, *, device: str, threads: int) -> Den
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A model; what it is called makes no other model of it."""
+    """A model, identified without its name."""
 
     name: str = field(compare=False)
     sha256: str

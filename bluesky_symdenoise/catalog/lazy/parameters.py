@@ -1,4 +1,4 @@
-"""What an array that is computed on read needs to know: the parameters of its data source, parsed and checked."""
+"""Parameters of the data source of an array that is computed on read, parsed and checked."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class LazyImage:
     quantity
         ``intensity`` or ``sigma``.
     recipe
-        Of the run.
+        Recipe of the run.
     model
         Name of the model whose sha256 is the recipe's.
     device, threads
         ``cpu`` or ``auto``, and CPU threads: the same bits need the same.
     point_group, beam_center
-        The symmetry as resolved with the first frame that has counts.
+        Symmetry resolved with the first frame that has counts.
     first_row
-        That frame's row; what symmetry the recipe gives for an earlier one, the frame itself says.
+        Row of that frame; the symmetry of an earlier row depends on its own frame and the recipe.
     mimetype, shape, dtype, dataset
-        Of the raw image.
+        Properties of the raw image.
     stamps
         (ns, bytes) of each raw file when the run was registered.
     """
@@ -70,18 +70,18 @@ class LazyImage:
     stamps: tuple[Stamp, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         plain = asdict(self) | {"recipe": self.recipe.to_dict(), "stamps": [list(each) for each in self.stamps]}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> LazyImage:
-        """The inverse of `to_dict`; anybody may have written what is given.
+        """Return the inverse of `to_dict`, of untrusted input.
 
         Raises
         ------
         SymDenoiseError
-            If a value is not what it must be.
+            If a value is not valid.
         """
         names = {field.name for field in fields(cls)}
         if set(stored) != names:
@@ -128,11 +128,11 @@ class LazyImage:
 
     @property
     def symmetry(self) -> Symmetry:
-        """As resolved for rows from `first_row` on."""
+        """Symmetry resolved for rows from `first_row` on."""
         return Symmetry(self.point_group, self.beam_center)
 
     def row(self, denoiser: Denoiser, image: Any, row: int, *, mask: Any, exposure: Any) -> Row:
-        """What the derived run holds for one raw frame: NaN for one that cannot be denoised."""
+        """Return what the derived run holds for one raw frame: NaN for one that cannot be denoised."""
         try:
             symmetry = self.symmetry
             if row < self.first_row:
@@ -195,7 +195,7 @@ def _recipe(stored: Any) -> Recipe:
         raise _refused(f"algorithm {str(stored['algorithm'])[:20]!r} is not this server's, {ALGORITHM!r}")
     shas = [stored["model_sha256"], *(stored[name] for name in ("mask_sha256", "exposure_sha256") if stored[name])]
     if not all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in shas):
-        raise _refused("recipe has something else than a sha256")
+        raise _refused("recipe has a value that is not a sha256")
     checked_symmetry(_named(stored["symmetry"]))
     rounding = stored["rounding"]
     if not (isinstance(rounding, float) and 2**-20 <= rounding <= 1) or not _whole(stored["sigma_bits"], 1, 23):

@@ -1,4 +1,4 @@
-"""A derived run as one NeXus file, written frame by frame."""
+"""Export of a derived run as one NeXus file, written frame by frame."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ STORAGE: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffl
 
 
 async def write_nexus(path: Path, metadata: Mapping[str, Any], streams: Sequence[ServedStream], choice: Choice) -> None:
-    """Write images, sigma, scalars and provenance of a derived run: one NXentry a stream.
+    """Write images, sigma, scalars and provenance of a derived run, with one NXentry per stream.
 
     Parameters
     ----------
     path
         The file to write.
     metadata
-        Of the run: its start and stop documents.
+        Metadata of the run: its start and stop documents.
     streams
-        Those to write; ``entry`` is the first, others are ``entry_<name>``.
+        Streams to write; ``entry`` is the first, others are ``entry_<name>``.
     choice
-        The rows; without a choice all of them.
+        Rows to write; without a choice, all of them.
 
     Raises
     ------
     fastapi.HTTPException
-        413 if the pixels are more than `MOST_BYTES`, 416 if a chosen row is not there, and what reading a frame raises.
+        413 if the pixels are more than `MOST_BYTES`, 416 if a chosen row is not there; errors of reading a frame pass.
     """
     images = {stream.name: await _images(stream) for stream in streams}
     there = {name: min(len(each) for each in frames.values()) for name, frames in images.items()}
@@ -102,7 +102,7 @@ def _describe(entry: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def _columns(entry: Any, stream: ServedStream, chosen: list[int]) -> None:
-    """The scalars of the rows as NXcollection."""
+    """Write the scalars of the rows as NXcollection."""
     group = entry.create_group("events")
     group.attrs["NX_class"] = "NXcollection"
     for name, column in stream.columns.items():

@@ -1,4 +1,4 @@
-"""HTML of the report page: pure text in, text out, everything that comes from metadata escaped."""
+"""HTML of the report page: made from plain values, with everything that comes from metadata escaped."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from bluesky_symdenoise.physics.mates import named
 if TYPE_CHECKING:
     from bluesky_symdenoise.catalog.report.report import FrameFigures
 
+#: Below this p, which is then shown in red, mates differ by more than noise.
+_RED_BELOW = 1e-3
 #: Characters of metadata that the page shows at most.
 _MOST_TEXT = 20_000
 _STYLE = """
@@ -38,7 +40,7 @@ details { margin: 8px 0; } pre { background: var(--back); padding: 12px; overflo
 
 
 def whole(metadata: Mapping[str, Any], warnings: Sequence[str], sections: Sequence[str]) -> str:
-    """The page."""
+    """Return the page."""
     start, stop = metadata.get("start", {}), metadata.get("stop") or {}
     title = f"Denoised run {str(start.get('uid', ''))[:8]}"
     head = (
@@ -55,10 +57,10 @@ def whole(metadata: Mapping[str, Any], warnings: Sequence[str], sections: Sequen
 
 
 def run_warnings(metadata: Mapping[str, Any]) -> list[str]:
-    """What the run itself says of its failures."""
+    """Return what the run's metadata say about its failures."""
     start, stop = metadata.get("start", {}), metadata.get("stop")
     if not stop:
-        return ["The run has no stop document: it is still being written, or was cut off."]
+        return ["The run has no stop document: it is still being written, or was interrupted."]
     outcome = _mapping(stop.get("provenance"))
     said = [f"Failed, {_mapping(each).get('frames')} frames: {_mapping(each).get('reason')}" for each in _list(outcome)]
     if outcome.get("complete") is False:
@@ -71,7 +73,7 @@ def run_warnings(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def image_section(name: str, frames: Sequence[FrameFigures], columns: Mapping[str, Any], key: str) -> str:
-    """All chosen frames of one image data key."""
+    """Return the HTML of all chosen frames of one image data key."""
     parts = [f"<h2>{escape(name)}</h2>", _whole_run(columns, key)]
     for frame in frames:
         encoded = base64.b64encode(frame.picture).decode()
@@ -119,7 +121,7 @@ def _warned(stop: Mapping[str, Any], warnings: Sequence[str]) -> str:
 
 
 def _whole_run(columns: Mapping[str, Any], key: str) -> str:
-    """Figures over all rows in one line."""
+    """Return figures over all rows in one line."""
     before, after = (np.asarray(columns.get(f"{key}_{name}", []), float) for name in ("counts_in", "counts_out"))
     groups = [str(group) for group in columns.get(f"{key}_symmetry", [])]
     if not groups:
@@ -158,9 +160,10 @@ def _tests(tests: Sequence[PairTest]) -> str:
         f"<td class=n>{'within noise' if test.p_regions > 0.05 else _share(test.difference)}</td></tr>"
         for test in tests
     )
+    red = any(p < _RED_BELOW for test in tests for p in (test.p_regions, test.p_pixels))
     return (
         "<table><thead><tr><th>do mates agree?</th><th>p, regions</th><th>p, pixels</th><th>regions that agree</th>"
-        f"<th>difference beyond noise</th></tr></thead><tbody>{rows}</tbody></table>"
+        f"<th>difference beyond noise</th></tr></thead><tbody>{rows}</tbody></table>{_RED if red else ''}"
     )
 
 
@@ -168,7 +171,7 @@ def _p(value: float) -> str:
     if np.isnan(value):
         return "too few counts"
     shown = "&lt; 1e-10" if value < 1e-10 else f"{value:.2g}"
-    return f'<span class="bad">{shown}</span>' if value < 1e-3 else shown
+    return f'<span class="bad">{shown}</span>' if value < _RED_BELOW else shown
 
 
 def _share(value: float) -> str:
@@ -213,8 +216,11 @@ def _list(outcome: Mapping[str, Any]) -> Sequence[Any]:
     return failures if isinstance(failures, list) else []
 
 
+_RED = """<p><span class="bad">Red p (below 0.001)</span>: somewhere in this frame these mates differ by more than
+noise. The symmetry is still used elsewhere; where mates disagree, a pixel uses its own photons only.</p>"""
+
 _HELP = """<h2>How to read this</h2><ul>
-<li><strong>Grey</strong> is no data: masked, dead or saturated pixels, and what neither a pixel nor a mate saw.
+<li><strong>Grey</strong> means no data: masked, dead or saturated pixels, and pixels without a measured mate.
 Raw and denoised share one colour scale.</li>
 <li><strong>Sigma</strong> is the standard deviation of one pixel's expected counts. It errs on the wide side.
 Errors of neighbouring pixels are correlated: the error of a sum or of a ring is larger than sigma added in
@@ -224,12 +230,12 @@ counts in the same rings. The denoised line is the mean of the same pixels and s
 everywhere. Nothing is corrected for solid angle, polarisation or flat field.</li>
 <li><strong>The residual</strong> should look like noise without a trace of the pattern. It spreads less than a
 standard normal, because a pixel's own count is part of its estimate.</li>
-<li><strong>The symmetry map</strong> shows where mates differ by more than noise; above 3 the mates were not
-used there, and the pixel keeps to its own photons.</li>
-<li><strong>p</strong> is the probability that noise alone makes mates differ as much as here, each pair taken
-once: over regions of 32 x 32 pixels with at least 25 counts, and over single pixels. Below 0.001 the symmetry
-does not hold somewhere (a shadow, a tilt, a wrong centre); what does not agree is left out, so this need not
-harm. A large p is no proof of symmetry. With many counts even a harmless difference gives a small p: the last
-column says how large it is.</li>
-<li>The model learned from simulated and real scattering; a feature that no mate and no neighbour supports, and
-that holds few photons, may be smoothed away. Count such features in the raw frames.</li></ul>"""
+<li><strong>The symmetry map</strong> shows where mates differ by more than noise; where it is above 3, the mates were
+not used, and the pixel uses its own photons only.</li>
+<li><strong>p</strong> is the probability that noise alone makes mates differ as much as here, each pair counted
+once: over regions of 32 x 32 pixels with at least 25 counts, and over single pixels. Below 0.001 it is red: the
+symmetry does not hold somewhere (a shadow, a tilt, a wrong centre). Mates that do not agree are not used, so this
+need not harm. A large p does not prove symmetry. With many counts even a harmless difference gives a small p: the
+last column says how large the difference is.</li>
+<li>The model was trained on simulated and real scattering; a feature with few photons that no mate and no
+neighbour supports may be smoothed away. Count such features in the raw frames.</li></ul>"""

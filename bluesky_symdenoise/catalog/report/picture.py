@@ -1,4 +1,4 @@
-"""Panels of one frame, drawn on axes without pyplot: it also runs in the threads of a server."""
+"""Panels of one frame, drawn on axes without pyplot, so that they can be drawn in the threads of a server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Panel:
     limits
         Values of the first and last colour.
     logarithmic
-        Whether colours follow the logarithm; values below the first limit then have the first colour.
+        Whether the colour scale is logarithmic; values below the first limit then have the first colour.
     """
 
     title: str
@@ -47,7 +47,7 @@ class Panel:
 
 
 def log_limits(image: NDArray[Any]) -> tuple[float, float]:
-    """Limits of a logarithmic scale, 0 < low < high, for any image: sparse, empty, constant or without any value."""
+    """Return limits of a logarithmic scale, 0 < low < high, for any image: sparse, empty, constant or all NaN."""
     finite = image[np.isfinite(image)]
     positive = finite[finite > 0]
     if not positive.size:
@@ -60,7 +60,7 @@ def log_limits(image: NDArray[Any]) -> tuple[float, float]:
 
 
 def residual(counts: NDArray[Any], intensity: NDArray[Any], *, block: int = 1) -> NDArray[np.float64]:
-    """Counts minus expected counts over the square root of the expected ones, in blocks of pixels.
+    """Return counts minus expected counts over the square root of the expected ones, in blocks of pixels.
 
     ``z = sum(y - m) / sqrt(sum(m))`` over the pixels of a block that have both; NaN where none has.
     A pixel's own count is part of its estimate, so z spreads less than a standard normal.
@@ -78,7 +78,7 @@ def residual(counts: NDArray[Any], intensity: NDArray[Any], *, block: int = 1) -
 
 
 def shrunk(image: NDArray[Any], block: int) -> NDArray[np.float64]:
-    """Means over blocks of pixels that are finite; NaN where none is."""
+    """Return means over blocks of pixels that are finite; NaN if none is."""
     finite = np.isfinite(image)
     count = _blocks(finite.astype(float), block)
     total = _blocks(np.where(finite, image, 0.0), block)
@@ -101,7 +101,7 @@ def panels(
     exposure: NDArray[np.float64] | None = None,
     most: int = 1024,
 ) -> list[Panel]:
-    """Raw, denoised, sigma, residual and the mates' disagreement of one frame; two of them where `counts` is None.
+    """Return raw, denoised, sigma, residual and mate disagreement of one frame; two of them if `counts` is None.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def panels(
     measured
         (y, x), True where `counts` holds a count.
     symmetry
-        The one that was used; without operations there is no map of it.
+        Symmetry that was used; without operations there is no map of it.
     exposure
         (y, x) relative exposure.
     most
@@ -139,7 +139,7 @@ def panels(
 
 
 def draw_panels(axes: Sequence[Axes], drawn: Sequence[Panel]) -> None:
-    """Each panel on an axes of its own, with its colour bar."""
+    """Draw each panel on its own axes, with its colour bar."""
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -159,7 +159,7 @@ def draw_panels(axes: Sequence[Axes], drawn: Sequence[Panel]) -> None:
 
 
 def panel_figure(drawn: Sequence[Panel], *, title: str = "") -> Figure:
-    """All panels side by side, or one above the other where frames are wide."""
+    """Return all panels side by side, or one above the other for wide frames."""
     from matplotlib.figure import Figure
 
     height, width = drawn[0].image.shape
@@ -174,10 +174,10 @@ def panel_figure(drawn: Sequence[Panel], *, title: str = "") -> Figure:
 
 
 def check_figure(check: SymmetryCheck) -> Figure:
-    """What frames, pooled, say of a symmetry: of each operation a row of three maps of the detector.
+    """Return what pooled frames say about a symmetry: for each operation a row of three maps of the detector.
 
-    Standard score of the difference between a region and its mate, the smallest difference that would be seen there,
-    and where the mates may be used (yellow).
+    The maps show the standard score of the difference between a region and its mate, the smallest difference that would
+    be seen there, and where the mates may be used (yellow).
 
     Raises
     ------
@@ -211,7 +211,7 @@ def check_figure(check: SymmetryCheck) -> Figure:
 
 
 def png(figure: Figure, *, dpi: int = 90) -> bytes:
-    """The figure as PNG."""
+    """Return the figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Mean counts around the beam, by pyFAI: against q where the geometry is known, else against the radius in pixels."""
+"""Mean counts around the beam, by pyFAI: against q if the geometry is known, else against the radius in pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_BINS = 300
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the detector stands, in the words and units (m, rad) of pyFAI's ``.poni`` files; lengths are positive."""
+    """Position of the detector, in the terms and units (m, rad) of pyFAI's ``.poni`` files; lengths are positive."""
 
     dist: float
     poni1: float
@@ -32,7 +32,7 @@ class Geometry:
     orientation: int = 3
 
     def integrator(self, shape: tuple[int, int] | None) -> AzimuthalIntegrator:
-        """As pyFAI has it, for images of this shape (y, x)."""
+        """Return pyFAI's integrator for images of this shape (y, x)."""
         from pyFAI.detectors import Detector
         from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
@@ -50,7 +50,7 @@ class Profile:
     radial
         q in 1/nm, or the radius in pixels.
     unit
-        Its label.
+        Label of the unit.
     raw, error
         Mean raw counts per pixel and their Poisson error, sqrt(N) / pixels with N at least 1; None without raw counts.
     denoised
@@ -65,14 +65,14 @@ class Profile:
 
 
 def stated_geometry(start: Mapping[str, Any], configuration: Mapping[str, Any], key: str) -> Geometry | None:
-    """The geometry that a run's metadata state for an image data key, or None.
+    """Return the geometry that a run's metadata state for an image data key, or None.
 
-    Looked for in this order:
+    It is looked for in this order:
 
-    - ``start["poni"]``: a dict in pyFAI's words and SI units, ``dist`` (or ``distance``), ``poni1``, ``poni2``,
+    - ``start["poni"]``: a dict in pyFAI's terms and SI units, ``dist`` (or ``distance``), ``poni1``, ``poni2``,
       ``rot1``, ``rot2``, ``rot3``, ``wavelength``, ``pixel1``, ``pixel2``, ``orientation`` (or these in
-      ``detector_config``); or a dict of such by data key. Names of detectors and files in it are never followed.
-    - NeXus words of NXdetector and NXbeam, ``distance``, ``x_pixel_size``, ``y_pixel_size`` (m), ``beam_center_x``,
+      ``detector_config``); or a dict of such dicts by data key. Names of detectors and files in it are ignored.
+    - NeXus terms of NXdetector and NXbeam, ``distance``, ``x_pixel_size``, ``y_pixel_size`` (m), ``beam_center_x``,
       ``beam_center_y`` (pixels, first pixel 0) and ``incident_wavelength`` (angstrom): in ``start["geometry"]``, or in
       the configuration of the raw stream as ``<key>_distance`` and so on.
     """
@@ -157,7 +157,7 @@ def profile(
     geometry: Geometry | None,
     beam_center: tuple[float, float] | None,
 ) -> Profile | None:
-    """Mean counts in rings around the beam, without corrections; None if neither geometry nor beam centre is known.
+    """Return mean counts in rings around the beam, uncorrected; None without geometry and beam centre.
 
     Parameters
     ----------

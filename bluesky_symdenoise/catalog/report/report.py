@@ -1,4 +1,4 @@
-"""The report page of a derived run: what was measured, what was made of it, and how far to trust it."""
+"""Report page of a derived run: what was measured, what was made of it, and how far to trust it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _DRAWING = threading.Lock()
 
 @dataclass(frozen=True)
 class Shown:
-    """A derived run as an exporter is given it, and those of its streams that hold images."""
+    """A derived run as an exporter receives it, with its streams that hold images."""
 
     run: Any
     metadata: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class FrameFigures:
-    """What the page shows of one frame; `raw_row` is told where the run is a part of its raw run."""
+    """What the page shows of one frame; `raw_row` is set if the run is a part of its raw run."""
 
     number: int
     raw_row: int | None
@@ -60,7 +60,7 @@ class FrameFigures:
 
 @dataclass(frozen=True)
 class _Frame:
-    """One frame as read: raw counts are None where the user may not read them or they are not there."""
+    """One frame as read; raw counts are None if the user may not read them or they do not exist."""
 
     counts: NDArray[Any] | None
     intensity: NDArray[Any]
@@ -71,14 +71,14 @@ class _Frame:
 
 
 async def report_page(shown: Shown, choice: Choice) -> str:
-    """The whole page as HTML; everything from metadata is escaped, pictures are inside.
+    """Return the whole page as HTML; everything from metadata is escaped, and pictures are embedded.
 
     Parameters
     ----------
     shown
         The run.
     choice
-        The frames; without a choice the first, the middle and the last one.
+        Frames to show; without a choice the first, the middle and the last one.
 
     Raises
     ------
@@ -140,7 +140,7 @@ async def _frames(
 
 
 def _chosen(recipe: Mapping[str, Any]) -> Sequence[int] | None:
-    """Rows of the raw run, where the run is a part of it; anybody may have written what it says."""
+    """Return the rows of the raw run that the run is made of, if it is a part; the metadata are untrusted."""
     try:
         return rows_of(recipe["frames"]) if recipe.get("frames") else None
     except (ValueError, AttributeError, TypeError):
@@ -155,7 +155,7 @@ def _nth(rows: Sequence[int], index: int) -> int | None:
 
 
 def _per_row(stream: ServedStream, key: str, frames: int) -> int:
-    """Frames of one row, which has one value in each column."""
+    """Return how many frames one row holds; a row has one value in each column."""
     return max(1, frames // max(1, len(stream.columns.get(f"{key}_symmetry", ())) or frames))
 
 
@@ -198,7 +198,7 @@ def _raw_number(
     per_row: int,
     chosen: Sequence[int] | None,
 ) -> int | None:
-    """The raw frame of a denoised one: that of the event with the same time, or of the same place in a fly scan."""
+    """Return the number of the raw frame: that of the same event time, or the same position in a fly scan."""
     ours, theirs = stream.columns.get("time", np.empty(0)), raw.columns.get("time", np.empty(0))
     if len(ours) == 0 or len(theirs) == 0 or frames % len(ours) or raw_frames % len(theirs):
         row, part = divmod(number, per_row)

@@ -1,4 +1,4 @@
-"""Inside the server: what an exporter may read of a derived run and, under the same rights, of its raw run."""
+"""Server-side access: what an exporter may read of a derived run and, under the same rights, of its raw run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ServedStream:
     Attributes
     ----------
     metadata
-        Of the stream's node: its descriptor.
+        Metadata of the stream's node: its descriptor.
     columns
         Scalars, one value a row.
     """
@@ -45,7 +45,7 @@ class ServedStream:
 
 
 class ServedFrames:
-    """The frames of one array node, whatever dimensions lie before (y, x)."""
+    """Frames of one array node, whatever dimensions come before (y, x)."""
 
     def __init__(self, node: Any) -> None:
         self._node = node
@@ -56,7 +56,7 @@ class ServedFrames:
         return int(np.prod(self.shape[:-2], dtype=np.int64))
 
     async def read(self, index: int) -> NDArray[Any]:
-        """Frame (y, x); only it is read."""
+        """Read one frame (y, x), and only that one."""
         place = np.unravel_index(index, self.shape[:-2])
         # A slice of one row and not its number: not every adapter drops the dimension.
         wanted = NDSlice(*(slice(int(at), int(at) + 1) for at in place))
@@ -65,7 +65,7 @@ class ServedFrames:
 
 
 async def served_streams(run: Any, filter_for_access: Filter) -> list[ServedStream]:
-    """The streams of a run that the requesting user may read and that have images or a table."""
+    """Return the streams of a run that the requesting user may read and that have images or a table."""
     allowed = await filter_for_access(run)
     names = await allowed.keys_range(0, None)
     return [await _stream(await allowed.lookup_adapter([name]), name, filter_for_access) for name in names]
@@ -81,7 +81,7 @@ async def _stream(node: Any, name: str, filter_for_access: Filter) -> ServedStre
 
 
 async def served_frames(stream: ServedStream, key: str) -> ServedFrames | None:
-    """The frames of a data key; None where no frame was written yet."""
+    """Return the frames of a data key; None if no frame has been written yet."""
     try:
         return ServedFrames(await stream.node.lookup_adapter([key]))
     except NoEntry:
@@ -89,13 +89,13 @@ async def served_frames(stream: ServedStream, key: str) -> ServedFrames | None:
 
 
 async def raw_stream(run: Any, name: str, filter_for_access: Filter) -> ServedStream | None:
-    """The stream of the raw run that a derived run names, if the requesting user may read that run too.
+    """Return the stream of the raw run that a derived run names, if the requesting user may read that run too.
 
-    An exporter is handed no tree and no request, only its own node and the filter of the request. The raw run is the
-    one in ``raw`` beside the derived run's container. Every node on the way that the request has not passed yet must
-    be allowed by the server's access policy to this very principal, as Tiled's own routes ask it: the container must
-    be visible, and run, stream and images must be readable. Without a policy the server's users may read everything,
-    and the request was let in. None in every other case: rights that cannot be asked for are not there.
+    An exporter gets no tree and no request, only its own node and the filter of the request. The raw run is the one in
+    ``raw`` beside the derived run's container. The server's access policy must allow this principal every node on the
+    way that the request has not passed yet, checked as Tiled's own routes do: the container must be visible, and run,
+    stream and images must be readable. Without a policy, the server's users may read everything, and the request was
+    accepted. In every other case the result is None: rights that cannot be checked are not granted.
     """
     asked = getattr(filter_for_access, "keywords", {})
     if not {"access_policy", "principal", "authn_access_tags", "authn_scopes"} <= asked.keys():
@@ -132,7 +132,7 @@ async def raw_stream(run: Any, name: str, filter_for_access: Filter) -> ServedSt
 
 
 async def stored_array(stream: ServedStream, key: str, name: str, sha256: str) -> NDArray[Any] | None:
-    """Mask or exposure from the derived run's own file, checked by its sha256; None where it is not there.
+    """Return mask or exposure from the derived run's own file, verified by its sha256; None if it is not there.
 
     Call it after a frame was read: only then has the server checked that the file lies in its storage.
     """

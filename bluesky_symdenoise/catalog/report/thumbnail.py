@@ -20,8 +20,9 @@ _GAP = 2
 def frames_png(array: NDArray[Any]) -> bytes:
     """Draw a frame (y, x), or up to 16 frames of a stack (..., y, x) as one sheet, all on one scale.
 
-    Colours follow the logarithm from half the first percentile of the positive values to the 99.8th percentile of all;
-    what has no value (NaN, infinite) is hatched grey. Frames of more than 1024 pixels are averaged over blocks.
+    The colour scale is logarithmic from half the first percentile of the positive values to the 99.8th percentile of
+    all; pixels without a value (NaN, infinite) are hatched grey. Frames of more than 1024 pixels are averaged over
+    blocks.
 
     Raises
     ------

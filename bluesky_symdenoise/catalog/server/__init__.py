@@ -1,1 +1,1 @@
-"""A server of one's own, and what may be wrong between a computer and a server."""
+"""An embedded Tiled server, and diagnosis of what may be wrong between a computer and a server."""

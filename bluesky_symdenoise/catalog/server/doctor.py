@@ -1,4 +1,4 @@
-"""What goes wrong between this computer and a Tiled server, found before a scan finds it."""
+"""Diagnosis of what may go wrong between this computer and a Tiled server, before a scan."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ _RUNS = 100
 
 
 def examine(uri: str, *, api_key: str | None, directory: str | Path | None = None) -> Iterator[Finding]:
-    """Check a server and this installation, one finding after the other.
+    """Check a server and this installation, and yield one finding after the other.
 
-    What is written to the server and to the folder of frames to find out is removed again, and nothing is written where
-    the key could not remove it.
+    Test data written to the server and to the folder of frames are removed again, and nothing is written where the key
+    could not remove it.
 
     Parameters
     ----------
     uri
         ``http://host:port``, with or without ``/api/v1``.
     api_key
-        The one that denoises.
+        Key that denoising uses.
     directory
         Folder of denoised frames, where the container does not name it.
 
     Raises
     ------
     SymDenoiseError
-        If `uri` is no address of a server.
+        If `uri` is not the address of a server.
     """
     yield from _installation()
     headers = {"Authorization": f"Apikey {api_key}"} if api_key else {}
     try:
-        # A connection for each request: Tiled closes one after an error of its own, and the next request must not fail.
+        # A connection for each request: Tiled closes one after an internal error, and the next request must not fail.
         limits = httpx.Limits(max_keepalive_connections=0)
         with httpx.Client(
             base_url=_api(uri), headers=headers, timeout=_PATIENCE_S, trust_env=False, limits=limits
@@ -84,7 +84,7 @@ def _api(uri: str) -> str:
     except httpx.InvalidURL:
         url = httpx.URL("")
     if url.scheme not in ("http", "https") or not url.host:
-        raise SymDenoiseError(uri, rule="it is no address of a Tiled server", remedy="give http://HOST:PORT")
+        raise SymDenoiseError(uri, rule="it is not the address of a Tiled server", remedy="give http://HOST:PORT")
     return str(url.copy_with(path=f"{url.path.partition('/api/v1')[0].rstrip('/')}/api/v1/", query=None))
 
 
@@ -193,7 +193,7 @@ class _Server:
                 "scopes",
                 "problem",
                 f"the key lacks {', '.join(missing)}",
-                "who only reads needs none of them; for denoising make a service's key with them: `register` is not in "
+                "reading alone needs none of them; for denoising make a service's key with them: `register` is not in "
                 "Tiled's role user, but in admin or a role of your own",
             )
         if "admin:apikeys" in self._scopes:
@@ -228,7 +228,7 @@ class _Server:
                 name,
                 "problem",
                 f"it lacks the spec {' '.join(CATALOGUE)}",
-                "delete it if it is empty and run `symdenoise prepare`, else give it the spec by hand",
+                "if it is empty, delete it and run `symdenoise prepare`; otherwise give it the spec by hand",
             )
         tags = attributes["access_tags"]
         # Tiled tags what is made without a tag with its maker, who alone sees it then.
@@ -255,7 +255,7 @@ class _Server:
                 "specs",
                 "warning",
                 f"{len(without)} of the {len(runs)} newest runs in `denoised` lack the spec {SPEC}: {without[0]}",
-                "move them elsewhere if they are no denoised runs, else replay them",
+                "move them elsewhere if they are not denoised runs, otherwise replay them",
             )
         else:
             yield Finding("specs", "OK", f"the {len(runs)} newest runs in `denoised` have the spec {SPEC}")
@@ -344,6 +344,6 @@ def _clock(answer: httpx.Response, *, begun: float, ended: float) -> Finding:
     if skew > _SKEW_S:
         now = datetime.fromtimestamp(there, UTC).isoformat()
         return Finding(
-            "clock", "warning", f"the server's is {skew:.0f} s off (it says {now})", "synchronise both by NTP"
+            "clock", "warning", f"the server's clock is {skew:.0f} s off (it says {now})", "synchronise both by NTP"
         )
     return Finding("clock", "OK", f"agrees within {skew + 1:.0f} s")

@@ -1,4 +1,4 @@
-"""One thing that was checked on a server, and what to do about it."""
+"""One result of checking a server, and what to do about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Verdict = Literal["OK", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked; `remedy` is empty where all is well."""
+    """One result of a check; `remedy` is empty if all is well."""
 
     check: str
     verdict: Verdict
@@ -18,5 +18,5 @@ class Finding:
     remedy: str = ""
 
     def to_dict(self) -> dict[str, str]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""A small file, registered on a server to try it, and removed again."""
+"""A small file that is registered on a server to test it, and removed again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 
 def try_out(http: httpx.Client, folder: Path, *, tags: Sequence[str]) -> Iterator[Finding]:
-    """Whether the server reads what is written here, whether its key may apply tags, and whether it computes on read.
+    """Test whether the server reads files written here, whether its key may apply tags, and computing on read.
 
     Parameters
     ----------
     http
         With the server's API as base and a key that may register and delete.
     folder
-        Of denoised frames.
+        Folder of denoised frames.
     tags
         Access tags of the raw runs.
 
@@ -38,9 +38,7 @@ def try_out(http: httpx.Client, folder: Path, *, tags: Sequence[str]) -> Iterato
         path.touch()
     except OSError as error:
         said = f"this computer has no folder {folder}"
-        remedy = (
-            f"make it, `mkdir -p {folder}`, if this is the computer that denoises, else run `symdenoise doctor` there"
-        )
+        remedy = f"make it, `mkdir -p {folder}`, if this computer denoises; otherwise run `symdenoise doctor` there"
         if folder.is_dir():
             said = f"this computer cannot write to {folder} ({error.strerror})"
             remedy = "give it write permission for the user who denoises"
@@ -62,7 +60,7 @@ def try_out(http: httpx.Client, folder: Path, *, tags: Sequence[str]) -> Iterato
 
 
 def _lazy_not_tried() -> Finding:
-    return Finding("lazy runs", "warning", "not tried, as the server reads no file of ours", "mend `frames` first")
+    return Finding("lazy runs", "warning", "not tried, as the server cannot read our files", "fix `frames` first")
 
 
 def _tags(probe: _Probe, tags: Sequence[str]) -> Iterator[Finding]:
@@ -94,7 +92,7 @@ def _lazy(http: httpx.Client, path: Path) -> Finding:
 
 
 class _Probe:
-    """A node of our own in `denoised`, of one small file; it is gone at the end."""
+    """A temporary node of one small file in `denoised`; it is removed at the end."""
 
     def __init__(self, http: httpx.Client, path: Path, *, mimetype: str = "application/x-hdf5") -> None:
         self._http, self._path, self._mimetype = http, path, mimetype
@@ -165,7 +163,7 @@ class _Probe:
         )
 
     def may_apply(self, tag: str) -> bool:
-        # The policy is asked before it is seen that the name is taken: nothing is ever made.
+        # The policy is checked before the name is found to be in use: nothing is ever made.
         answer = self._http.post(
             "metadata/denoised",
             json={

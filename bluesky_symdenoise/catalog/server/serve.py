@@ -55,14 +55,14 @@ _GRACE_S = 5
 
 
 def config_path() -> Path:
-    """The ``tiled_config.yml`` of this package: inside it where installed, beside it in a source tree."""
+    """Return the ``tiled_config.yml`` of this package: inside it if installed, beside it in a source tree."""
     package = Path(__file__).resolve().parents[2]
     installed = package / "tiled_config.yml"
     return installed if installed.is_file() else package.parent / "tiled_config.yml"
 
 
 def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[str | Path] = ()) -> Config:
-    """The server configuration of ``tiled_config.yml``, with its storage inside ``directory``.
+    """Return the server configuration of ``tiled_config.yml``, with its storage inside ``directory``.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
 
 
 def _is_as_asked(config: Config, asked: dict[str, Any]) -> bool:
-    """Whether the environment left alone what decides who reads, what code runs and where things are stored."""
+    """Return whether the environment leaves unchanged who may read, what code runs and where things are stored."""
     storage, imported = config.trees[0].args, _imported(asked)
     given = {name: storage[name] for name in ("uri", "writable_storage", "readable_storage")}
     return (
@@ -143,7 +143,7 @@ def _is_as_asked(config: Config, asked: dict[str, Any]) -> bool:
 
 
 def _imported(asked: Any) -> Any:
-    """The configuration with objects where it names them, ``package.module:name``."""
+    """Return the configuration with objects in place of their names, ``package.module:name``."""
     if isinstance(asked, dict):
         return {key: _imported(value) for key, value in asked.items()}
     if isinstance(asked, list):
@@ -156,7 +156,7 @@ def _imported(asked: Any) -> Any:
 def embedded_catalog(
     directory: str | Path, *, port: int = 0, api_key: str | None = None, readable: Sequence[str | Path] = ()
 ) -> Iterator[Container]:
-    """Serve a folder on 127.0.0.1 while the context lasts, and give a client of its root.
+    """Serve a folder on 127.0.0.1 while the context lasts, and yield a client of its root.
 
     The root holds two catalogues of Bluesky runs, ``client["raw"]`` and ``client["denoised"]``. Runs stay in
     the folder: opening it again shows them. Detector files belong in its ``frames``, denoised frames in ``denoised``.
@@ -175,7 +175,7 @@ def embedded_catalog(
     Raises
     ------
     SymDenoiseError
-        If the folder cannot be written or has a server already, if the port is taken, or if the environment
+        If the folder cannot be written or has a server already, if the port is in use, or if the environment
         redirects the storage.
     """
     key = api_key or os.environ.get(KEY_VARIABLE) or secrets.token_hex(32)
@@ -196,7 +196,7 @@ def serve(
     """Serve the catalogue in a folder until Ctrl-C or SIGTERM, and say how to open it.
 
     The key is ``api_key``, else that in ``TILED_SINGLE_USER_API_KEY``, else a random one; only the random one
-    is shown, because nobody else knows it, and only on a terminal. Call it from the main thread: that is where signals
+    is shown, because it is known nowhere else, and only on a terminal. Call this from the main thread, where signals
     arrive.
 
     Parameters
@@ -213,7 +213,7 @@ def serve(
     Raises
     ------
     SymDenoiseError
-        If the folder holds no catalogue, if a key would have to be shown and the output is no terminal, and as
+        If the folder holds no catalogue, if a key would have to be shown and the output is not a terminal, and as for
         `embedded_catalog`.
     """
     home = Path(directory)
@@ -255,7 +255,7 @@ def _running(directory: Path, *, port: int, api_key: str, readable: Sequence[str
 
 
 def _initialize(uri: str) -> None:
-    """Do what ``tiled catalog init --if-not-exists`` does, for which Tiled starts a process that takes seconds."""
+    """Initialize the database as ``tiled catalog init --if-not-exists`` does, without a process that takes seconds."""
     address = ensure_specified_sql_driver(uri)
 
     async def is_new() -> bool:
@@ -283,7 +283,7 @@ def _initialize(uri: str) -> None:
 
 @contextmanager
 def running(config: Config, *, port: int, api_key: str) -> Iterator[str]:
-    """Serve what a configuration describes on 127.0.0.1 while the context lasts, and give the URL."""
+    """Serve what a configuration describes on 127.0.0.1 while the context lasts, and yield the URL."""
     with ExitStack() as stack:
         listener = stack.enter_context(_listening(port))
         stack.enter_context(_quiet())
@@ -298,7 +298,7 @@ def running(config: Config, *, port: int, api_key: str) -> Iterator[str]:
 
 
 class _Server(ThreadedServer):  # type: ignore[misc]
-    """Takes a bound socket: left to itself, uvicorn tells only its log that a port is taken."""
+    """A uvicorn server on a bound socket: left to itself, uvicorn only logs that a port is in use."""
 
     listener: socket.socket
 
@@ -308,7 +308,7 @@ class _Server(ThreadedServer):  # type: ignore[misc]
 
 @contextmanager
 def _only_server(directory: Path) -> Iterator[None]:
-    """Make the folders and hold their lock: two servers would each believe that the database is theirs."""
+    """Make the folders and hold their lock, because two servers would each take the database for their own."""
     try:
         for name in ("arrays", "frames", "denoised"):
             (directory / name).mkdir(parents=True, exist_ok=True)
@@ -351,7 +351,7 @@ def _listening(port: int) -> Iterator[socket.socket]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Warnings only while the server runs: requests and greetings are of no use to whoever embeds it."""
+    """Log only warnings while the server runs: requests and greetings are of no use to the embedding program."""
     before = {name: logging.getLogger(name).level for name in _CHATTY}
     try:
         for name in _CHATTY:
@@ -364,7 +364,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def stop_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set instead of what they do otherwise; for the main thread."""
+    """Yield an event that Ctrl-C and SIGTERM set instead of their usual effect; for the main thread only."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

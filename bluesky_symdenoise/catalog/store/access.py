@@ -1,4 +1,4 @@
-"""A derived run is as restricted as its raw run, or it is not written."""
+"""Access control: a derived run is as restricted as its raw run, or it is not written."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Document = dict[str, Any]
 
 
 def derived_writer(container: Container, *, batch_size: int = 1) -> Callable[[str, Document], Any]:
-    """A TiledWriter for one derived run that stops at once if the run would not get its raw run's access tags.
+    """Return a TiledWriter for one derived run that stops at once if the run would not get its raw run's access tags.
 
-    A server without an access policy drops tags without a word, of raw runs as of derived ones; where the raw run has
-    none either, that is fine.
+    A server without an access policy silently drops the tags of raw and derived runs alike; if the raw run has none
+    either, that is accepted.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def derived_writer(container: Container, *, batch_size: int = 1) -> Callable[[st
 
 
 class _Normalizer(RunNormalizer):  # type: ignore[misc]
-    """Keeps what the server answers to a start document: event-model's router would blame its factories for it.
+    """Keep the server's answer to a start document, because event-model's router would blame its factories for it.
 
     What is sent with the first row makes the nodes of a stream: that is not left to the end of a short run.
     """
@@ -87,7 +87,7 @@ class _Normalizer(RunNormalizer):  # type: ignore[misc]
 
 
 def _require_tags(container: Container, start: Document) -> None:
-    """Delete a derived run that was just made, and stop, unless it carries its raw run's access tags."""
+    """Delete a derived run that was just made, and raise, unless it carries its raw run's access tags."""
     run = container[start["uid"]]
     given, wanted = set(run.access_tags), set(start.get("tiled_access_tags") or ())
     if given == wanted or given == _raw_tags(container, start["raw_uid"]):

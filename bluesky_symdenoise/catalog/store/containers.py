@@ -1,4 +1,4 @@
-"""The two containers that a root holds: raw runs and denoised ones."""
+"""The two containers of a root: raw runs and denoised ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CATALOGUE = ("CatalogOfBlueskyRuns", "3.0")
 
 
 def run_in(container: Container, uid: str) -> BlueskyRun | None:
-    """The run of this uid, with one request; None if there is none."""
+    """Return the run of this uid, with one request; None if there is none."""
     try:
         # The catalogue's own look-up goes on to search for runs whose uid begins with it.
         found: BlueskyRun = Container.__getitem__(container, uid)
@@ -35,7 +35,7 @@ def run_in(container: Container, uid: str) -> BlueskyRun | None:
 
 
 def prepare(root: Container, *, frames: str | Path, access_tags: Sequence[str] = ()) -> None:
-    """Make the containers ``raw`` and ``denoised`` where they are missing, and name the folder for denoised frames.
+    """Make the containers ``raw`` and ``denoised`` if they are missing, and record the folder for denoised frames.
 
     Parameters
     ----------
@@ -44,8 +44,8 @@ def prepare(root: Container, *, frames: str | Path, access_tags: Sequence[str] =
     frames
         Folder that the denoising computer writes and the server reads.
     access_tags
-        Of the two containers, in place of those that they have: tags that show them to all who may look for runs. None
-        leaves them as they are.
+        Access tags of the two containers, replacing existing ones: tags that show them to all who may look for runs.
+        None leaves them unchanged.
 
     Raises
     ------
@@ -68,8 +68,8 @@ def prepare(root: Container, *, frames: str | Path, access_tags: Sequence[str] =
             if error.response.status_code == HTTPStatus.CONFLICT:
                 raise SymDenoiseError(
                     f"container {name}",
-                    rule="it is there, and this key may not see it",
-                    remedy="run `symdenoise prepare --access-tag TAG` once with the key of whoever made it",
+                    rule="it exists, but this key may not see it",
+                    remedy="run `symdenoise prepare --access-tag TAG` once with the key of the user who made it",
                 ) from error
             if error.response.status_code != HTTPStatus.FORBIDDEN or not access_tags:
                 raise

@@ -1,4 +1,4 @@
-"""What the writer of one derived run has finished: it tells a living writer from a dead one, and whole rows from torn.
+"""Journal of the writer of one derived run: it tells a living writer from a dead one, and whole rows from torn.
 
 The journal lies beside the run's HDF5 files while the run is unfinished. Its writer holds its lock, which ends with the
 process. Each row is entered with a checksum after its frames were written and before it is announced; the next writer
@@ -36,7 +36,7 @@ class Journal:
     path
         ``<uid>.journal`` in the folder of the run's HDF5 files.
     made_with
-        All that decides the bits of a row beside the raw frame: rows that were made with anything else are not kept.
+        Everything that decides the bits of a row besides the raw frame: rows made with anything else are not kept.
 
     Raises
     ------
@@ -56,7 +56,7 @@ class Journal:
         self._write(b"\n" + _line({"made_with": made_with, "pid": os.getpid(), "host": socket.gethostname()}))
 
     def new_file(self, stream: str) -> Path:
-        """Path for the HDF5 file of a stream: files of earlier writers keep their rows until this one has finished."""
+        """Return a path for a stream's HDF5 file; earlier writers' files are kept until this writer has finished."""
         first = self.path.with_name(f"{self.path.stem}-{stream}.h5")
         path, attempt = first, 1
         while path.exists():
@@ -70,7 +70,7 @@ class Journal:
     ) -> None:
         """Enter a row whose frames are in the file; images that could not be denoised are left out.
 
-        ``turn`` counts the rows of this number before it: a RunEngine may take points again.
+        ``turn`` counts the earlier rows with this number: a RunEngine may repeat points.
         """
         keys = {
             key: {"crc32": row.crc32, "scalars": dict(row.scalars)}
@@ -82,7 +82,7 @@ class Journal:
         self._entered = True
 
     def kept(self, stream: str, key: str, seq_num: int, turn: int = 0) -> Row | None:
-        """The row that an earlier writer finished, if its frames are as they were entered."""
+        """Return the row that an earlier writer finished, if its frames are as they were entered."""
         entry = self._entries.get((stream, key, seq_num, turn))
         if entry is None:
             return None
@@ -96,7 +96,7 @@ class Journal:
         return row if row.crc32 == entry["crc32"] else None
 
     def close(self) -> None:
-        """Let go: whoever comes next finds the rows. A journal without rows is removed."""
+        """Release the journal, whose rows the next writer finds. A journal without rows is removed."""
         if not (self._file.closed or self._entries or self._entered):
             self.path.unlink(missing_ok=True)
         for reader in self._readers.values():
@@ -110,15 +110,15 @@ class Journal:
             path.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """The run is complete: remove what earlier writers left, and the journal."""
+        """Remove what earlier writers left, and the journal: the run is complete."""
         self.tidy(keep=self._own)
 
     def tidy(self, *, keep: Collection[Path]) -> None:
-        """Remove the files of this run but for those to keep, and the journal."""
+        """Remove the files of this run except those to keep, and the journal."""
         for path in self.path.parent.glob(f"{self.path.stem}-*.h5"):
             if path not in keep:
                 path.unlink(missing_ok=True)
-        # While it is still locked: nobody else can be using it.
+        # While it is still locked: no other process can be using it.
         self.path.unlink(missing_ok=True)
         self.close()
 
@@ -134,7 +134,7 @@ class Journal:
 
 
 def finished(path: Path, *, made_with: Document) -> Collection[Entered]:
-    """Images that a journal has, without taking its lock: whether their frames are whole is not looked at."""
+    """Return the images in a journal, without taking its lock or checking that their frames are whole."""
     return _entries(path.read_bytes(), made_with) if path.exists() else ()
 
 
@@ -162,5 +162,5 @@ def _line(entry: Document) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's scalars as Python's."""
+    """Return NumPy's scalars as Python's."""
     return value.item()

@@ -1,4 +1,4 @@
-"""A file that one process at a time holds; the kernel lets go of it when that process ends, however it ends."""
+"""A file that one process at a time holds; the kernel releases it when that process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class HeldError(SymDenoiseError):
 
 
 def held(path: Path) -> HeldError:
-    """That the file has a holder; which one, if it has written so into the file."""
+    """Return the error for a locked file, naming the holder if it wrote its name into the file."""
     holder = _holder(path)
     if holder == (os.getpid(), socket.gethostname()):
         return HeldError(
             str(path),
-            rule="another writer in this very process holds this lock",
+            rule="another writer in this process holds this lock",
             remedy="use one of the two, such as one callback, or give them different settings",
         )
     who = "a living process" if holder is None else f"process {holder[0]} on {holder[1]}"
@@ -34,7 +34,7 @@ def held(path: Path) -> HeldError:
 
 
 def _holder(path: Path) -> tuple[int, str] | None:
-    """Process and host of the last line that names them."""
+    """Return process and host of the last line that names them."""
     found = None
     try:
         for line in path.read_bytes().splitlines():
@@ -62,12 +62,12 @@ def locked(file: int | IO[Any]) -> bool:
 
 
 def hold(path: Path) -> BinaryIO:
-    """Open a file for appending and lock it; it is made if it does not exist. Closing it lets go.
+    """Open a file for appending and lock it, making it if needed. Closing it releases the lock.
 
     Raises
     ------
     HeldError
-        If somebody else holds it.
+        If another owner holds it.
     SymDenoiseError
         If the file system has no locks.
     """
@@ -85,14 +85,14 @@ def hold(path: Path) -> BinaryIO:
         if not free:
             file.close()
             raise held(path)
-        # Whoever held it may have removed it between our opening and our locking.
+        # The previous holder may have removed it between our opening and our locking.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
         file.close()
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody holds the file; one that does not exist is held by nobody."""
+    """Return whether the file is locked; a missing file is not."""
     try:
         file = path.open("rb")
     except FileNotFoundError:

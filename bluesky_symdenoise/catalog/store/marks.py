@@ -1,4 +1,4 @@
-"""Array nodes of derived images carry a spec of their own, by which the server finds our picture of them."""
+"""Specs on the array nodes of derived images, by which the server finds our picture of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("bluesky_symdenoise")
 
 
 def marking(container: Any, emit: Emit) -> Emit:
-    """A writer of one derived run that marks its images, of a stream with the first event or with the stop document."""
+    """Return a writer of one derived run that marks its images, with a stream's first event or the stop document."""
     uid, keys, streams = "", dict[str, list[str]](), dict[str, str]()
 
     def write(name: str, doc: Document) -> None:
@@ -45,16 +45,16 @@ def marking(container: Any, emit: Emit) -> Emit:
 def mark_images(container: Any, uid: str, keys: Mapping[str, Collection[str]]) -> bool:
     """Give the image nodes of a derived run the spec ``SymDenoisedImage``; TiledWriter gives array nodes none.
 
-    What fails is logged and goes no further: a run without marks is complete, only its pictures are Tiled's own.
+    A failure is only logged: a run without marks is complete, but its pictures are Tiled's own.
 
     Parameters
     ----------
     container
         Client of the catalogue of derived runs; its key needs the scope ``write:metadata``.
     uid
-        Of the derived run.
+        Uid of the derived run.
     keys
-        By stream, the image data keys: each and its ``<key>_sigma`` are marked.
+        Image data keys by stream: each and its ``<key>_sigma`` are marked.
 
     Returns
     -------
@@ -73,5 +73,5 @@ def mark_images(container: Any, uid: str, keys: Mapping[str, Collection[str]]) -
                     node.update_metadata(specs=[IMAGE_SPEC])
                     left -= 1
     except (ClientError, httpx.TransportError, KeyError) as error:
-        log.warning("run %s: its images are not marked for their pictures (%s)", uid[:8], error)
+        log.warning("run %s: its images are not marked, so Tiled draws their pictures (%s)", uid[:8], error)
     return left == 0

@@ -1,4 +1,4 @@
-"""Rows of a derived stream that wait, compressed, in a file of their own to be copied into the run's file."""
+"""Compressed rows of a derived stream, in a file that waits to be copied into the run's file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Outcomes = Mapping[str, Row | Exception]
 
 
 class PartWriter:
-    """Writes the rows of a part; the file appears under its name when it is whole, whoever else writes the same.
+    """Writer of the rows of a part; the file gets its name when it is whole, even if another process writes the same.
 
     Parameters
     ----------
     path
-        Of the part.
+        Path of the part.
     shapes
         (..., y, x) of one row of each image.
     """
@@ -72,7 +72,7 @@ class PartWriter:
 
 
 class Part:
-    """A part that is whole."""
+    """A complete part."""
 
     def __init__(self, path: Path) -> None:
         self._file = h5py.File(path, "r")
@@ -84,7 +84,7 @@ class Part:
         return any("scalars" not in said for row in self._said for said in row.values())
 
     def rows(self) -> Iterator[dict[str, CompressedRow | Exception]]:
-        """The rows in order, as they were appended; frames are read when they are copied."""
+        """Yield the rows in order, as they were appended; frames are read when they are copied."""
         data = self._file["entry/data"]
         for index, row in enumerate(self._said):
             yield {key: _outcome(data, key, index, said) for key, said in row.items()}

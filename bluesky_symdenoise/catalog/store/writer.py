@@ -38,20 +38,20 @@ COLUMN_DTYPES = {"number": "<f8", "string": "|S64"}
 
 
 class DerivedRun:
-    """Composes the documents of one derived run and hands them to a writer such as TiledWriter.
+    """Compose the documents of one derived run and pass them to a writer such as TiledWriter.
 
     Parameters
     ----------
     emit
         Called with each (name, document).
     journal
-        HeldError for this run; the HDF5 files lie beside it, one a stream.
+        Journal held for this run; the HDF5 files are beside it, one per stream.
     start
-        Start document but for uid and time.
+        Start document without uid and time.
     uid, time
-        Of the derived run.
+        Uid and time of the derived run.
     arrays
-        Mask and exposure: stored in each file, named by their sha256.
+        Mask and exposure, stored in each file and named by their sha256.
     created
         Called with the path of each new file.
     columns
@@ -78,7 +78,7 @@ class DerivedRun:
 
     @property
     def uid(self) -> str:
-        """Of the derived run."""
+        """Uid of the derived run."""
         return str(self._run.start_doc["uid"])
 
     def stream(
@@ -95,11 +95,12 @@ class DerivedRun:
         Parameters
         ----------
         arrays
-            Stored in the stream's file beside those of the run.
+            Arrays to store in the stream's file beside those of the run.
         configuration
-            What was found out about the images; it goes into the descriptor.
+            What was found about the images; it goes into the descriptor.
         flown
-            The raw stream has no events: nor has this one, and its scalars are columns in the file.
+            Whether the raw stream has no events; this one then has none either, and its scalars are columns in the
+            file.
         """
         path = self.journal.new_file(descriptor["name"])
         opened = DerivedStream(
@@ -120,7 +121,7 @@ class DerivedRun:
         return opened
 
     def stop(self, *, exit_status: str, reason: str, provenance: Document) -> None:
-        """Close the files and the run; of a run that is whole, what earlier writers left is removed."""
+        """Close the files and the run; remove what earlier writers left if the run is complete."""
         try:
             for stream in self._streams:
                 stream.close()
@@ -134,14 +135,14 @@ class DerivedRun:
             self.journal.close()
 
     def leave(self) -> None:
-        """Close the files but not the run: the next writer goes on with its rows."""
+        """Close the files but not the run: the next writer continues with its rows."""
         for stream in self._streams:
             stream.close()
         self.journal.close()
 
 
 class DerivedStream:
-    """The rows of one stream: an SWMR file, from the first row until the run ends, and its documents."""
+    """Rows of one stream: an SWMR file, from the first row until the run ends, and its documents."""
 
     def __init__(
         self,
@@ -178,7 +179,7 @@ class DerivedStream:
         self._resources: dict[str, Any] = {}
 
     def _open(self) -> None:
-        """Make the file and announce it: with the first row, so that nothing lies about that was never needed."""
+        """Make the file and announce it, with the first row, so that no unused file is left."""
         # A new file even where a killed writer left one: readers of that one keep what they have open.
         self.path.unlink(missing_ok=True)
         self._file = h5py.File(self.path, "x", libver="v110")
@@ -212,7 +213,7 @@ class DerivedStream:
     def append(self, *, seq_num: int, time: float | None, rows: Mapping[str, Row | CompressedRow]) -> None:
         """Write one row: frames first, in the file and the journal before they are announced, then the documents.
 
-        ``time`` is that of the event; a flown stream has none.
+        ``time`` is the time of the event; a flown stream has none.
         """
         if self._file is None:
             self._open()
@@ -264,7 +265,7 @@ class DerivedStream:
 
 
 def stored_scalars(key: str, scalars: Mapping[str, Any], columns: Mapping[str, str] = SCALARS) -> Document:
-    """The scalars of one image by their data keys, every number a float and every string a str.
+    """Return the scalars of one image by their data keys, every number a float and every string a str.
 
     TiledWriter makes a table with the types of the first rows that it sends: an int, a bool or None there would refuse
     or change what comes later. A number that is not known is NaN, a string that is not known is empty.
@@ -285,7 +286,7 @@ _STORED: Mapping[str, Callable[[Any], float | str]] = {"number": _number, "strin
 
 
 def configuration_of(found: Document, time: float) -> Document:
-    """What was found out about the images, in the form of a device's configuration."""
+    """Return what was found about the images, in the form of a device's configuration."""
     if not found:
         return {}
     return {
@@ -298,7 +299,7 @@ def configuration_of(found: Document, time: float) -> Document:
 
 
 def hints_of(keys: Sequence[str], columns: Mapping[str, str]) -> Document:
-    """What tables and plots show unasked, as arguments of a descriptor: the values of analyses without their sigma."""
+    """Return what tables and plots show by default, as descriptor arguments: values of analyses without their sigma."""
     shown = [name for name in columns if name not in SCALARS and not name.endswith("_sigma")]
     if not shown:
         return {}
@@ -312,7 +313,7 @@ def hints_of(keys: Sequence[str], columns: Mapping[str, str]) -> Document:
 def derived_data_keys(
     descriptor: Document, keys: Sequence[str], *, flown: bool, columns: Mapping[str, str] = SCALARS
 ) -> Document:
-    """Data keys of the derived stream: the raw shape and dims for image and sigma, and the scalars."""
+    """Return data keys of the derived stream: the raw shape and dims for image and sigma, and the scalars."""
     out: Document = {}
     for key in keys:
         raw = descriptor["data_keys"][key]
