@@ -16,7 +16,7 @@ UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "
 
 #: Both ends of the pipe between a RunEngine's process and the worker that it started: nobody else can write to it. And
 #: what goes to a task of a Dask cluster, which runs whatever code its clients send it.
-PRIVATE_PIPE = {"acquisition/partition.py"}
+PRIVATE_PIPE = {"acquisition/cluster/partition.py"}
 
 
 def offences(source: str, *, checkpoints: bool) -> list[str]:
