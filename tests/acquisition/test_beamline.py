@@ -275,7 +275,7 @@ class TestInARun:
         found = replay(documents, denoiser=denoiser, symmetry="1", beamline=Beamline(**names)).compute()
         assert np.isfinite(found.det_denoised).all()
         (said,) = [record.getMessage() for record in caplog.records]
-        assert "primary/det: beam_center_y='nonsense.name' is found nowhere" in said
+        assert "primary/det: beam_center_y='nonsense.name' is not found in any column" in said
 
     def test_i0_and_transmission_change_no_pixel(self, client: Container, denoiser: Denoiser) -> None:
         images = [

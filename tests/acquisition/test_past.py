@@ -394,7 +394,7 @@ class TestDocuments:
     def test_one_run_at_a_time(self, documents: list[tuple[str, Any]], denoiser: Counting, tmp_path: Path) -> None:
         other = json.loads(json.dumps(documents[0]))
         other[1]["uid"] = "9" + other[1]["uid"][1:]
-        with pytest.raises(SymDenoiseError, match="second one"):
+        with pytest.raises(SymDenoiseError, match="a second start document"):
             replay([*documents[:-1], other], denoiser=denoiser)
         with pytest.raises(SymDenoiseError, match="begins with its start document"):
             replay(documents[1:], denoiser=denoiser)

@@ -252,7 +252,7 @@ class TestPlaces:
             assert name is not None
             before = computed()
             said = refused(server.read(name, slice="1"))
-            assert "outside the server's readable storage" in said or "no HDF5" in said, (kind, said)
+            assert "outside the server's readable storage" in said or "not HDF5" in said, (kind, said)
             assert computed() == before
 
 

@@ -106,7 +106,7 @@ def test_a_run_that_is_not_there_costs_no_other(catalog: Container, command: Com
     status, said = command(good, "nosuchuid")
     assert (status, "1 of 2 runs replayed" in said) == (1, True)
     (line,) = [line for line in said.splitlines() if "nosuchuid" in line]
-    assert "there is none" in line
+    assert "no run or more than one" in line
     assert denoised_for(catalog, good) is not None
     status, said = command("nosuchuid", "norsuchone")
     assert (status, "raw run" in said) == (2, False)
@@ -120,7 +120,7 @@ def test_a_run_that_is_not_there_costs_no_other(catalog: Container, command: Com
         (("abc", "--plan", "scan"), "named or searched for"),
         (("--query", "sample"), "KEY=VALUE"),
         (("--plan", "scan", "--rows", "a:b"), "FIRST:STOP"),
-        (("00000000-0000-0000-0000-000000000000",), "there is none"),
+        (("00000000-0000-0000-0000-000000000000",), "no run or more than one"),
         (("missing.jsonl",), "cannot be read"),
     ],
 )
