@@ -93,6 +93,15 @@ def hdf5(run: Made, name: str, stack: np.ndarray) -> Any:
     return resource
 
 
+def stage_twice(run: Made, stack: np.ndarray) -> None:
+    """Two times three rows, in files of one name."""
+    stream = run.stream(det=described([1, HEIGHT, WIDTH]))
+    for part in range(2):
+        resource = hdf5(run, f"{run.uid}.h5", stack[3 * part : 3 * part + 3])
+        for row in range(3):
+            run.row(stream, resource, row, 3 * part + row + 1)
+
+
 def write(path: Path, stack: np.ndarray) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("counts", data=stack, chunks=(1, *stack.shape[1:]))
@@ -154,11 +163,7 @@ class TestWrittenAnew:
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made], tmp_path: Path
     ) -> None:
         run, stack = made(), frames(6)
-        stream = run.stream(det=described([1, HEIGHT, WIDTH]))
-        for part in range(2):
-            resource = hdf5(run, f"{run.uid}.h5", stack[3 * part : 3 * part + 3])
-            for row in range(3):
-                run.row(stream, resource, row, 3 * part + row + 1)
+        stage_twice(run, stack)
         documents = run.ended()
         expected = [NAN, NAN, NAN, *sums(stack[3:])]
         again = replay(documents, into=client["denoised"], denoiser=denoiser, symmetry="1")
@@ -171,11 +176,7 @@ class TestWrittenAnew:
     def test_not_taken_from_tiled(self, client: Container, denoiser: Denoiser, made: Callable[..., Made]) -> None:
         """Which keeps one file twice."""
         run, stack = made(), frames(6)
-        stream = run.stream(det=described([1, HEIGHT, WIDTH]))
-        for part in range(2):
-            resource = hdf5(run, f"{run.uid}.h5", stack[3 * part : 3 * part + 3])
-            for row in range(3):
-                run.row(stream, resource, row, 3 * part + row + 1)
+        stage_twice(run, stack)
         writer = TiledWriter(client["raw"], batch_size=1)
         for name, doc in run.ended():
             writer(name, doc)

@@ -188,12 +188,11 @@ def test_such_a_scan_is_denoised_live_and_again_to_a_run_without_rows(
         assert run.quality.empty
 
 
-def test_square_frames_inside_events_have_dimensions_of_their_own(client: Container, denoiser: Denoiser) -> None:
-    """Tiled gives dimensions of equal length one name, with which xarray cannot work."""
+def taken(client: Container, denoiser: Denoiser, frames: np.ndarray) -> Any:
+    """The raw run of a step scan whose frames (n, y, x) are inside its events; it is denoised as well."""
     run = compose_run()
-    key = {"source": "test", "dtype": "array", "dtype_numpy": "<u2", "shape": [32, 32]}
+    key = {"source": "test", "dtype": "array", "dtype_numpy": "<u2", "shape": list(frames.shape[1:])}
     stream = run.compose_descriptor(name="primary", data_keys={"det": key})
-    frames = np.random.default_rng(0).poisson(2.0, (3, 32, 32)).astype(np.uint16)
     documents = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
     for number, image in enumerate(frames):
         event = stream.compose_event(data={"det": image.tolist()}, timestamps={"det": 0.0}, seq_num=number + 1)
@@ -204,7 +203,12 @@ def test_square_frames_inside_events_have_dimensions_of_their_own(client: Contai
         for name, doc in documents:
             writer(name, doc)
             callback(name, doc)
-    raw = client["raw"][run.start_doc["uid"]]
+    return client["raw"][run.start_doc["uid"]]
+
+
+def test_square_frames_inside_events_have_dimensions_of_their_own(client: Container, denoiser: Denoiser) -> None:
+    """Tiled gives dimensions of equal length one name, with which xarray cannot work."""
+    raw = taken(client, denoiser, np.random.default_rng(0).poisson(2.0, (3, 32, 32)).astype(np.uint16))
     for both in (aligned(raw, denoised_for(client, raw.start["uid"])), replay(raw, denoiser=denoiser, symmetry="1")):
         assert both.det.dims == both.det_denoised.dims
         assert len(set(both.det.dims)) == 3
@@ -214,23 +218,9 @@ def test_square_frames_inside_events_have_dimensions_of_their_own(client: Contai
 def test_frames_that_a_killed_writer_wrote_without_their_events(
     client: Container, denoiser: Denoiser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = compose_run()
-    key = {"source": "test", "dtype": "array", "dtype_numpy": "<u2", "shape": [24, 32]}
-    stream = run.compose_descriptor(name="primary", data_keys={"det": key})
-    documents = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
-    for number in range(2):
-        image = np.full((24, 32), number + 1, np.uint16)
-        event = stream.compose_event(data={"det": image.tolist()}, timestamps={"det": 0.0}, seq_num=number + 1)
-        documents.append(("event", event))
-    documents.append(("stop", run.compose_stop()))
-    writer = TiledWriter(client["raw"], batch_size=1)
-    with ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1") as callback:
-        for name, doc in documents:
-            writer(name, doc)
-            callback(name, doc)
-    raw = client["raw"][run.start_doc["uid"]]
+    raw = taken(client, denoiser, np.ones((2, 24, 32), np.uint16) * np.uint16([[[1]], [[2]]]))
     raw["primary"]["det"].patch(np.zeros((1, 24, 32), np.uint16), offset=(2, 0, 0), extend=True)
-    raw = client["raw"][run.start_doc["uid"]]
+    raw = client["raw"][raw.start["uid"]]
     both = aligned(raw, denoised_for(client, raw.start["uid"]))
     assert dict(both.sizes)["time"] == 2
     np.testing.assert_array_equal(both.det.values[:, 0, 0], [1, 2])

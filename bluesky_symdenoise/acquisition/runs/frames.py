@@ -195,11 +195,10 @@ class _Hdf5File:
         self._uid, self._count, self._replaced = resource["uid"], count, replaced
 
     def read(self, index: int) -> NDArray[Any]:
-        self._replaced.check(self._uid, [self._path])
-        image = self._rows.read(self._count.row(index, has=lambda row: row < self._rows.count()))
-        # Meanwhile, too.
-        self._replaced.check(self._uid, [self._path])
-        return image
+        def read() -> NDArray[Any]:
+            return self._rows.read(self._count.row(index, has=lambda row: row < self._rows.count()))
+
+        return self._replaced.read(self._uid, lambda: [self._path], read)
 
     def close(self) -> None:
         """Report a strange length of the dataset; the file itself is opened for each read."""
@@ -236,11 +235,11 @@ class _OtherFile:
     def read(self, index: int) -> NDArray[Any]:
         row = self._count.row(index, has=self._has)
         value = f"frame {index} of {self._resource['uri']}"
-        uid, paths = self._resource["uid"], self._paths(row)[1]
-        self._replaced.check(uid, paths)
-        image = self._patience.read(lambda: self._read_now(row), value=value)
-        self._replaced.check(uid, paths)
-        return image
+        return self._replaced.read(
+            self._resource["uid"],
+            lambda: self._paths(row)[1],
+            lambda: self._patience.read(lambda: self._read_now(row), value=value),
+        )
 
     def _has(self, row: int) -> bool:
         """Return whether there is a row; unknown for a file that holds several."""

@@ -79,7 +79,6 @@ class LegacyFrames:
         factory = self._handler(resource["spec"])
 
         refuse_windows(str(path))
-        self._replaced.check(uid, [path])
         short: list[NDArray[Any]] = []
 
         def attempt() -> NDArray[Any]:
@@ -93,16 +92,17 @@ class LegacyFrames:
 
         patience = self._patience.setdefault(uid, Patience(frames.PATIENCE_S))
         value = f"{resource['spec']} frame {datum['datum_kwargs']} of {path}"
-        try:
-            image = patience.read(attempt, value=value, again=lambda: self._let_go(uid))
-        except SymDenoiseError:
-            if not short:
-                raise
-            # It gets no more: the detector has summed the frames, or took fewer.
-            image = short[0]
-        # Meanwhile, too.
-        self._replaced.check(uid, [path])
-        return image
+
+        def read() -> NDArray[Any]:
+            try:
+                return patience.read(attempt, value=value, again=lambda: self._let_go(uid))
+            except SymDenoiseError:
+                if not short:
+                    raise
+                # It gets no more: the detector has summed the frames, or took fewer.
+                return short[0]
+
+        return self._replaced.read(uid, lambda: [path], read)
 
     def close(self) -> None:
         """Close the files."""

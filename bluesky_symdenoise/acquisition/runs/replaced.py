@@ -8,11 +8,12 @@ of the denoiser reveals this.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from event_model import unpack_datum_page
+from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -46,6 +47,26 @@ class Replaced:
     def all(self) -> dict[str, float]:
         """Resources, each with its time."""
         return dict(self._since)
+
+    def read(self, uid: str, paths: Callable[[], Iterable[Path]], read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """Return what `read` returns, unless a file of the resource may have been replaced before, or meanwhile.
+
+        Parameters
+        ----------
+        paths
+            Returns the files; called only where one may have been replaced.
+
+        Raises
+        ------
+        SymDenoiseError
+            As `check`.
+        """
+        if uid in self._since:
+            self.check(uid, paths())
+        image = read()
+        if uid in self._since:
+            self.check(uid, paths())
+        return image
 
     def check(self, uid: str, paths: Iterable[Path]) -> None:
         """Raise SymDenoiseError if one of these files of a resource may have been replaced by now."""
