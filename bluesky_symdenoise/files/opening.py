@@ -7,14 +7,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.hdf5 import hdf5_parts
-from bluesky_symdenoise.files.images import image_part
-from bluesky_symdenoise.files.part import Part, readable
+from bluesky_symdenoise.files.format import Part, readable
+from bluesky_symdenoise.files.formats import of_file
 from bluesky_symdenoise.files.stack import FrameStack
 
 
@@ -62,13 +60,12 @@ def _natural(file: tuple[Path, str | None]) -> list[str | int]:
 
 def _parts(path: Path, dataset: str | None) -> list[Part]:
     with readable(path):
-        if h5py.is_hdf5(path):
-            return hdf5_parts(path, dataset)
-        if dataset is not None:
+        found = of_file(path)
+        if dataset is not None and not found.has_datasets:
             raise SymDenoiseError(f"{path}::{dataset}", rule="only HDF5 files have datasets", remedy=f"write {path}")
         if path.stat().st_size == 0:
             raise SymDenoiseError(f"{path}", rule="the file is empty", remedy="copy or write it again")
-        return [image_part(path)]
+        return found.parts(path, dataset) if found.parts is not None else []
 
 
 def mask_from(path: str | Path) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.part import Array, Part, ReadFrames, readable
+from bluesky_symdenoise.files.format import Array, Part, ReadFrames, readable
 
 T = TypeVar("T")
 

@@ -30,7 +30,7 @@ from bluesky_symdenoise.derived.columns import denoised_images
 from bluesky_symdenoise.derived.row import Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.rows import open_for_reading
-from bluesky_symdenoise.files.source import HDF5, Source
+from bluesky_symdenoise.files.source import Source
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 if TYPE_CHECKING:
@@ -359,7 +359,7 @@ def _registered_source(run: BlueskyRun, stream: str, key: str) -> Source:
     data = _data_source(run, stream, key)
     raw = raw_for(run)
     source, _ = raw_source(raw, _descriptor(raw, stream), key)
-    if data.mimetype == HDF5:
+    if data.mimetype != MIMETYPE:
         return source
     return replace(source, stamps=LazyImage.from_dict(data.parameters).stamps)
 

@@ -32,7 +32,8 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.derived.columns import SCALARS, computed_when_read
 from bluesky_symdenoise.derived.row import Row
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.source import ZARR, Source
+from bluesky_symdenoise.files.formats import by_mimetype
+from bluesky_symdenoise.files.source import Source
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.frame import sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -290,7 +291,8 @@ def lazy_key(
         stamps=source.stamps,
     )
     # What the server would refuse is refused here.
-    return LazyKey(LazyImage.from_dict(image.to_dict()), tuple(uris), is_directory=source.mimetype == ZARR)
+    of = by_mimetype(source.mimetype)
+    return LazyKey(LazyImage.from_dict(image.to_dict()), tuple(uris), is_directory=of is not None and of.folder)
 
 
 def _refuse_unreadable(array: Any, planned: LazyKey) -> None:

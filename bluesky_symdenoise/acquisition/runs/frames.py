@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import httpx
 import numpy as np
-import tifffile
 from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
 from numpy.typing import NDArray
 from tiled.ndslice import NDSlice
@@ -21,10 +20,11 @@ from tiled.ndslice import NDSlice
 from bluesky_symdenoise.acquisition.runs.counting import Count
 from bluesky_symdenoise.acquisition.runs.replaced import Replaced
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.format import Format, Rows
+from bluesky_symdenoise.files.formats import by_mimetype
 from bluesky_symdenoise.files.layout import frames_stated, stated_shape
 from bluesky_symdenoise.files.paths import local_path
-from bluesky_symdenoise.files.rows import Hdf5Rows, Patience
-from bluesky_symdenoise.files.source import HDF5, TIFF
+from bluesky_symdenoise.files.rows import Patience
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -147,9 +147,10 @@ def _file(resource: Document, descriptor: Document, count: Count, replaced: Repl
         local_path(resource["uri"])
     except SymDenoiseError as error:
         return _OutOfReach(error)
-    if resource["mimetype"] == HDF5 and not any(parameters.get(name) for name in ("template", "slice", "squeeze")):
-        return _Hdf5File(resource, descriptor, count, replaced)
-    return _OtherFile(resource, descriptor, count, replaced)
+    growing = (by_mimetype(resource["mimetype"]) or Format()).growing
+    if growing is None or any(parameters.get(name) for name in ("template", "slice", "squeeze")):
+        return _ConsolidatedFiles(resource, descriptor, count, replaced)
+    return _GrowingFile(resource, descriptor, count, replaced, growing)
 
 
 def _other_frames(key: str, first: Document, now: Document) -> _OutOfReach | None:
@@ -181,17 +182,24 @@ class _OutOfReach:
         """Do nothing: no file is open."""
 
 
-class _Hdf5File:
-    """Rows of one HDF5 dataset."""
+class _GrowingFile:
+    """Rows of one file, which a detector may still be writing."""
 
-    def __init__(self, resource: Document, descriptor: Document, count: Count, replaced: Replaced) -> None:
+    def __init__(
+        self,
+        resource: Document,
+        descriptor: Document,
+        count: Count,
+        replaced: Replaced,
+        growing: Callable[[Path, str, int | None, float], Rows],
+    ) -> None:
         stated = frames_stated(stated_shape(descriptor["data_keys"][resource["data_key"]]["shape"]))
         multiplier = resource["parameters"].get("multiplier")
         multiplier = int(float(multiplier)) if str(multiplier).removesuffix(".0").isdecimal() else None
         # Two that contradict each other say nothing.
         frames = None if multiplier and stated not in (None, 1, multiplier) else multiplier or stated
         self._path = local_path(resource["uri"])
-        self._rows = Hdf5Rows(self._path, resource["parameters"]["dataset"], frames=frames, patience=PATIENCE_S)
+        self._rows = growing(self._path, resource["parameters"]["dataset"], frames, PATIENCE_S)
         self._uid, self._count, self._replaced = resource["uid"], count, replaced
 
     def read(self, index: int) -> NDArray[Any]:
@@ -214,7 +222,7 @@ class _Hdf5File:
             )
 
 
-class _OtherFile:
+class _ConsolidatedFiles:
     """Rows of numbered files, or of any other kind that Tiled has an adapter for.
 
     A consolidator of Tiled's writer gives the files. It is made anew for each row and gets only the rows that it needs,
@@ -231,6 +239,7 @@ class _OtherFile:
         described = descriptor["data_keys"] | {key: descriptor["data_keys"][key] | {"shape": known}}
         self._resource, self._descriptor = resource, {**descriptor, "data_keys": described}
         self._count, self._replaced, self._patience = count, replaced, Patience(PATIENCE_S)
+        self._joined = (by_mimetype(resource["mimetype"]) or Format()).joined
 
     def read(self, index: int) -> NDArray[Any]:
         row = self._count.row(index, has=self._has)
@@ -264,11 +273,8 @@ class _OtherFile:
 
     def _read_now(self, row: int) -> NDArray[Any]:
         numbered, consolidator = self._consolidator(row)
-        if self._resource["mimetype"] == TIFF:
-            parts = [tifffile.imread(local_path(asset.data_uri)) for asset in consolidator.assets]
-            if len(parts) == 1:
-                return np.asarray(parts[0])
-            return np.concatenate([part.reshape(-1, *part.shape[-2:]) for part in parts])
+        if self._joined is not None:
+            return self._joined([local_path(asset.data_uri) for asset in consolidator.assets])
         place = 0 if numbered else row
         return np.asarray(consolidator.init_adapter().read(NDSlice(slice(place, place + 1))))[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,8 @@ import numpy as np
 from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.rows import open_for_reading
-from bluesky_symdenoise.files.source import HDF5, TIFF, ZARR, Source, stamp
+from bluesky_symdenoise.files.formats import by_mimetype, stored_mimetypes
+from bluesky_symdenoise.files.source import Source, stamp
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
@@ -68,7 +68,7 @@ def raw_files(run: BlueskyRun, descriptor: Document, key: str) -> RawFiles:
     parameters = data.parameters
     plain = not (parameters.get("slice") or parameters.get("squeeze"))
     if (
-        data.mimetype not in (HDF5, TIFF, ZARR)
+        data.mimetype not in stored_mimetypes()
         or not plain
         or shape[1:] != tuple(descriptor["data_keys"][key]["shape"])
     ):
@@ -136,16 +136,22 @@ def refuse_other_rows(name: str, array: Any, used: Mapping[tuple[str, str | None
                     f"image {name}",
                     f"it shares file {uri} with {others}, and Tiled does not keep which rows belong to which image",
                 )
-        if source.mimetype == HDF5 and not any(source.parameters.get(each) for each in ("slice", "squeeze")):
-            _refuse_other_hdf5(name, tuple(array.shape), uris, dataset)
+        of = by_mimetype(source.mimetype)
+        if of and of.shape and not any(source.parameters.get(each) for each in ("slice", "squeeze")):
+            _refuse_other_shapes(name, tuple(array.shape), uris, dataset, of.shape)
 
 
-def _refuse_other_hdf5(name: str, shape: tuple[int, ...], uris: Sequence[str], dataset: str | None) -> None:
+def _refuse_other_shapes(
+    name: str,
+    shape: tuple[int, ...],
+    uris: Sequence[str],
+    dataset: str | None,
+    stored: Callable[[Path, str | None], tuple[int, ...]],
+) -> None:
     own = []
     for uri in uris:
         try:
-            with open_for_reading(path_from_uri(uri)) as file:
-                own.append(tuple(file[dataset].shape))
+            own.append(stored(path_from_uri(uri), dataset))
         except (OSError, KeyError, ValueError) as error:
             # It is the server that reads them.
             log.debug("the file of %s cannot be seen from here: %s", name, error)

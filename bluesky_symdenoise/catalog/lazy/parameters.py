@@ -14,7 +14,9 @@ from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.derived.row import Row, denoised_row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.source import HDF5, MAX_PIXELS, TIFF, ZARR, Stamp
+from bluesky_symdenoise.files.checks import MAX_PIXELS
+from bluesky_symdenoise.files.formats import by_mimetype, stored_mimetypes
+from bluesky_symdenoise.files.source import Stamp
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group, checked_symmetry
 from bluesky_symdenoise.recipe import OPTIONAL, Recipe
@@ -91,7 +93,7 @@ class LazyImage:
         for name, good in (
             ("quantity", QUANTITIES),
             ("device", ("cpu", "auto")),
-            ("mimetype", (HDF5, TIFF, ZARR)),
+            ("mimetype", stored_mimetypes()),
         ):
             if stored[name] not in good:
                 raise _refused(f"{name} must be one of {', '.join(good)}")
@@ -99,7 +101,8 @@ class LazyImage:
         model, dataset = stored["model"], stored["dataset"]
         if not (isinstance(model, str) and _NAME.fullmatch(model)):
             raise _refused("model must be a name")
-        if dataset is not None if stored["mimetype"] != HDF5 else not (isinstance(dataset, str) and dataset):
+        of = by_mimetype(stored["mimetype"])
+        if dataset is not None if of is None or not of.has_datasets else not (isinstance(dataset, str) and dataset):
             raise _refused("dataset must be a name for HDF5, and null for others")
         if not (_whole(stored["threads"], 1, _MAX_THREADS) and _whole(stored["first_row"], 0, 2**53)):
             raise _refused(f"threads must be from 1 to {_MAX_THREADS}, and first_row not negative")

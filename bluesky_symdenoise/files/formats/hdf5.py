@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.part import Array, Part, ReadFrames, stack_shape
-from bluesky_symdenoise.files.rows import open_for_reading
+from bluesky_symdenoise.files.format import Array, Format, Part, ReadFrames, stack_shape
+from bluesky_symdenoise.files.formats.hdf5_stored import stored_row
+from bluesky_symdenoise.files.rows import Hdf5Rows, open_for_reading
 
 _PIXEL_UNITS = ("", "pixel", "pixels", "px")
 
 
-def hdf5_parts(path: Path, name: str | None) -> list[Part]:
-    """Return the frames of the requested dataset, or of those found by convention."""
+def _parts(path: Path, name: str | None) -> list[Part]:
     with open_for_reading(path) as file:
         return [_hdf5_part(file, path, each) for each in _dataset_names(file, path, name)]
 
@@ -185,3 +185,24 @@ def _as_mask(stored: Array, shape: tuple[int, ...], what: str) -> NDArray[np.boo
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _shape(path: Path, dataset: str | None) -> tuple[int, ...]:
+    with open_for_reading(path) as file:
+        shape: tuple[int, ...] = file[dataset].shape
+    return shape
+
+
+def _growing(path: Path, name: str, frames: int | None, patience: float) -> Hdf5Rows:
+    return Hdf5Rows(path, name, frames=frames, patience=patience)
+
+
+HDF5 = Format(
+    mimetype="application/x-hdf5",
+    recognised=h5py.is_hdf5,
+    parts=_parts,
+    growing=_growing,
+    shape=_shape,
+    stored=stored_row,
+    has_datasets=True,
+)
