@@ -8,7 +8,6 @@ import pickle
 import socket
 import zlib
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -211,7 +210,7 @@ def denoise_partition(packed: Packed, partition: Partition) -> None:
         setup.place.check_space(partition.path.parent)
         with PartWriter(partition.path, setup.shapes) as writer:
             # What the first rows of a run decide is decided anew by a worker that repeats them.
-            images = {key: each if each.settled else copy(each) for key, each in setup.images.items()}
+            images = {key: each if each.settled else each.as_now() for key, each in setup.images.items()}
             for event in partition.events:
                 writer.append({key: _outcome(setup, key, each, event) for key, each in images.items()})
         if not partition.journal.exists():

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.acquisition.derive.background import Backgrounds, checked_dark, stored_dark
 from bluesky_symdenoise.acquisition.derive.darks import Darks
 from bluesky_symdenoise.acquisition.derive.rings import ring_scalars
 from bluesky_symdenoise.acquisition.request.beamline import Settings
 from bluesky_symdenoise.acquisition.request.request import Request
+from bluesky_symdenoise.derived.decision import Decision
 from bluesky_symdenoise.derived.row import Row, denoised_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import stated_shape
-from bluesky_symdenoise.physics.clipped import refuse_clipped_image
-from bluesky_symdenoise.physics.dark import Background, Dark
-from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
+from bluesky_symdenoise.physics.dark import Dark
+from bluesky_symdenoise.physics.frame import as_exposure, as_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
 from bluesky_symdenoise.recipe import array_sha256
 
@@ -37,9 +38,8 @@ class Images:
 
     def __init__(self, work: Request, darks: Darks, *, key: str, start: Document, descriptor: Document) -> None:
         self._work, self._darks, self._key = work, darks, key
-        self._symmetry: Symmetry | None = None
-        self._holds_counts = False
-        self._background: tuple[Dark, Symmetry, float, Background] | None = None
+        self._decision = Decision(fold=work.fold)
+        self._backgrounds = Backgrounds()
         self._settings: Settings | None = None
         self._fixed_dark: Dark | None = None
         self._unusable: SymDenoiseError | None = None
@@ -62,7 +62,8 @@ class Images:
     @property
     def point_group(self) -> str | None:
         """Point group that was decided; None before the first image with counts."""
-        return None if self._symmetry is None else self._symmetry.point_group
+        decided = self._decision.symmetry
+        return None if decided is None else decided.point_group
 
     def record(self) -> tuple[Document, dict[str, NDArray[Any]]]:
         """Return what was found before the first event, and the arrays that belong to it."""
@@ -111,14 +112,13 @@ class Images:
     def row(self, image: NDArray[Any], data: Mapping[str, Any], time: float | None) -> Row:
         """Denoise one image of an event with these columns, at this time (None for a stream without events)."""
         settings, work = self._usable(), self._work
-        mask = settings.mask
-        self._refuse_clipped(image, mask)
+        mask, background = settings.mask, None
         symmetry = self.symmetry(image, data)
-        background = None
         if work.beamline.has_dark:
             dark = self._fixed_dark or self._darks.before(self._key, time)
-            mask = dark.mask if mask is None else with_dark_mask(mask, dark)
-            background = self._background_of(dark, dark.exposures(settings.exposure_time(data)), mask, symmetry)
+            mask, background = self._backgrounds.of(
+                work.denoiser, dark, seconds=settings.exposure_time(data), mask=mask, symmetry=symmetry
+            )
         row = denoised_row(
             work.denoiser,
             work.recipe,
@@ -146,12 +146,11 @@ class Images:
     @property
     def settled(self) -> bool:
         """Whether no further image can change what is decided for the images after it."""
-        return self._unusable is not None or (self._symmetry is not None and self._holds_counts)
+        return self._unusable is not None or self._decision.settled
 
     def look(self, image: NDArray[Any], data: Mapping[str, Any]) -> None:
         """Let an image that is not denoised decide what it would have decided."""
         try:
-            self._refuse_clipped(image, self._usable().mask)
             self.symmetry(image, data)
         except SymDenoiseError as error:
             # Its own row would be NaN; it decides nothing for others.
@@ -160,26 +159,37 @@ class Images:
     @property
     def decided(self) -> Document:
         """Decisions made from earlier images, for those that follow."""
-        return {"point_group": self.point_group, "holds_counts": self._holds_counts, "darks": self._darks.count}
+        return {
+            "point_group": self.point_group,
+            "holds_counts": self._decision.holds_counts,
+            "darks": self._darks.count,
+        }
+
+    def as_now(self) -> Images:
+        """Return the same images, which keep their present state whatever comes next."""
+        there = copy(self)
+        there._decision = copy(self._decision)
+        return there
 
     def elsewhere(self, asked: Request) -> Images:
         """Return the same images in their present state for another process, which looks nothing up again."""
-        there = copy(self)
-        there._work, there._darks = asked, self._darks.elsewhere(asked)
+        there = self.as_now()
+        there._work, there._darks, there._backgrounds = asked, self._darks.elsewhere(asked), Backgrounds()
         return there
 
     def decide(self, symmetry: Symmetry) -> None:
         """Use this group for all images."""
-        self._symmetry = symmetry
+        self._decision.symmetry = symmetry
 
     def takes_over(self, row: Row, data: Mapping[str, Any]) -> bool:
         """Return whether a row of an earlier writer has the symmetry that this image would be given now."""
         y, x = row.scalars["center_y"], row.scalars["center_x"]
-        made = Symmetry(row.scalars["symmetry"], None if np.isnan(y) else (y, x), self._work.fold)
-        if row.scalars["counts_in"] > 0:
-            # As in `symmetry`: the first image with counts decides.
-            self._symmetry, self._holds_counts = self._symmetry or made, True
-        return self._symmetry is not None and made == self._about(self._symmetry, self._usable().beam_center(data))
+        return self._decision.taken_over(
+            row.scalars["symmetry"],
+            None if np.isnan(y) else (y, x),
+            with_counts=row.scalars["counts_in"] > 0,
+            center=self._usable().beam_center(data),
+        )
 
     def _usable(self) -> Settings:
         if self._settings is None:
@@ -189,40 +199,15 @@ class Images:
 
     def symmetry(self, image: NDArray[Any], data: Mapping[str, Any]) -> Symmetry:
         """Return the group decided with the first image that has counts, about the centre of this event."""
-        settings = self._usable()
-        center = settings.beam_center(data)
-        found = self._symmetry
-        if found is None:
-            found = self._work.denoiser.resolve(
-                image,
-                mask=settings.mask,
-                exposure=self._work.exposure,
-                symmetry=settings.symmetry(data),
-                beam_center=center,
-            )
-            if np.any(image[~sentinel_mask(image)]):
-                self._symmetry = found
-        return self._about(found, center)
-
-    def _about(self, found: Symmetry, center: tuple[float, float] | None) -> Symmetry:
-        if found.point_group == "1":
-            return found
-        return replace(found, beam_center=found.beam_center if center is None else center, fold=self._work.fold)
-
-    def _refuse_clipped(self, image: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
-        """Check frames for clipping until one with counts has passed: it depends on the detector, not on the frame."""
-        if self._holds_counts:
-            return
-        refuse_clipped_image(image, mask)
-        self._holds_counts = bool(np.any(image[~sentinel_mask(image)]))
-
-    def _background_of(self, dark: Dark, exposures: float, mask: NDArray[np.bool_], symmetry: Symmetry) -> Background:
-        """Return the denoised background, computed once while dark, symmetry and exposure time stay the same."""
-        held = self._background
-        if held is None or held[0] is not dark or held[1:3] != (symmetry, exposures):
-            background = self._work.denoiser.background(dark, exposures=exposures, mask=mask, symmetry=symmetry)
-            held = self._background = (dark, symmetry, exposures, background)
-        return held[3]
+        settings, work = self._usable(), self._work
+        return self._decision.of(
+            work.denoiser,
+            image,
+            mask=settings.mask,
+            exposure=work.exposure,
+            symmetry=settings.symmetry(data),
+            center=settings.beam_center(data),
+        )
 
 
 def misfit(images: Mapping[str, Images], descriptor: Document) -> SymDenoiseError | None:
@@ -246,42 +231,3 @@ def fits(images: Images, shape: tuple[int, int]) -> bool:
     except SymDenoiseError:
         return False
     return True
-
-
-def with_dark_mask(mask: NDArray[np.bool_], dark: Dark) -> NDArray[np.bool_]:
-    """Return the union of the frame's mask and the dark's.
-
-    Raises
-    ------
-    SymDenoiseError
-        If the dark has another shape.
-    """
-    checked_dark(dark, mask.shape)
-    return mask | dark.mask
-
-
-def checked_dark(dark: Dark, shape: tuple[int, ...]) -> Dark:
-    """Return the dark, if it has the frame's shape (y, x).
-
-    Raises
-    ------
-    SymDenoiseError
-        If it has another shape.
-    """
-    if dark.mask.shape != shape:
-        raise SymDenoiseError(
-            f"dark of shape {dark.mask.shape}",
-            rule=f"it must have the frame's shape {shape}",
-            remedy="name the dark of this detector",
-        )
-    return dark
-
-
-def stored_dark(dark: Dark) -> NDArray[np.float64]:
-    """Return the dark as one array, NaN where masked."""
-    return np.where(dark.mask, np.nan, dark.counts)
-
-
-def dark_from_stored(array: NDArray[np.float64], *, frames: int, seconds: float | None) -> Dark:
-    """Return the inverse of `stored_dark`."""
-    return Dark(counts=np.nan_to_num(array), mask=np.isnan(array), frames=frames, seconds=seconds)

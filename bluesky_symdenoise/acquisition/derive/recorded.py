@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.acquisition.derive.images import dark_from_stored, with_dark_mask
+from bluesky_symdenoise.acquisition.derive.background import Backgrounds, dark_from_stored
 from bluesky_symdenoise.acquisition.request.beamline import Beamline, Settings
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -41,9 +41,9 @@ class Recorded:
         configuration = run[stream].metadata.get("configuration", {})
         self._said: Document = dict(configuration.get("symdenoise", {}).get("data", {}))
         self._names = Beamline.from_recipe(recipe.beamline)
-        #: The last dark with its row, and the last background with what it was made from.
+        #: The last dark with its row.
         self._last_dark: tuple[int, Dark] | None = None
-        self._background: tuple[Dark, Symmetry, float, Background] | None = None
+        self._backgrounds = Backgrounds()
 
     @cached_property
     def exposure(self) -> NDArray[Any] | None:
@@ -69,17 +69,10 @@ class Recorded:
         self, denoiser: Denoiser, index: int, symmetry: Symmetry
     ) -> tuple[NDArray[Any] | None, Background | None]:
         """Return the mask and the background of one row; without a dark, the mask alone."""
-        mask = self.mask
         if not self._names.has_dark:
-            return mask, None
-        dark = self._dark(index)
-        both = dark.mask if mask is None else with_dark_mask(mask, dark)
-        exposures = dark.exposures(self._seconds(self._stream, self._recipe.rows[index]))
-        held = self._background
-        if held is None or held[0] is not dark or held[1:3] != (symmetry, exposures):
-            made = denoiser.background(dark, exposures=exposures, mask=both, symmetry=symmetry)
-            held = self._background = (dark, symmetry, exposures, made)
-        return both, held[3]
+            return self.mask, None
+        seconds = self._seconds(self._stream, self._recipe.rows[index])
+        return self._backgrounds.of(denoiser, self._dark(index), seconds=seconds, mask=self.mask, symmetry=symmetry)
 
     def _dark(self, index: int) -> Dark:
         fixed = f"{self._key}_dark_sha256" in self._said

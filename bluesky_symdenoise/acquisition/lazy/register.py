@@ -30,12 +30,11 @@ from bluesky_symdenoise.catalog.lazy.parameters import LazyImage
 from bluesky_symdenoise.catalog.store.writer import DerivedRun, Emit
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.derived.columns import SCALARS, computed_when_read
+from bluesky_symdenoise.derived.decision import Decision
 from bluesky_symdenoise.derived.row import Row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.formats import by_mimetype
 from bluesky_symdenoise.files.source import Source
-from bluesky_symdenoise.physics.clipped import refuse_clipped_image
-from bluesky_symdenoise.physics.frame import sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe
 
@@ -173,19 +172,21 @@ def _plan(work: Work, stored: TiledRun) -> _Plan:
 def _resolved_rows(work: Work, source: Source) -> _Resolved:
     early: list[Symmetry | SymDenoiseError] = []
     for row in range(source.shape[0]):
-        image = source.read(row)
+        # A row before the first with counts is read by itself later, and says what it says by itself.
+        decision = Decision()
         try:
-            refuse_clipped_image(image, work.mask)
-            found: Symmetry | SymDenoiseError = work.denoiser.resolve(
-                image,
+            found = decision.of(
+                work.denoiser,
+                source.read(row),
                 mask=work.mask,
                 exposure=work.exposure,
                 symmetry=work.recipe.symmetry,
-                beam_center=work.recipe.beam_center,
+                center=work.recipe.beam_center,
             )
         except SymDenoiseError as error:
-            found = error
-        if isinstance(found, Symmetry) and np.any(image[~sentinel_mask(image)]):
+            early.append(error)
+            continue
+        if decision.settled:
             return _Resolved(found, row, source.shape[0], tuple(early))
         early.append(found)
     return _Resolved(Symmetry(), source.shape[0], source.shape[0], tuple(early))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.acquisition.derive.images import Images
 from bluesky_symdenoise.acquisition.derive.reader import RunReader
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.derive.taker import RowTaker
@@ -77,7 +77,7 @@ class LazyImages:
         self._stream, self._key, self._events, self._columns = stream, key, events, columns
         self._images = stream.images[key]
         #: As they were before each row, up to the one that settled them.
-        self._before: list[Any] = []
+        self._before: list[Images] = []
         self._lock = threading.Lock()
 
     def counts(self, row: int) -> NDArray[Any]:
@@ -114,11 +114,11 @@ class LazyImages:
     def _read(self, row: int) -> NDArray[Any]:
         return self._stream.image(self._key, self._events[row])
 
-    def _as_of(self, row: int) -> Any:
+    def _as_of(self, row: int) -> Images:
         """Return the images in the state in which all rows before this one left them."""
         while len(self._before) < row and not self._images.settled:
             event = self._events[len(self._before)]
-            self._before.append(copy.copy(self._images))
+            self._before.append(self._images.as_now())
             try:
                 image = self._read(len(self._before) - 1)
             except Exception as error:
@@ -128,8 +128,8 @@ class LazyImages:
             else:
                 self._images.look(image, event.columns)
         if row < len(self._before):
-            return copy.copy(self._before[row])
-        return self._images if self._images.settled else copy.copy(self._images)
+            return self._before[row].as_now()
+        return self._images if self._images.settled else self._images.as_now()
 
 
 def gathered(run: StoredRun, asked: Request) -> Gathered:

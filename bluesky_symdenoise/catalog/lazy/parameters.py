@@ -12,12 +12,12 @@ import numpy as np
 
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.derived.decision import Decision
 from bluesky_symdenoise.derived.row import Row, denoised_row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.checks import MAX_PIXELS
 from bluesky_symdenoise.files.formats import by_mimetype, stored_mimetypes
 from bluesky_symdenoise.files.source import Stamp
-from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group, checked_symmetry
 from bluesky_symdenoise.recipe import OPTIONAL, Recipe
 
@@ -139,13 +139,13 @@ class LazyImage:
         try:
             symmetry = self.symmetry
             if row < self.first_row:
-                refuse_clipped_image(image, mask)
-                symmetry = denoiser.resolve(
+                symmetry = Decision().of(
+                    denoiser,
                     image,
                     mask=mask,
                     exposure=exposure,
                     symmetry=self.recipe.symmetry,
-                    beam_center=self.recipe.beam_center,
+                    center=self.recipe.beam_center,
                 )
             return denoised_row(denoiser, self.recipe, image, mask=mask, exposure=exposure, symmetry=symmetry)
         except SymDenoiseError:

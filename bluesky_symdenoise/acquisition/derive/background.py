@@ -1,0 +1,79 @@
+"""The dark background of an image: from a dark and an exposure time, and the dark as it is stored with a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.dark import Background, Dark
+from bluesky_symdenoise.physics.symmetry import Symmetry
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+
+class Backgrounds:
+    """Backgrounds of successive frames; computed once while dark, symmetry and exposure time stay the same."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Dark, Symmetry, float, Background] | None = None
+
+    def of(
+        self,
+        denoiser: Denoiser,
+        dark: Dark,
+        *,
+        seconds: float | None,
+        mask: NDArray[np.bool_] | None,
+        symmetry: Symmetry,
+    ) -> tuple[NDArray[np.bool_], Background]:
+        """Return the mask of a frame, with the dark's own, and its denoised background.
+
+        Parameters
+        ----------
+        seconds
+            Exposure time of the frame; None where exposures are counted.
+        mask
+            (y, x), True = bad.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the dark has another shape than the mask, or its exposure time does not fit.
+        """
+        both = dark.mask if mask is None else mask | checked_dark(dark, mask.shape).mask
+        exposures = dark.exposures(seconds)
+        if self._last is None or self._last[0] is not dark or self._last[1:3] != (symmetry, exposures):
+            made = denoiser.background(dark, exposures=exposures, mask=both, symmetry=symmetry)
+            self._last = dark, symmetry, exposures, made
+        return both, self._last[3]
+
+
+def checked_dark(dark: Dark, shape: tuple[int, ...]) -> Dark:
+    """Return the dark, if it has the frame's shape (y, x).
+
+    Raises
+    ------
+    SymDenoiseError
+        If it has another shape.
+    """
+    if dark.mask.shape != shape:
+        raise SymDenoiseError(
+            f"dark of shape {dark.mask.shape}",
+            rule=f"it must have the frame's shape {shape}",
+            remedy="name the dark of this detector",
+        )
+    return dark
+
+
+def stored_dark(dark: Dark) -> NDArray[np.float64]:
+    """Return the dark as one array, NaN where masked."""
+    return np.where(dark.mask, np.nan, dark.counts)
+
+
+def dark_from_stored(array: NDArray[np.float64], *, frames: int, seconds: float | None) -> Dark:
+    """Return the inverse of `stored_dark`."""
+    return Dark(counts=np.nan_to_num(array), mask=np.isnan(array), frames=frames, seconds=seconds)

@@ -1,0 +1,102 @@
+"""What the first frame with counts decides for an image of a run: whether frames are counts, and their symmetry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.physics.clipped import refuse_clipped_image
+from bluesky_symdenoise.physics.frame import sentinel_mask
+from bluesky_symdenoise.physics.symmetry import Symmetry
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+#: Mask, exposure or map of the frames (y, x); None where there is none.
+Given = NDArray[Any] | None
+
+
+class Decision:
+    """Decide the symmetry of an image with its first frame that has counts, for that frame and all that follow.
+
+    A frame without a count says nothing: its own symmetry holds for itself alone. Live, replayed, distributed and lazy
+    rows all decide here, in the order of the run, so that they get the same.
+
+    Attributes
+    ----------
+    symmetry
+        What was decided; None before the first frame with counts.
+    holds_counts
+        Whether a frame with counts has passed as counts, which depends on the detector and not on the frame.
+    """
+
+    def __init__(self, *, fold: Given = None) -> None:
+        self._fold = fold
+        self.symmetry: Symmetry | None = None
+        self.holds_counts = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether no further frame can change what is decided for the frames after it."""
+        return self.symmetry is not None and self.holds_counts
+
+    def of(
+        self,
+        denoiser: Denoiser,
+        image: NDArray[Any],
+        *,
+        mask: Given,
+        exposure: Given,
+        symmetry: str | Symmetry,
+        center: tuple[float, float] | None,
+    ) -> Symmetry:
+        """Return the symmetry of an image (..., y, x), the next in the order of the run.
+
+        Parameters
+        ----------
+        mask, exposure
+            (y, x); mask True = bad.
+        symmetry
+            What was asked for this image.
+        center
+            Beam centre (y, x) of this image, if it is known.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the image is no counts, or has not the symmetry that was asked for.
+        """
+        if not self.holds_counts:
+            refuse_clipped_image(image, mask)
+            self.holds_counts = _has_counts(image)
+        found = self.symmetry
+        if found is None:
+            found = denoiser.resolve(image, mask=mask, exposure=exposure, symmetry=symmetry, beam_center=center)
+            if _has_counts(image):
+                self.symmetry = found
+        return self.about(found, center)
+
+    def about(self, found: Symmetry, center: tuple[float, float] | None) -> Symmetry:
+        """Return a symmetry about the centre of one image, if that is known, with the map of a checked symmetry."""
+        if found.point_group == "1":
+            return found
+        return replace(found, beam_center=found.beam_center if center is None else center, fold=self._fold)
+
+    def taken_over(
+        self, point_group: str, made_about: tuple[float, float] | None, *, with_counts: bool, center: Any
+    ) -> bool:
+        """Return whether a row of an earlier writer has the symmetry that its image would be given now.
+
+        As in `of`, a row with counts decides for the rows after it.
+        """
+        made = Symmetry(point_group, made_about, self._fold)
+        if with_counts:
+            self.symmetry, self.holds_counts = self.symmetry or made, True
+        return self.symmetry is not None and made == self.about(self.symmetry, center)
+
+
+def _has_counts(image: NDArray[Any]) -> bool:
+    return bool(np.any(image[~sentinel_mask(image)]))
