@@ -3,20 +3,80 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-#: Names and dtypes of the scalars: the data keys are ``<key>_<name>``.
-SCALARS = {
-    "counts_in": "number",
-    "counts_out": "number",
-    "symmetry": "string",
-    "center_y": "number",
-    "center_x": "number",
-    "hot_pixels": "number",
-    "dead_pixels": "number",
-    "ms": "number",
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.physics.defects import DEAD, HOT
+from bluesky_symdenoise.physics.symmetry import Symmetry
+
+
+@dataclass(frozen=True)
+class Made:
+    """A frame and what was made of it: everything that a column is computed from.
+
+    Attributes
+    ----------
+    image, intensity
+        Raw and denoised frames (..., y, x).
+    defect
+        (..., y, x) uint8, see `bluesky_symdenoise.Denoiser`.
+    measured
+        (..., y, x), whether a pixel was measured and is not defective.
+    seconds
+        Time that denoising took.
+    """
+
+    image: NDArray[Any]
+    intensity: NDArray[np.float32]
+    defect: NDArray[np.uint8]
+    measured: NDArray[np.bool_]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Column:
+    """A scalar of every row, from its symmetry or from its pixels.
+
+    A lazy run has those of its symmetry from the beginning, and the others once its pixels are stored.
+    """
+
+    dtype: str
+    of_symmetry: Callable[[Symmetry], Any] | None = None
+    of_pixels: Callable[[Made], Any] | None = None
+
+    @property
+    def missing(self) -> Any:
+        """Value in the row of a frame that could not be denoised."""
+        return "" if self.dtype == "string" else float("nan")
+
+
+def _center(axis: int) -> Callable[[Symmetry], float]:
+    return lambda symmetry: float("nan") if symmetry.beam_center is None else symmetry.beam_center[axis]
+
+
+def _number(kind: int) -> Callable[[Made], float]:
+    return lambda made: float(np.count_nonzero(made.defect == kind))
+
+
+#: All columns in their order: the data keys are ``<key>_<name>``. To add one is to add a line here.
+COLUMNS = {
+    "counts_in": Column("number", of_pixels=lambda made: float(made.image[made.measured].sum(dtype=np.float64))),
+    "counts_out": Column("number", of_pixels=lambda made: float(made.intensity[made.measured].sum(dtype=np.float64))),
+    "symmetry": Column("string", of_symmetry=lambda symmetry: symmetry.point_group),
+    "center_y": Column("number", of_symmetry=_center(0)),
+    "center_x": Column("number", of_symmetry=_center(1)),
+    "hot_pixels": Column("number", of_pixels=_number(HOT)),
+    "dead_pixels": Column("number", of_pixels=_number(DEAD)),
+    "ms": Column("number", of_pixels=lambda made: made.seconds * 1000),
 }
+#: Their dtypes.
+SCALARS = {name: column.dtype for name, column in COLUMNS.items()}
+#: Those that need the pixels. In a lazy run they lie beside the table of events, which is never written again.
+PENDING = tuple(name for name, column in COLUMNS.items() if column.of_pixels is not None)
 
 #: Bytes of a column's name in Tiled's tables: what PostgreSQL keeps, and what Tiled asks of every database.
 LONGEST_COLUMN = 63
@@ -26,6 +86,17 @@ LONGEST_STREAM = 150
 _UNADDRESSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff/?#]|%[0-9A-Fa-f]{2}")
 #: ``tiled.adapters.sql.FORBIDDEN_CHARACTERS``, less the comments that begin or end with the slash above.
 _SQL = re.compile(r"""['"`;\\%()=+]|--""")
+
+
+def scalars_of(symmetry: Symmetry, made: Made | None = None) -> dict[str, Any]:
+    """Return the columns of one row; without what was made, those that need it are missing."""
+    found = {}
+    for name, column in COLUMNS.items():
+        if column.of_symmetry is not None:
+            found[name] = column.of_symmetry(symmetry)
+        else:
+            found[name] = column.missing if column.of_pixels is None or made is None else column.of_pixels(made)
+    return found
 
 
 def with_numbers(names: Iterable[str]) -> dict[str, str]:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.derived.columns import SCALARS
+from bluesky_symdenoise.derived.columns import SCALARS, Made, scalars_of
 from bluesky_symdenoise.physics.dark import Background
-from bluesky_symdenoise.physics.defects import DEAD, HOT
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
 from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -96,18 +95,9 @@ def denoised_row(
     measured = ~(as_mask(mask, shape) | sentinel_mask(image)) & (as_exposure(exposure, shape) > 0)
     defect = result["defect"].values
     measured &= defect == 0
-    center = symmetry.beam_center or (float("nan"), float("nan"))
+    made = Made(image, intensity, defect, measured, clock.perf_counter() - begun)
     return Row(
         intensity=rounded_to_sigma(intensity, sigma, fraction=recipe.rounding),
         sigma=rounded_mantissa(sigma, bits=recipe.sigma_bits),
-        scalars={
-            "counts_in": float(image[measured].sum(dtype=np.float64)),
-            "counts_out": float(intensity[measured].sum(dtype=np.float64)),
-            "symmetry": symmetry.point_group,
-            "center_y": center[0],
-            "center_x": center[1],
-            "hot_pixels": float(np.count_nonzero(defect == HOT)),
-            "dead_pixels": float(np.count_nonzero(defect == DEAD)),
-            "ms": (clock.perf_counter() - begun) * 1000,
-        },
+        scalars=scalars_of(symmetry, made),
     )

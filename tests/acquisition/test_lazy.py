@@ -25,10 +25,10 @@ from bluesky_symdenoise.acquisition.past.replay import replay
 from bluesky_symdenoise.catalog.client import _summary
 from bluesky_symdenoise.catalog.find.query import find
 from bluesky_symdenoise.catalog.lazy.cache import FRAMES, Pair, RowCache
-from bluesky_symdenoise.catalog.lazy.documents import PENDING
 from bluesky_symdenoise.catalog.lazy.parameters import MIMETYPE
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.derived.columns import PENDING
 from bluesky_symdenoise.errors import SymDenoiseError
 
 pytestmark = pytest.mark.server

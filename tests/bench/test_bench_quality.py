@@ -17,7 +17,7 @@ from bluesky_symdenoise.bench.quality.cases import Given, cases
 from bluesky_symdenoise.bench.quality.comparison import EVERY, compared
 from bluesky_symdenoise.bench.quality.floors import tuned_floors
 from bluesky_symdenoise.bench.quality.origins import main as origins
-from bluesky_symdenoise.bench.quality.peers import PEERS, SLOW, Peer
+from bluesky_symdenoise.bench.quality.peers import PEERS, QUICK, Peer
 from bluesky_symdenoise.bench.quality.report import DECILE_SCORES
 from bluesky_symdenoise.cli import app
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -336,9 +336,9 @@ def test_an_unknown_set_or_peer_is_refused_with_those_that_there_are(data, monke
     assert "nonsense" in str(done.exception)
 
 
-def test_slow_peers_are_peers():
-    assert set(SLOW) <= set(PEERS)
+def test_quick_peers_are_those_that_do_not_learn_or_search():
     assert all(isinstance(peer, Peer) and peer.floor > 0 for peer in PEERS.values())
+    assert set(PEERS) - set(QUICK) == {"bm3d", "bm3d_on_fold", "smae", "smae_mended", "n2v"}
 
 
 # Floors

@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import numpy as np
 from numpy.typing import NDArray
-from tiled.client.constructors import from_context
 from tiled.client.utils import ClientError
 
 from bluesky_symdenoise.acquisition.request.beamline import Settings
 from bluesky_symdenoise.acquisition.request.request import Request, Work
+from bluesky_symdenoise.catalog.store.containers import run_at
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Dark, summed_dark
 
@@ -98,7 +98,7 @@ def raw_run(work: Request, uid: str) -> Any:
             f"run {uid}", rule="documents alone do not say where it is", remedy="pass into=..., or use dark_file"
         )
     try:
-        return from_context(container.context, container.structure_clients, node_path_parts=[*folder, uid])
+        return run_at(container, folder, uid)
     except (KeyError, ClientError, httpx.TransportError) as error:
         raise SymDenoiseError(
             f"run {uid}",

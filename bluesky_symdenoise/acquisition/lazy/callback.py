@@ -13,6 +13,7 @@ from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.lazy.register import register
 from bluesky_symdenoise.acquisition.request.options import ImageOptions, refuse_unknown
+from bluesky_symdenoise.catalog.store.containers import run_in
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import Stamp, stamp
@@ -107,8 +108,8 @@ class RegisterCallback:
         deadline = time.monotonic() + self._patience
         before: list[Stamp] | None = None
         while time.monotonic() < deadline:
-            if uid in self._raw and self._raw[uid].metadata.get("stop"):
-                run = self._raw[uid]
+            run = run_in(self._raw, uid)
+            if run is not None and run.metadata.get("stop"):
                 now = [stamp(path) for path in _files(run)]
                 if now == before:
                     return run

@@ -22,11 +22,11 @@ from bluesky_symdenoise.acquisition.request.place import Place
 from bluesky_symdenoise.acquisition.request.request import frames_folder
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_source
 from bluesky_symdenoise.catalog.find.query import raw_for
-from bluesky_symdenoise.catalog.lazy.documents import PENDING, LazyConsolidator, stored_array, write_pending
+from bluesky_symdenoise.catalog.lazy.documents import LazyConsolidator, stored_array, write_pending
 from bluesky_symdenoise.catalog.lazy.parameters import MIMETYPE, QUANTITIES, LazyImage
 from bluesky_symdenoise.catalog.store.writer import DerivedStream
 from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.derived.columns import denoised_images
+from bluesky_symdenoise.derived.columns import PENDING, denoised_images
 from bluesky_symdenoise.derived.row import Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.rows import open_for_reading

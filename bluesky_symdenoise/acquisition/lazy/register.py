@@ -25,11 +25,11 @@ from bluesky_symdenoise.acquisition.request.options import ImageOptions, refuse_
 from bluesky_symdenoise.acquisition.request.request import Work, image_keys
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_source
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun, drive
-from bluesky_symdenoise.catalog.lazy.documents import PENDING, LazyKey, LazyRun, write_pending
+from bluesky_symdenoise.catalog.lazy.documents import LazyKey, LazyRun, write_pending
 from bluesky_symdenoise.catalog.lazy.parameters import LazyImage
 from bluesky_symdenoise.catalog.store.writer import DerivedRun, Emit
 from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.derived.columns import SCALARS, computed_when_read
+from bluesky_symdenoise.derived.columns import PENDING, computed_when_read, scalars_of
 from bluesky_symdenoise.derived.decision import Decision
 from bluesky_symdenoise.derived.row import Row
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -217,10 +217,8 @@ class _Registering(Making):
         """Return what is known before a frame is denoised."""
         _, resolved = self._plan[stream.name, key]
         symmetry = resolved.of(stream.frames.announced().index(event.seq_num))
-        center = symmetry.beam_center or (math.nan, math.nan)
-        known = {"symmetry": symmetry.point_group, "center_y": center[0], "center_x": center[1]}
         nothing = np.empty(0, np.float32)
-        return Row(nothing, nothing, {name: known.get(name, math.nan) for name in SCALARS})
+        return Row(nothing, nothing, scalars_of(symmetry))
 
 
 class _WithPending(PassedOn):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import date, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, overload
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal, overload
 import httpx
 from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
 from bluesky_tiled_plugins.queries import PartialUID
-from tiled.client.constructors import from_context
 from tiled.client.utils import ClientError
 from tiled.queries import Key, KeyPresent, Like, SpecsQuery
 
+from bluesky_symdenoise.catalog.store.containers import run_at, run_in
 from bluesky_symdenoise.denoiser.registry import SHA256_LIKE
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import checked_point_group
@@ -191,9 +191,7 @@ def raw_for(run: BlueskyRun, *, catalog: Container | None = None) -> BlueskyRun:
     folder = catalog.path_parts if catalog is not None else [*run.path_parts[:-2], "raw"]
     try:
         with _reachable(run):
-            if catalog is not None:
-                return catalog[raw_uid]
-            return from_context(run.context, run.structure_clients, node_path_parts=[*folder, raw_uid])
+            return run_at(run if catalog is None else catalog, folder, raw_uid)
     except (KeyError, ClientError) as error:
         if isinstance(error, ClientError) and error.response.status_code != HTTPStatus.NOT_FOUND:
             raise
@@ -250,10 +248,8 @@ def _made_from(denoised: Container, raw_uid: str, model: str | None, part: str |
         made = _of_model(made, model)
     # A page of results would cost a second pass, for its length.
     uids = [one["value"] for one in made.distinct("start.uid")["metadata"]["start.uid"]]
-    runs = []
-    for uid in uids:
-        with suppress(KeyError):  # an unfinished one that another writer has just now begun anew
-            runs.append(denoised[uid])
+    # None for an unfinished one that another writer has just now begun anew.
+    runs = [run for uid in uids if (run := run_in(denoised, uid)) is not None]
     made_of = ((run, run.start.get("provenance", {}).get("recipe", {}).get("frames")) for run in runs)
     fitting = [run for run, frames in made_of if part in (ANY, frames)]
     return sorted(fitting, key=lambda run: run.start["time"], reverse=True)

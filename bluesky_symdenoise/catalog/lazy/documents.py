@@ -15,14 +15,11 @@ from tiled.structures.data_source import Asset
 from bluesky_symdenoise.catalog.lazy.parameters import MIMETYPE, QUANTITIES, SOURCE, LazyImage
 from bluesky_symdenoise.catalog.store.journal import Journal
 from bluesky_symdenoise.catalog.store.writer import DerivedRun, configuration_of, derived_data_keys, stored_scalars
+from bluesky_symdenoise.derived.columns import PENDING
 from bluesky_symdenoise.derived.row import Row
 from bluesky_symdenoise.recipe import array_sha256
 
 Document = dict[str, Any]
-
-#: Scalars that need every frame to be computed: beside the table of events, which is never written again. They are NaN
-#: until pixels are stored.
-PENDING = ("counts_in", "counts_out", "hot_pixels", "dead_pixels", "ms")
 
 
 @dataclass(frozen=True)

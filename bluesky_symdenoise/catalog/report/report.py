@@ -24,6 +24,7 @@ from bluesky_symdenoise.catalog.report.served import (
     served_frames,
     stored_array,
 )
+from bluesky_symdenoise.derived.columns import PENDING
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.agreement import PairTest, pair_tests
 from bluesky_symdenoise.physics.frame import frame_from_counts, sentinel_mask
@@ -131,7 +132,7 @@ async def _frames(
         row = number * len(stream.columns.get(f"{key}_ms", ())) // len(denoised)
         scalars = {
             name: stream.columns[f"{key}_{name}"][row]
-            for name in ("counts_in", "counts_out", "hot_pixels", "dead_pixels", "ms")
+            for name in PENDING
             if row < len(stream.columns.get(f"{key}_{name}", ()))
         }
         raw_row = None if chosen is None else _nth(chosen, number // _per_row(stream, key, len(denoised)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
+from tiled.client.constructors import from_context
 from tiled.client.container import Container
 from tiled.client.utils import ClientError
 from tiled.structures.core import Spec
@@ -31,6 +32,18 @@ def run_in(container: Container, uid: str) -> BlueskyRun | None:
         found: BlueskyRun = Container.__getitem__(container, uid)
     except KeyError:
         return None
+    return found
+
+
+def run_at(client: Container, folder: Sequence[str], uid: str) -> BlueskyRun:
+    """Return the run of this uid in a folder of a client's server, with one request.
+
+    Raises
+    ------
+    KeyError, tiled.client.utils.ClientError
+        If there is none that this client may read.
+    """
+    found: BlueskyRun = from_context(client.context, client.structure_clients, node_path_parts=[*folder, uid])
     return found
 
 
