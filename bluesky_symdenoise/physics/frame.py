@@ -7,11 +7,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 
 from bluesky_symdenoise.errors import SymDenoiseError
 
-#: Values that detectors write where they have no count: gaps, dead and saturated pixels (Eiger, Pilatus, Lambda).
-SENTINELS = (2**16 - 1, 2**32 - 2, 2**32 - 1)
+#: Codes of unsigned 16- and 32-bit detectors (Eiger, Pilatus, Lambda) for gaps, dead and saturated pixels. In a type of
+#: their own size, and those of 32 bits in every type, they are never counts.
+CODES = {16: (2**16 - 1,), 32: (2**32 - 2, 2**32 - 1)}
+#: Codes of detectors whose values were stored in a wider type: codes only where several pixels hold them.
+NARROW_CODES = (2**15 - 1, 2**16 - 1, 2**31 - 1)
+#: Connected pixels with one large value, up to so many, may be counts if those around them have half of it.
+PLAUSIBLE_PIXELS = 4
+#: More different negative values than these are no codes. Nor are negative ones of which so many, and so large a share of
+#: the frame, are scattered: apart from each other, or with counts apart from each other among them.
+NEGATIVE_CODES, SCATTERED_PIXELS, SCATTERED_SHARE = 4, 50, 0.005
 
 
 @dataclass(frozen=True)
@@ -39,25 +48,59 @@ class Frame:
 
 
 def sentinel_mask(counts: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return the pixels that hold a code, not a count: negative, NaN, infinite, 2^16-1, 2^32-2 or 2^32-1.
+    """Return the pixels that hold a code, not a count.
+
+    Codes are negative values, NaN, infinity, 2^16-1 in 16 bits, 2^32-2 and 2^32-1. The largest value of other integer
+    types is one unless the pixels around have values like it. 2^15-1, 2^16-1 and 2^31-1 in a wider type are codes
+    where two pixels or more have it and those around them do not: one pixel may be a bright spot.
 
     Parameters
     ----------
     counts
         (..., y, x) array of any integer or float dtype.
     """
-    if counts.dtype.kind == "u" and counts.dtype.itemsize == 1:
-        return np.zeros(counts.shape, bool)
+    kind, bits = counts.dtype.kind, 8 * counts.dtype.itemsize
     bad = np.zeros(counts.shape, bool)
-    largest = float(np.finfo(counts.dtype).max) if counts.dtype.kind == "f" else np.iinfo(counts.dtype).max
-    for value in SENTINELS:
+    largest = float(np.finfo(counts.dtype).max) if kind == "f" else np.iinfo(counts.dtype).max
+    certain = CODES.get(bits, ()) if kind == "u" and bits <= 32 else CODES[32]
+    for value in certain:
         if value <= largest:
             bad |= counts == value
-    if counts.dtype.kind == "f":
+    if kind == "f":
         bad |= ~np.isfinite(counts)
-    if counts.dtype.kind in "fi":
+    if kind in "fi":
         bad |= counts < 0
+    own = () if kind == "f" or largest in certain else (int(largest),)
+    for value in (*own, *(each for each in NARROW_CODES if each < largest)):
+        held = counts == value
+        if held.any():
+            frames = zip(counts.reshape(-1, *counts.shape[-2:]), held.reshape(-1, *held.shape[-2:]), strict=True)
+            coded = [_coded(frame, pixels, value, alone=value in own) for frame, pixels in frames]
+            bad |= np.reshape(coded, counts.shape)
     return bad
+
+
+def _coded(frame: NDArray[Any], held: NDArray[np.bool_], value: int, *, alone: bool) -> NDArray[np.bool_]:
+    """Return which pixels (y, x) that hold a large value hold it as a code.
+
+    Parameters
+    ----------
+    alone
+        Whether a single pixel may be one.
+    """
+    labels, number = ndimage.label(held, np.ones((3, 3)))
+    if not number:
+        return held
+    # What is around each group of pixels: the values beside it that are counts, of which the largest is near a peak.
+    around = np.where(held | ~np.isfinite(frame.astype(np.float64)), -np.inf, frame.astype(np.float64))
+    beside = ndimage.maximum_filter(around, 3, mode="constant", cval=-np.inf)
+    which = np.arange(1, number + 1)
+    plausible = np.asarray(ndimage.maximum(beside, labels, which)) >= value / 2
+    pixels = np.asarray(ndimage.sum_labels(held, labels, which))
+    if not alone and pixels[~plausible].sum() < 2:
+        plausible[:] = True
+    coded = ~plausible | (pixels > PLAUSIBLE_PIXELS)
+    return np.concatenate([[False], coded])[labels]
 
 
 def as_mask(mask: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -111,18 +154,40 @@ def frame_from_counts(counts: NDArray[Any], *, mask: NDArray[np.bool_], exposure
     Raises
     ------
     SymDenoiseError
-        If a float frame has negative fractions: a background was subtracted, and the values are not counts.
+        If negative values are no codes: a background was subtracted, and the values are not counts.
     """
-    if counts.dtype.kind == "f":
-        negative = counts[(counts < 0) & ~mask]
-        if np.any(negative != np.floor(negative)):
-            raise SymDenoiseError(
-                f"counts with the value {negative.min():.6g}",
-                rule="counts are not negative; this frame looks background-subtracted",
-                remedy="give the counts as measured, and what was subtracted as a background",
-            )
+    refuse_negative(counts, mask)
     bad = mask | sentinel_mask(counts)
     n = np.where(bad, 0.0, exposure)
     good = n > 0
     reference = float(np.median(n[good])) if good.any() else 1.0
     return Frame(counts=np.where(good, counts, 0).astype(np.float64), exposure=n / reference, reference=reference)
+
+
+def refuse_negative(counts: NDArray[Any], mask: NDArray[np.bool_]) -> None:
+    """Raise SymDenoiseError if a frame (y, x) has negative values, outside the mask (True = bad), that are no codes.
+
+    Detectors write few different negative codes, mostly in gaps between modules. Fractions, many different values, or
+    values scattered among the counts are what is left after a background was subtracted.
+    """
+    if counts.dtype.kind not in "if":
+        return
+    below = (counts < 0) & ~mask
+    if not below.any():
+        return
+    found = np.unique(counts[below])
+    # Pixels that differ from the four beside them.
+    y, x = below[1:] != below[:-1], below[:, 1:] != below[:, :-1]
+    apart = np.count_nonzero(y[:-1, 1:-1] & y[1:, 1:-1] & x[1:-1, :-1] & x[1:-1, 1:])
+    fractions = counts.dtype.kind == "f" and bool(np.any(found != np.floor(found)))
+    if fractions or len(found) > NEGATIVE_CODES:
+        value = f"counts with the value {found[0]:.6g}" if fractions else f"{len(found)} different negative values"
+    elif apart > max(SCATTERED_PIXELS, SCATTERED_SHARE * counts.size):
+        value = f"negative values scattered over {np.count_nonzero(below) / counts.size:.0%} of the pixels"
+    else:
+        return
+    raise SymDenoiseError(
+        value,
+        rule="counts are not negative; this frame looks background-subtracted",
+        remedy="give the counts as measured, and what was subtracted as a background; mask a detector's own codes",
+    )

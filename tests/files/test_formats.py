@@ -98,7 +98,8 @@ def test_rows_that_are_denoised_on_read(raw_u16, frames, tmp_path):
 
 def test_without_the_registration_nobody_reads_it(frames, tmp_path):
     path = next(tmp_path.glob("*.u16"))
-    assert by_mimetype(MIMETYPE) is None and MIMETYPE not in stored_mimetypes()
+    assert by_mimetype(MIMETYPE) is None
+    assert MIMETYPE not in stored_mimetypes()
     assert of_file(path) not in FORMATS
     with pytest.raises(SymDenoiseError, match="cannot be read"):
         open_frames(path)

@@ -8,7 +8,6 @@ from arrays import frozen
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import (
-    SENTINELS,
     Frame,
     as_exposure,
     as_mask,
@@ -22,25 +21,66 @@ def frame_of(counts, *, mask=None, exposure=None):
     return frame_from_counts(counts, mask=as_mask(mask, counts.shape), exposure=as_exposure(exposure, counts.shape))
 
 
+def apart(values, dtype, background=1):
+    """A frame with these values, each by itself amid few counts."""
+    frame = np.full((5, 4 * len(values)), background, dtype)
+    frame[2, 1::4] = np.array(values, dtype)
+    return frozen(frame)
+
+
 @pytest.mark.parametrize(
     ("dtype", "values", "bad"),
     [
-        ("uint8", [0, 1, 254, 255], []),
-        ("int8", [0, 1, 127, -1, -128], [-1, -128]),
-        ("uint16", [0, 1, 65534, 65535], [65535]),
-        ("int16", [0, 32767, -1, -2], [-1, -2]),
-        ("uint32", [0, 65534, 65535, 65536, 2**32 - 3, 2**32 - 2, 2**32 - 1], [65535, 2**32 - 2, 2**32 - 1]),
-        ("int32", [0, 65535, 2**31 - 1, -1, -2], [65535, -1, -2]),
-        ("int64", [0, 65535, 2**32 - 1, 2**32, -7], [65535, 2**32 - 1, -7]),
-        ("uint64", [0, 65535, 2**32 - 2, 2**32 + 1], [65535, 2**32 - 2]),
+        ("uint8", [0, 1, 254, 255], [255]),
+        ("int8", [0, 1, 126, 127, -1, -128], [127, -1, -128]),
+        ("uint16", [0, 1, 32767, 65534, 65535], [65535]),
+        ("int16", [0, 32766, 32767, -1, -2], [32767, -1, -2]),
+        ("uint32", [0, 65534, 65535, 65536, 2**32 - 3, 2**32 - 2, 2**32 - 1], [2**32 - 2, 2**32 - 1]),
+        ("int32", [0, 65535, 2**31 - 1, -1, -2], [2**31 - 1, -1, -2]),
+        ("int64", [0, 65535, 2**32 - 1, 2**32, 2**63 - 1, -7], [2**32 - 1, 2**63 - 1, -7]),
+        ("uint64", [0, 65535, 2**32 - 2, 2**32 + 1], [2**32 - 2]),
         (">u2", [0, 1, 65535], [65535]),
-        ("float32", [0.0, 0.5, 65535, -1.0, 65536], [65535, -1.0]),
-        ("float64", [0.0, 0.5, 65535, 2**32 - 2, 2**32 - 1, 2**32 + 1, -1.0], [65535, 2**32 - 2, 2**32 - 1, -1.0]),
+        ("float32", [0.0, 0.5, 65535, -1.0, 65536], [-1.0]),
+        ("float64", [0.0, 0.5, 65535, 2**32 - 2, 2**32 - 1, 2**32 + 1, -1.0], [2**32 - 2, 2**32 - 1, -1.0]),
     ],
 )
 def test_codes_of_each_dtype_are_masked_and_nothing_else(dtype, values, bad):
-    counts = frozen(np.array([values], dtype))
-    assert counts[0][sentinel_mask(counts)[0]].tolist() == bad
+    counts = apart(values, dtype)
+    assert counts[2, 1::4][sentinel_mask(counts)[2, 1::4]].tolist() == bad
+    assert np.count_nonzero(sentinel_mask(counts)) == len(bad)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("uint32", 65535), ("int32", 65535), ("int32", 32767), ("int64", 2**31 - 1), ("float32", 65535), (">u4", 65535)],
+)
+def test_a_code_of_a_narrower_type_shows_in_more_than_one_pixel(dtype, value):
+    """A gap, and dead pixels apart from each other, were stored in a wider type; one such value is a bright spot."""
+    gap = np.ones((12, 12), dtype)
+    gap[:, 5:7] = value
+    gap[2, 9] = value
+    assert sentinel_mask(frozen(gap)).tolist() == (gap == value).tolist()
+    dead = apart([value, 3, value], dtype)
+    assert np.count_nonzero(sentinel_mask(dead)) == 2
+    assert not sentinel_mask(apart([value, 3], dtype)).any()
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("uint8", 255), ("int16", 32767), ("uint32", 65535), ("int32", 65535)])
+def test_a_large_value_amid_large_values_is_a_count(dtype, value):
+    """The top of a peak may reach the largest value, or that of another type; a plateau of it is saturated."""
+    peak = np.full((9, 9), value // 8, dtype)
+    peak[3:6, 3:6] = value * 0.7
+    peak[4, 4] = value
+    assert not sentinel_mask(frozen(peak.copy())).any()
+    peak[3:6, 3:6] = value
+    assert np.count_nonzero(sentinel_mask(frozen(peak))) == 9
+
+
+def test_each_frame_of_a_stack_says_itself_what_is_a_code():
+    stack = np.ones((2, 8, 8), np.uint32)
+    stack[0, 4, 4] = 65535
+    stack[1, 4, 4:6] = 65535
+    assert np.count_nonzero(sentinel_mask(frozen(stack)), axis=(1, 2)).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", ">f4"])
@@ -97,6 +137,20 @@ def test_a_background_subtracted_frame_is_refused(dtype):
         frame_of(np.array([[4, -0.25, 2, np.nan]], dtype))
 
 
+def test_scattered_or_many_different_negative_integers_are_refused():
+    """What is left of counts after a background of whole numbers was subtracted; gaps and dead pixels are not."""
+    rng = np.random.default_rng(3)
+    counts = rng.poisson(2.0, (64, 64)).astype(np.int32)
+    with pytest.raises(SymDenoiseError, match="6 different negative values: .*background-subtracted"):
+        frame_of(np.maximum(counts - 6, -6))
+    with pytest.raises(SymDenoiseError, match="negative values scattered over 1[34]% of the pixels: .*background-sub"):
+        frame_of(counts - 1)
+    gaps = counts.copy()
+    gaps[:, 20:25], gaps[40:44], gaps[rng.random(gaps.shape) < 0.002] = -1, -1, -2
+    assert (frame_of(gaps).mask == (gaps < 0)).all()
+    assert (frame_of(counts - 1, mask=counts < 1).mask == (counts < 1)).all()
+
+
 def test_fractions_that_are_masked_or_positive_are_taken():
     assert frame_of(np.array([[4, -0.25]]), mask=[[0, 1]]).mask.tolist() == [[False, True]]
     assert frame_of(np.array([[4, 0.25]])).counts.tolist() == [[4, 0.25]]
@@ -112,7 +166,7 @@ def test_exposure_has_median_one_and_its_unit_is_kept(scale):
 
 
 def test_masked_pixels_do_not_move_the_median():
-    frame = frame_of([[9, 8, 65535, 6]], mask=[[0, 0, 0, 1]], exposure=[[2.0, 2.0, 90.0, 50.0]])
+    frame = frame_of([[9, 8, -1, 6]], mask=[[0, 0, 0, 1]], exposure=[[2.0, 2.0, 90.0, 50.0]])
     assert frame.reference == 2.0
     assert frame.exposure.tolist() == [[1, 1, 0, 0]]
 
@@ -167,4 +221,3 @@ def test_a_frame_is_a_value():
     with pytest.raises(AttributeError):
         frame.reference = 2.0
     assert isinstance(frame, Frame)
-    assert SENTINELS == (65535, 4294967294, 4294967295)
