@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin  # noqa: F401  (registers the filters that detectors write with)
 import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.files.opened import open_for_reading
+from bluesky_symdenoise.files.virtual import missing_source
 
 
 class Patience:
@@ -123,6 +124,8 @@ class Hdf5Rows:
                 wanted, rows = slice(index * per_row, (index + 1) * per_row), dataset.shape[0] // per_row
             if index >= rows:
                 raise IndexError(f"the dataset has {rows} rows so far, in shape {dataset.shape}")
+            if missing := missing_source(dataset, wanted):
+                raise OSError(f"{missing} with its pixels is missing")
             image = np.asarray(dataset[wanted])
         return image[0] if image.ndim > 3 else image
 
@@ -137,14 +140,3 @@ class Hdf5Rows:
                 remedy="have the device state the shape (frames, y, x) of an event",
             )
         return max(1, self._frames or 1) if dataset.ndim == 3 else max(1, int(dataset.shape[0]))
-
-
-def open_for_reading(path: Path) -> Any:
-    """Open an HDF5 file read-only, also while another process writes it.
-
-    It is opened as a SWMR reader or, because HDF5 refuses to open a file in both ways within a process, as a plain one.
-    """
-    try:
-        return h5py.File(path, "r", libver="latest", swmr=True)
-    except (OSError, ValueError):
-        return h5py.File(path, "r")

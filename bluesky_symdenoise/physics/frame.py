@@ -18,8 +18,8 @@ CODES = {16: (2**16 - 1,), 32: (2**32 - 2, 2**32 - 1)}
 NARROW_CODES = (2**15 - 1, 2**16 - 1, 2**31 - 1)
 #: Connected pixels with one large value, up to so many, may be counts if those around them have half of it.
 PLAUSIBLE_PIXELS = 4
-#: More different negative values than these are no codes. Nor are negative ones of which so many, and so large a share of
-#: the frame, are scattered: apart from each other, or with counts apart from each other among them.
+#: More different negative values than these are no codes. Nor are negative ones of which so many, and so large a share
+#: of the frame, are scattered: apart from each other, or with counts apart from each other among them.
 NEGATIVE_CODES, SCATTERED_PIXELS, SCATTERED_SHARE = 4, 50, 0.005
 
 

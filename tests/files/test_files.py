@@ -23,6 +23,7 @@ from fabio.edfimage import EdfImage
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files import FrameStack, NexusWriter, open_frames
+from bluesky_symdenoise.files.rows import Hdf5Rows
 
 SHAPE = (6, 20, 30)
 LZ4 = hdf5plugin.Bitshuffle(cname="lz4")
@@ -50,8 +51,9 @@ def eiger(tmp_path: Path, counts: np.ndarray) -> Path:
         pixel_mask[3, 4] = 2
         file[f"{DETECTOR}/detectorSpecific/pixel_mask"] = pixel_mask
         file[f"{DETECTOR}/detectorSpecific/flatfield"] = np.ones(SHAPE[1:], np.float32)
-        file[f"{DETECTOR}/beam_center_x"] = 14.5
-        file[f"{DETECTOR}/beam_center_y"] = 9.25
+        for axis, value in (("x", 14.5), ("y", 9.25)):
+            file[f"{DETECTOR}/beam_center_{axis}"] = value
+            file[f"{DETECTOR}/beam_center_{axis}"].attrs["units"] = "pixel"
     return master
 
 
@@ -179,10 +181,136 @@ def test_virtual_dataset_without_its_source_is_refused_and_not_read_as_zeros(tmp
         open_frames(path)
 
 
-def test_master_without_its_data_file_is_refused(eiger: Path) -> None:
-    eiger.with_name("run_1_data_000002.h5").unlink()
-    with pytest.raises(SymDenoiseError, match=r"'run_1_data_000002\.h5' cannot be opened"):
+def test_master_without_its_first_data_file_is_refused_and_says_what_can_be_read(
+    eiger: Path, counts: np.ndarray
+) -> None:
+    eiger.with_name("run_1_data_000001.h5").unlink()
+    with pytest.raises(
+        SymDenoiseError,
+        match=r"'run_1_data_000001\.h5' cannot be opened.*name those that are there: .*::(.*data_000002)",
+    ) as refused:
         open_frames(eiger)
+    with open_frames(f"{eiger}::{str(refused.value).rpartition('::')[2]}") as stack:
+        check(stack, counts[4:])
+
+
+def test_master_of_an_aborted_run_gives_the_frames_that_are_there(
+    eiger: Path, counts: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    eiger.with_name("run_1_data_000002.h5").unlink()
+    with open_frames(eiger) as stack:
+        check(stack, counts[:4])
+    assert "only the frames of data_000001 are read; the linked file 'run_1_data_000002.h5'" in caplog.text
+
+
+def test_frames_behind_links_are_found_and_small_arrays_are_no_frames(tmp_path: Path, counts: np.ndarray) -> None:
+    """As NeXus files of a beamline link to those of the detector, from two places."""
+    write_h5(tmp_path / "detector.hdf", "entry/instrument/detector/data", counts)
+    with h5py.File(tmp_path / "scan.nxs", "w") as file:
+        file["entry1/sample/orientation_matrix"] = np.eye(3)[np.newaxis]
+        file["entry1/instrument/pil/data"] = h5py.ExternalLink("detector.hdf", "/entry/instrument/detector/data")
+        file["entry1/pil/data"] = h5py.SoftLink("/entry1/instrument/pil/data")
+        file["entry1/self"] = h5py.SoftLink("/entry1")
+    with open_frames(tmp_path / "scan.nxs") as stack:
+        check(stack, counts)
+        assert [path.name for path in stack.sources] == ["scan.nxs", "detector.hdf"]
+    (tmp_path / "detector.hdf").unlink()
+    with pytest.raises(SymDenoiseError, match=r"no dataset looks like frames, and the linked file 'detector\.hdf'"):
+        open_frames(tmp_path / "scan.nxs")
+
+
+def modules(folder: Path, counts: np.ndarray, names: tuple[str, str]) -> Path:
+    """A virtual dataset whose upper and lower halves are in two files."""
+    height = SHAPE[1] // 2
+    layout = h5py.VirtualLayout((SHAPE[0], 2 * height, SHAPE[2]), np.uint16)
+    for number, name in enumerate(names):
+        rows = slice(number * height, (number + 1) * height)
+        layout[:, rows] = h5py.VirtualSource(name, "data", (SHAPE[0], height, SHAPE[2]))
+        write_h5(folder / name, "data", counts[:, rows])
+    with h5py.File(folder / "virtual.h5", "w") as file:
+        file.create_virtual_dataset("data", layout)
+    return folder / "virtual.h5"
+
+
+def test_a_module_whose_file_is_missing_is_masked_and_named(
+    tmp_path: Path, counts: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = modules(tmp_path, counts, ("upper.h5", "lower.h5"))
+    with open_frames(path) as stack:
+        assert stack.mask is None
+    (tmp_path / "lower.h5").unlink()
+    with open_frames(path) as stack:
+        height = SHAPE[1] // 2
+        assert stack.mask is not None
+        assert stack.mask[height:].all()
+        assert not stack.mask[:height].any()
+        np.testing.assert_array_equal(stack[0][:height], counts[0, :height])
+    assert "'lower.h5' is missing; the pixels that it holds are masked" in caplog.text
+    (tmp_path / "upper.h5").unlink()
+    with pytest.raises(SymDenoiseError, match="is missing; keep the data files"):
+        open_frames(path)
+
+
+@pytest.mark.parametrize("chain", ["external", "virtual"])
+def test_a_chain_of_links_is_followed_to_its_end(tmp_path: Path, counts: np.ndarray, chain: str) -> None:
+    """A virtual dataset, whose source is a link or again virtual, whose file is gone: never zeros."""
+    write_h5(tmp_path / "end.h5", "data", counts)
+    with h5py.File(tmp_path / "middle.h5", "w") as file:
+        if chain == "external":
+            file["data"] = h5py.ExternalLink("end.h5", "data")
+        else:
+            layout = h5py.VirtualLayout(SHAPE, np.uint16)
+            layout[:] = h5py.VirtualSource("end.h5", "data", SHAPE)
+            file.create_virtual_dataset("data", layout)
+    layout = h5py.VirtualLayout(SHAPE, np.uint16)
+    layout[:] = h5py.VirtualSource("middle.h5", "data", SHAPE)
+    with h5py.File(tmp_path / "vds.h5", "w") as file:
+        file.create_virtual_dataset("frames", layout)
+    with h5py.File(tmp_path / "top.h5", "w") as file:
+        file["data"] = h5py.ExternalLink("vds.h5", "frames")
+    rows = Hdf5Rows(tmp_path / "top.h5", "data", frames=1, patience=0.1)
+    with open_frames(tmp_path / "top.h5") as stack:
+        check(stack, counts)
+        assert {path.name for path in stack.sources} == {"top.h5", "vds.h5", "middle.h5", "end.h5"}
+    np.testing.assert_array_equal(rows.read(2).squeeze(), counts[2])
+    (tmp_path / "end.h5").unlink()
+    with pytest.raises(SymDenoiseError, match=r"'end\.h5' with its frames is missing"):
+        open_frames(tmp_path / "top.h5")
+    with pytest.raises(SymDenoiseError, match=r"'end\.h5' with its pixels is missing"):
+        rows.read(2)
+
+
+@pytest.mark.parametrize(
+    ("units", "pixel_units", "expected"),
+    [
+        ("pixel", "m", (15.48, 18.92)),
+        ("mm", "mm", (90.0, 110.0)),
+        ("m", "um", (90e3, 110e3)),
+        ("", "mm", None),
+        ("mm", "", None),
+    ],
+)
+def test_a_beam_centre_has_a_unit(
+    tmp_path: Path,
+    counts: np.ndarray,
+    units: str,
+    pixel_units: str,
+    expected: tuple[float, float] | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Lengths are divided by the size of a pixel; what has no unit is not used, and said."""
+    path = write_h5(tmp_path / "a.nxs", "entry/data/data", counts)
+    size = {"um": 172.0, "m": 172e-6}.get(pixel_units, 0.172)
+    with h5py.File(path, "a") as file:
+        for axis, value in (("y", 15.48), ("x", 18.92)):
+            file[f"{DETECTOR}/beam_center_{axis}"] = [value]
+            file[f"{DETECTOR}/{axis}_pixel_size"] = [size]
+            for name, unit in ((f"beam_center_{axis}", units), (f"{axis}_pixel_size", pixel_units)):
+                if unit:
+                    file[f"{DETECTOR}/{name}"].attrs["units"] = unit
+    with open_frames(path) as stack:
+        assert stack.beam_center == (None if expected is None else pytest.approx(expected))
+    assert ("its unit is not known" in caplog.text) == (expected is None)
 
 
 def test_master_and_its_data_files_together_are_refused(eiger: Path) -> None:

@@ -141,9 +141,9 @@ def test_scattered_or_many_different_negative_integers_are_refused():
     """What is left of counts after a background of whole numbers was subtracted; gaps and dead pixels are not."""
     rng = np.random.default_rng(3)
     counts = rng.poisson(2.0, (64, 64)).astype(np.int32)
-    with pytest.raises(SymDenoiseError, match="6 different negative values: .*background-subtracted"):
+    with pytest.raises(SymDenoiseError, match=r"6 different negative values: .*background-subtracted"):
         frame_of(np.maximum(counts - 6, -6))
-    with pytest.raises(SymDenoiseError, match="negative values scattered over 1[34]% of the pixels: .*background-sub"):
+    with pytest.raises(SymDenoiseError, match=r"negative values scattered over 1[34]% of the pixels: .*background-sub"):
         frame_of(counts - 1)
     gaps = counts.copy()
     gaps[:, 20:25], gaps[40:44], gaps[rng.random(gaps.shape) < 0.002] = -1, -1, -2

@@ -8,7 +8,7 @@ import hdf5plugin  # noqa: F401  (registers the filter that our files are writte
 import numpy as np
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.files.rows import open_for_reading
+from bluesky_symdenoise.files.opened import open_for_reading
 
 if TYPE_CHECKING:
     from tiled.client.container import Container

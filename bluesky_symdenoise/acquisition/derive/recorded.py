@@ -14,7 +14,7 @@ from bluesky_symdenoise.acquisition.request.beamline import Beamline, Settings
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.rows import open_for_reading
+from bluesky_symdenoise.files.opened import open_for_reading
 from bluesky_symdenoise.physics.dark import Background, Dark, summed_dark
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe, array_sha256

@@ -29,7 +29,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.derived.columns import PENDING, denoised_images
 from bluesky_symdenoise.derived.row import Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.rows import open_for_reading
+from bluesky_symdenoise.files.opened import open_for_reading
 from bluesky_symdenoise.files.source import Source
 from bluesky_symdenoise.physics.symmetry import Symmetry
 

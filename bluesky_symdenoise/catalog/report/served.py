@@ -14,7 +14,7 @@ from tiled.server.core import NoEntry
 from tiled.utils import BrokenLink, ensure_awaitable, path_from_uri
 
 from bluesky_symdenoise.derived.columns import denoised_images
-from bluesky_symdenoise.files.rows import open_for_reading
+from bluesky_symdenoise.files.opened import open_for_reading
 from bluesky_symdenoise.recipe import array_sha256
 
 #: What Tiled gives every exporter of a container: the node as the requesting user may see it.

@@ -18,7 +18,7 @@ import hdf5plugin  # noqa: F401  (registers the filter that frames are written w
 
 from bluesky_symdenoise.catalog.store.lock import hold
 from bluesky_symdenoise.derived.row import CompressedRow, Row
-from bluesky_symdenoise.files.rows import open_for_reading
+from bluesky_symdenoise.files.opened import open_for_reading
 
 Document = dict[str, Any]
 #: An image: stream, data key, number of its event, and how many rows of this number came before.

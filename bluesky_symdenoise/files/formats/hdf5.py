@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
@@ -16,9 +18,23 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.format import Array, Format, Part, ReadFrames, stack_shape
 from bluesky_symdenoise.files.formats.hdf5_stored import stored_row
-from bluesky_symdenoise.files.rows import Hdf5Rows, open_for_reading
+from bluesky_symdenoise.files.opened import open_for_reading
+from bluesky_symdenoise.files.rows import Hdf5Rows
+from bluesky_symdenoise.files.virtual import followed
 
-_PIXEL_UNITS = ("", "pixel", "pixels", "px")
+log = logging.getLogger("bluesky_symdenoise")
+
+_PIXEL_UNITS = ("pixel", "pixels", "px")
+#: Lengths in metres, as files spell them.
+_LENGTHS = {
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1.0),
+    **dict.fromkeys(("cm",), 1e-2),
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1e-3),
+    **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"), 1e-6),
+    **dict.fromkeys(("nm",), 1e-9),
+}
+#: Pixels of the smallest frame that is found without its name, and nodes that are looked at.
+_LEAST_PIXELS, _MOST_NODES = 64, 10_000
 
 
 def _parts(path: Path, name: str | None) -> list[Part]:
@@ -40,14 +56,45 @@ def _dataset_names(file: Any, path: Path, name: str | None) -> list[str]:
     data = _get(file, "entry/data", path)
     keys = data if isinstance(data, h5py.Group) else ()
     if numbered := [key for key in keys if re.fullmatch(r"data_[0-9]+", key)]:
-        return [f"entry/data/{key}" for key in sorted(numbered, key=lambda key: int(key[5:]))]
+        return _there(file, [f"entry/data/{key}" for key in sorted(numbered, key=lambda key: int(key[5:]))], path)
     if signal := _nexus_signal(file):
         return [signal]
-    candidates = _candidates(file)
+    candidates, gone = _candidates(file), _broken_links(file)
     if len(candidates) == 1:
         return list(candidates)
     rule = "several datasets could be the frames" if candidates else "no dataset looks like frames"
+    if not candidates and gone:
+        rule = f"no dataset looks like frames, and {_gone(gone)}"
     raise SymDenoiseError(f"{path}", rule=rule, remedy=_choose(path, candidates))
+
+
+def _there(file: Any, names: list[str], path: Path) -> list[str]:
+    """Return the datasets of an Eiger master whose files are there; those of an aborted run end too early."""
+    found = [name for name in names if file.get(name) is not None]
+    if not found or names[: len(found)] != found:
+        missing = next(name for name in names if name not in found)
+        own = ", ".join(f"{path}::{name}" for name in found) or "none is there"
+        raise SymDenoiseError(
+            f"{path}::{missing}",
+            rule=_gone({missing: file.get(missing, getlink=True)}),
+            remedy=f"put it beside the master file, or name those that are there: {own}",
+        )
+    if len(found) < len(names):
+        log.warning(
+            "%s: only the frames of %s are read; %s, as after an aborted run",
+            path,
+            ", ".join(posixpath.basename(name) for name in found),
+            _gone({name: file.get(name, getlink=True) for name in names[len(found) :]}),
+        )
+    return found
+
+
+def _gone(links: Mapping[str, Any]) -> str:
+    """Return in words which linked files cannot be opened."""
+    files = dict.fromkeys(repr(link.filename) for link in links.values() if isinstance(link, h5py.ExternalLink))
+    if not files:
+        return f"{', '.join(map(repr, links))} leads nowhere"
+    return f"the linked file{'s' if len(files) > 1 else ''} {', '.join(files)} cannot be opened"
 
 
 def _choose(path: Path, candidates: Mapping[str, tuple[int, ...]]) -> str:
@@ -57,16 +104,40 @@ def _choose(path: Path, candidates: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _candidates(file: Any) -> dict[str, tuple[int, ...]]:
+    """Return the datasets that may be frames, by name, links followed, and each dataset once."""
     found = {}
-
-    def look(name: str, node: Any) -> None:
-        if not isinstance(node, h5py.Dataset) or "mask" in posixpath.basename(name):
-            return
-        if node.ndim in (2, 3, 4) and min(node.shape[-2:]) > 1 and node.dtype.kind in "uif":
+    for name, node, _ in _nodes(file):
+        base = posixpath.basename(name)
+        if not isinstance(node, h5py.Dataset) or any(word in base for word in ("mask", "flatfield", "trimbit")):
+            continue
+        pixels = math.prod(node.shape[-2:]) if min(node.shape[-2:], default=0) > 1 else 0
+        if node.ndim in (2, 3, 4) and pixels >= _LEAST_PIXELS and node.dtype.kind in "uif":
             found[name] = node.shape
-
-    file.visititems(look)
     return found
+
+
+def _broken_links(file: Any) -> dict[str, Any]:
+    return {name: link for name, node, link in _nodes(file) if node is None}
+
+
+def _nodes(file: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, node (None where a link leads nowhere) and link of all that a file holds or links to, once each."""
+    seen: set[tuple[str, int]] = set()
+    waiting = [("", file)]
+    while waiting and len(seen) < _MOST_NODES:
+        prefix, group = waiting.pop(0)
+        for key in group:
+            name, link = f"{prefix}{key}", group.get(key, getlink=True)
+            node = group.get(key)
+            if node is not None:
+                # A node has an address in its file, whatever links lead to it.
+                place = (node.file.filename, h5py.h5o.get_info(node.id).addr)
+                if place in seen:
+                    continue
+                seen.add(place)
+            yield name, node, link
+            if isinstance(node, h5py.Group):
+                waiting.append((f"{name}/", node))
 
 
 def _nexus_signal(file: Any) -> str | None:
@@ -102,6 +173,8 @@ def _hdf5_part(file: Any, path: Path, name: str) -> Part:
     detector = "/" + name.strip("/").split("/")[0] + "/instrument/detector"
     masks = (f"{group.name}/mask", f"{detector}/detectorSpecific/pixel_mask", f"{detector}/pixel_mask")
     mask = next((node for each in masks if (node := _get(file, each, path)) is not None), None)
+    pixels = followed(dataset, f"{path}::{name}")
+    known = None if mask is None else _as_mask(mask[()], shape[1:], f"{path}::{mask.name}")
     attrs = [node.attrs for node in (dataset, group, file)]
     center = next((each["beam_center"] for each in attrs if "beam_center" in each), None)
     symmetry = next((_text(each["symmetry"]) for each in attrs if "symmetry" in each), None)
@@ -110,8 +183,8 @@ def _hdf5_part(file: Any, path: Path, name: str) -> Part:
         shape,
         dataset.dtype,
         lambda: _hdf5_frames(path, name),
-        linked=_linked_files(dataset, path),
-        mask=None if mask is None else _as_mask(mask[()], shape[1:], f"{path}::{mask.name}"),
+        linked=tuple(file for file in pixels.files if not file.samefile(path)),
+        mask=pixels.gone if known is None else known if pixels.gone is None else known | pixels.gone,
         beam_center=_nexus_center(file, detector, path) if center is None else _as_center(center, path),
         symmetry=symmetry,
     )
@@ -127,38 +200,40 @@ def _hdf5_frames(path: Path, name: str) -> Iterator[ReadFrames]:
             yield lambda start, stop: dataset[start:stop].reshape(-1, *dataset.shape[-2:])
 
 
-def _linked_files(dataset: Any, path: Path) -> tuple[Path, ...]:
-    """Return the other files with pixels; HDF5 itself reads zeros where a virtual source is missing."""
-    home = Path(dataset.file.filename)
-    files = {} if home.samefile(path) else {home: None}
-    for source in dataset.virtual_sources() if dataset.is_virtual else ():
-        if source.file_name == "." or "%b" in source.file_name:
-            continue
-        places = (home.parent / source.file_name, Path(source.file_name))
-        target = next((place for place in places if place.exists()), None)
-        if target is None:
-            raise SymDenoiseError(
-                f"{path}::{dataset.name}",
-                rule=f"the file {source.file_name!r} with its frames is missing",
-                remedy="keep the data files beside the master file",
-            )
-        files[target] = None
-    return tuple(files)
-
-
 def _nexus_center(file: Any, detector: str, path: Path) -> tuple[float, float] | None:
-    """Return NeXus ``beam_center_y, beam_center_x`` if both are constant and in pixels."""
+    """Return NeXus ``beam_center_y, beam_center_x`` in pixels if both are constant, and say it if they are not used."""
     center = []
     for axis in "yx":
         node = _get(file, f"{detector}/beam_center_{axis}", path)
-        if not isinstance(node, h5py.Dataset) or _text(node.attrs.get("units", "")) not in _PIXEL_UNITS:
-            return None
-        values = np.unique(node[()])
+        values = np.unique(node[()]) if isinstance(node, h5py.Dataset) else np.empty(0)
         if values.size != 1:
             return None
-        center.append(float(values[0]))
+        center.append((float(values[0]), _pixels_per_unit(file, detector, axis, node)))
     # An Eiger whose beam centre was never configured says (0, 0).
-    return _as_center(center, path) if any(center) else None
+    if not any(value for value, _ in center):
+        return None
+    if any(factor is None for _, factor in center):
+        log.warning(
+            "%s: the beam centre (y, x) = %s of %s is not used: its unit is not known; give beam_center in pixels",
+            path,
+            tuple(value for value, _ in center),
+            detector,
+        )
+        return None
+    return _as_center([value * factor for value, factor in center if factor is not None], path)
+
+
+def _pixels_per_unit(file: Any, detector: str, axis: str, node: Any) -> float | None:
+    """Return how many pixels the unit of a beam centre is: 1, or by a length and the size of a pixel; else None."""
+    unit = _text(node.attrs.get("units", "")).strip().lower()
+    if unit in _PIXEL_UNITS:
+        return 1.0
+    size = file.get(f"{detector}/{axis}_pixel_size")
+    if unit not in _LENGTHS or not isinstance(size, h5py.Dataset) or size.size != 1:
+        return None
+    metres = _LENGTHS.get(_text(size.attrs.get("units", "")).strip().lower())
+    pixel = float(np.ravel(size[()])[0])
+    return None if metres is None or not pixel > 0 else _LENGTHS[unit] / (pixel * metres)
 
 
 def _as_center(value: Any, path: Path) -> tuple[float, float]:

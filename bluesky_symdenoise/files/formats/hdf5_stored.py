@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.checks import MAX_BLOCK, MAX_PIXELS, chunk_offsets, refuse_outside
 from bluesky_symdenoise.files.inflation import checked_chunk
-from bluesky_symdenoise.files.rows import open_for_reading
+from bluesky_symdenoise.files.opened import open_for_reading
 
 if TYPE_CHECKING:
     from bluesky_symdenoise.files.source import Source
