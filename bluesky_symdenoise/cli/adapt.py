@@ -11,7 +11,7 @@ import typer
 
 from bluesky_symdenoise.cli.catalog import opened
 from bluesky_symdenoise.cli.lazy import Catalog, Runs, run_named
-from bluesky_symdenoise.cli.options import Center, ModelName, Symmetry
+from bluesky_symdenoise.cli.options import Center, InvertMask, ModelName, Symmetry
 from bluesky_symdenoise.cli.root import app
 
 #: Minutes that may not be enough to begin with.
@@ -29,6 +29,7 @@ def finetune(
     ] = None,
     model: ModelName = None,
     mask: Annotated[Path | None, typer.Option(help="File with one image, not 0 = bad.")] = None,
+    invert_mask: InvertMask = False,
     symmetry: Symmetry = "auto",
     beam_center: Center = None,
     stream: Annotated[
@@ -50,7 +51,7 @@ def finetune(
     """
     from bluesky_symdenoise.acquisition.past.finetune import finetune as tune
     from bluesky_symdenoise.denoiser.infer import Denoiser
-    from bluesky_symdenoise.files import mask_from
+    from bluesky_symdenoise.files import inverted_mask_from, mask_from
     from bluesky_symdenoise.training.fit import TrainConfig
     from bluesky_symdenoise.training.tune import TUNING
 
@@ -64,7 +65,7 @@ def finetune(
             name=name,
             reference=[run_named(client, "raw", uid) for uid in reference] if reference else None,
             parent=parent,
-            mask=None if mask is None else mask_from(mask),
+            mask=None if mask is None else (inverted_mask_from if invert_mask else mask_from)(mask),
             symmetry=symmetry,
             beam_center=beam_center,
             stream=stream,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bluesky_symdenoise.cli.options import Center, Defects, ModelName, Symmetry, Views
+from bluesky_symdenoise.cli.options import Center, Defects, IgnoreFileMask, InvertMask, ModelName, Symmetry, Views
 from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -79,6 +79,8 @@ def denoise(
     mask: Annotated[
         Path | None, typer.Option(help="File with one image, not 0 = bad; added to the mask that FILE has.")
     ] = None,
+    invert_mask: InvertMask = False,
+    ignore_file_mask: IgnoreFileMask = False,
     model: ModelName = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
@@ -91,14 +93,15 @@ def denoise(
 
     from bluesky_symdenoise.denoiser.infer import Denoiser
     from bluesky_symdenoise.denoiser.stack import empty_result
-    from bluesky_symdenoise.files import NexusWriter, mask_from, open_frames
+    from bluesky_symdenoise.files import NexusWriter, inverted_mask_from, mask_from, open_frames
     from bluesky_symdenoise.physics.frame import as_mask
 
     denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
     with open_frames(file) as stack:
-        bad = stack.mask
+        bad = None if ignore_file_mask else stack.mask
         if mask is not None:
-            given = as_mask(mask_from(mask), (stack.shape[1], stack.shape[2]))
+            read = inverted_mask_from if invert_mask else mask_from
+            given = as_mask(read(mask), (stack.shape[1], stack.shape[2]))
             bad = given if bad is None else bad | given
         center = beam_center or stack.beam_center
         found = denoiser.resolve(stack[:POOLED], mask=bad, symmetry=symmetry, beam_center=center)
@@ -138,11 +141,12 @@ def train(
         typer.Option(metavar="KEY=VALUE", help="Only runs whose start document has it; may be repeated."),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="For --from: file with one image, not 0 = bad.")] = None,
+    invert_mask: InvertMask = False,
     initial: Annotated[Path | None, typer.Option(help="Weights (.safetensors) to start from.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Train a denoiser from a recipe; training can be stopped and continued at any time."""
-    from bluesky_symdenoise.files import mask_from
+    from bluesky_symdenoise.files import inverted_mask_from, mask_from
     from bluesky_symdenoise.training.fit import TrainConfig, fit
     from bluesky_symdenoise.training.pairs import real_frames
 
@@ -153,7 +157,8 @@ def train(
             "--query, --mask", rule="these options choose among a catalogue's runs", remedy="add --from"
         )
     if catalog is not None:
-        real += _frames_of_catalog(catalog, query or [], None if mask is None else mask_from(mask), recipe.seed)
+        read = inverted_mask_from if invert_mask else mask_from
+        real += _frames_of_catalog(catalog, query or [], None if mask is None else read(mask), recipe.seed)
     typer.echo(fit(recipe, output=output, real=real, initial=initial, device=device))
 
 

@@ -26,6 +26,8 @@ Defects = Annotated[
     str,
     typer.Option(help="find: mask hot and dead pixels that a frame shows; keep: mask what the mask says, no more."),
 ]
+InvertMask = Annotated[bool, typer.Option("--invert-mask", help="In the file of --mask, 0 = bad.")]
+IgnoreFileMask = Annotated[bool, typer.Option("--ignore-file-mask", help="Do without the mask that FILE itself has.")]
 Uri = Annotated[
     str, typer.Argument(metavar="CATALOG_URI", help="URL of the Tiled catalogue that holds RAW and DENOISED.")
 ]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bluesky_symdenoise.cli.options import Center, Symmetry
+from bluesky_symdenoise.cli.options import Center, IgnoreFileMask, InvertMask, Symmetry
 from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -24,6 +24,8 @@ def check(
     mask: Annotated[
         Path | None, typer.Option(help="File with one image, not 0 = bad; added to that of a file.")
     ] = None,
+    invert_mask: InvertMask = False,
+    ignore_file_mask: IgnoreFileMask = False,
     stream: Annotated[
         str | None, typer.Option(help="Stream of the images; by default the first that has some.")
     ] = None,
@@ -55,9 +57,10 @@ def check(
     from bluesky_symdenoise.catalog.report.picture import check_figure, png
     from bluesky_symdenoise.cli.catalog import opened
     from bluesky_symdenoise.cli.lazy import run_named
-    from bluesky_symdenoise.files import mask_from, open_frames
+    from bluesky_symdenoise.files import inverted_mask_from, mask_from, open_frames
 
-    given = None if mask is None else mask_from(mask)
+    read = inverted_mask_from if invert_mask else mask_from
+    given = None if mask is None else read(mask)
     if catalog is not None:
         with opened(catalog) as client:
             done = check_symmetry(
@@ -76,7 +79,8 @@ def check(
         )
     else:
         with open_frames(sources[0]) as stack:
-            bad = stack.mask if given is None else given if stack.mask is None else given | stack.mask
+            own = None if ignore_file_mask else stack.mask
+            bad = own if given is None else given if own is None else given | own
             done = check_symmetry(stack, symmetry=symmetry, beam_center=beam_center or stack.beam_center, mask=bad)
     if output is not None:
         done.save(output)

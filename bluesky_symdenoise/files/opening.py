@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.format import Part, readable
 from bluesky_symdenoise.files.formats import of_file
 from bluesky_symdenoise.files.stack import FrameStack
+from bluesky_symdenoise.physics.frame import mostly_masked
+
+log = logging.getLogger("bluesky_symdenoise")
 
 
 def open_frames(source: str | Path | Sequence[str | Path]) -> FrameStack:
@@ -71,4 +75,13 @@ def _parts(path: Path, dataset: str | None) -> list[Part]:
 def mask_from(path: str | Path) -> NDArray[np.bool_]:
     """Return the mask (y, x) in a file with one image: not 0 = bad."""
     with open_frames(path) as frames:
-        return np.asarray(frames[0] != 0)
+        mask = np.asarray(frames[0] != 0)
+    if said := mostly_masked(mask, f"{path}"):
+        log.warning("%s", said)
+    return mask
+
+
+def inverted_mask_from(path: str | Path) -> NDArray[np.bool_]:
+    """Return the mask (y, x) in a file with one image in which 0 = bad, as some acquisition programs write it."""
+    with open_frames(path) as frames:
+        return np.asarray(frames[0] == 0)

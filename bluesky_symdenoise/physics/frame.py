@@ -103,6 +103,18 @@ def _coded(frame: NDArray[Any], held: NDArray[np.bool_], value: int, *, alone: b
     return np.concatenate([[False], coded])[labels]
 
 
+def mostly_masked(
+    mask: NDArray[np.bool_],
+    name: str = "the mask",
+    remedy: str = "if 1 means good in it, invert it: mask == 0, or --invert-mask",
+) -> str | None:
+    """Return a warning that more than half of the pixels are masked; None if they are not."""
+    share = float(np.mean(mask)) if mask.size else 0.0
+    if share <= 0.5:
+        return None
+    return f"{name} masks {share:.0%} of the pixels (True, or not 0, = bad, as in pyFAI and NeXus); {remedy}"
+
+
 def as_mask(mask: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Return the mask as (y, x) booleans, True = bad; None masks nothing.
 

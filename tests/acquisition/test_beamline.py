@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
 from bluesky_symdenoise.acquisition.past.recompute import Again, recompute
 from bluesky_symdenoise.acquisition.past.replay import replay
 from bluesky_symdenoise.acquisition.request.beamline import Beamline, Settings
-from bluesky_symdenoise.acquisition.request.poni import poni_beam_center
+from bluesky_symdenoise.acquisition.request.poni import check_poni, poni_beam_center, stand_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import Recipe
@@ -52,6 +53,23 @@ def poni(path: Path, *, orientation: int) -> tuple[str, tuple[float, float]]:
 def test_poni_file_gives_the_pixel_that_the_beam_meets(tmp_path: Path, orientation: int) -> None:
     path, lowest = poni(tmp_path / "a.poni", orientation=orientation)
     np.testing.assert_allclose(poni_beam_center(path), lowest, atol=0.51)
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4])
+def test_a_generic_detector_without_a_size_has_that_of_the_images(tmp_path: Path, orientation: int) -> None:
+    sized, sizeless = (tmp_path / name for name in ("sized.poni", "sizeless.poni"))
+    said = {"pixel1": 1e-4, "pixel2": 1e-4, "orientation": orientation}
+    for path, config in ((sized, {**said, "max_shape": [200, 240]}), (sizeless, said)):
+        path.write_text(
+            f"poni_version: 2.1\nDetector: Detector\nDetector_config: {json.dumps(config)}\n"
+            "Distance: 0.2\nPoni1: 0.005\nPoni2: 0.007\nRot1: 0.0\nRot2: 0.0\nRot3: 0.0\nWavelength: 1e-10\n"
+        )
+    found = [stand_of(path, key="det", shape=(200, 240)).beam_center for path in (sized, sizeless)]
+    assert found[0] == pytest.approx(found[1])
+    check_poni(sizeless)
+    if orientation != 3:
+        with pytest.raises(SymDenoiseError, match="has no size; write max_shape"):
+            poni_beam_center(sizeless)
 
 
 def test_file_that_is_no_poni(tmp_path: Path) -> None:

@@ -213,6 +213,34 @@ class TestDenoise:
         intensity, _ = self.read(out)
         assert np.isfinite(intensity[:, :, :5]).all(), "the mates of these pixels were measured"
 
+    def test_an_inverted_mask_is_said_and_can_be_given(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Some acquisition programs write 1 for good pixels."""
+        path, good = stack(tmp_path / "in.npy", 1), np.ones((64, 96), np.uint8)
+        good[:, :5] = 0
+        np.save(tmp_path / "good.npy", good)
+        mask = ["--mask", str(tmp_path / "good.npy"), "--symmetry", "1"]
+        invoked("denoise", str(path), "-o", str(tmp_path / "a.h5"), *mask)
+        assert "good.npy masks 95% of the pixels" in caplog.text
+        assert "--invert-mask" in caplog.text
+        assert np.isnan(self.read(tmp_path / "a.h5")[0][0, :, 5:]).all()
+        caplog.clear()
+        invoked("denoise", str(path), "-o", str(tmp_path / "b.h5"), *mask, "--invert-mask")
+        assert np.isfinite(self.read(tmp_path / "b.h5")[0][0, :, 5:]).all()
+        assert "masks" not in caplog.text
+
+    def test_the_files_own_mask_can_be_ignored(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path = tmp_path / "in.h5"
+        with h5py.File(path, "w") as file:
+            file["counts"] = np.load(stack(tmp_path / "in.npy", 1))
+            file["mask"] = np.ones((64, 96), bool)
+            file["mask"][:, :5] = False
+        arguments = [str(path), "--symmetry", "1", "-o", str(tmp_path / "out.h5")]
+        invoked("denoise", *arguments)
+        assert "--ignore-file-mask" in caplog.text
+        assert np.isnan(self.read(tmp_path / "out.h5")[0]).mean() > 0.9
+        invoked("denoise", *arguments, "--overwrite", "--ignore-file-mask")
+        assert np.isfinite(self.read(tmp_path / "out.h5")[0]).all()
+
     def test_refuses_to_overwrite_unless_asked(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         path, out = stack(tmp_path / "in.npy", 1), tmp_path / "out.h5"
         out.write_text("precious")

@@ -53,6 +53,9 @@ def stand_of(stated: str | Path | Mapping[str, Any], *, key: str, shape: tuple[i
         If the geometry cannot be read, or the beam does not meet the detector's plane.
     """
     geometry = _stated(stated, key, shape) if isinstance(stated, Mapping) else _loaded(stated)
+    if geometry.detector.shape is None and shape is not None:
+        # A generic detector without max_shape has the size of the images.
+        geometry.detector.shape = shape
     center = _center(geometry, "the geometry of the run" if isinstance(stated, Mapping) else str(stated))
     if shape is None:
         return Stand(center)
@@ -60,6 +63,16 @@ def stand_of(stated: str | Path | Mapping[str, Any], *, key: str, shape: tuple[i
         return Stand(center, noticeable_tilt(geometry, shape, center))
     except SymDenoiseError as error:
         return Stand(center, unused=f"{error.value}: {error.rule}")
+
+
+def check_poni(path: str | Path) -> None:
+    """Raise SymDenoiseError if a .poni file cannot be read, or the beam does not meet the detector's plane.
+
+    What depends on the size of the images, which the file need not have, is checked with them.
+    """
+    geometry = _loaded(path)
+    if geometry.detector.shape is not None or int(geometry.detector.orientation) not in (1, 2, 4):
+        _center(geometry, str(path))
 
 
 def poni_beam_center(path: str | Path) -> tuple[float, float]:
@@ -101,6 +114,14 @@ def _stated(words: Mapping[str, Any], key: str, shape: tuple[int, int] | None) -
 
 
 def _center(geometry: AzimuthalIntegrator, name: str) -> tuple[float, float]:
+    detector = geometry.detector
+    if detector.shape is None and int(detector.orientation) in (1, 2, 4):
+        raise SymDenoiseError(
+            name,
+            rule=f"pixels are counted from another corner (orientation {int(detector.orientation)}), and the detector "
+            "has no size",
+            remedy="write max_shape into Detector_config, or give a beam centre",
+        )
     try:
         y, x = met_at(geometry)
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:

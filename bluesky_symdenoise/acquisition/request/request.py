@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,7 +18,7 @@ from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.request.beamline import Beamline, dark_from
 from bluesky_symdenoise.acquisition.request.options import Options, refuse_unknown
 from bluesky_symdenoise.acquisition.request.place import UNSORTED, Place
-from bluesky_symdenoise.acquisition.request.poni import poni_beam_center
+from bluesky_symdenoise.acquisition.request.poni import check_poni
 from bluesky_symdenoise.analysis.ring import Ring, checked_rings
 from bluesky_symdenoise.catalog.store.containers import FRAMES_FOLDER
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
@@ -27,7 +28,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import is_colour, may_be_image, stated_shape
 from bluesky_symdenoise.physics.check import stated_symmetry
 from bluesky_symdenoise.physics.dark import Dark
-from bluesky_symdenoise.physics.frame import as_exposure
+from bluesky_symdenoise.physics.frame import as_exposure, mostly_masked
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_symmetry, refuse_other_center
 from bluesky_symdenoise.recipe import Recipe, array_sha256, chosen_frames
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from tiled.client.container import Container
 
     from bluesky_symdenoise.denoiser.infer import Denoiser
+
+log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 Transport = Literal["files", "http"]
@@ -115,6 +118,8 @@ class Request:
                     f"{what}={names!r}", rule="it must be a list of names", remedy=f"give [{names!r}]"
                 )
         bad = None if mask is None else np.asarray(mask).astype(bool)
+        if bad is not None and (said := mostly_masked(bad)):
+            log.warning("%s", said)
         n = None if exposure is None else np.asarray(exposure, np.float64)
         for array, what in ((bad, "mask"), (n, "exposure")):
             if array is not None and array.ndim != 2:
@@ -130,7 +135,7 @@ class Request:
         rings = checked_rings(options.get("analysis"))
         dark = None if kept.dark_file is None else dark_from(kept.dark_file, seconds=kept.dark_seconds)
         if kept.poni_file is not None:
-            poni_beam_center(kept.poni_file)
+            check_poni(kept.poni_file)
         recipe = Recipe(
             model_sha256=model.sha256() if isinstance(model, DenoiserSettings) else model.model.sha256,
             algorithm=ALGORITHM,

@@ -21,6 +21,7 @@ from bluesky_symdenoise.files.formats.hdf5_stored import stored_row
 from bluesky_symdenoise.files.opened import open_for_reading
 from bluesky_symdenoise.files.rows import Hdf5Rows
 from bluesky_symdenoise.files.virtual import followed
+from bluesky_symdenoise.physics.frame import mostly_masked
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -255,7 +256,10 @@ def _as_mask(stored: Array, shape: tuple[int, ...], what: str) -> NDArray[np.boo
             rule=f"a mask must have the shape of a frame, {shape}",
             remedy="name the dataset that the mask belongs to, or repair the file",
         )
-    return np.asarray(mask != 0)
+    bad = np.asarray(mask != 0)
+    if said := mostly_masked(bad, what, "if that is wrong, `symdenoise denoise --ignore-file-mask` does without it"):
+        log.warning("%s", said)
+    return bad
 
 
 def _text(value: Any) -> str:
