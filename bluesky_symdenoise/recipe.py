@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Fields that stored recipes may lack.
-OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects", "views", "fold_sha256"})
+OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects", "views", "fold_sha256", "noise"})
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Recipe:
         8 if the network's output is averaged over so many views of each frame; None for one.
     fold_sha256
         Checksum of the given map of where mates may be used; None if frames alone decide.
+    noise
+        ``poisson`` if it was stated that frames are photon counts; None if that was tested.
     """
 
     model_sha256: str
@@ -74,6 +76,7 @@ class Recipe:
     defects: str | None = None
     views: int | None = None
     fold_sha256: str | None = None
+    noise: str | None = None
 
     def __post_init__(self) -> None:
         if self.beam_center is not None:

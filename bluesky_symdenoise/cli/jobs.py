@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bluesky_symdenoise.cli.options import Center, Defects, IgnoreFileMask, InvertMask, ModelName, Symmetry, Views
+from bluesky_symdenoise.cli.options import (
+    Center,
+    Defects,
+    IgnoreFileMask,
+    InvertMask,
+    ModelName,
+    Noise,
+    Symmetry,
+    Views,
+)
 from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -81,6 +90,7 @@ def denoise(
     ] = None,
     invert_mask: InvertMask = False,
     ignore_file_mask: IgnoreFileMask = False,
+    noise: Noise = None,
     model: ModelName = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
@@ -93,7 +103,9 @@ def denoise(
 
     from bluesky_symdenoise.denoiser.infer import Denoiser
     from bluesky_symdenoise.denoiser.stack import empty_result
+    from bluesky_symdenoise.derived.decision import doubts_of_counts
     from bluesky_symdenoise.files import NexusWriter, inverted_mask_from, mask_from, open_frames
+    from bluesky_symdenoise.physics.counts.verdict import checked_noise
     from bluesky_symdenoise.physics.frame import as_mask
 
     denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
@@ -103,8 +115,11 @@ def denoise(
             read = inverted_mask_from if invert_mask else mask_from
             given = as_mask(read(mask), (stack.shape[1], stack.shape[2]))
             bad = given if bad is None else bad | given
+        first = stack[:POOLED]
+        if checked_noise(noise) is None and (doubt := doubts_of_counts(first, bad)):
+            typer.echo(f"symdenoise: are these photon counts? {doubt}; if they are, state --noise poisson", err=True)
         center = beam_center or stack.beam_center
-        found = denoiser.resolve(stack[:POOLED], mask=bad, symmetry=symmetry, beam_center=center)
+        found = denoiser.resolve(first, mask=bad, symmetry=symmetry, beam_center=center)
         failed = bad_pixels = 0
         date = datetime.now(UTC).isoformat(timespec="seconds")
         with NexusWriter(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bluesky_symdenoise.cli.catalog import opened
-from bluesky_symdenoise.cli.options import Center, ModelName, Symmetry
+from bluesky_symdenoise.cli.options import Center, ModelName, Noise, Symmetry
 from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -29,6 +29,7 @@ def register(
     runs: Runs,
     symmetry: Symmetry = "auto",
     beam_center: Center = None,
+    noise: Noise = None,
     model: ModelName = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, here and when it is read.")] = None,
 ) -> None:
@@ -40,7 +41,9 @@ def register(
     with opened(catalog) as client:
         for uid in runs:
             raw = run_named(client, "raw", uid)
-            made = register_run(raw, client["denoised"], denoiser=denoiser, symmetry=symmetry, beam_center=beam_center)
+            made = register_run(
+                raw, client["denoised"], denoiser=denoiser, symmetry=symmetry, beam_center=beam_center, noise=noise
+            )
             typer.echo(f"{uid}: {made.start['uid']}")
 
 

@@ -19,6 +19,7 @@ from bluesky_symdenoise.cli.options import (
     Directory,
     Frames,
     ModelName,
+    Noise,
     OlderThan,
     Raw,
     SettingsFile,
@@ -47,6 +48,7 @@ def catch_up(
     settings: SettingsFile = None,
     symmetry: Symmetry = "auto",
     beam_center: Center = None,
+    noise: Noise = None,
     directory: Directory = None,
     frames: Frames = None,
     raw: Raw = "raw",
@@ -70,7 +72,13 @@ def catch_up(
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     with opened(uri, raw=raw, denoised=denoised) as client:
-        given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
+        given = {
+            "symmetry": symmetry,
+            "beam_center": beam_center,
+            "noise": noise,
+            "directory": directory,
+            "frames": frames,
+        }
         denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
         work = planned_work(client[denoised], settings, given, activity="catch-up", denoiser=denoiser)
         seconds = None if older_than is None else older_than * 3600
@@ -153,6 +161,7 @@ def watch(
     settings: SettingsFile = None,
     symmetry: Symmetry = "auto",
     beam_center: Center = None,
+    noise: Noise = None,
     directory: Directory = None,
     frames: Frames = None,
     raw: Raw = "raw",
@@ -193,7 +202,13 @@ def watch(
     logging.basicConfig(format="%(levelname)s %(message)s")
     logging.getLogger("bluesky_symdenoise").setLevel(logging.INFO)
     with opened(uri, raw=raw, denoised=denoised) as client:
-        given = {"symmetry": symmetry, "beam_center": beam_center, "directory": directory, "frames": frames}
+        given = {
+            "symmetry": symmetry,
+            "beam_center": beam_center,
+            "noise": noise,
+            "directory": directory,
+            "frames": frames,
+        }
         denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
         work = planned_work(client[denoised], settings, given, activity="watch", denoiser=denoiser)
         health = Health()

@@ -26,6 +26,10 @@ Defects = Annotated[
     str,
     typer.Option(help="find: mask hot and dead pixels that a frame shows; keep: mask what the mask says, no more."),
 ]
+Noise = Annotated[
+    str | None,
+    typer.Option(metavar="poisson", help="State that frames are photon counts, instead of having that tested."),
+]
 InvertMask = Annotated[bool, typer.Option("--invert-mask", help="In the file of --mask, 0 = bad.")]
 IgnoreFileMask = Annotated[bool, typer.Option("--ignore-file-mask", help="Do without the mask that FILE itself has.")]
 Uri = Annotated[

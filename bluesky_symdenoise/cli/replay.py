@@ -20,6 +20,7 @@ from bluesky_symdenoise.cli.options import (
     Directory,
     Frames,
     ModelName,
+    Noise,
     OlderThan,
     Raw,
     SettingsFile,
@@ -69,6 +70,7 @@ def replay(
     settings: SettingsFile = None,
     symmetry: Symmetry = "auto",
     beam_center: Center = None,
+    noise: Noise = None,
     directory: Directory = None,
     frames: Frames = None,
     raw: Raw = "raw",
@@ -100,6 +102,7 @@ def replay(
     given = {
         "symmetry": symmetry,
         "beam_center": beam_center,
+        "noise": noise,
         "directory": directory,
         "frames": frames,
         "streams": stream,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
+from bluesky_symdenoise.physics.counts.verdict import doubts
 from bluesky_symdenoise.physics.frame import sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
@@ -31,10 +32,20 @@ class Decision:
         What was decided; None before the first frame with counts.
     holds_counts
         Whether a frame with counts has passed as counts, which depends on the detector and not on the frame.
+    doubt
+        What is doubtful about the counts of that frame; None if nothing is.
+
+    Parameters
+    ----------
+    fold
+        (y, x) map of a checked symmetry.
+    noise
+        ``poisson`` if the user states that frames are counts; else that is tested.
     """
 
-    def __init__(self, *, fold: Given = None) -> None:
-        self._fold = fold
+    def __init__(self, *, fold: Given = None, noise: str | None = None) -> None:
+        self._fold, self._noise = fold, noise
+        self.doubt: str | None = None
         self.symmetry: Symmetry | None = None
         self.holds_counts = False
 
@@ -70,8 +81,10 @@ class Decision:
             If the image is no counts, or has not the symmetry that was asked for.
         """
         if not self.holds_counts:
-            refuse_clipped_image(image, mask)
-            self.holds_counts = _has_counts(image)
+            counts = _has_counts(image)
+            if self._noise is None:
+                self.doubt = doubts_of_counts(image, mask)
+            self.holds_counts = counts
         found = self.symmetry
         if found is None:
             found = denoiser.resolve(image, mask=mask, exposure=exposure, symmetry=symmetry, beam_center=center)
@@ -96,6 +109,18 @@ class Decision:
         if with_counts:
             self.symmetry, self.holds_counts = self.symmetry or made, True
         return self.symmetry is not None and made == self.about(self.symmetry, center)
+
+
+def doubts_of_counts(image: NDArray[Any], mask: Given) -> str | None:
+    """Return what is doubtful about the counts of an image (..., y, x); None if nothing is, or it has none.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it plainly holds something else than photon counts.
+    """
+    refuse_clipped_image(image, mask)
+    return doubts(image, mask) if _has_counts(image) else None
 
 
 def _has_counts(image: NDArray[Any]) -> bool:

@@ -37,8 +37,8 @@ class Images:
     """
 
     def __init__(self, work: Request, darks: Darks, *, key: str, start: Document, descriptor: Document) -> None:
-        self._work, self._darks, self._key = work, darks, key
-        self._decision = Decision(fold=work.fold)
+        self._work, self._darks, self._key, self._run = work, darks, key, str(start.get("uid"))
+        self._decision = Decision(fold=work.fold, noise=work.recipe.noise)
         self._backgrounds = Backgrounds()
         self._settings: Settings | None = None
         self._fixed_dark: Dark | None = None
@@ -200,7 +200,8 @@ class Images:
     def symmetry(self, image: NDArray[Any], data: Mapping[str, Any]) -> Symmetry:
         """Return the group decided with the first image that has counts, about the centre of this event."""
         settings, work = self._usable(), self._work
-        return self._decision.of(
+        tested = self._decision.holds_counts
+        found = self._decision.of(
             work.denoiser,
             image,
             mask=settings.mask,
@@ -208,6 +209,14 @@ class Images:
             symmetry=settings.symmetry(data),
             center=settings.beam_center(data),
         )
+        if self._decision.doubt is not None and not tested:
+            log.warning(
+                "run %s, image %r: are these photon counts? %s; if they are, state noise='poisson'",
+                self._run[:8],
+                self._key,
+                self._decision.doubt,
+            )
+        return found
 
 
 def misfit(images: Mapping[str, Images], descriptor: Document) -> SymDenoiseError | None:

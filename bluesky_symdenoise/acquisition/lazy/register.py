@@ -173,7 +173,7 @@ def _resolved_rows(work: Work, source: Source) -> _Resolved:
     early: list[Symmetry | SymDenoiseError] = []
     for row in range(source.shape[0]):
         # A row before the first with counts is read by itself later, and says what it says by itself.
-        decision = Decision()
+        decision = Decision(noise=work.recipe.noise)
         try:
             found = decision.of(
                 work.denoiser,

@@ -26,6 +26,9 @@ class ImageOptions(TypedDict, total=False):
         be the result of `bluesky_symdenoise.check_symmetry`, or the name of the ``.npz`` file that it was saved to.
     beam_center
         (y, x) in pixels.
+    noise
+        ``poisson`` states that frames are photon counts. By default the first frame with counts is tested, and an image
+        that plainly holds something else is not denoised.
     streams, data_keys
         Names of those to denoise; by default every 2D image of every stream.
     """
@@ -34,6 +37,7 @@ class ImageOptions(TypedDict, total=False):
     exposure: ArrayLike | None
     symmetry: str | Symmetry
     beam_center: Sequence[float] | None
+    noise: str | None
     streams: Sequence[str] | None
     data_keys: Sequence[str] | None
 

@@ -27,6 +27,7 @@ from bluesky_symdenoise.derived.columns import with_numbers
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import is_colour, may_be_image, stated_shape
 from bluesky_symdenoise.physics.check import stated_symmetry
+from bluesky_symdenoise.physics.counts.verdict import checked_noise
 from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure, mostly_masked
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_symmetry, refuse_other_center
@@ -151,6 +152,7 @@ class Request:
             defects=None if model.defects == "find" else model.defects,
             views=None if model.views == 1 else model.views,
             fold_sha256=None if fold is None else array_sha256(fold),
+            noise=checked_noise(options.get("noise")),
         )
         return Request(
             model=model,

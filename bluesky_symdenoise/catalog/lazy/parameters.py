@@ -18,6 +18,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.checks import MAX_PIXELS
 from bluesky_symdenoise.files.formats import by_mimetype, stored_mimetypes
 from bluesky_symdenoise.files.source import Stamp
+from bluesky_symdenoise.physics.counts.verdict import checked_noise
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group, checked_symmetry
 from bluesky_symdenoise.recipe import OPTIONAL, Recipe
 
@@ -139,7 +140,7 @@ class LazyImage:
         try:
             symmetry = self.symmetry
             if row < self.first_row:
-                symmetry = Decision().of(
+                symmetry = Decision(noise=self.recipe.noise).of(
                     denoiser,
                     image,
                     mask=mask,
@@ -192,7 +193,7 @@ def _recipe(stored: Any) -> Recipe:
     # What is looked up in a run's documents, or chosen among its frames, is not known to the server.
     # An analysis decides columns and no pixels.
     names = {field.name for field in fields(Recipe)} - OPTIONAL
-    if not isinstance(stored, Mapping) or set(stored) - {"analysis"} != names:
+    if not isinstance(stored, Mapping) or set(stored) - {"analysis", "noise"} != names:
         raise _refused("recipe must have the entries of a recipe")
     if stored["algorithm"] != ALGORITHM:
         raise _refused(f"algorithm {str(stored['algorithm'])[:20]!r} is not this server's, {ALGORITHM!r}")
@@ -208,5 +209,6 @@ def _recipe(stored: Any) -> Recipe:
             isinstance(stored[name], list) and all(isinstance(each, str) for each in stored[name])
         ):
             raise _refused(f"{name} must be a list of names")
+    checked_noise(stored.get("noise"))
     _center(stored["beam_center"])
     return Recipe.from_dict(dict(stored))
