@@ -6,7 +6,9 @@ import grp
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +26,6 @@ from bluesky_symdenoise import Beamline, DenoiseCallback, embedded_catalog
 from bluesky_symdenoise.acquisition.play import PlayDetector
 from bluesky_symdenoise.acquisition.request.toml import _PLAIN, read_arguments
 from bluesky_symdenoise.acquisition.service.health import Health
-from bluesky_symdenoise.catalog.client import SymDenoisedRun
 from bluesky_symdenoise.catalog.lazy import cache
 from bluesky_symdenoise.derived.columns import SCALARS
 
@@ -36,6 +37,8 @@ PAGES = [
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if not {"_build", "jupyter_execute"} & {*page.parts}),
 ]
 MARKED = re.compile(r"<!-- examples: (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
+#: Gives the class of denoised runs, in another process, too: clients go there with it.
+DENOISED = partial(resolve_name, "bluesky_symdenoise.catalog.client:SymDenoisedRun")
 #: Names of the sections that a test below runs.
 RUN: set[str] = set()
 
@@ -68,11 +71,11 @@ def run(section: str, names: dict[str, Any], **places: str) -> dict[str, Any]:
     return names
 
 
-def taken(folder: Path, number: int) -> Any:
-    """The embedded catalogue of a folder, with one run in it, denoised while it was acquired."""
+def taken(folder: Path, number: int, start: dict[str, Any] | None = None) -> None:
+    """Add a run to the embedded catalogue of a folder, denoised while it was acquired."""
     frames = np.random.default_rng(0).poisson(2.0, (number, 48, 48)).astype(np.uint16)
     with embedded_catalog(folder) as client:
-        RE = RunEngine()
+        RE = RunEngine(start or {})
         with init_devices():
             det = PlayDetector(frames, StaticPathProvider(UUIDFilenameProvider(), folder / "frames"), name="det")
         RE.subscribe(TiledWriter(client["raw"], batch_size=1))
@@ -80,7 +83,7 @@ def taken(folder: Path, number: int) -> Any:
             RE.subscribe(callback)
             RE(bp.count([det], num=number))
     # What the package's entry point does where it is installed.
-    DEFAULT_STRUCTURE_CLIENT_DISPATCH["numpy"].set("SymDenoised", lambda: SymDenoisedRun)
+    DEFAULT_STRUCTURE_CLIENT_DISPATCH["numpy"].set("SymDenoised", DENOISED)
 
 
 @pytest.fixture
@@ -109,6 +112,20 @@ def test_the_examples_of_queries_run_as_they_are_printed(demo, capsys):
     assert names["run"].start["raw_uid"] == names["raw"].start["uid"]
     assert names["raw"].start["uid"] in capsys.readouterr().out
     assert (demo / "frame.png").read_bytes().startswith(b"\x89PNG")
+
+
+@runs("delete")
+def test_denoised_runs_are_deleted_as_it_is_printed(tmp_path):
+    taken(tmp_path, 1)
+    taken(tmp_path, 1, {"proposal": {"id": 77}})
+    with embedded_catalog(tmp_path) as client:
+        gone = client["denoised"].values().last().start["uid"]
+        run("delete", {"client": client}, **{"/data/denoised": str(tmp_path)})
+        (left,) = client["denoised"]
+        assert len(client["raw"]) == 2
+    assert left != gone
+    assert [*tmp_path.rglob(f"{left}*.h5")]
+    assert not [*tmp_path.rglob(f"{gone}*")]
 
 
 @runs("demo")

@@ -233,6 +233,30 @@ class TestTheServiceThatDenoises:
         finally:
             root["denoised"][run.start["uid"]].delete(recursive=True, external_only=False)
 
+    def test_a_run_without_tags_is_the_services_alone(self, facility: Facility) -> None:
+        root = facility.client("service")
+        uid, status = scan(root["raw"], root["denoised"], facility.frames)
+        assert status.ok, status
+
+        def made_again() -> Any:
+            return replay(
+                root["raw"][uid],
+                into=root["denoised"],
+                denoiser=Denoiser.pretrained(threads=1),
+                symmetry="1",
+                force=True,
+            )
+
+        try:
+            assert list(denoised_for(root, uid).access_tags) == [f"service:{facility.service}"]
+            with pytest.raises(SymDenoiseError, match="does not let this client put them on a run"):
+                made_again()
+            root["raw"][uid].update_metadata(access_tags=["proposal-1"])
+            assert list(made_again().access_tags) == ["proposal-1"]
+        finally:
+            for run in (*denoised_for(root, uid, latest=False), root["raw"][uid]):
+                run.delete(recursive=True, external_only=False)
+
     @pytest.fixture
     def no_owner_of_2(self, facility: Facility, tmp_path: Path) -> Iterator[None]:
         """The service reads the runs of proposal 2 and may write, but owns its tag no more."""
