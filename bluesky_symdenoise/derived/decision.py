@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.counts.verdict import doubts
 from bluesky_symdenoise.physics.frame import sentinel_mask
@@ -46,6 +47,7 @@ class Decision:
     def __init__(self, *, fold: Given = None, noise: str | None = None) -> None:
         self._fold, self._noise = fold, noise
         self.doubt: str | None = None
+        self._refusal: SymDenoiseError | None = None
         self.symmetry: Symmetry | None = None
         self.holds_counts = False
 
@@ -83,7 +85,12 @@ class Decision:
         if not self.holds_counts:
             counts = _has_counts(image)
             if self._noise is None:
-                self.doubt = doubts_of_counts(image, mask)
+                try:
+                    self.doubt = doubts_of_counts(image, mask)
+                except SymDenoiseError as error:
+                    # One reason for all frames of a run, whose numbers differ a little.
+                    self._refusal = self._refusal or error
+                    raise self._refusal from error
             self.holds_counts = counts
         found = self.symmetry
         if found is None:

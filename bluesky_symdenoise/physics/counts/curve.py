@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.physics.fold import block_sum
 
-#: Sides of the blocks that noise and level are compared in; the smallest whose blocks hold `BLOCK_COUNTS` is used.
-SIDES, BLOCK_COUNTS = (8, 16, 32), 16.0
+#: Sides of the blocks that noise and level are compared in; the smallest is used of which half have so many pixels that
+#: are not 0. Of sparse counts these are the photons, and in other units there are as many.
+SIDES, BLOCK_PIXELS = (8, 16, 32), 16
 #: Share of a block's second differences that must be measured.
 MEASURED = 0.5
 #: Blocks of a level, and levels at most.
@@ -67,12 +68,12 @@ def transfer_curve(image: NDArray[Any], mask: NDArray[np.bool_]) -> Curve | None
         level[middle] += np.where(fine, (before + here + after) / 3, 0)
         number[middle] += fine
     for side in SIDES:
-        sums = [block_sum(part, side).ravel() for part in (noise, level, number)]
+        sums = [block_sum(part, side).ravel() for part in (noise, level, number, y != 0)]
         full = sums[2] >= MEASURED * 2 * side**2
         variance, mean = (part[full] / sums[2][full] for part in sums[:2])
-        bright = np.abs(mean) * side**2 >= BLOCK_COUNTS
+        bright = (sums[3][full] >= BLOCK_PIXELS) & (mean > 0)
         if np.count_nonzero(bright) >= 0.5 * len(mean) or side == SIDES[-1]:
-            return _levels(variance[bright & (mean > 0)], mean[bright & (mean > 0)], MEDIAN_BIAS[side])
+            return _levels(variance[bright], mean[bright], MEDIAN_BIAS[side])
     return None
 
 

@@ -30,6 +30,8 @@ FITTED_LEVELS, FITTED_RANGE, STRUCTURE, LEAST_ERROR = 5, 1.5, 2.5, 0.02
 JUDGED_BLOCKS, Z = 200, 4.0
 #: Pixels that are not 0, and different values, from which steps between values are read.
 STEP_PIXELS, STEP_VALUES = 50, 4
+#: Different values of a frame that are looked at, the largest as a multiple of a step, and how far it may be off one.
+MOST_VALUES, MOST_STEPS, OFF_STEP = 2000, 100_000, 0.05
 #: Frames of one image that are looked at until one can be judged.
 MOST_FRAMES = 4
 
@@ -161,16 +163,20 @@ def _judged(curve: Curve, line: Line | None, step: float | None) -> tuple[Kind, 
 
 def _step(values: NDArray[Any]) -> float | None:
     """Return the number of which all values are multiples; None if it is 1, or there is none."""
-    found = np.unique(values[values != 0])[:2000]
+    found = np.unique(np.abs(values[values != 0]))[:MOST_VALUES]
     if len(found) < STEP_VALUES or np.count_nonzero(values) < STEP_PIXELS:
         return None
     if values.dtype.kind in "iub":
         step = float(np.gcd.reduce(found.astype(np.int64)))
-    else:
-        step = float(np.diff(np.concatenate([[0.0], found.astype(np.float64)])).min())
-        multiples = found / step if step > 0 else found
-        if step <= 0 or np.abs(multiples - np.round(multiples)).max() > 0.01 or multiples.max() > 1e4:
+        return None if step == 1 else step
+    found = found.astype(np.float64)
+    step = float(np.diff(found, prepend=0.0).min())
+    # Small values tell roughly what large ones tell exactly.
+    for value in found:
+        number = np.round(value / step)
+        if number < 1 or number > MOST_STEPS or abs(value / step - number) > OFF_STEP:
             return None
+        step = float(value / number)
     return None if abs(step - 1) < 1e-3 else step
 
 

@@ -1,0 +1,92 @@
+"""A run whose frames are no photon counts: said and not denoised, live, in replay and lazily, unless it is stated."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from raw_runs import step_scan, written
+from tiled.client.container import Container
+
+from bluesky_symdenoise import ThreadedDenoiseCallback, denoised_for, recompute, register, replay
+from bluesky_symdenoise.denoiser.infer import Denoiser
+
+pytestmark = pytest.mark.server
+
+SHAPE = (144, 152)
+REASON = "frame that is not photon counts: its variance is 0."
+
+
+def rate() -> np.ndarray:
+    y, x = np.ogrid[: SHAPE[0], : SHAPE[1]]
+    return 0.5 + 6 * np.exp(-((np.hypot(y - 70, x - 75) - 40) ** 2) / 60)
+
+
+def ccd(n: int = 3) -> np.ndarray:
+    """Frames of a camera with an offset of 100 and 2.4 units per photon."""
+    rng = np.random.default_rng(4)
+    frames = 2.4 * rng.poisson(rate(), (n, *SHAPE)) + rng.normal(100, 3, (n, *SHAPE))
+    return np.round(frames).astype(np.uint16)
+
+
+def test_live_rows_are_nan_with_the_reason_and_the_remedy(
+    home: Path, client: Container, denoiser: Denoiser, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1") as callback:
+        raw = written(client, step_scan(home / "frames", ccd()), callback)
+    made = denoised_for(client, raw)
+    assert made is not None
+    assert np.isnan(made["primary"]["det"].read()).all()
+    (failure,) = made.provenance["outcome"]["failures"]
+    assert REASON in str(failure)
+    assert "noise='poisson'" in str(failure)
+    assert REASON in caplog.text
+
+
+def test_stated_counts_are_denoised_and_the_statement_is_in_the_recipe(
+    home: Path, client: Container, denoiser: Denoiser
+) -> None:
+    raw = written(client, step_scan(home / "frames", ccd()))
+    refused = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1")
+    assert np.isnan(refused["primary"]["det"].read()).all()
+    made = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", noise="poisson")
+    assert np.isfinite(made["primary"]["det"].read()).all()
+    assert made.provenance["recipe"]["noise"] == "poisson"
+    assert "noise" not in refused.provenance["recipe"]
+    again = recompute(made, 1)["intensity"].values
+    np.testing.assert_array_equal(again, np.asarray(made["primary"]["det"][1]))
+    in_memory = replay(raw, denoiser=denoiser, symmetry="1", noise="poisson")
+    np.testing.assert_array_equal(in_memory["det_denoised"][1].values.squeeze(), again.squeeze())
+
+
+@pytest.mark.parametrize("noise", [None, "poisson"])
+def test_a_lazy_run_says_the_same(home: Path, client: Container, denoiser: Denoiser, noise: str | None) -> None:
+    raw = written(client, step_scan(home / "frames", ccd()))
+    made = register(raw, client["denoised"], denoiser=denoiser, symmetry="1", noise=noise)
+    frames = np.asarray(made["primary"]["det"].read())
+    assert np.isnan(frames).all() if noise is None else np.isfinite(frames).all()
+
+
+def test_the_first_frame_decides_for_those_that_follow(home: Path, client: Container, denoiser: Denoiser) -> None:
+    """What is written is not decided again, as when a run is continued or denoised in parts."""
+    frames = ccd()
+    frames[0] = np.random.default_rng(3).poisson(rate())
+    raw = written(client, step_scan(home / "frames", frames))
+    made = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1")
+    part = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", frames=[2])
+    assert np.isfinite(made["primary"]["det"].read()).all()
+    np.testing.assert_array_equal(np.asarray(part["primary"]["det"][0]), np.asarray(made["primary"]["det"][2]))
+
+
+def test_a_doubt_is_said_once(
+    home: Path, client: Container, denoiser: Denoiser, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = np.round(1.6 * np.random.default_rng(3).poisson(20 * rate(), (3, *SHAPE))).astype(np.uint16)
+    raw = written(client, step_scan(home / "frames", frames))
+    with caplog.at_level(logging.WARNING):
+        made: Any = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1")
+    assert np.isfinite(made["primary"]["det"].read()).all()
+    assert caplog.text.count("are these photon counts? its variance is 1.6 times its mean") == 1
