@@ -89,8 +89,8 @@ class Decision:
                     self.doubt = doubts_of_counts(image, mask)
                 except SymDenoiseError as error:
                     # One reason for all frames of a run, whose numbers differ a little.
-                    self._refusal = self._refusal or error
-                    raise self._refusal from error
+                    said = self._refusal = self._refusal or error
+                    raise SymDenoiseError(said.value, rule=said.rule, remedy=said.remedy) from error
             self.holds_counts = counts
         found = self.symmetry
         if found is None:
