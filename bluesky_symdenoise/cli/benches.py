@@ -68,6 +68,7 @@ BENCHES = {
         "load.dask",
         "Measure replay on a Dask cluster of one and of two single-threaded workers, and with a killed worker.",
     ),
+    "report": ("measured.page", "Write the page of measured figures from the JSON files that benches wrote."),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 
@@ -370,7 +371,10 @@ def test_speed_prints_and_stores_what_a_small_frame_takes(tmp_path):
     options = ["--size", "128", "--part", "32", "--threads", "1", "--repeats", "1", "--json", str(path)]
     done = CliRunner().invoke(app, ["bench", "speed", *options])
     assert done.exit_code == 0, done.output
-    stored = json.loads(path.read_text())["figures"]
+    written = json.loads(path.read_text())
+    assert written["header"]["command"] == f"symdenoise bench speed {shlex.join(options)}"
+    assert written["header"]["model"]["name"] == "fast"
+    stored = written["figures"]
     values = {row["figure"]: row["value"] for rows in stored.values() for row in rows}
     assert {"float32, 1 thread(s)", "bfloat16, 1 thread(s)"} <= set(values)
     assert all(value > 0 for name, value in values.items() if "memory" not in name)

@@ -294,6 +294,7 @@ def test_no_bench_writes_a_file_that_was_not_asked_for() -> None:
         name: [option.default for option in command.loaded.params if option.name == "json_path"]
         for name, command in benches().items()
     }
+    assert defaults.pop("report") == []
     assert all(found == [None] for found in defaults.values())
 
 
@@ -330,6 +331,17 @@ class TestBenches:
         modules, said = python(listed).split("\n", 1)
         assert modules == "[]"
         assert all(f" {name} " in said for name in BENCHES)
+
+    def test_help_needs_no_extra(self) -> None:
+        extras = "('distributed', 'asyncpg', 'bm3d', 'pystog', 'skimage')"
+        code = (
+            f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
+            "import typer\n"
+            "from bluesky_symdenoise.cli import app\n"
+            "for command in typer.main.get_command(app).commands['bench'].commands.values():\n"
+            "    assert command.loaded.params, command.name\n"
+        )
+        assert python(code) == ""
 
     def test_help_of_one_shows_its_options(self) -> None:
         assert "--client-size" in invoked("bench", "serve", "--help").stdout

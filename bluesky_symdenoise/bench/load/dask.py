@@ -11,13 +11,12 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import h5py
 import numpy as np
 import typer
 from bluesky_tiled_plugins import TiledWriter
-from distributed import Client, LocalCluster
 from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.past.replay import replay_with
@@ -35,6 +34,9 @@ from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.derived.row import CompressedRow, denoised_row
 from bluesky_symdenoise.files.nexus import add_entry, add_images
 from bluesky_symdenoise.physics.symmetry import Symmetry
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ def _compressed(run: Any) -> list[bytes]:
 
 def scaling(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return frames per second with one and two workers, and with one of two killed."""
+    # An extra, which the command's help does not need.
+    from distributed import Client, LocalCluster
+
     counts = np.random.default_rng(0).poisson(1.0, (4, options.size, options.size)).astype(np.uint16)
     writer, documents = TiledWriter(server.client["raw"]), run_documents(folder, counts, options.frames)
     for name, doc in documents:
