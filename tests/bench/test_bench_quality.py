@@ -13,6 +13,7 @@ import pytest
 from arrays import frozen
 from typer.testing import CliRunner
 
+from bluesky_symdenoise.bench.measured.page import texts
 from bluesky_symdenoise.bench.quality import filters, folded, metrics, quality, stabilised
 from bluesky_symdenoise.bench.quality.cases import Given, cases
 from bluesky_symdenoise.bench.quality.comparison import EVERY, compared
@@ -323,6 +324,9 @@ def test_the_command_takes_sets_levels_peers_and_the_size_of_the_part(data, tmp_
     assert stored["figures"]["test"]["likelihood"]["azimuthal"] == {"1": [0, 1], "1000": [0, 0]}
     assert "not testable" in done.output
     assert stored["crop"] == 48
+    shown = texts(stored)
+    assert "| `azimuthal` | 0 of 1 | not testable |" in shown["likelihood"]
+    assert "| `raw` | " in shown["strata"]
     # One case, which gains and loses most.
     best, worst = ((tmp_path / "pictures" / f"{name}.png").read_bytes() for name in ("best", "worst"))
     assert best.startswith(b"\x89PNG")

@@ -50,7 +50,10 @@ def _quality(content: Content) -> Texts:
     figures = [(each["name"], each["target"], each["value"], met[each["met"]]) for each in found["figures"]]
     levels = list(found["likelihood"]["every peer"])
     peers = [
-        (f"`{name}`" if name != "every peer" else name, *(f"{won} of {cases}" for won, cases in by_level.values()))
+        (
+            f"`{name}`" if name != "every peer" else name,
+            *(f"{won} of {cases}" if cases else "not testable" for won, cases in by_level.values()),
+        )
         for name, by_level in found["likelihood"].items()
     ]
     strata = [
@@ -75,7 +78,7 @@ def _features(content: Content) -> Texts:
     of: dict[str, list[Content]] = {}
     for row in content["results"]:
         of.setdefault(row["what"], []).append(row)
-    levels = (0.1, 1.0, 10.0)
+    levels = sorted({row["level"] for row in of["spot"]})
 
     def line(name: str, what: str, text: Callable[[list[Content]], str], **wanted: object) -> list[str]:
         """Return a line of the table: at each level the text of the rows that have the wanted values."""
@@ -130,9 +133,8 @@ def _features(content: Content) -> Texts:
         for row in of["arc"]
     ]
     return {
-        "table": table(("what", "0.1", "1", "10 counts/pixel"), lines),
+        "table": table(("what", *(f"{level:g} counts/pixel" for level in levels)), lines),
         "arcs": table(("counts/pixel", "symmetry", "arc left", "rms error over the mean rate", "mates used on"), arcs),
-        "empty": f"{max(of['nothing'], key=lambda row: -row['level'])['per_megapixel']['3.0']:.0f}",
     }
 
 
