@@ -138,7 +138,7 @@ def strata(results: Iterable[Result]) -> dict[str, dict[str, tuple[float | None,
         rows = [case[method] for case in by_case.values() if method in case]
         found[method] = {}
         for name, score in zip(STRATA_NAMES, STRATA_SCORES, strict=True):
-            known = [number(row[score]) for row in rows if row[score] is not None]
+            known = [number(row[score]) for row in rows if row.get(score) is not None]
             found[method][name] = (float(np.median(known)) if known else None, len(known))
     return found
 
