@@ -17,6 +17,8 @@ def as_markdown() -> str:
 
 
 def _described(command: Any, context: Any, level: int = 2) -> Iterator[str]:
+    # A bench is imported when it is used.
+    command = getattr(command, "loaded", command)
     inner = getattr(command, "commands", {})
     yield f"{'#' * level} `{context.command_path}`"
     yield _text(command.help or "")

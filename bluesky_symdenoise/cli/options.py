@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+# Those that benches have too are declared there: imports point downward.
+from bluesky_symdenoise.bench.options import ModelName as ModelName
+from bluesky_symdenoise.bench.options import Views as Views
+
 Symmetry = Annotated[
     str,
     typer.Option(
@@ -16,12 +20,6 @@ Symmetry = Annotated[
     ),
 ]
 Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help="Beam centre in pixels.")]
-ModelName = Annotated[
-    str | None, typer.Option(help="Name of a model (`symdenoise models list`), or a .safetensors file.")
-]
-Views = Annotated[
-    int, typer.Option(help="8: the mean over quarter turns and mirror images of each frame, eight times as slow; or 1.")
-]
 Defects = Annotated[
     str,
     typer.Option(help="find: mask hot and dead pixels that a frame shows; keep: mask what the mask says, no more."),

@@ -44,8 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Denoise X-ray detector images from their physical symmetry while the experiment runs.",
 )
-bench = typer.Typer(no_args_is_help=True, help="Measure; prints a table and writes JSON.")
-app.add_typer(bench, name="bench")
 
 
 def _version(wanted: bool) -> None:

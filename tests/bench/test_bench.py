@@ -466,7 +466,7 @@ def test_benchmarks_import_no_torch():
 def test_the_command_prints_each_role_apart_and_writes_json(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(quality, "pretrained", lambda model, views: stand_in)
     path = tmp_path / "scores.json"
-    results = quality.main(data, json_path=path, peers=list(QUICK), roles=("test", "train"), levels=(1.0,))
+    results = quality.main(data, json_path=path, peers=list(QUICK), training_sets=True, levels=[1.0])
     printed = capsys.readouterr().out
     assert printed.index("role test") < printed.index("role train") < printed.rindex("symdenoise+symmetry")
     assert "against no symmetry" in printed  # nothing is cut off where there is no terminal

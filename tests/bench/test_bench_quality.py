@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import pytest
 from arrays import frozen
 from typer.testing import CliRunner
 
+from bluesky_symdenoise.bench.measured.page import texts
 from bluesky_symdenoise.bench.quality import filters, folded, metrics, quality, stabilised
 from bluesky_symdenoise.bench.quality.cases import Given, cases
 from bluesky_symdenoise.bench.quality.comparison import EVERY, compared
@@ -322,6 +324,9 @@ def test_the_command_takes_sets_levels_peers_and_the_size_of_the_part(data, tmp_
     assert stored["figures"]["test"]["likelihood"]["azimuthal"] == {"1": [0, 1], "1000": [0, 0]}
     assert "not testable" in done.output
     assert stored["crop"] == 48
+    shown = texts(stored)
+    assert "| `azimuthal` | 0 of 1 | not testable |" in shown["likelihood"]
+    assert "| `raw` | " in shown["strata"]
     # One case, which gains and loses most.
     best, worst = ((tmp_path / "pictures" / f"{name}.png").read_bytes() for name in ("best", "worst"))
     assert best.startswith(b"\x89PNG")
@@ -370,7 +375,10 @@ def test_speed_prints_and_stores_what_a_small_frame_takes(tmp_path):
     options = ["--size", "128", "--part", "32", "--threads", "1", "--repeats", "1", "--json", str(path)]
     done = CliRunner().invoke(app, ["bench", "speed", *options])
     assert done.exit_code == 0, done.output
-    stored = json.loads(path.read_text())["figures"]
+    written = json.loads(path.read_text())
+    assert written["header"]["command"] == f"symdenoise bench speed {shlex.join(options)}"
+    assert written["header"]["model"]["name"] == "fast"
+    stored = written["figures"]
     values = {row["figure"]: row["value"] for rows in stored.values() for row in rows}
     assert {"float32, 1 thread(s)", "bfloat16, 1 thread(s)"} <= set(values)
     assert all(value > 0 for name, value in values.items() if "memory" not in name)
@@ -380,8 +388,9 @@ def test_speed_prints_and_stores_what_a_small_frame_takes(tmp_path):
 
 
 @pytest.mark.train
-def test_each_origin_is_left_out_in_turn(tmp_path, rng, rings, mask):
+def test_each_origin_is_left_out_in_turn(tmp_path, rng, rings, mask, monkeypatch):
     """Each set is scored by weights that have seen no real frame, all but those of its origin, and all."""
+    monkeypatch.setattr("bluesky_symdenoise.bench.quality.origins.LEVELS", (1.0,))
     data = tmp_path / "data"
     data.mkdir()
     for name, origin in (("one", "a/b@1"), ("two", "a/b@2"), ("three", "c/d@1")):
@@ -391,7 +400,7 @@ def test_each_origin_is_left_out_in_turn(tmp_path, rng, rings, mask):
         'name = "tiny"\nversion = "0"\nchannels = [8, 8]\nsteps = 2\nbatch = 2\ncrop = 128\nreal_share = 1.0\n'
     )
     initial = fit(replace(TrainConfig.read(recipe), real_share=0.0, name="start"), output=tmp_path / "start")
-    given = {"initial": initial, "recipe": recipe, "output": tmp_path / "out", "levels": (1.0,)}
+    given = {"initial": initial, "recipe": recipe, "output": tmp_path / "out"}
     rows = origins(data, json_path=tmp_path / "found.json", **given)
     assert {row["set"]: row["origin"] for row in rows} == {"one": "a/b", "two": "a/b", "three": "c/d"}
     assert all(row["left_out_nll"] != row["all_nll"] != row["simulated_nll"] for row in rows)

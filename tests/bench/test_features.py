@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import xarray as xr
 from scipy.stats import gamma
 
+from bluesky_symdenoise.bench.measured.page import texts
+from bluesky_symdenoise.bench.record import header
 from bluesky_symdenoise.bench.truth import calibration, features
 from bluesky_symdenoise.bench.truth.features import SIDE, amplitude, outside, spot
 from bluesky_symdenoise.bench.truth.honesty import main, tables
@@ -110,6 +114,11 @@ def test_all_tables_can_be_made(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "WIDTHS", (2.0,))
     results = main(json_path=tmp_path / "found.json", frames=2)
     assert len(tables(results)) == 7
-    assert (tmp_path / "found.json").stat().st_size > 1000
+    shown = texts(
+        json.loads((tmp_path / "found.json").read_text())
+        | {"header": header() | {"command": "symdenoise bench features"}}
+    )
+    assert "| counts left of a spot of 5 sigma" in shown["table"]
+    assert "checked" in shown["arcs"]
     spots = {row["significance"]: row for row in results if row["what"] == "spot"}
     assert spots[20.0]["kept"] > spots[1.0]["kept"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import bluesky_symdenoise
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.catalog.find.align import aligned
 from bluesky_symdenoise.catalog.find.query import denoised_for
 from bluesky_symdenoise.catalog.server.serve import embedded_catalog
 from bluesky_symdenoise.cli import app, main
-from bluesky_symdenoise.cli.root import bench
+from bluesky_symdenoise.cli.benches import BENCHES
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.files import open_frames
 
@@ -68,6 +71,10 @@ def invoked(*arguments: str) -> Any:
     return result
 
 
+def benches() -> dict[str, Any]:
+    return typer.main.get_command(app).commands["bench"].commands  # type: ignore[attr-defined,no-any-return]
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line on stderr with which the command ends with status 2."""
     with pytest.raises(SystemExit) as caught:
@@ -106,8 +113,6 @@ class TestFrontDoor:
         assert "torch" in python(f"from bluesky_symdenoise import Denoiser\n{heavy}")
 
     def test_no_such_name(self) -> None:
-        import bluesky_symdenoise
-
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):
             bluesky_symdenoise.nothing  # noqa: B018
         assert set(bluesky_symdenoise.__all__) <= set(dir(bluesky_symdenoise))
@@ -285,14 +290,61 @@ class TestDenoise:
 
 
 def test_no_bench_writes_a_file_that_was_not_asked_for() -> None:
-    paths = [
-        (name, option.default)
-        for name, command in typer.main.get_command(bench).commands.items()  # type: ignore[attr-defined]
-        for option in command.params
-        if option.name == "json_path"
-    ]
-    assert len(paths) > 8
-    assert {default for _, default in paths} == {None}
+    defaults = {
+        name: [option.default for option in command.loaded.params if option.name == "json_path"]
+        for name, command in benches().items()
+    }
+    assert defaults.pop("report") == []
+    assert all(found == [None] for found in defaults.values())
+
+
+class TestBenches:
+    """The commands that measure, which are imported when they are used."""
+
+    def test_each_is_listed_with_the_first_line_of_its_docstring(self) -> None:
+        for name, (module, said) in BENCHES.items():
+            measure = import_module(f"bluesky_symdenoise.bench.{module}").main
+            assert inspect.getdoc(measure).splitlines()[0] == said, name
+        assert [*benches()] == [*BENCHES]
+
+    def test_every_module_with_a_command_is_in_the_table(self) -> None:
+        rooms = Path(bluesky_symdenoise.__file__).parent / "bench"
+        found = {
+            ".".join(path.relative_to(rooms).with_suffix("").parts)
+            for path in rooms.rglob("*.py")
+            if "\ndef main(" in path.read_text()
+        }
+        assert found == {module for module, _ in BENCHES.values()}
+
+    def test_help_lists_them_and_imports_none(self) -> None:
+        listed = (
+            "import contextlib, io, sys\n"
+            "from bluesky_symdenoise.cli import main\n"
+            "said = io.StringIO()\n"
+            "for arguments in (['--help'], ['bench', '--help']):\n"
+            "    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):\n"
+            "        main(arguments)\n"
+            "print(sorted(name for name in sys.modules if name in ('torch', 'numpy')\n"
+            "      or name.startswith('bluesky_symdenoise.bench.') and name.count('.') > 2))\n"
+            "print(said.getvalue())"
+        )
+        modules, said = python(listed).split("\n", 1)
+        assert modules == "[]"
+        assert all(f" {name} " in said for name in BENCHES)
+
+    def test_help_needs_no_extra(self) -> None:
+        extras = "('distributed', 'asyncpg', 'bm3d', 'pystog', 'skimage')"
+        code = (
+            f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
+            "import typer\n"
+            "from bluesky_symdenoise.cli import app\n"
+            "for command in typer.main.get_command(app).commands['bench'].commands.values():\n"
+            "    assert command.loaded.params, command.name\n"
+        )
+        assert python(code) == ""
+
+    def test_help_of_one_shows_its_options(self) -> None:
+        assert "--client-size" in invoked("bench", "serve", "--help").stdout
 
 
 class TestErrors:

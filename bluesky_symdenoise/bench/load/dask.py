@@ -11,12 +11,12 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import h5py
 import numpy as np
+import typer
 from bluesky_tiled_plugins import TiledWriter
-from distributed import Client, LocalCluster
 from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.past.replay import replay_with
@@ -24,13 +24,19 @@ from bluesky_symdenoise.acquisition.request.request import Request, Work
 from bluesky_symdenoise.acquisition.runs.stored import stored_run
 from bluesky_symdenoise.bench.load.live import Row, report, run_documents
 from bluesky_symdenoise.bench.load.server import ServerProcess, served
+from bluesky_symdenoise.bench.options import JsonPath, Side
+from bluesky_symdenoise.bench.record import header
 from bluesky_symdenoise.catalog.store.parts import Part, PartWriter
 from bluesky_symdenoise.catalog.store.writer import COMPRESSION
+from bluesky_symdenoise.denoiser.identity import model_file
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.derived.row import CompressedRow, denoised_row
 from bluesky_symdenoise.files.nexus import add_entry, add_images
 from bluesky_symdenoise.physics.symmetry import Symmetry
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,9 @@ class Options:
         its own; medians are given.
     """
 
-    size: int = 512
-    frames: int = 48
-    repeats: int = 3
+    size: int
+    frames: int
+    repeats: int
 
 
 def _alone(frames: int, size: int) -> float:
@@ -80,6 +86,9 @@ def _compressed(run: Any) -> list[bytes]:
 
 def scaling(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return frames per second with one and two workers, and with one of two killed."""
+    # An extra, which the command's help does not need.
+    from distributed import Client, LocalCluster
+
     counts = np.random.default_rng(0).poisson(1.0, (4, options.size, options.size)).astype(np.uint16)
     writer, documents = TiledWriter(server.client["raw"]), run_documents(folder, counts, options.frames)
     for name, doc in documents:
@@ -192,8 +201,15 @@ def assembly(folder: Path, options: Options) -> list[Row]:
     ]
 
 
-def main(options: Options, *, json_path: Path | None = None) -> dict[str, list[Row]]:
-    """Measure, print a table and write JSON."""
+def main(
+    json_path: JsonPath = None,
+    size: Side = 512,
+    frames: Annotated[int, typer.Option(min=16, help="Frames of the run.")] = 48,
+    repeats: Annotated[int, typer.Option(min=1, help="Pairs of replays, with one worker and with two.")] = 3,
+) -> dict[str, list[Row]]:
+    """Measure replay on a Dask cluster of one and of two single-threaded workers, and with a killed worker."""
+    about = header(model_file())
+    options = Options(size=size, frames=frames, repeats=repeats)
     title = (
         f"{options.frames} frames, {options.repeats} pairs, single-threaded workers, "
         f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
@@ -203,5 +219,5 @@ def main(options: Options, *, json_path: Path | None = None) -> dict[str, list[R
             "scaling": scaling(server, Path(home) / "frames", options),
             "assembly": assembly(Path(home), options),
         }
-    report(results, vars(options), title=title, json_path=json_path)
+    report(results, vars(options), title=title, about=about, json_path=json_path)
     return results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import bluesky.plans as bp
 import h5py
 import numpy as np
+import typer
 from bluesky import RunEngine
 from bluesky_tiled_plugins import TiledWriter
 from event_model import compose_run
@@ -29,7 +29,10 @@ from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
 from bluesky_symdenoise.acquisition.live.status import Status
 from bluesky_symdenoise.acquisition.play import PlayDetector
 from bluesky_symdenoise.bench.load.server import ServerProcess, served
+from bluesky_symdenoise.bench.options import DenoiserThreads, JsonPath, Side
+from bluesky_symdenoise.bench.record import Header, header, write
 from bluesky_symdenoise.catalog.find.query import denoised_for
+from bluesky_symdenoise.denoiser.identity import model_file
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -56,11 +59,11 @@ class Options:
         Events over which memory is watched.
     """
 
-    size: int = 1024
-    events: int = 30
-    repeats: int = 3
-    threads: int = 1
-    memory_events: int = 5000
+    size: int
+    events: int
+    repeats: int
+    threads: int
+    memory_events: int
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,13 @@ def _scan(server: ServerProcess, folder: Path, options: Options, *, dwell: float
     with init_devices():
         paths = StaticPathProvider(UUIDFilenameProvider(), folder)
         det = PlayDetector(_frames(options.size), paths, period=dwell, name="det")
-    RE.subscribe(TiledWriter(server.client["raw"], batch_size=1))
+    writer, waited = TiledWriter(server.client["raw"], batch_size=1), [0.0]
     hand_over = callback or (lambda *_: None)
+
+    def written(name: str, doc: dict[str, Any]) -> None:
+        begun = time.perf_counter()
+        writer(name, doc)
+        waited[0] += time.perf_counter() - begun
 
     def timed(name: str, doc: dict[str, Any]) -> None:
         begun = time.perf_counter()
@@ -99,12 +107,14 @@ def _scan(server: ServerProcess, folder: Path, options: Options, *, dwell: float
             moments.append(begun)
             inside.append(time.perf_counter() - begun)
 
+    RE.subscribe(written)
     RE.subscribe(timed)
     begun = time.perf_counter()
     RE(bp.count([det], num=options.events))
     seconds = time.perf_counter() - begun
     return {
         "scan_s": seconds,
+        "writer_s": waited[0],
         "interval_ms": float(np.median(np.diff(moments))) * 1e3,
         "median_ms": float(np.median(inside)) * 1e3,
         "p99_ms": float(np.quantile(inside, 0.99)) * 1e3,
@@ -139,6 +149,8 @@ def thread(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
         Row("scan, 0.1 s dwell, without", without["scan_s"], "s", ""),
         Row("scan, 0.1 s dwell, denoiser on one thread too slow for it", attached["scan_s"], "s", ""),
         Row("  longer by", _longer(without, attached, "scan_s"), "%", "<= 2"),
+        Row("  of that without: dwell", 0.1 * options.events, "s", ""),
+        Row("  of that without: the RunEngine waits until Tiled has the raw run", without["writer_s"], "s", ""),
         Row("interval between events, 0.1 s dwell, without", without["interval_ms"], "ms", ""),
         Row("  longer by", _longer(without, attached, "interval_ms"), "%", ""),
     ]
@@ -302,17 +314,24 @@ FIGURES: dict[str, Callable[[ServerProcess, Path, Options], list[Row]]] = {
 }
 
 
-def main(options: Options, *, only: tuple[str, ...] = (), json_path: Path | None = None) -> dict[str, list[Row]]:
-    """Measure, print a table and write JSON.
-
-    Parameters
-    ----------
-    only
-        Names in `FIGURES`; none for all.
-    """
-    for name in only:
+def main(
+    json_path: JsonPath = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="thread, inline, load, zero, throughput, memory, latency or outage; repeatable."),
+    ] = None,
+    size: Side = 1024,
+    events: Annotated[int, typer.Option(min=3, help="Events of each scan.")] = 30,
+    repeats: Annotated[int, typer.Option(min=1, help="Scans without and with the callback.")] = 3,
+    threads: DenoiserThreads = 1,
+    memory_events: Annotated[int, typer.Option(min=100, help="Events over which memory is watched.")] = 5000,
+) -> dict[str, list[Row]]:
+    """Measure what the callback costs a scan and what it delivers, beside the same scan without it."""
+    for name in only or ():
         if name not in FIGURES:
             raise SymDenoiseError(f"figure {name!r}", rule="there is none", remedy=f"choose among {', '.join(FIGURES)}")
+    options = Options(size=size, events=events, repeats=repeats, threads=threads, memory_events=memory_events)
+    about = header(model_file(), device=_device())
     results: dict[str, list[Row]] = {}
     title = (
         f"{options.events} events of {options.size} x {options.size}, medians of {options.repeats}, denoiser on "
@@ -321,12 +340,17 @@ def main(options: Options, *, only: tuple[str, ...] = (), json_path: Path | None
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as server:
         for name in only or tuple(FIGURES):
             results[name] = FIGURES[name](server, Path(home) / "frames", options)
-    report(results, vars(options), title=title, json_path=json_path)
+    report(results, vars(options), title=title, about=about, json_path=json_path)
     return results
 
 
 def report(
-    results: Mapping[str, Sequence[Row]], options: Mapping[str, object], *, title: str, json_path: Path | None
+    results: Mapping[str, Sequence[Row]],
+    options: Mapping[str, object],
+    *,
+    title: str,
+    about: Header,
+    json_path: Path | None,
 ) -> None:
     """Print figures as a table and write them as JSON."""
     table = Table(title=title, title_justify="left")
@@ -337,9 +361,8 @@ def report(
             table.add_row(row.figure, f"{row.value:.3g}", row.unit, row.target)
         table.add_section()
     Console().print(table)
-    if json_path is not None:
-        plain = {name: [vars(row) for row in rows] for name, rows in results.items()}
-        json_path.write_text(json.dumps({"options": dict(options), "figures": plain}, indent=2) + "\n")
+    plain = {name: [vars(row) for row in rows] for name, rows in results.items()}
+    write(json_path, about, {"options": dict(options), "figures": plain})
 
 
 def run_documents(folder: Path, frames: NDArray[np.uint16], events: int) -> Documents:
@@ -414,6 +437,12 @@ def _busy() -> Iterator[None]:
         for burner in burners:
             burner.kill()
             burner.wait()
+
+
+def _device() -> str:
+    """Return the name of the device that the worker takes; a process of its own finds it, so that this has no torch."""
+    code = "from bluesky_symdenoise import Denoiser; print(Denoiser.pretrained().environment()['device'])"
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
 _ALONE = """

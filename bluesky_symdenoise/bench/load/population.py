@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import asyncpg
 from sqlalchemy import make_url
 
 #: Copies of the raw run are spread over so many access tags (proposals), and of the denoised run over so many models.
@@ -206,6 +205,9 @@ def _into_sqlite(connection: sqlite3.Connection, uids: Sequence[str], counts: Se
 
 
 async def _into_postgres(uri: str, uids: Sequence[str], counts: Sequence[int]) -> Population:
+    # An extra, which the command's help does not need.
+    import asyncpg
+
     connection = await asyncpg.connect(uri.replace("+asyncpg", ""))
     try:
         trees = [

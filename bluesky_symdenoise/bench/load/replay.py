@@ -7,9 +7,10 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from bluesky_tiled_plugins import TiledWriter
 
 from bluesky_symdenoise.acquisition.past.in_memory import denoised_when_read
@@ -18,6 +19,9 @@ from bluesky_symdenoise.acquisition.request.request import Request, Work
 from bluesky_symdenoise.acquisition.runs.stored import stored_run
 from bluesky_symdenoise.bench.load.live import Row, report, resident, run_documents
 from bluesky_symdenoise.bench.load.server import ServerProcess, served
+from bluesky_symdenoise.bench.options import DenoiserThreads, JsonPath
+from bluesky_symdenoise.bench.record import header
+from bluesky_symdenoise.denoiser.identity import model_file
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
 #: Frames that are computed at a time in memory.
@@ -42,11 +46,11 @@ class Options:
         Frames of 64 x 64 over which memory is watched.
     """
 
-    sizes: tuple[int, ...] = (256, 1024)
-    frames: int = 100
-    repeats: int = 3
-    threads: int = 1
-    memory_frames: int = 2000
+    sizes: tuple[int, ...]
+    frames: int
+    repeats: int
+    threads: int
+    memory_frames: int
 
 
 def _written(server: ServerProcess, folder: Path, counts: np.ndarray[Any, Any], frames: int) -> Any:
@@ -123,8 +127,18 @@ def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     ]
 
 
-def main(options: Options, *, json_path: Path | None = None) -> dict[str, list[Row]]:
-    """Measure, print a table and write JSON."""
+def main(
+    json_path: JsonPath = None,
+    size: Annotated[list[int] | None, typer.Option(min=8, help="Pixels along each side; 256 and 1024.")] = None,
+    frames: Annotated[int, typer.Option(min=3, help="Frames of each run.")] = 100,
+    repeats: Annotated[int, typer.Option(min=1, help="Replays of each.")] = 3,
+    threads: DenoiserThreads = 1,
+    memory_frames: Annotated[int, typer.Option(min=100, help="Frames over which memory is watched.")] = 2000,
+) -> dict[str, list[Row]]:
+    """Measure how fast stored runs are denoised, beside the denoiser alone, and the memory that a long run takes."""
+    sizes = tuple(size or (256, 1024))
+    options = Options(sizes=sizes, frames=frames, repeats=repeats, threads=threads, memory_frames=memory_frames)
+    about = header(model_file(), device=Denoiser.pretrained().environment()["device"])
     title = (
         f"{options.frames} frames a run, medians of {options.repeats}, denoiser on {options.threads} thread(s), "
         f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
@@ -132,8 +146,8 @@ def main(options: Options, *, json_path: Path | None = None) -> dict[str, list[R
     results: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as server:
         folder = Path(home) / "frames"
-        for size in options.sizes:
-            results[f"throughput {size}"] = throughput(server, folder, options, size)
+        for side in options.sizes:
+            results[f"throughput {side}"] = throughput(server, folder, options, side)
         results["memory"] = memory(server, folder, options)
-    report(results, vars(options), title=title, json_path=json_path)
+    report(results, vars(options), title=title, about=about, json_path=json_path)
     return results

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import sqlite3
 import statistics
@@ -13,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import asyncpg
 import bluesky.plans as bp
 import numpy as np
+import typer
 from bluesky import RunEngine
 from bluesky_tiled_plugins import TiledWriter
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
@@ -33,6 +32,8 @@ from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
 from bluesky_symdenoise.acquisition.play import PlayDetector
 from bluesky_symdenoise.bench.load import population
 from bluesky_symdenoise.bench.load.postgres import private_postgres
+from bluesky_symdenoise.bench.options import JsonPath
+from bluesky_symdenoise.bench.record import header, write
 from bluesky_symdenoise.catalog.find.query import denoised_for, find
 from bluesky_symdenoise.catalog.server.serve import embedded_config, running
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -239,6 +240,9 @@ def _plan(uri: str, statement: _Statement) -> list[str]:
             rows = connection.execute(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters).fetchall()
         return [row[-1] for row in rows]
 
+    # An extra, which the command's help does not need.
+    import asyncpg
+
     async def explained() -> list[str]:
         connection = await asyncpg.connect(uri.replace("+asyncpg", ""))
         try:
@@ -251,29 +255,25 @@ def _plan(uri: str, statement: _Statement) -> list[str]:
 
 
 def main(
-    *,
-    json_path: Path | None,
-    directory: Path | None = None,
-    databases: Sequence[str] = tuple(SIZES),
-    scale: float = 1.0,
-    repeats: int = 20,
+    json_path: JsonPath = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where to make the databases, 4 GB in all; else where the system has its own.")
+    ] = None,
+    database: Annotated[
+        list[str] | None, typer.Option(help="sqlite or postgresql; both if not given. PostgreSQL must be installed.")
+    ] = None,
+    scale: Annotated[float, typer.Option(min=0, help="Factor on 10,000 (SQLite) and 100,000 (PostgreSQL) runs.")] = 1.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
 ) -> list[SearchFigures]:
-    """Print a table of all searches with the plans of their slowest statements, and write JSON.
-
-    Parameters
-    ----------
-    directory
-        Where temporary folders for the databases are made; by default where the system makes them.
-    scale
-        Factor on the number of runs.
-    """
+    """Measure how long it takes to find denoised runs in a large catalogue."""
+    about = header()
     figures = []
-    for database in databases:
-        raw_runs, denoised_runs = (max(1, round(scale * count)) for count in SIZES.get(database, (1, 1)))
+    for each in database or tuple(SIZES):
+        raw_runs, denoised_runs = (max(1, round(scale * count)) for count in SIZES.get(each, (1, 1)))
         with tempfile.TemporaryDirectory(dir=directory, prefix="symdenoise-") as folder:
             # As root, another user runs PostgreSQL and has to get there.
             Path(folder).chmod(0o711)
-            figures += measured(database, Path(folder), raw_runs=raw_runs, denoised_runs=denoised_runs, repeats=repeats)
+            figures += measured(each, Path(folder), raw_runs=raw_runs, denoised_runs=denoised_runs, repeats=repeats)
     console = Console()
     table = Table(title=f"Searches over HTTP, {repeats} of each; target {TARGET_MS:g} ms", title_justify="left")
     for column in (
@@ -296,6 +296,5 @@ def main(
     for one in figures:
         console.print(f"\n[bold]{one.database}, {one.search}[/]: plan of its slowest statement")
         console.print("\n".join(one.plan), markup=False, highlight=False, soft_wrap=True)
-    if json_path is not None:
-        json_path.write_text(json.dumps([asdict(one) for one in figures], indent=2) + "\n")
+    write(json_path, about, {"results": [asdict(one) for one in figures]})
     return figures

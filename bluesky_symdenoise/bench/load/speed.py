@@ -8,12 +8,17 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.bench.load.live import Row, report
+from bluesky_symdenoise.bench.options import JsonPath, ModelName
 from bluesky_symdenoise.bench.quality.stabilised import bm3d, nlm
+from bluesky_symdenoise.bench.record import header
+from bluesky_symdenoise.denoiser.identity import model_file
 
 #: Mpixel/s that are wanted, by what the network computes in, at two threads.
 WANTED = {"float32": 2.5, "bfloat16": 5.0}
@@ -37,11 +42,11 @@ class Options:
         Pixels along each side of the part of the frame that peers are given; their time is scaled by area.
     """
 
-    model: str | None = None
-    size: int = 1024
-    threads: tuple[int, ...] = (1, 2)
-    repeats: int = 5
-    part: int = 512
+    model: str | None
+    size: int
+    threads: tuple[int, ...]
+    repeats: int
+    part: int
 
 
 def frame(size: int) -> NDArray[np.float64]:
@@ -74,8 +79,17 @@ def timed(options: Options, *, threads: int, dtype: str) -> tuple[float, float]:
     return float(np.median(seconds[1:])), _status("VmHWM") - before
 
 
-def main(options: Options, *, json_path: Path | None = None) -> dict[str, list[Row]]:
-    """Measure, print a table and write JSON."""
+def main(
+    json_path: JsonPath = None,
+    model: ModelName = None,
+    size: Annotated[int, typer.Option(min=128, help="Pixels along each side.")] = 1024,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="CPU threads; repeatable; 1 and 2.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Frames of each.")] = 5,
+    part: Annotated[int, typer.Option(min=32, help="Pixels along each side of what BM3D is given.")] = 512,
+) -> dict[str, list[Row]]:
+    """Measure Mpixel/s and memory of the denoiser in float32 and bfloat16, beside BM3D and non-local means."""
+    about = header(model_file(model))
+    options = Options(model=model, size=size, threads=tuple(threads or (1, 2)), repeats=repeats, part=part)
     title = (
         f"{options.size} x {options.size}, symmetry 1, medians of {options.repeats}, "
         f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
@@ -85,25 +99,25 @@ def main(options: Options, *, json_path: Path | None = None) -> dict[str, list[R
     fastest: dict[str, float] = {}
     spawn = multiprocessing.get_context("spawn")
     for dtype, wanted in WANTED.items():
-        for threads in options.threads:
+        for cores in options.threads:
             # A process of its own: memory that another case left behind would hide this one's.
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                seconds, peak = pool.submit(timed, options, threads=threads, dtype=dtype).result()
-            goal = f">= {wanted:g}" if threads == 2 else ""
-            ours.append(Row(f"{dtype}, {threads} thread(s)", pixels / seconds / 1e6, "Mpixel/s", goal))
+                seconds, peak = pool.submit(timed, options, threads=cores, dtype=dtype).result()
+            goal = f">= {wanted:g}" if cores == 2 else ""
+            ours.append(Row(f"{dtype}, {cores} thread(s)", pixels / seconds / 1e6, "Mpixel/s", goal))
             ours.append(Row("  peak memory above the process", peak, "MB", "<= 1000"))
             fastest[dtype] = min(seconds, fastest.get(dtype, np.inf))
-    part = frame(options.size)[: options.part, : options.part]
-    nothing = np.zeros(part.shape, bool)
+    cut = frame(options.size)[: options.part, : options.part]
+    nothing = np.zeros(cut.shape, bool)
     theirs: list[Row] = []
     for name, peer in {"BM3D": bm3d, "non-local means": nlm}.items():
         begun = time.perf_counter()
-        peer(part, nothing)
-        seconds = (time.perf_counter() - begun) * pixels / part.size
-        theirs.append(Row(f"{name}, {part.shape[0]} x {part.shape[1]} scaled by area", seconds, "s", ""))
+        peer(cut, nothing)
+        seconds = (time.perf_counter() - begun) * pixels / cut.size
+        theirs.append(Row(f"{name}, {cut.shape[0]} x {cut.shape[1]} scaled by area", seconds, "s", ""))
         for dtype, own in fastest.items():
             goal = ">= 50" if name == "BM3D" else ""
             theirs.append(Row(f"  denoiser at its fastest, {dtype}", seconds / own, "times faster", goal))
     results: dict[str, list[Row]] = {"denoiser": ours, "peers": theirs}
-    report(results, vars(options), title=title, json_path=json_path)
+    report(results, vars(options), title=title, about=about, json_path=json_path)
     return results

@@ -19,6 +19,7 @@ from bluesky_symdenoise.bench.quality.report import (
     beats_all_peers,
     number,
     scored,
+    strata,
 )
 
 EVERY = "every peer"
@@ -26,6 +27,7 @@ EVERY = "every peer"
 _SPARSE = 1.0
 #: Exposure of the held-out counts, in units of the input's, from which they test the interval of the rate.
 _RATE_EXPOSURE = 50.0
+_BM3D = ("bm3d", "bm3d_on_fold")
 
 Rows = Mapping[str, Result]
 
@@ -58,7 +60,8 @@ def compared(results: Iterable[Result]) -> dict[str, Any]:
     """Return, as plain JSON values, wins in held-out likelihood by peer and level, and all figures.
 
     Ours is the denoiser with the recorded symmetry where a set has one, else without. ``likelihood`` maps a peer, or
-    `EVERY`, and a level, or ``repeats``, to [cases won, cases]; [0, 0] is not testable.
+    `EVERY`, and a level, or ``repeats``, to [cases won, cases]; [0, 0] is not testable. ``psnr`` maps a set to the
+    least and the largest gain over the better of BM3D and BM3D on the fold, in dB, and ``strata`` is that of `strata`.
     """
     rows = list(results)
     by_case = list(scored(rows).values())
@@ -77,7 +80,14 @@ def compared(results: Iterable[Result]) -> dict[str, Any]:
     ]
     figures += [_over(by_case, name) for name in ("smae", "smae_mended")]
     figures += [*_folding(by_case), _flux(by_case), _coverage(by_case), _deciles(by_case)]
-    return {"likelihood": won, "figures": [asdict(figure) for figure in figures]}
+    sets = dict.fromkeys(str(row["set"]) for row in rows)
+    gains = {name: _gains(by_case, _BM3D, lambda case, name=name: _ours(case)["set"] == name)[0] for name in sets}  # type: ignore[misc]
+    return {
+        "likelihood": won,
+        "figures": [asdict(figure) for figure in figures],
+        "psnr": {name: [min(found), max(found)] for name, found in gains.items() if found},
+        "strata": strata(rows),
+    }
 
 
 def likelihood_table(comparison: Mapping[str, Any], *, title: str) -> Table:
@@ -161,7 +171,7 @@ def _gains(by_case: Iterable[Rows], peers: tuple[str, ...], wanted: Callable[[Ro
 
 
 def _over_bm3d(by_case: Iterable[Rows]) -> Figure:
-    gains, left_out = _gains(by_case, ("bm3d", "bm3d_on_fold"), lambda case: True)
+    gains, left_out = _gains(by_case, _BM3D, lambda case: True)
     return _gain_figure(
         "unbiased PSNR over the best of BM3D and BM3D on the fold",
         "+1.0 dB on average, none below -0.3 dB",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bluesky_symdenoise.bench.options import Data, JsonPath
 from bluesky_symdenoise.bench.quality import metrics
 from bluesky_symdenoise.bench.quality.cases import Case, cases
 from bluesky_symdenoise.bench.quality.peers import PEERS, Peer
+from bluesky_symdenoise.bench.record import header, write
 
 #: Counts per pixel that training frames are thinned to, and the largest side of the parts that are used.
 LEVELS, CROP = (0.1, 1.0, 10.0), 96
@@ -34,8 +35,9 @@ def tuned_floors(found: Iterable[Case], peers: Mapping[str, Peer]) -> dict[str, 
     return {name: float(metrics.FLOORS[np.argmin(np.mean(each, axis=0))]) for name, each in losses.items()}
 
 
-def main(data: Path) -> dict[str, float]:
-    """Tune and print, beside the floors in use."""
+def main(data: Data, json_path: JsonPath = None) -> dict[str, float]:
+    """Tune the least rate that each peer of `quality` may foretell, on training sets, beside what is in use."""
+    about = header()
     floors = tuned_floors(cases(data, roles=("train",), levels=LEVELS, crop=CROP), PEERS)
     table = Table(title=f"floors from training sets, parts of at most {CROP} x {CROP} pixels")
     for column in ("peer", "tuned", "in use"):
@@ -43,4 +45,5 @@ def main(data: Path) -> dict[str, float]:
     for name, floor in floors.items():
         table.add_row(name, f"{floor:.2g}", f"{PEERS[name].floor:.2g}")
     Console().print(table)
+    write(json_path, about, {"tuned": floors, "in_use": {name: PEERS[name].floor for name in floors}})
     return floors

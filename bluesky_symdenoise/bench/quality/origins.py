@@ -2,54 +2,48 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from bluesky_symdenoise.bench.options import JsonPath
 from bluesky_symdenoise.bench.quality.quality import pretrained, run
 from bluesky_symdenoise.bench.quality.report import OURS, OURS_FOLDED, Result, number
+from bluesky_symdenoise.bench.record import header, write
+from bluesky_symdenoise.denoiser.identity import model_file
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.training.fit import TrainConfig, fit
 from bluesky_symdenoise.training.pairs import real_frames
 
 #: Counts per pixel of the cases.
 LEVELS = (0.1, 1.0, 10.0)
+#: Largest side of the part of each frame that is used.
+CROP = 256
 
 
 def main(
-    data: Path,
-    *,
-    initial: Path,
-    recipe: Path,
-    output: Path,
-    json_path: Path | None = None,
-    crop: int = 256,
-    levels: Sequence[float] = LEVELS,
+    data: Annotated[Path, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role, origin).")],
+    initial: Annotated[
+        Path,
+        typer.Option(
+            help="Weights (.safetensors) of simulations only, such as small-photons.toml gives without --data."
+        ),
+    ],
+    recipe: Annotated[Path, typer.Option(help="Training recipe to go on with: small-origin.toml in training/recipes.")],
+    output: Annotated[Path, typer.Option(help="Folder for the trained weights; those that are there are kept.")],
+    json_path: JsonPath = None,
 ) -> list[dict[str, Any]]:
-    """Train with all real frames and without those of each origin in turn, and score each set with all three models.
+    """Cross-validate: train without the frames of each origin in turn, and score on these.
 
-    Parameters
-    ----------
-    data
-        Folder of real sets, with ``origin``.
-    initial
-        Weights that have seen no real frame.
-    recipe
-        How to go on from them with real frames.
-    output
-        Folder for the trained weights; what is there already is not trained again.
-
-    Returns
-    -------
-    list of dict
-        For each case the held-out negative log-likelihood in nat per pixel, and the PSNR in dB, of the weights that
-        have seen no real frame (``simulated``), all but those of its origin (``left_out``) and all (``all``).
+    For each case the held-out negative log-likelihood in nat per pixel, and the PSNR in dB, are those of the weights
+    that have seen no real frame (``simulated``), all but those of its origin (``left_out``) and all (``all``).
     """
+    about = header(model_file(initial))
     config = TrainConfig.read(recipe)
     sets = real_frames(data)
     origins = sorted({frames.origin for frames in sets})
@@ -70,14 +64,12 @@ def main(
         names = [frames.name for frames in sets if frames.origin == origin]
         models = {"simulated": initial, "left_out": trained(f"without-{index}", origin), "all": everything}
         scored = {
-            kind: run(data, pretrained(str(path)), peers={}, roles=("train",), sets=names, levels=levels, crop=crop)
+            kind: run(data, pretrained(str(path)), peers={}, roles=("train",), sets=names, levels=LEVELS, crop=CROP)
             for kind, path in models.items()
         }
         rows += _rows(origin, scored)
     _show(rows)
-    if json_path is not None:
-        content = {"recipe": config.to_dict(), "initial": initial.name, "levels": list(levels), "results": rows}
-        json_path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write(json_path, about, {"recipe": config.to_dict(), "initial": initial.name, "levels": LEVELS, "results": rows})
     return rows
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
+import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from bluesky_symdenoise.bench.options import Data, JsonPath, ModelName, Views
 from bluesky_symdenoise.bench.quality import metrics
 from bluesky_symdenoise.bench.quality.cases import LEVELS, Case, Given, ImageSet, cases_of, image_sets
 from bluesky_symdenoise.bench.quality.comparison import compared, figures_table, likelihood_table
@@ -33,6 +34,8 @@ from bluesky_symdenoise.bench.quality.report import (
     strata_table,
     summary,
 )
+from bluesky_symdenoise.bench.record import header, write
+from bluesky_symdenoise.denoiser.identity import model_file
 from bluesky_symdenoise.errors import SymDenoiseError
 
 _TINY = 1e-6  # counts per pixel: keeps our own likelihood finite without helping it, unlike the peers' floors
@@ -128,54 +131,54 @@ def score(case: Case, denoise: Denoise | None, peers: Mapping[str, Peer] = QUICK
 
 
 def main(
-    data: Path,
-    *,
-    json_path: Path | None = None,
-    model: str | None = None,
-    views: int = 1,
-    pictures: Path | None = None,
-    peers: Sequence[str] = tuple(PEERS),
-    rivals: Sequence[str] = (),
-    roles: Sequence[str] = ("test",),
-    sets: Sequence[str] = (),
-    levels: Sequence[float] = LEVELS,
-    frames: int = 1,
-    seed: int = 0,
-    crop: int | None = None,
+    data: Data,
+    json_path: JsonPath = None,
+    model: ModelName = None,
+    views: Views = 1,
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to draw the cases that gain and lose most.")
+    ] = None,
+    training_sets: Annotated[bool, typer.Option(help="Also the sets that the model was trained on, apart.")] = False,
+    sets: Annotated[list[str] | None, typer.Option(help="Name of a set; repeatable; all if not given.")] = None,
+    levels: Annotated[
+        list[float] | None, typer.Option(help="Counts per pixel to thin to; repeatable; 0.1, 1, 10 and 100.")
+    ] = None,
+    peers: Annotated[list[str] | None, typer.Option(help="Name of a peer; repeatable; all if not given.")] = None,
+    rivals: Annotated[
+        list[str] | None,
+        typer.Option("--rival", metavar="MODEL", help="Other weights (name or .safetensors), as a peer; repeatable."),
+    ] = None,
+    crop: Annotated[
+        int, typer.Option(min=0, help="Largest side, in pixels, of the part of each frame that is used; 0: all of it.")
+    ] = 256,
 ) -> list[Result]:
-    """Run, print the tables of each role apart; write JSON and pictures of the best and worst case where wanted."""
-    if unknown := sorted(set(peers) - set(PEERS)):
+    """Score likelihood, PSNR, flux and coverage on held-out real photons, beside other methods on the same counts.
+
+    The tables are printed for each role apart.
+    """
+    if unknown := sorted({*(peers or ())} - set(PEERS)):
         raise SymDenoiseError(
             f"peer {unknown[0]!r}", rule=f"it must be one of {', '.join(PEERS)}", remedy="choose among these"
         )
+    about = header(model_file(model), device=_device())
     denoise = pretrained(model, views)
-    named = {name: PEERS[name] for name in peers} | {Path(rival).stem: _rival(rival) for rival in rivals}
-    results = run(
-        data,
-        denoise,
-        peers=named,
-        roles=roles,
-        sets=sets,
-        levels=levels,
-        frames=frames,
-        seed=seed,
-        crop=crop,
-    )
+    named = {name: PEERS[name] for name in peers or PEERS} | {Path(rival).stem: _rival(rival) for rival in rivals or ()}
+    roles = ("test", "train") if training_sets else ("test",)
+    levels, part = levels or list(LEVELS), crop or None
+    results = run(data, denoise, peers=named, roles=roles, sets=sets or (), levels=levels, crop=part)
     console = Console()
     if not console.is_terminal:
         console.width = _PAGE
     comparisons = {}
     for role in dict.fromkeys(str(row["role"]) for row in results):
         rows = [row for row in results if row["role"] == role]
-        title = f"role {role}, {'whole frames' if crop is None else f'parts of at most {crop} x {crop} pixels'}"
+        title = f"role {role}, {'whole frames' if part is None else f'parts of at most {part} x {part} pixels'}"
         console.print(report(rows, title=title), summary(rows, title=title), strata_table(rows, title=title))
         comparisons[role] = compared(rows)
         console.print(likelihood_table(comparisons[role], title=title), figures_table(comparisons[role], title=title))
-    if json_path is not None:
-        content = {"crop": crop, "levels": list(levels), "figures": comparisons, "results": results}
-        json_path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write(json_path, about, {"crop": part, "levels": levels, "figures": comparisons, "results": results})
     if pictures is not None:
-        for path in draw(pictures, results, data, denoise, named, frames=frames, seed=seed, crop=crop):
+        for path in draw(pictures, results, data, denoise, named, frames=1, seed=0, crop=part):
             console.print(f"picture: {path}")
     return results
 
@@ -193,6 +196,13 @@ def pretrained(model: str | None, views: int = 1) -> Denoise:
         return posterior["intensity"].to_numpy(), posterior["sigma"].to_numpy()
 
     return denoise
+
+
+def _device() -> str:
+    """Return the name of the device that a denoiser takes."""
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
+    return str(Denoiser.pretrained().environment()["device"])
 
 
 def _rival(model: str) -> Peer:

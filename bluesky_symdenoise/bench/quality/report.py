@@ -121,19 +121,26 @@ def summary(results: Iterable[Result], *, title: str | None = None) -> Table:
 
 def strata_table(results: Iterable[Result], *, title: str | None = None) -> Table:
     """Return, for each method, the error by stratum of the rate: the median over the cases that have the stratum."""
-    by_case = scored(results)
     table = Table(title=f"{title}: mean square error, Poisson variance of the input = 1, by counts/pixel there")
     table.add_column("method", no_wrap=True)
     for name in STRATA_NAMES:
         table.add_column(name, justify="right")
+    for method, found in strata(results).items():
+        table.add_row(method, *("" if value is None else f"{value:.3f} ({cases})" for value, cases in found.values()))
+    return table
+
+
+def strata(results: Iterable[Result]) -> dict[str, dict[str, tuple[float | None, int]]]:
+    """Return, by method and stratum of the rate, the median error over the cases that have the stratum; how many do."""
+    by_case = scored(results)
+    found: dict[str, dict[str, tuple[float | None, int]]] = {}
     for method in dict.fromkeys(name for rows in by_case.values() for name in rows):
         rows = [case[method] for case in by_case.values() if method in case]
-        shown = []
-        for score in STRATA_SCORES:
-            known = [number(row[score]) for row in rows if row[score] is not None]
-            shown.append(f"{np.median(known):.3f} ({len(known)})" if known else "")
-        table.add_row(method, *shown)
-    return table
+        found[method] = {}
+        for name, score in zip(STRATA_NAMES, STRATA_SCORES, strict=True):
+            known = [number(row[score]) for row in rows if row.get(score) is not None]
+            found[method][name] = (float(np.median(known)) if known else None, len(known))
+    return found
 
 
 def scored(results: Iterable[Result]) -> dict[tuple[object, ...], dict[str, Result]]:

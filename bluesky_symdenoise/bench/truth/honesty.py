@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bluesky_symdenoise.bench.options import JsonPath, ModelName
+from bluesky_symdenoise.bench.record import header, write
 from bluesky_symdenoise.bench.truth import arcs, calibration, features
 from bluesky_symdenoise.bench.truth.features import Row
+from bluesky_symdenoise.denoiser.identity import model_file
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
 
@@ -34,18 +37,21 @@ def run(denoiser: Denoiser, *, frames: int, seed: int = 0) -> list[Row]:
     return list(track(steps, "features and calibration", transient=True, console=Console(stderr=True)))
 
 
-def main(*, json_path: Path | None = None, model: str | None = None, frames: int = 32, seed: int = 0) -> list[Row]:
-    """Run, print the tables, and write the results as JSON if a path is given."""
+def main(
+    json_path: JsonPath = None,
+    model: ModelName = None,
+    frames: Annotated[int, typer.Option(min=8, help="Simulated frames of each kind and level.")] = 32,
+) -> list[Row]:
+    """Measure what a model keeps of small features, makes up, and claims to know, on frames of known rate."""
     denoiser = Denoiser.pretrained(model)
-    results = run(denoiser, frames=frames, seed=seed)
+    about = header(model_file(model), device=denoiser.environment()["device"])
+    results = run(denoiser, frames=frames)
     console = Console()
     if not console.is_terminal:
         console.width = 140
     for table in tables(results):
         console.print(table)
-    if json_path is not None:
-        content = {"model": denoiser.model.identity(), "environment": denoiser.environment(), "results": results}
-        json_path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write(json_path, about, {"environment": denoiser.environment(), "results": results})
     return results
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from math import isfinite
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bluesky_symdenoise.bench.options import JsonPath, ModelName
 from bluesky_symdenoise.bench.quality.report import Result
+from bluesky_symdenoise.bench.record import header, write
 from bluesky_symdenoise.bench.simulated.patterns import QUANTITIES, Pattern, measured, simulated
 from bluesky_symdenoise.bench.simulated.powders import powders
 from bluesky_symdenoise.bench.truth import few, pdf
 from bluesky_symdenoise.bench.truth.estimators import METHODS, errors, estimates
 from bluesky_symdenoise.bench.truth.savings import OURS, PEERS, RAW, summary, verdict, with_savings
+from bluesky_symdenoise.denoiser.identity import model_file
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
 #: Mean counts per pixel of the ring.
@@ -161,29 +165,24 @@ def _text(value: str | int | float | None, form: str) -> str:
 
 
 def main(
-    data: Path | None = None,
-    *,
-    json_path: Path | None = None,
-    frames: int = 60,
-    replicates: int = 8,
-    smae_frames: int = 0,
-    model: str | None = None,
-    seed: int = 0,
+    data: Annotated[Path | None, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role).")] = None,
+    json_path: JsonPath = None,
+    frames: Annotated[int, typer.Option(min=2, help="Frames for each ring and exposure.")] = 60,
+    replicates: Annotated[int, typer.Option(min=2, help="Denoised frames behind the error bars of one.")] = 8,
+    smae_frames: Annotated[
+        int, typer.Option(min=0, help="Frames of a simulated ring on which SMAE is trained too; half a minute each.")
+    ] = 0,
+    model: ModelName = None,
 ) -> None:
-    """Run, print the tables and what they say, and write the figures as JSON if a path is given.
-
-    Parameters
-    ----------
-    smae_frames
-        Frames of a simulated ring that SMAE is trained on, each by itself; 0: it is left out.
-    """
+    """Measure rings and G(r) of powders: exposure saved against raw counts and a likelihood fit; error bars."""
     patterns = simulated() + ([] if data is None else measured(data))
     denoiser = Denoiser.pretrained(model, threads=1)
+    about = header(model_file(model), device=denoiser.environment()["device"])
     # First, for it says so if a package is missing.
-    pairs = pdf.run(powders(), denoiser, seed=seed)
-    rings = run(patterns, denoiser, frames=frames, replicates=replicates, seed=seed)
+    pairs = pdf.run(powders(), denoiser)
+    rings = run(patterns, denoiser, frames=frames, replicates=replicates)
     found = summary([*rings, *pairs])
-    beside_smae = few.run(simulated()[-1], denoiser, frames=smae_frames, replicates=replicates, seed=seed)
+    beside_smae = few.run(simulated()[-1], denoiser, frames=smae_frames, replicates=replicates)
     console = Console()
     if not console.is_terminal:
         console.width = 170
@@ -196,8 +195,4 @@ def main(
     if beside_smae:
         console.print(few.report(beside_smae))
         console.print(few.LEGEND)
-    if json_path is not None:
-        json_path.write_text(
-            json.dumps({"summary": found, "rings": rings, "pdf": pairs, "smae": beside_smae}, indent=1, allow_nan=False)
-            + "\n"
-        )
+    write(json_path, about, {"summary": found, "rings": rings, "pdf": pairs, "smae": beside_smae})

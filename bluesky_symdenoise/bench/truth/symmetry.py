@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import h5py
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bluesky_symdenoise.bench.options import JsonPath
 from bluesky_symdenoise.bench.quality.cases import image_sets
+from bluesky_symdenoise.bench.record import header, write
 from bluesky_symdenoise.physics.center import found_beam_center, refined_beam_center
 from bluesky_symdenoise.physics.defects import found_defects, without, without_gaps
 from bluesky_symdenoise.physics.evidence import FALSE_ALARM, Asymmetry, asymmetry, pair_sums
@@ -108,18 +110,17 @@ def labelled_centers(data: Path) -> list[dict[str, Any]]:
 
 
 def main(
-    *, json_path: Path | None, simulations: int = 5000, seed: int = 0, data: Path | None = None
+    json_path: JsonPath = None,
+    simulations: Annotated[int, typer.Option(min=10, help="Symmetric patterns at each count level.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Of the simulated photons.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="Folder with real frames whose centres are known.")] = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Print tables of rates with their standard errors and of errors of the centre, and write JSON.
+    """Measure how often the symmetry test rejects symmetric and sees asymmetric patterns, and errors of centres.
 
-    Parameters
-    ----------
-    simulations
-        Symmetric patterns at each level, each tested under two operations; a tenth as many asymmetric ones, and a
-        hundredth for the centre.
-    data
-        Folder of real sets with ``beam_center``.
+    Each symmetric pattern is tested under two operations; a tenth as many are asymmetric, and a hundredth are for the
+    centre.
     """
+    about = header()
     rng = np.random.default_rng(seed)
     rate, exposure = pattern()
     both = (INVERSION, MIRROR_X)
@@ -174,13 +175,13 @@ def main(
     centers: list[dict[str, Any]] = []
     for level, size in CENTERED:
         errors = center_errors(rng, level=level, size=size, simulations=max(1, simulations // 100))
-        centers.append({"level": level, "size": size, "median": float(np.median(errors)), "most": max(errors)})
+        median, most = (value if np.isfinite(value) else None for value in (float(np.median(errors)), max(errors)))
+        centers.append({"level": level, "size": size, "tests": len(errors), "median": median, "most": most})
         text = f"centre from 3 pixels off, {level:g} counts/pixel, {size} x {size + 16} pixels, {len(errors)} patterns"
         console.print(f"{text}: median error {np.median(errors):.3f}, largest {max(errors):.3f} pixels")
     labelled = [] if data is None else labelled_centers(data)
     for row in labelled:
         console.print(f"{row['set']}: label {row['label']}, found {row['refined']}, largest difference {row['error']}")
     report = {"test": results, "center": centers, "labelled": labelled}
-    if json_path is not None:
-        json_path.write_text(json.dumps(report, indent=2) + "\n")
+    write(json_path, about, report)
     return report

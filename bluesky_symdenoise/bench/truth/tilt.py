@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from pyFAI.detectors import Detector
 from pyFAI.integrator.azimuthal import AzimuthalIntegrator
@@ -15,6 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from bluesky_symdenoise.bench.options import CpuThreads, JsonPath, ModelName
+from bluesky_symdenoise.bench.record import header, write
+from bluesky_symdenoise.denoiser.identity import model_file
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.physics.mates import mate
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -92,15 +94,16 @@ def timed_mates(degrees: float) -> tuple[float, float, float]:
 
 
 def main(
-    *, json_path: Path | None, model: str | None = None, threads: int = 1, frames: int = 4
+    json_path: JsonPath = None,
+    model: ModelName = None,
+    threads: CpuThreads = 1,
+    frames: Annotated[int, typer.Option(min=1, help="Simulated frames of each pattern.")] = 4,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Print a table of errors with the tilt, without it and without symmetry, and write JSON.
+    """Measure what it is worth to know the tilt of a detector, on simulated rings and arcs, and what mates cost.
 
-    Parameters
-    ----------
-    frames
-        Number of frames of each pattern; the same photons go to all three.
+    The same photons are denoised with the tilt, without it, and without symmetry.
     """
+    about = header(model_file(model))
     denoiser = Denoiser.pretrained(model, device="cpu", threads=threads)
     rows: list[dict[str, Any]] = []
     table = Table(title="rms error over the mean; likelihood above that without symmetry, 1e-3 nat/pixel")
@@ -137,6 +140,5 @@ def main(
         )
         console.print(f"{text}; {share:.1%} of the pixels have one", soft_wrap=True)
     report = {"denoised": rows, "mates": timings}
-    if json_path is not None:
-        json_path.write_text(json.dumps(report, indent=2) + "\n")
+    write(json_path, about, report)
     return report
