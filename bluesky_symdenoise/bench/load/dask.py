@@ -22,7 +22,8 @@ from tiled.utils import path_from_uri
 from bluesky_symdenoise.acquisition.past.replay import replay_with
 from bluesky_symdenoise.acquisition.request.request import Request, Work
 from bluesky_symdenoise.acquisition.runs.stored import stored_run
-from bluesky_symdenoise.bench.load.live import Row, report, run_documents
+from bluesky_symdenoise.bench.load.live import Row, report
+from bluesky_symdenoise.bench.load.scans import run_documents
 from bluesky_symdenoise.bench.load.server import ServerProcess, served
 from bluesky_symdenoise.bench.options import JsonPath, Side
 from bluesky_symdenoise.bench.record import header

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import bluesky.plans as bp
-import h5py
 import numpy as np
 import typer
 from bluesky import RunEngine
@@ -26,8 +22,18 @@ from rich.console import Console
 from rich.table import Table
 
 from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
-from bluesky_symdenoise.acquisition.live.status import Status
 from bluesky_symdenoise.acquisition.play import PlayDetector
+from bluesky_symdenoise.bench.load.scans import (
+    alone,
+    busy,
+    device,
+    frames_of,
+    hand,
+    readable,
+    resident,
+    run_documents,
+    until,
+)
 from bluesky_symdenoise.bench.load.server import ServerProcess, served
 from bluesky_symdenoise.bench.options import DenoiserThreads, JsonPath, Side
 from bluesky_symdenoise.bench.record import Header, header, write
@@ -37,10 +43,9 @@ from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 Figures = dict[str, float]
-Documents = list[tuple[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,6 @@ class Row:
     target: str
 
 
-def _frames(size: int, n: int = 4) -> NDArray[np.uint16]:
-    return np.random.default_rng(0).poisson(1.0, (n, size, size)).astype(np.uint16)
-
-
 def _attached(server: ServerProcess, options: Options) -> DenoiseCallback:
     return DenoiseCallback(server.client["denoised"], denoiser=DenoiserSettings(threads=options.threads), symmetry="1")
 
@@ -91,7 +92,7 @@ def _scan(server: ServerProcess, folder: Path, options: Options, *, dwell: float
     RE = RunEngine(call_returns_result=True)
     with init_devices():
         paths = StaticPathProvider(UUIDFilenameProvider(), folder)
-        det = PlayDetector(_frames(options.size), paths, period=dwell, name="det")
+        det = PlayDetector(frames_of(options.size), paths, period=dwell, name="det")
     writer, waited = TiledWriter(server.client["raw"], batch_size=1), [0.0]
     hand_over = callback or (lambda *_: None)
 
@@ -158,7 +159,7 @@ def thread(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 def load(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return the interval between events while every core is busy with other work."""
-    with _busy():
+    with busy():
         without, attached = _pair(server, folder, options, dwell=0.1)
     return [
         Row("interval under full CPU load, 0.1 s dwell, without", without["interval_ms"], "ms", ""),
@@ -179,10 +180,10 @@ def zero(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 def throughput(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return frames per second from files to Tiled, beside the denoiser in a separate loop."""
-    frames = _frames(options.size)
-    alone, through = [], []
+    frames = frames_of(options.size)
+    denoiser_alone, through = [], []
     for _ in range(options.repeats):
-        alone.append(_alone(options))
+        denoiser_alone.append(alone(options.size, options.threads))
         documents = run_documents(folder, frames, options.events)
         with _attached(server, options) as callback:
             begun = time.perf_counter()
@@ -190,7 +191,7 @@ def throughput(server: ServerProcess, folder: Path, options: Options) -> list[Ro
                 callback(name, doc)
             callback.close()
             through.append((time.perf_counter() - begun) / options.events)
-    ours, theirs = float(np.median(through)), float(np.median(alone))
+    ours, theirs = float(np.median(through)), float(np.median(denoiser_alone))
     return [
         Row("denoiser alone", 1 / theirs, "frames/s", ""),
         Row("from files to Tiled, the run's beginning and end included", 1 / ours, "frames/s", ""),
@@ -200,14 +201,14 @@ def throughput(server: ServerProcess, folder: Path, options: Options) -> list[Ro
 
 def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return growth of the resident memory of both processes over a long run of small frames."""
-    documents = run_documents(folder, _frames(64, 64), options.memory_events)
+    documents = run_documents(folder, frames_of(64, 64), options.memory_events)
     with _attached(server, options) as callback:
         first = options.memory_events // 10
-        _hand(callback, documents[: 2 * first])
-        _until(callback, lambda status: status.frames + status.failed >= first // 2)
+        hand(callback, documents[: 2 * first])
+        until(callback, lambda status: status.frames + status.failed >= first // 2)
         before = resident(os.getpid()), resident(callback.worker_pid)
-        _hand(callback, documents[2 * first :])
-        status = _until(callback, lambda status: status.frames + status.failed == options.memory_events)
+        hand(callback, documents[2 * first :])
+        status = until(callback, lambda status: status.frames + status.failed == options.memory_events)
         after = resident(os.getpid()), resident(callback.worker_pid)
     return [
         Row(f"frames of {options.memory_events} denoised", status.frames, "", ""),
@@ -218,7 +219,7 @@ def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
 
 def latency(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return seconds from an event to its denoised frame in Tiled, 256 x 256."""
-    documents = run_documents(folder, _frames(256), 12)
+    documents = run_documents(folder, frames_of(256), 12)
     waited: list[float] = []
     with _attached(server, options) as callback:
         uid, key = documents[0][1]["uid"], 0
@@ -227,7 +228,7 @@ def latency(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
             callback(name, doc)
             if name == "event":
                 key += 1
-                while not _readable(server, uid, key):
+                while not readable(server, uid, key):
                     time.sleep(0.02)
                 waited.append(time.perf_counter() - begun)
     return [
@@ -244,7 +245,7 @@ def outage(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
         RE = RunEngine(call_returns_result=True)
         with init_devices():
             paths = StaticPathProvider(UUIDFilenameProvider(), folder)
-            det = PlayDetector(_frames(256), paths, period=0.1, name="det")
+            det = PlayDetector(frames_of(256), paths, period=0.1, name="det")
         if callback is not None:
             RE.subscribe(callback)
         killer = threading.Timer(1.0, server.kill)
@@ -255,9 +256,9 @@ def outage(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
         seconds.append(time.perf_counter() - begun)
         if callback is not None:
             killer.join()
-            _until(callback, lambda status: status.frames == options.events)
+            until(callback, lambda status: status.frames == options.events)
             server.start()
-            status = _until(callback, lambda status: bool(status.runs))
+            status = until(callback, lambda status: bool(status.runs))
             callback.close()
     run = denoised_for(server.client, uid)
     rows = 0 if run is None else run["primary"]["det"].shape[0]
@@ -276,7 +277,7 @@ def inline(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     run = compose_run()
     key = {"source": "bench", "dtype": "array", "dtype_numpy": "<u2", "shape": [options.size, options.size]}
     stream = run.compose_descriptor(name="primary", data_keys={"cam": key})
-    frames = _frames(options.size)
+    frames = frames_of(options.size)
     buffer = np.empty_like(frames[0])
     inside: list[float] = []
     with _attached(server, options) as callback:
@@ -331,7 +332,7 @@ def main(
         if name not in FIGURES:
             raise SymDenoiseError(f"figure {name!r}", rule="there is none", remedy=f"choose among {', '.join(FIGURES)}")
     options = Options(size=size, events=events, repeats=repeats, threads=threads, memory_events=memory_events)
-    about = header(model_file(), device=_device())
+    about = header(model_file(), device=device())
     results: dict[str, list[Row]] = {}
     title = (
         f"{options.events} events of {options.size} x {options.size}, medians of {options.repeats}, denoiser on "
@@ -363,103 +364,3 @@ def report(
     Console().print(table)
     plain = {name: [vars(row) for row in rows] for name, rows in results.items()}
     write(json_path, about, {"options": dict(options), "figures": plain})
-
-
-def run_documents(folder: Path, frames: NDArray[np.uint16], events: int) -> Documents:
-    """Return documents of a run whose frames are in a file already."""
-    run = compose_run()
-    path = folder / f"{run.start_doc['uid']}.h5"
-    shape = frames.shape[1:]
-    with h5py.File(path, "w") as file:
-        data = file.create_dataset("data", (events, *shape), frames.dtype, chunks=(1, *shape), compression="lzf")
-        for row in range(events):
-            data[row] = frames[row % len(frames)]
-    data_key = {
-        "source": "bench",
-        "dtype": "array",
-        "dtype_numpy": frames.dtype.str,
-        "shape": [1, *shape],
-        "external": "STREAM:",
-    }
-    descriptor = run.compose_descriptor(name="primary", data_keys={"det": data_key})
-    resource = run.compose_stream_resource(
-        mimetype="application/x-hdf5",
-        uri=f"file://localhost{path}",
-        data_key="det",
-        parameters={"dataset": "data", "chunk_shape": (1, *shape)},
-    )
-    documents: Documents = [
-        ("start", run.start_doc),
-        ("descriptor", descriptor.descriptor_doc),
-        ("stream_resource", resource.stream_resource_doc),
-    ]
-    for row in range(events):
-        indices, numbers = {"start": row, "stop": row + 1}, {"start": row + 1, "stop": row + 2}
-        documents.append(("stream_datum", resource.compose_stream_datum(indices, numbers, descriptor.descriptor_doc)))
-        documents.append(("event", descriptor.compose_event(data={}, timestamps={}, seq_num=row + 1)))
-    return [*documents, ("stop", run.compose_stop())]
-
-
-def _hand(callback: DenoiseCallback, documents: Documents) -> None:
-    for name, doc in documents:
-        callback(name, doc)
-
-
-def _until(callback: DenoiseCallback, reached: Callable[[Status], bool]) -> Status:
-    while not reached(status := callback.status()):
-        time.sleep(0.1)
-    return status
-
-
-def _readable(server: ServerProcess, raw_uid: str, rows: int) -> bool:
-    run = denoised_for(server.client, raw_uid)
-    if run is None or "primary" not in run or "det" not in run["primary"]:
-        return False
-    node = run["primary"]["det"]
-    return node.shape[0] >= rows and bool(np.isfinite(node[rows - 1]).any())
-
-
-def resident(pid: int) -> float:
-    """Return resident memory of a process in MB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-@contextmanager
-def _busy() -> Iterator[None]:
-    """Keep every core busy with a separate process."""
-    burners = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(len(os.sched_getaffinity(0)))
-    ]
-    try:
-        yield
-    finally:
-        for burner in burners:
-            burner.kill()
-            burner.wait()
-
-
-def _device() -> str:
-    """Return the name of the device that the worker takes; a process of its own finds it, so that this has no torch."""
-    code = "from bluesky_symdenoise import Denoiser; print(Denoiser.pretrained().environment()['device'])"
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
-
-
-_ALONE = """
-import sys, time, numpy as np
-from bluesky_symdenoise.denoiser.settings import DenoiserSettings
-size, threads, n = map(int, sys.argv[1:])
-denoiser = DenoiserSettings(threads=threads).load()
-frame = np.random.default_rng(0).poisson(1.0, (size, size)).astype(np.uint16)
-denoiser(frame, symmetry="1")
-begun = time.perf_counter()
-for _ in range(n):
-    denoiser(frame, symmetry="1")
-print((time.perf_counter() - begun) / n)
-"""
-
-
-def _alone(options: Options) -> float:
-    """Return seconds per frame of the denoiser in a loop, in a separate process as the worker is."""
-    arguments = [sys.executable, "-c", _ALONE, str(options.size), str(options.threads), "8"]
-    return float(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)

@@ -17,7 +17,8 @@ from bluesky_symdenoise.acquisition.past.in_memory import denoised_when_read
 from bluesky_symdenoise.acquisition.past.replay import replay_with
 from bluesky_symdenoise.acquisition.request.request import Request, Work
 from bluesky_symdenoise.acquisition.runs.stored import stored_run
-from bluesky_symdenoise.bench.load.live import Row, report, resident, run_documents
+from bluesky_symdenoise.bench.load.live import Row, report
+from bluesky_symdenoise.bench.load.scans import resident, run_documents
 from bluesky_symdenoise.bench.load.server import ServerProcess, served
 from bluesky_symdenoise.bench.options import DenoiserThreads, JsonPath
 from bluesky_symdenoise.bench.record import header

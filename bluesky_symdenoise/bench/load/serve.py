@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bluesky_symdenoise.acquisition.lazy.register import register
-from bluesky_symdenoise.bench.load.live import resident, run_documents
+from bluesky_symdenoise.bench.load.scans import resident, run_documents
 from bluesky_symdenoise.bench.load.server import served
 from bluesky_symdenoise.bench.options import DenoiserThreads, JsonPath
 from bluesky_symdenoise.bench.record import header, write
