@@ -198,6 +198,8 @@ def _summary(start: Mapping[str, Any], stop: Mapping[str, Any], uri: str) -> dic
         ),
         "status": escape(status),
     }
+    if doubts := ended.get("doubts"):
+        lines["photon counts?"] = "<br>".join(escape(f"{name}: {why}") for name, why in doubts.items())
     if failures:
         lines["failed"] = "<br>".join(escape(f"{failure['frames']} x {failure['reason']}") for failure in failures)
     return lines

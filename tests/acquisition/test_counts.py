@@ -12,6 +12,7 @@ from raw_runs import step_scan, written
 from tiled.client.container import Container
 
 from bluesky_symdenoise import ThreadedDenoiseCallback, denoised_for, recompute, register, replay
+from bluesky_symdenoise.catalog.report.page import run_warnings
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
 pytestmark = pytest.mark.server
@@ -90,3 +91,9 @@ def test_a_doubt_is_said_once(
         made: Any = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1")
     assert np.isfinite(made["primary"]["det"].read()).all()
     assert caplog.text.count("are these photon counts? its variance is 1.6 times its mean") == 1
+    doubt = made.provenance["outcome"]["doubts"]["primary/det"]
+    assert doubt.startswith("its variance is 1.6 times its mean")
+    assert f"Is primary/det photon counts? {doubt}" in run_warnings(made.metadata)
+    lazy = register(raw, client["denoised"], denoiser=denoiser, symmetry="m", beam_center=(70, 75))
+    assert lazy.provenance["outcome"]["doubts"] == {"primary/det": doubt}
+    assert doubt in made._repr_html_()

@@ -65,6 +65,11 @@ class Images:
         decided = self._decision.symmetry
         return None if decided is None else decided.point_group
 
+    @property
+    def doubt(self) -> str | None:
+        """What is doubtful about their being photon counts; None if nothing is."""
+        return self._decision.doubt
+
     def record(self) -> tuple[Document, dict[str, NDArray[Any]]]:
         """Return what was found before the first event, and the arrays that belong to it."""
         if self._settings is None:
@@ -177,9 +182,10 @@ class Images:
         there._work, there._darks, there._backgrounds = asked, self._darks.elsewhere(asked), Backgrounds()
         return there
 
-    def decide(self, symmetry: Symmetry) -> None:
-        """Use this group for all images."""
-        self._decision.symmetry = symmetry
+    def decide(self, symmetry: Symmetry, *, doubt: str | None = None) -> None:
+        """Use this group for all images, and say what is doubtful about their counts."""
+        self._decision.symmetry, self._decision.doubt = symmetry, doubt
+        self._say_doubt()
 
     def takes_over(self, row: Row, data: Mapping[str, Any]) -> bool:
         """Return whether a row of an earlier writer has the symmetry that this image would be given now."""
@@ -209,14 +215,18 @@ class Images:
             symmetry=settings.symmetry(data),
             center=settings.beam_center(data),
         )
-        if self._decision.doubt is not None and not tested:
+        if not tested:
+            self._say_doubt()
+        return found
+
+    def _say_doubt(self) -> None:
+        if self._decision.doubt is not None:
             log.warning(
                 "run %s, image %r: are these photon counts? %s; if they are, state noise='poisson'",
                 self._run[:8],
                 self._key,
                 self._decision.doubt,
             )
-        return found
 
 
 def misfit(images: Mapping[str, Images], descriptor: Document) -> SymDenoiseError | None:

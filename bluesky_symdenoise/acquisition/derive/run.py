@@ -158,6 +158,12 @@ class DerivedRows(RowTaker):
             for key, images in stream.images.items()
             if images.point_group is not None
         }
+        doubts = {
+            f"{stream.name}/{key}": images.doubt
+            for stream in streams
+            for key, images in stream.images.items()
+            if images.doubt is not None
+        }
         self._derived.stop(
             exit_status=exit_status,
             reason=reason,
@@ -171,12 +177,14 @@ class DerivedRows(RowTaker):
                     name.replace(".", "_"): [key for key, used in groups.items() if name in _names(used)]
                     for name in dict.fromkeys(name for used in groups.values() for name in _names(used))
                 },
+                **({"doubts": doubts} if doubts else {}),
                 "seconds": round(clock.perf_counter() - self._begun, 3),
                 "bytes": sum(stream.bytes_written for stream in self._opened.values()),
             },
         )
         failed = sum(self._failures.values())
-        return f"{self._frames - failed} frames denoised" + (f", {failed} failed" if failed else "")
+        outcome = f"{self._frames - failed} frames denoised" + (f", {failed} failed" if failed else "")
+        return outcome + "".join(f"; is {name} photon counts? {why}" for name, why in doubts.items())
 
     def open(self, start: Document, descriptor: Document, keys: Sequence[str]) -> None:
         """Begin the derived run: the first stream with images has come."""

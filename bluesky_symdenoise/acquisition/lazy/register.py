@@ -118,12 +118,16 @@ def register(
 
 @dataclass(frozen=True)
 class _Resolved:
-    """Symmetry of each row of an image: one for all rows from `first` on, and what each earlier row says."""
+    """Symmetry of each row of an image: one for all rows from `first` on, and what each earlier row says.
+
+    `doubt` is what is doubtful about the counts of row `first`; None if nothing is.
+    """
 
     symmetry: Symmetry
     first: int
     rows: int
     early: tuple[Symmetry | SymDenoiseError, ...]
+    doubt: str | None = None
 
     def of(self, row: int) -> Symmetry:
         """Return the symmetry of one row.
@@ -187,7 +191,7 @@ def _resolved_rows(work: Work, source: Source) -> _Resolved:
             early.append(error)
             continue
         if decision.settled:
-            return _Resolved(found, row, source.shape[0], tuple(early))
+            return _Resolved(found, row, source.shape[0], tuple(early), decision.doubt)
         early.append(found)
     return _Resolved(Symmetry(), source.shape[0], source.shape[0], tuple(early))
 
@@ -211,7 +215,7 @@ class _Registering(Making):
         for key in stream.keys:
             _, resolved = self._plan[stream.name, key]
             if resolved.first < resolved.rows:
-                stream.images[key].decide(resolved.symmetry)
+                stream.images[key].decide(resolved.symmetry, doubt=resolved.doubt)
 
     def row(self, stream: Stream, key: str, event: Event, image: NDArray[Any] | None) -> Row:
         """Return what is known before a frame is denoised."""

@@ -63,6 +63,7 @@ def run_warnings(metadata: Mapping[str, Any]) -> list[str]:
         return ["The run has no stop document: it is still being written, or was interrupted."]
     outcome = _mapping(stop.get("provenance"))
     said = [f"Failed, {_mapping(each).get('frames')} frames: {_mapping(each).get('reason')}" for each in _list(outcome)]
+    said += [f"Is {name} photon counts? {why}" for name, why in _mapping(outcome.get("doubts")).items()]
     if outcome.get("complete") is False:
         said.append("The raw run's stop document never came: frames may be missing.")
     if stop.get("exit_status") not in (None, "success"):
