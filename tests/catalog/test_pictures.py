@@ -6,11 +6,14 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from bluesky_symdenoise.catalog.report.picture import log_limits, panel_figure, panels, png, residual, shrunk
 from bluesky_symdenoise.catalog.report.profile import Geometry, profile, stated_geometry
 from bluesky_symdenoise.catalog.report.thumbnail import MOST, frames_png
+from bluesky_symdenoise.catalog.report.transfer import draw_transfer
+from bluesky_symdenoise.physics.counts.verdict import verdict
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 NO_DATA = {(150, 150, 150), (200, 200, 200)}
@@ -186,3 +189,16 @@ def test_without_beam_or_geometry_there_is_no_profile():
     assert profile(None, np.ones((40, 40)), whole, geometry=None, beam_center=None) is None
     no_wavelength = Geometry(1.0, 0.0, 0.0, 1e-4, 1e-4, None)
     assert profile(None, np.ones((40, 40)), whole, geometry=no_wavelength, beam_center=None) is None
+
+
+@pytest.mark.parametrize(("gain", "offset", "said"), [(1, 0, "photon counts"), (3, 200, "not photon counts")])
+def test_the_photon_transfer_curve_says_whether_a_frame_is_counts(gain, offset, said):
+    y, x = np.ogrid[:200, :220]
+    rate = 2 + 30 * np.exp(-np.hypot(y - 90, x - 100) / 40)
+    found = verdict(gain * np.random.default_rng(2).poisson(rate) + offset)
+    axis = Figure().subplots()
+    draw_transfer(axis, found)
+    assert axis.get_title() == f"photon transfer: {said}"
+    points = axis.containers[0].lines[0]
+    near = np.abs(np.log(np.asarray(points.get_ydata()) / np.asarray(points.get_xdata()))) < 0.2
+    assert near.all() == (gain == 1)

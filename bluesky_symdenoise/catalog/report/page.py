@@ -78,7 +78,7 @@ def image_section(name: str, frames: Sequence[FrameFigures], columns: Mapping[st
     parts = [f"<h2>{escape(name)}</h2>", _whole_run(columns, key)]
     for frame in frames:
         encoded = base64.b64encode(frame.picture).decode()
-        about = f"raw, denoised, sigma, residual, symmetry and profile of frame {frame.number}"
+        about = f"raw, denoised, sigma, residual, symmetry, profile and photon transfer of frame {frame.number}"
         parts += [
             f"<h3>Frame {frame.number}{'' if frame.raw_row is None else f', row {frame.raw_row} of the raw run'}</h3>",
             f"<p>{escape(_figures(frame.scalars))}</p>" if frame.scalars else "",

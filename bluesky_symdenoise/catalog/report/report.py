@@ -24,9 +24,11 @@ from bluesky_symdenoise.catalog.report.served import (
     served_frames,
     stored_array,
 )
+from bluesky_symdenoise.catalog.report.transfer import draw_transfer
 from bluesky_symdenoise.derived.columns import PENDING
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.agreement import PairTest, pair_tests
+from bluesky_symdenoise.physics.counts.verdict import Verdict, verdict
 from bluesky_symdenoise.physics.frame import frame_from_counts, sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
 from bluesky_symdenoise.recipe import rows_of
@@ -245,10 +247,12 @@ def _drawn(number: int, raw_row: int | None, frame: _Frame, geometry: Any, scala
             tests = pair_tests(seen, frame.symmetry)
     except SymDenoiseError as error:
         counts, note = None, str(error)
+    # Of the frame as it came: where it was refused, nothing of it is denoised.
+    found = None if frame.counts is None else verdict(frame.counts, frame.mask)
     center = frame.symmetry.beam_center
     around = profile(counts, frame.intensity, measured, geometry=geometry, beam_center=center)
     with _DRAWING:
-        picture = _picture(counts, frame, measured, exposure, around)
+        picture = _picture(counts, frame, measured, exposure, around, found)
     return FrameFigures(number, raw_row, picture, tests, scalars, note)
 
 
@@ -258,11 +262,13 @@ def _picture(
     measured: NDArray[np.bool_],
     exposure: NDArray[np.float64],
     around: Profile | None,
+    found: Verdict | None,
 ) -> bytes:
     from matplotlib.figure import Figure
 
     drawn = panels(counts, frame.intensity, frame.sigma, measured, frame.symmetry, exposure=exposure, most=512)
-    number = len(drawn) + (around is not None)
+    transfer = found is not None and found.curve is not None
+    number = len(drawn) + (around is not None) + transfer
     columns = 2 if frame.intensity.shape[1] > 2 * frame.intensity.shape[0] else 3
     rows = -(-number // columns)
     figure = Figure(figsize=(13, 13 / columns * 0.86 * rows), layout="constrained")
@@ -270,6 +276,8 @@ def _picture(
     draw_panels(axes[: len(drawn)], drawn)
     if around is not None:
         _draw_profile(axes[len(drawn)], around)
+    if transfer and found is not None:
+        draw_transfer(axes[number - 1], found)
     for unused in axes[number:]:
         unused.set_axis_off()
     return png(figure, dpi=100)
