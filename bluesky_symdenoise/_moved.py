@@ -12,7 +12,7 @@ from typing import Any
 
 _PACKAGE = "bluesky_symdenoise"
 
-#: Where modules are now, by the names that they had.
+#: New module names by old ones.
 MOVED = {
     "acquisition.plan": "acquisition.request.request",
     "acquisition.beamline": "acquisition.request.beamline",

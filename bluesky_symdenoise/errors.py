@@ -14,5 +14,5 @@ class SymDenoiseError(ValueError):
         super().__init__(f"{value}: {rule}; {remedy}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is pickled with positional arguments only.
+        # Exceptions are pickled with positional arguments only.
         return partial(type(self), self.value, rule=self.rule, remedy=self.remedy), ()

@@ -86,7 +86,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        # Younger than recipes that were stored without them, whose hash must stay.
+        # Omit optional fields that are None: recipes stored before these fields existed must keep their hash.
         return {key: value for key, value in values.items() if value is not None or key not in OPTIONAL}
 
     @classmethod

@@ -54,8 +54,8 @@ class _Player:
         self.written, self._set_written = soft_signal_r_and_setter(int)
         self._played = 0
         self._dataset: Any = None
-        # A cancelled `asyncio.to_thread` leaves its thread running: the file must not close under it, and a
-        # frame that it fetched for one file must not end up in the next.
+        # Cancelling `asyncio.to_thread` leaves its thread running: the file must not be closed under it, and a frame
+        # that it fetched for one file must not be written into the next.
         self._lock = threading.Lock()
 
     def open(self, path: Path) -> None:
@@ -86,7 +86,7 @@ class _Player:
             try:
                 played = await asyncio.to_thread(self._write_next)
             except Exception:
-                # Code that waits for the frames looks at this signal only: let it reach the exception.
+                # Code that waits for frames watches this signal only: end the wait, so that it meets the exception.
                 self._set_written(self._played + self.requested)
                 self._set_written(self._played)
                 raise
@@ -130,7 +130,7 @@ class _Acquire(DetectorAcquireLogic):  # type: ignore[misc]
         task, self.task = self.task, None
         if task is not None:
             task.cancel()
-            # `wait` does not raise: the code that waited for the frames has the exception already.
+            # `wait` does not raise: the code that waited for the frames has got the exception already.
             await asyncio.wait([task])
 
 

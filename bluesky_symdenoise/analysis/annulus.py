@@ -11,11 +11,11 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 Values = NDArray[np.float64]
 
-#: Cells in which azimuths are balanced: at most so many in half a turn, at least so many pixels along the arc.
+#: Cells for balancing azimuths: the maximum number in half a turn, and the minimum length along the arc in pixels.
 CELLS, ARC = 18, 4.0
-#: A cell with a smaller part of the usual exposure is left out: its noise would count for more than what it tells.
+#: Cells with less than this fraction of the usual exposure are left out: they would add more noise than information.
 LEAST = 0.25
-#: A cell with more than this part of the pixels of its area lies on the detector.
+#: A cell with more than this fraction of the pixels of its area counts as completely on the detector.
 WHOLE = 0.7
 
 
@@ -73,7 +73,7 @@ class Annulus:
         around = np.clip(radius * np.pi / ARC, 1, CELLS).astype(int)
         cells = rings * CELLS + (np.mod(self.azimuth, np.pi) / np.pi * around).clip(max=around - 1).astype(int)
         pixels, total = np.bincount(cells)[cells], np.bincount(cells, exposure)[cells]
-        # A cell that reaches beyond the detector lacks pixels; one that does not has about as many as its area.
+        # A cell that extends beyond the detector lacks pixels: use the number of pixels that its area would hold.
         area = 2 * np.pi * radius / around
         pixels = np.where(pixels > WHOLE * area, pixels, area)
         usual = pixels * np.median(exposure[exposure > 0]) if (exposure > 0).any() else pixels

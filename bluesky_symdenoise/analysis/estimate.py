@@ -14,14 +14,14 @@ from bluesky_symdenoise.analysis.moment import Moment, orientation_and_anisotrop
 from bluesky_symdenoise.analysis.peak import peak_fit, peak_quantities, radial_profile, start_values
 
 Image = NDArray[np.float64]
-#: Counts (y, x) -> expected counts (y, x), NaN where nothing is known.
+#: Function from counts (y, x) to expected counts (y, x), NaN where nothing is known.
 Denoise = Callable[[Image], Image]
 
-#: What an estimate holds: g, then the parameters of `bluesky_symdenoise.analysis.likelihood.peak_model`.
+#: Length of an estimate: g, then the parameters of `bluesky_symdenoise.analysis.likelihood.peak_model`.
 SIZE = 8
-#: A fit is refuted by so many standard deviations, in cells of so many pixels in radius and so many in half a turn.
+#: Standard deviations at which a fit is rejected, width in pixels of the cells for the test, and cells in half a turn.
 REFUTED, CELL_WIDTH, CELLS_AROUND = 4.0, 3.0, 12
-#: For how many replicates the Poisson error stands when replicates of a denoised frame are compared with it.
+#: Weight of the Poisson error, in replicates, when the spread of replicates of a denoised frame is estimated.
 PRIOR_REPLICATES = 8
 
 
@@ -163,7 +163,7 @@ def _corrected(estimated: Estimate, away: NDArray[np.float64], part: slice) -> t
     found = away[np.isfinite(away).all(axis=1)]
     if len(found) < max(2, len(away) / 2):
         return np.full_like(values, np.nan), np.full_like(poisson, np.nan)
-    # The median, for a fit that runs away tells nothing of the others.
+    # Use the median: a fit that runs away says nothing about the others.
     bias = np.median(found, axis=0)
     centred = found - bias
     near = centred[(centred**2 <= 25 * np.diag(poisson)).all(axis=1)]
@@ -178,7 +178,7 @@ def _from_intensity(annulus: Annulus, intensity: Image, observed: Observed) -> E
     typical = np.median(measured[measured > 0]) if (measured > 0).any() else 0.0
     n = np.where(known, np.where(measured > 0, measured, typical), 0)
     values = np.where(known, np.maximum(values, 0), 0)
-    # What only mates have seen adds no photons: the variance is that of the measured pixels' sums.
+    # Pixels seen only by mates add no photons: the variance is that of the sums over measured pixels.
     moment = second_moment(annulus, values, n)
     seen = np.where(measured > 0, values, 0)
     exact = second_moment(annulus, seen, measured)

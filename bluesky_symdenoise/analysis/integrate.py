@@ -16,7 +16,7 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 if TYPE_CHECKING:
     from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
-#: No pixel is split between bins, so that each count is counted once.
+#: Pixels are not split between bins, so that each count is counted once.
 METHOD = ("no", "histogram", "cython")
 
 

@@ -11,13 +11,13 @@ from scipy.special import i0e, i1e
 
 from bluesky_symdenoise.analysis.annulus import Values
 
-#: (parameters) -> rate (n,) and its derivatives (parameters, n).
+#: Function from the parameters to the rate (n,) and its derivatives (parameters, n).
 Model = Callable[[Values], tuple[Values, Values]]
 
 ITERATIONS = 100
 
-#: What is known of a `peak_model` before any counts, as 1/sigma^2 of each parameter about 0: a background's curvature.
-#: A power law on half as much of a constant has up to 0.5 n^2/4 for the exponent n.
+#: Prior precision 1/sigma^2 of each parameter of a `peak_model` about 0; only the background's curvature has one. A
+#: power law with exponent n on top of a constant twice as large has a curvature of up to 0.5 n^2/4.
 PRECISION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
 
 

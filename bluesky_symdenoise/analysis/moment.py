@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.analysis.annulus import Annulus, Values
 
-#: Width of the radial bins, in pixels, in each of which the azimuthal harmonics are fitted apart.
+#: Width, in pixels, of the radial bins, in each of which the azimuthal harmonics are fitted separately.
 WIDTH = 2.0
-#: Not determined where an isotropic ring would give as much more often than once in a thousand frames.
+#: A quantity is not determined if an isotropic ring would give as large a value with more than this probability.
 CHANCE = 1e-3
-#: A radial bin whose gaps make the harmonics worse conditioned than this tells them not apart.
+#: Largest condition number, because of gaps, at which a radial bin still separates the harmonics.
 CONDITION = 1e3
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from bluesky_symdenoise.analysis.annulus import Annulus, Values
 from bluesky_symdenoise.analysis.likelihood import PRECISION, Fit, peak_model, poisson_fit
 
-#: Names of what a peak fit gives.
+#: Names of the quantities of a peak fit.
 PEAK = ("peak_position", "peak_width", "peak_area")
-#: Not determined where the area is not this many sigma above zero.
+#: A quantity is not determined unless the area is this many sigma above zero.
 SIGNIFICANT = 3.5
 FWHM = 2 * math.sqrt(2 * math.log(2))
 
@@ -59,7 +59,7 @@ def peak_fit(radius: Values, summed: Values, exposure: Values, background: Value
     if len(radius) < 7 or signal.sum() <= 0:
         return None
     start = start_values(radius, signal, exposure)
-    # The pixels of a bin lie anywhere in its one pixel.
+    # The pixels of a bin are spread over its width of one pixel: a variance of 1/12.
     model = peak_model(radius, (radius[0] + radius[-1]) / 2, blur=1 / 12)
     return poisson_fit(model, summed, exposure, start, precision=PRECISION, background=background)
 

@@ -19,7 +19,7 @@ Estimator = Literal["counts", "likelihood", "denoised"]
 
 #: Names of the quantities of a ring; each has a ``_sigma``.
 QUANTITIES = ("orientation", "anisotropy", *PEAK)
-#: Version of the computation: recipes hold it.
+#: Version of the computation, stored in recipes.
 VERSION = 1
 
 

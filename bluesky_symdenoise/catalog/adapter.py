@@ -34,10 +34,10 @@ from bluesky_symdenoise.recipe import array_sha256
 
 log = logging.getLogger("bluesky_symdenoise")
 
-#: Bytes of denoised frames, intensity and sigma, that the server keeps in memory.
+#: Default size in bytes of the server's cache of denoised frames, intensity and sigma.
 CACHE_VARIABLE = "SYMDENOISE_CACHE_BYTES"
 CACHE_BYTES = 2**29
-#: Reads of lazy arrays that hold a thread and a result at a time; others wait without either.
+#: Number of reads of lazy arrays that may hold a thread and a result at a time; others wait without either.
 READERS = 8
 
 _READERS: RunVar[anyio.CapacityLimiter] = RunVar("symdenoise_readers")
@@ -101,7 +101,7 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
         except SymDenoiseError as error:
             raise HTTPException(_UNPROCESSABLE, str(error)) from error
         except Exception as error:
-            # Tiled's client repeats a request that ends with 500 ten times, and each would run the model again.
+            # Tiled's client repeats a request that ends with 500 ten times, each time running the model again.
             log.exception("a lazy array could not be read")
             what = f"the frame could not be denoised ({type(error).__name__}); the server's log says why"
             raise HTTPException(_UNPROCESSABLE, what) from error
@@ -134,7 +134,7 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
             )
 
     def _row(self, row: int) -> NDArray[np.float32]:
-        if row >= self._source.shape[0]:  # The raw run lacks this event's frame.
+        if row >= self._source.shape[0]:  # The raw run has no frame for this event.
             return np.full(self._source.row_shape, np.nan, np.float32)
         image = self._image
         key = (

@@ -166,9 +166,9 @@ def _figures(stream: str, key: str, events: Any) -> pd.DataFrame:
     for name in ("seq_num", "time", *SCALARS):
         unknown = "" if SCALARS.get(name) == "string" else float("nan")
         column = np.asarray(read[known[name]]) if name in known else np.asarray(unknown)
-        # A stream without events has its strings in the file, as bytes.
+        # In a stream without events, strings are stored in the HDF5 file, as bytes.
         table[name] = column.astype("U") if SCALARS.get(name) == "string" else column
-    # Only a frame that could not be denoised has no symmetry, not even "1".
+    # The symmetry is empty only where a frame could not be denoised; denoised without mates it is "1".
     return table.assign(failed=table["symmetry"] == "")
 
 
@@ -176,7 +176,7 @@ def _summary(start: Mapping[str, Any], stop: Mapping[str, Any], uri: str) -> dic
     """Return name and HTML of each line that describes a run."""
     made = start.get("provenance", {})
     recipe, model, ended = made.get("recipe", {}), made.get("model", {}), stop.get("provenance", {})
-    # Where Tiled's web interface shows the raw run.
+    # Link to the raw run in Tiled's web interface.
     raw_uri = "/".join([*uri.replace("/api/v1/metadata/", "/ui/browse/", 1).split("/")[:-2], "raw", start["raw_uid"]])
     raw = f"<code>{escape(start['raw_uid'])}</code>"
     if raw_uri.startswith(("http://", "https://")):

@@ -26,9 +26,9 @@ from bluesky_symdenoise.catalog.report.report import Shown, report_page
 from bluesky_symdenoise.catalog.report.served import Filter, ServedStream, served_streams
 from bluesky_symdenoise.catalog.report.thumbnail import frames_png
 
-#: Frames that a report shows at most.
+#: Maximum number of frames in a report.
 MOST_FRAMES = 6
-#: Heavy work at a time in one server process.
+#: One heavy export at a time in each server process.
 _BUSY = threading.BoundedSemaphore(2)
 _BLOCK = 2**20
 _MOST_PARTS = 100
@@ -92,7 +92,7 @@ def _chosen(mimetype: str) -> Choice:
     given = parse_mimetype(mimetype)[1].get("frames")
     if given is None:
         return Choice()
-    # In a URL, + is a space.
+    # In a URL, + stands for a space.
     named = re.split(r"[+ ]", given)
     if not all(re.fullmatch(r"\d{1,9}(-\d{1,9})?", part) for part in named) or len(named) > _MOST_PARTS:
         raise HTTPException(400, _FRAMES)

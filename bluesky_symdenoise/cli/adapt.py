@@ -14,7 +14,7 @@ from bluesky_symdenoise.cli.lazy import Catalog, Runs, run_named
 from bluesky_symdenoise.cli.options import Center, InvertMask, ModelName, Symmetry
 from bluesky_symdenoise.cli.root import app
 
-#: Minutes that may not be enough to begin with.
+#: Fewer minutes than this may not suffice; a warning is printed.
 LITTLE = 2.0
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from bluesky_symdenoise.training.pairs import RealFrames
 
-#: Frames that `denoise` adds up to find the symmetry.
+#: Number of frames that `denoise` sums to find the symmetry.
 POOLED = 8
 
 

@@ -105,7 +105,7 @@ def catch_up(
             typer.echo(f"{len(found)} raw runs without a complete derived run")
             return
         found = [item for item in found if item.ready]
-        # What the catalogue has of a run says more than what was left of its documents.
+        # Catalogued runs come second: their outcome is more informative than that of left-over documents.
         for item in track(
             found, description="catching up", disable=not sys.stderr.isatty(), console=Console(stderr=True)
         ):
@@ -127,7 +127,7 @@ def show(outcomes: Sequence[Outcome]) -> None:
 
     table = Table("raw run", "was", "frames", "failed", "s", "now")
     for each in outcomes:
-        # What is no uid is what somebody called a run that there is not.
+        # Only uids are shortened: other values are names of runs that were not found, as the user typed them.
         name = each.uid[:8] if len(each.uid) == 36 else each.uid
         row = (name, each.state, str(each.frames), str(each.failed), f"{each.seconds:.1f}", each.result)
         table.add_row(*row)

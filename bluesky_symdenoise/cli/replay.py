@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.request.request import Work
     from bluesky_symdenoise.acquisition.service.catchup import Outcome
 
-#: What a shell says of a command that Ctrl-C ended.
+#: Exit status of a command that was ended by Ctrl-C.
 INTERRUPTED = 130
 
 
@@ -248,7 +248,7 @@ def _searched(
 
     fitting = with_values(raw, [*query, *([] if plan is None else [f"plan_name={json.dumps(plan)}"])])
     for run in fitting.sort(("start.time", 1)).values():
-        # Not by a query: Tiled's comparison of times in SQLite is one of text.
+        # Filter here and not by a query: Tiled compares times in SQLite as text.
         if "raw_uid" in run.start or (since is not None and run.start["time"] < since):
             continue
         if run.metadata.get("stop") or unfinished:

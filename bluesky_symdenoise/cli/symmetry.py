@@ -45,7 +45,7 @@ def check(
     """Test a symmetry on all frames together: what differs, what could have been seen, where mates may be used."""
     from bluesky_symdenoise.physics.check import RULE, refuse_bad_name
 
-    # Before what takes its time.
+    # Check the names of the output files before the slow work.
     if output is not None:
         refuse_bad_name(output)
     if picture is not None and (picture.suffix != ".png" or not picture.parent.is_dir()):

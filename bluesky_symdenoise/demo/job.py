@@ -39,9 +39,9 @@ from bluesky_symdenoise.training.series import textured_series
 if TYPE_CHECKING:
     from tiled.client.container import Container
 
-#: Frames played where none are asked for.
+#: Number of frames that are played by default.
 DEFAULT_FRAMES = 12
-#: Name of the detector and of its data key.
+#: Name of the simulated detector and of its data key.
 DATA_KEY = "det"
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet
 
-#: Rows on either side of a band that the network sees and that are thrown away; more than it can look across.
+#: Extra rows on either side of a band, which are thrown away; more than the network's receptive field.
 HALO = 256
-#: Steps towards the total counts of the frame, and the counts that damp them.
+#: Number of steps towards the total counts of the frame, and counts that damp them.
 FLUX_ITERATIONS, FLUX_DAMPING = 3, 1000.0
 
 

@@ -11,11 +11,11 @@ from typing import Any
 from bluesky_symdenoise.denoiser import registry
 from bluesky_symdenoise.errors import SymDenoiseError
 
-#: The model used where none is named.
+#: Name of the default model.
 DEFAULT_MODEL = "fast"
-#: Changes when the same weights would give other pixels; part of every recipe.
+#: Version of the algorithm, part of every recipe; it changes when the same weights would give other pixels.
 ALGORITHM = "6"
-#: What to do about a model file that cannot be used.
+#: Remedy for a model file that cannot be used.
 REMEDY = "install the package again, import the model again, or write the file again with `symdenoise train`"
 
 

@@ -38,14 +38,14 @@ from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, c
 from bluesky_symdenoise.physics.tilt import split_tilt
 from bluesky_symdenoise.recipe import array_sha256
 
-#: Frames of more rows times columns than this are run in bands of rows.
+#: Frames with more pixels than this are processed in bands of rows.
 BAND_PIXELS = 2**22
-#: How much smaller the bands are where memory ran out.
+#: Factor by which the bands are made smaller after running out of memory.
 SMALLER = 4
 
 log = logging.getLogger("bluesky_symdenoise")
 
-#: torch's thread count belongs to the process: one denoiser at a time.
+#: torch's number of threads is global to the process, so only one denoiser runs at a time.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -101,7 +101,7 @@ class Denoiser:
                 remedy="use device='cpu' or install the torch build for this GPU",
             ) from error
         self.model, self.dtype = model, dtype
-        #: Device and threads as they were asked for, which another computer may understand in its own way.
+        #: Device and threads as requested, because another computer may resolve them differently.
         self.asked = (device, threads)
         self.threads = torch.get_num_threads() if threads is None else threads
 
@@ -309,7 +309,7 @@ class Denoiser:
             If the dark has another shape than the mask, or all its pixels are masked.
         """
         bad = as_mask(mask, (dark.counts.shape[0], dark.counts.shape[1])) | dark.mask
-        # It comes from the detector, whatever its tilt.
+        # A dark belongs to the detector, so that a tilt does not matter.
         result = self(dark.counts, mask=bad, exposure=1.0, symmetry=symmetry or Symmetry())
         scale = np.float32(1 / exposures)
         return Background(expected=result["intensity"].values * scale, sigma=result["sigma"].values * scale)
@@ -347,7 +347,7 @@ class Denoiser:
         mean, kappa = prior(ratio, log_kappa, mean, own_y, own_n)
         shape = own_y + kappa
         rate = own_n + kappa / flux_kept(y.sum(dtype=torch.float64), n, shape, own_n, kappa, mean)
-        # A pixel that only its mates saw is given at the median exposure, which is 1.
+        # A pixel seen only by its mates is returned at the median exposure, which is 1.
         exposure = torch.where(n > 0, n, 1.0)
         result = torch.cat([shape / rate, torch.sqrt(shape) / rate], dim=1) * exposure
         result = torch.where((n + mate_n) > 0, result, torch.nan)

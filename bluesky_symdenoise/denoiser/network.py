@@ -10,31 +10,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-#: Finest and coarsest level (powers of two) of the pyramid that local mean rates are read from.
+#: Finest and coarsest level (powers of two) of the pyramid of local mean rates.
 FINEST, COARSEST = 2, 7
-#: Counts that a coarser level is worth when the next finer one is estimated.
+#: Counts as which a coarser level is weighted when the next finer one is estimated.
 PYRAMID_COUNTS = 4.0
-#: Inputs of the layers, per pixel, and per block of 2 x 2: two mean rates at each level between finest and coarsest.
+#: Number of inputs of the layers per pixel, and per block of 2 x 2 pixels: two mean rates at each level between finest
+#: and coarsest.
 PIXEL_FEATURES, BLOCK_FEATURES = 6, 2 * (COARSEST - FINEST - 1)
 #: Rows and columns are padded to a multiple of this.
 MULTIPLE = 2**COARSEST
-#: Steps (row, column) from a pixel to one of each pair of opposite neighbours.
+#: Steps (row, column) to one neighbour of each pair of opposite neighbours.
 TO_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
-#: Outputs per pixel: three, one for each of the logarithms of a pixel's own and its mates' rate, one for each pair of
-#: its neighbours. Older weights have the first three, or five.
+#: Number of outputs per pixel: three, one for the logarithm of each rate (the pixel's own and its mates'), and one for
+#: each pair of neighbours. Older weights have only the first three, or five.
 OUTPUTS, LOG_RATES = 3, 2
 KNOWN_OUTPUTS = (OUTPUTS, OUTPUTS + LOG_RATES, OUTPUTS + LOG_RATES + len(TO_NEIGHBOURS))
-#: Which of the inputs per pixel is a quarter of the logarithm of the local mean rate.
+#: Index of the input per pixel that is a quarter of the logarithm of the local mean rate.
 LOG_MEAN = 2
-#: Which of them a frame without mates has; the others are zero. Its block means are those of itself twice: given once.
+#: Inputs of a frame without mates; the others are zero. Its two block means would be equal, so that only one is
+#: passed.
 ALONE = (0, LOG_MEAN, 3)
-#: Sigmas by which a pixel's own counts may refute its prior.
+#: Number of sigmas at which a pixel's own counts refute its prior.
 CONFLICT = 5.0
-#: Rows of blocks of 2 x 2 pixels that the last layer takes at a time.
+#: Number of rows of blocks (2 x 2 pixels) that the last layer processes at a time.
 CACHED_ROWS = 32
 _LOG_KAPPA = (-8.0, 14.0)
 _LOG_RATIO = 12.0
-#: Which of the three taps of a kernel meet the same pixel of an image doubled by repetition, by transposed tap.
+#: For each transposed tap, the taps of a kernel of three that meet the same pixel of an image doubled by repetition.
 _PARTIAL_SUMS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
@@ -217,7 +219,7 @@ class PriorNet(nn.Module):
         log_mean = 4 * per_pixel[:, at : at + 1]
         log_rates = per_pixel[:, into:]
         seen = F.pad(log_mean + log_rates[:, :1], (1, 1, 1, 1), mode="replicate")
-        # A few rows at a time stay in a processor's cache.
+        # A few rows at a time stay in the processor's cache.
         rows = CACHED_ROWS if x.device.type == "cpu" else x.shape[2]
         with torch.autocast(x.device.type, enabled=False):
             parts = [
@@ -236,16 +238,18 @@ class PriorNet(nn.Module):
         """Return the output for some rows from that of the last layer; ``seen``: log rates and a pixel around."""
         out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)), 2)
         relative, log_kappa, in_sigma = (out[:, i : i + 1] for i in range(OUTPUTS))
-        # Two ways to say the same: as a fraction of the mean, and, as the inputs are, as a difference of square roots.
+        # The layers may state a rate in two ways: relative to the mean, and as a difference of square roots, like the
+        # inputs.
         difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(log_mean))
         ratio = relative + 2 * torch.copysign(torch.log1p(difference.abs()), difference)
         if self.architecture.outputs > OUTPUTS:
-            # Where the rate is steep a pixel and its mates know it better than layers can tell: they pass them on.
+            # On steep slopes, the counts of a pixel and its mates are better than the layers' estimate: they are
+            # passed on.
             shares = out[:, OUTPUTS : OUTPUTS + log_rates.shape[1]]
             ratio = ratio + (shares * log_rates).sum(dim=1, keepdim=True)
         height, width = log_mean.shape[2:]
         for index in range(KNOWN_OUTPUTS[1], self.architecture.outputs):
-            # So do its neighbours, in opposite pairs: their mean is a pixel's rate on any slope.
+            # The same holds for its neighbours, in opposite pairs: on any slope, their mean is the pixel's rate.
             down, right = TO_NEIGHBOURS[index - KNOWN_OUTPUTS[1]]
             one, other = (seen[:, :, 1 + sign * down :, 1 + sign * right :][:, :, :height, :width] for sign in (1, -1))
             ratio = ratio + out[:, index : index + 1] * (one + other - 2 * log_mean)

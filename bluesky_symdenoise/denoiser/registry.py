@@ -18,11 +18,11 @@ from platformdirs import user_data_path
 
 from bluesky_symdenoise.errors import SymDenoiseError
 
-#: Folder of a user's models, or of a server's, instead of the one in the user's data directory.
+#: Environment variable with the folder of models, instead of the one in the user's data directory.
 MODELS_VARIABLE = "SYMDENOISE_MODELS"
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-#: What searches take for the sha256 of a model.
+#: Strings that a search treats as the sha256 of a model, or its beginning.
 SHA256_LIKE = re.compile(r"[0-9a-fA-F]{8,64}")
 _SUFFIXES = (".safetensors", ".json", ".md")
 
@@ -112,12 +112,12 @@ def entry_by_sha256(name: str, sha256: str) -> Entry:
     SymDenoiseError
         If this computer has none.
     """
-    # The one of that name first: most often it is this.
+    # Try the record of that name first: it is usually the right one.
     for each in sorted([*available(), *registered()], key=lambda each: each != name):
         try:
             found = entry(each)
         except SymDenoiseError:
-            continue  # A damaged record is no model with this sha256, and is named by `symdenoise models list`.
+            continue  # Skip damaged records: `symdenoise models list` names them.
         if found.sha256 == sha256:
             return found
     older = "install the version of bluesky-symdenoise in the run's provenance, or " if name in available() else ""
@@ -186,7 +186,8 @@ def add(name: str, content: bytes, record: Mapping[str, Any], card: str) -> Entr
                     file.write(part)
                     file.flush()
                     os.fsync(file.fileno())
-            # One step, which fails if another process was faster: a folder that is not empty is not replaced.
+            # Rename in one step, which fails if another process was faster: a folder that is not empty is not
+            # replaced.
             inside.rename(folder / name)
     except OSError as error:
         raise SymDenoiseError(
@@ -212,7 +213,7 @@ def remove(name: str) -> Entry:
     found = entry(name)
     try:
         with tempfile.TemporaryDirectory(dir=models_folder(), prefix=".old-") as gone:
-            # First out of sight in one step, then deleted.
+            # Rename it in one step, so that nobody sees it half deleted; then delete it.
             (models_folder() / name).rename(Path(gone) / name)
     except OSError as error:
         raise SymDenoiseError(

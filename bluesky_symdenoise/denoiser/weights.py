@@ -16,7 +16,7 @@ from bluesky_symdenoise.denoiser.identity import REMEDY, ModelFile, model_file, 
 from bluesky_symdenoise.denoiser.network import COARSEST, KNOWN_OUTPUTS, Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
 
-#: Bytes of a file that is taken for a model: many times the size of ours.
+#: Largest model file that is read, in bytes; ours are many times smaller.
 LARGEST = 2**30
 
 
@@ -37,7 +37,7 @@ class Model:
 def encode(net: PriorNet) -> bytes:
     """Return a network as the bytes of a safetensors file, architecture in its header; `decode` is the inverse."""
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    # One entry: safetensors writes several in random order, and the same weights would have many sha256.
+    # Write a single metadata entry: safetensors writes several in random order, which would change the sha256.
     return save(state, metadata={"architecture": json.dumps(net.architecture.to_dict())})
 
 
@@ -56,7 +56,7 @@ def decode(content: bytes) -> PriorNet:
             raise ValueError(f"frames are padded for fewer than {COARSEST} levels")
         if architecture.outputs not in KNOWN_OUTPUTS:
             raise ValueError(f"{architecture.outputs} outputs per pixel")
-        # Shapes first, without memory: a header may claim a network of any size.
+        # Build the shapes first, without memory: a header may claim a network of any size.
         with torch.device("meta"):
             claimed = {name: (value.shape, value.dtype) for name, value in PriorNet(architecture).state_dict().items()}
         if claimed != {name: (value.shape, value.dtype) for name, value in state.items()}:

@@ -62,7 +62,7 @@ def _number(kind: int) -> Callable[[Made], float]:
     return lambda made: float(np.count_nonzero(made.defect == kind))
 
 
-#: All columns in their order: the data keys are ``<key>_<name>``. To add one is to add a line here.
+#: All columns in order; the data keys are ``<key>_<name>``. Adding a column means adding a line here.
 COLUMNS = {
     "counts_in": Column("number", of_pixels=lambda made: float(made.image[made.measured].sum(dtype=np.float64))),
     "counts_out": Column("number", of_pixels=lambda made: float(made.intensity[made.measured].sum(dtype=np.float64))),
@@ -73,18 +73,19 @@ COLUMNS = {
     "dead_pixels": Column("number", of_pixels=_number(DEAD)),
     "ms": Column("number", of_pixels=lambda made: made.seconds * 1000),
 }
-#: Their dtypes.
+#: Dtypes of the columns by name.
 SCALARS = {name: column.dtype for name, column in COLUMNS.items()}
-#: Those that need the pixels. In a lazy run they lie beside the table of events, which is never written again.
+#: Columns computed from the pixels. In a lazy run they are stored beside the table of events, which is never
+#: rewritten.
 PENDING = tuple(name for name, column in COLUMNS.items() if column.of_pixels is not None)
 
-#: Bytes of a column's name in Tiled's tables: what PostgreSQL keeps, and what Tiled asks of every database.
+#: Longest name of a column in Tiled's tables, in bytes: the limit of PostgreSQL, which Tiled applies to all databases.
 LONGEST_COLUMN = 63
-#: Bytes of a stream's name: that of its file begins with a uid, and ends with what tells attempts and parts apart.
+#: Longest name of a stream, in bytes: its file name begins with a uid and ends with the numbers of attempt and part.
 LONGEST_STREAM = 150
-#: What no part of a URL of Tiled may hold: its client does not quote it, and its server undoes quotes.
+#: Characters not allowed in a part of a URL of Tiled: its client does not quote them, and its server undoes quotes.
 _UNADDRESSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff/?#]|%[0-9A-Fa-f]{2}")
-#: ``tiled.adapters.sql.FORBIDDEN_CHARACTERS``, less the comments that begin or end with the slash above.
+#: ``tiled.adapters.sql.FORBIDDEN_CHARACTERS``, except comments, which begin or end with the slash excluded above.
 _SQL = re.compile(r"""['"`;\\%()=+]|--""")
 
 

@@ -17,7 +17,7 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 if TYPE_CHECKING:
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
-#: Mask, exposure or map of the frames (y, x); None where there is none.
+#: Mask, exposure or map (y, x) of the frames; None if there is none.
 Given = NDArray[Any] | None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bluesky_symdenoise.errors import SymDenoiseError
 
-#: Pixels of the largest row, and bytes of the largest compressed block, that are read.
+#: Pixels of the largest row, and bytes of the largest compressed block, that may be read.
 MAX_PIXELS, MAX_BLOCK = 2**25, 2**28
 
 

@@ -131,7 +131,7 @@ def readable(path: Path, what: str = "") -> Iterator[None]:
         yield
     except SymDenoiseError:
         raise
-    except Exception as error:  # fabio raises nearly anything, AttributeError and AssertionError included
+    except Exception as error:  # fabio raises nearly any exception, including AttributeError and AssertionError
         raise SymDenoiseError(
             f"{what}{path}",
             rule=f"cannot be read ({type(error).__name__}: {error})",

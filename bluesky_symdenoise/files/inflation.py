@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 from bluesky_symdenoise.errors import SymDenoiseError
 
-#: Filters that change no sizes: shuffle, Fletcher32.
+#: Filters that do not change the size: shuffle, Fletcher32.
 _HARMLESS = frozenset({2, 3})
 _DEFLATE, _SZIP, _LZF, _BLOSC, _LZ4, _BITSHUFFLE, _ZSTD = 1, 4, 32000, 32001, 32004, 32008, 32015
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-#: Bytes that deflate can at most make of one.
+#: Most bytes into which deflate can expand one byte.
 _DEFLATE_RATIO = 1032
-#: What deflate may give without having been counted first.
+#: Bytes that deflate may produce without having been counted first.
 _SMALL = 2**28
 
 
@@ -95,7 +95,7 @@ def _inflated(raw: bytes, limit: int) -> int:
         try:
             size += len(stream.decompress(rest, 2**20))
         except zlib.error:
-            return size  # Damaged: the reader will say so, at no more than this size.
+            return size  # The data are damaged: the reader will report it, at no more than this size.
         rest = stream.unconsumed_tail
     return size
 

@@ -9,7 +9,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 Shape = tuple[int, ...]
 
-#: An axis of this length or less, beside two longer ones, holds channels and no pixels.
+#: An axis of at most this length, beside two longer ones, holds colour channels.
 _CHANNELS = 4
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-#: As NXprocess and NXroot name it.
+#: Name of this program in NXprocess and NXroot.
 PROGRAM = "bluesky-symdenoise"
 
 
@@ -208,7 +208,7 @@ def add_parameters(process: Any, provenance: Mapping[str, Any], *, suffix: str =
     """
     as_json = json.dumps(provenance, default=_plain)
     parameters = _group(process, f"parameters{suffix}", "NXparameters")
-    # From the JSON: torch's version, for one, is a str that HDF5 does not take.
+    # Values from the JSON: some types, such as torch's version, which is a subclass of str, are refused by HDF5.
     for name, value in _fields(json.loads(as_json)):
         parameters[name] = value
     note = _group(process, f"provenance{suffix}", "NXnote")

@@ -31,7 +31,7 @@ def local_path(uri: str) -> Path:
         )
     path = Path(path_from_uri(uri))
     decoded = Path(unquote(str(path)))
-    # Not all who announce files quote what a URI must not hold, and Tiled takes them as they are.
+    # Some programs put unquoted paths into URIs, and Tiled accepts them.
     if decoded != path and not path.exists() and (decoded.exists() or not path.parent.exists()):
         return decoded
     return path

@@ -111,13 +111,13 @@ class Hdf5Rows:
         return self._patience.read(lambda: self._read_now(index), value=f"frame {index} of {self._path}")
 
     def _read_now(self, index: int) -> NDArray[Any]:
-        # Opened for each row: open, it would keep the detector from opening it to write, and rows that came since are
-        # seen in a file opened anew only. Never refreshed: where a file was not made for SWMR and anybody in this
-        # process has it open too, HDF5 2.0 then corrupts memory.
+        # Open the file for each row: an open file would keep the detector from opening it for writing, and only a
+        # newly opened file shows new rows. Do not refresh: if the file was not made for SWMR and this process has it
+        # open elsewhere, HDF5 2.0 corrupts memory.
         with open_for_reading(self._path) as file:
             dataset = file[self._dataset_name]
             if dataset.ndim == 2:
-                # One image by itself.
+                # The dataset is a single image.
                 wanted, rows = slice(None), 1
             else:
                 per_row = self._per_row(dataset)

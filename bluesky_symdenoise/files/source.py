@@ -18,7 +18,7 @@ from bluesky_symdenoise.files.checks import refuse_outside
 from bluesky_symdenoise.files.format import Format
 from bluesky_symdenoise.files.formats import by_mimetype
 
-#: Time of the last change in ns, and bytes.
+#: Modification time in ns and size in bytes of a file.
 Stamp = tuple[int, int]
 
 

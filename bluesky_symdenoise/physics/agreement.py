@@ -13,7 +13,7 @@ from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.mates import Operation, first_of_pair
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
-#: Counts that a region's pairs need before it is tested: below, D/sqrt(V) is not normal enough.
+#: Fewest counts of the pairs in a region for which it is tested; with fewer, D/sqrt(V) is not normal enough.
 TESTABLE = 25
 
 
@@ -72,7 +72,8 @@ def _pair_test(frame: Frame, operation: Operation, beam_center: tuple[float, flo
     assert beam_center is not None
     other = mated(frame, operation, beam_center)
     once = first_of_pair(frame.counts.shape, operation, beam_center)
-    # A pair seen from its other end has the same D but for its sign: counted twice, p would be far too small.
+    # Seen from its other end, a pair has the same D with the opposite sign: counted twice, it would make p far too
+    # small.
     first = Frame(
         counts=np.where(once, frame.counts, 0), exposure=np.where(once, frame.exposure, 0), reference=frame.reference
     )

@@ -11,9 +11,9 @@ from scipy import fft, ndimage
 from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.mates import INVERSION, Operation
 
-#: How far from a known centre a better one may be, in pixels.
+#: Largest distance of a refined centre from the known one, in pixels.
 REACH = 6.0
-#: Widths of the smoothing before the steps, in pixels, and how many steps there are with each at most.
+#: Widths of the smoothing, in pixels, and most steps with each.
 SMOOTHINGS, STEPS = (4.0, 2.0), 8
 
 
@@ -46,7 +46,7 @@ def refined_beam_center(frame: Frame, near: tuple[float, float]) -> tuple[float,
     for sigma in SMOOTHINGS:
         exposure = ndimage.gaussian_filter(frame.exposure, sigma, mode="constant")
         measured = frame.exposure > 0
-        # Beside gaps and edges the smoothed rate is that of one side.
+        # At gaps and edges, the smoothed rate comes from one side only.
         good = exposure > 0.85 * (np.median(exposure[measured]) if measured.any() else np.inf)
         smooth = ndimage.gaussian_filter(frame.counts, sigma, mode="constant")
         rate = np.divide(smooth, exposure, out=np.zeros(good.shape), where=good)
@@ -60,12 +60,12 @@ def refined_beam_center(frame: Frame, near: tuple[float, float]) -> tuple[float,
             pair = inner & (ndimage.map_coordinates(inner.astype(np.float32), there, order=1) > 0.999)
             other = ndimage.map_coordinates(rate, there, order=1)
             turned = [ndimage.map_coordinates(slope, there, order=1) for slope in slopes]
-            # At the centre both slopes say the same: their mean is less noisy.
+            # At the centre, both slopes are estimates of one value; their mean is less noisy.
             slope = np.stack([(a - b)[pair] for a, b in zip(turned, slopes, strict=True)])
             weighted = slope / (rate + other + floor)[pair]
             information = weighted @ slope.T
             if np.linalg.eigvalsh(information).min() < 1:
-                # Its inverse is about the variance of the centre, in pixels^2.
+                # The inverse is approximately the variance of the centre, in pixels^2.
                 return None
             step = np.linalg.solve(information, weighted @ (rate - other)[pair])
             size = float(np.hypot(*step))
@@ -83,7 +83,7 @@ def _correlation(frame: Frame, axes: list[int]) -> NDArray[np.float32]:
     smooth = ndimage.gaussian_filter(frame.counts.astype(np.float32), 2.0, mode="constant")
     norm = ndimage.gaussian_filter(frame.exposure.astype(np.float32), 2.0, mode="constant")
     image = np.log1p(8 * np.divide(smooth, norm, out=np.zeros_like(smooth), where=norm > 0.05)) * weight
-    # The correlation does not depend on a constant; the digits of float32 do.
+    # Subtract the mean: it does not change the correlation, but saves float32 precision.
     image = (image - image.sum() / max(weight.sum(), 1)) * weight
     padded = [fft.next_fast_len(2 * image.shape[axis], real=True) for axis in axes]
     of_image, of_square, of_weight = (fft.rfftn(array, padded, axes) for array in (image, image**2, weight))

@@ -21,7 +21,7 @@ from bluesky_symdenoise.physics.mates import named
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_point_group, checked_symmetry
 from bluesky_symdenoise.physics.tilt import split_tilt
 
-#: Smallest p-value that the combined test tells from 0.
+#: Smallest p-value that the combined test can tell from 0.
 LEAST_P = 1e-290
 
 
@@ -59,7 +59,7 @@ class SymmetryCheck:
         """Return plain JSON values; differences are relative to the mean of a region and its mate."""
         operations = []
         for test, usable, spotted in zip(self.tests, self.usable, self.spotted, strict=True):
-            # Rates that are not negative differ by at most twice their mean.
+            # Non-negative rates differ by at most twice their mean.
             seen = test.smallest <= 2
             operations.append(
                 {
@@ -235,7 +235,7 @@ def _bits(maps: Iterable[NDArray[np.bool_]], shape: tuple[int, ...]) -> NDArray[
     return out
 
 
-#: Said beside the figures: what "differ" means.
+#: Explanation of "differ", printed with the figures.
 RULE = (
     f"regions are 32 pixels by 22.5 degrees; they differ, and so do blocks of 4 to 16 pixels, by false alarm once in "
     f"{1 / FALSE_ALARM:.0f} checks of a symmetric pattern"

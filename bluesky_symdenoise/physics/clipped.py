@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import sentinel_mask
 
-#: Side of the blocks whose mean sorts pixels into classes of alike rate.
+#: Side of the blocks by whose mean pixels are sorted into classes of similar rate.
 BLOCK = 8
-#: Limits of the classes: counts per pixel.
+#: Limits of the classes, in counts per pixel.
 CLASSES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
-#: Poisson counts of one rate have 2 N0 N2 = N1^2; a spread of rates within a class raises the ratio a little.
+#: For Poisson counts of one rate, 2 N0 N2 = N1^2; a spread of rates within a class raises the ratio a little.
 RATIO = 2.0
-#: A class speaks when its ratio exceeds the limit by this many standard deviations.
+#: A class counts as evidence if its ratio exceeds the limit by this many standard deviations.
 EVIDENCE_Z = 6.0
-#: Share of values between 0 and 1/2 among the positive ones that no counts, flat-fielded or not, would have.
+#: Share of values between 0 and 1/2 among the positive ones that counts, flat-fielded or not, never reach.
 SMALL_SHARE = 0.01
 
 
@@ -52,7 +52,7 @@ def zero_excess(counts: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[float, f
     values, good = blocks(np.where(mask, 0, counts).astype(np.float32)), blocks(~mask)
     number = good.sum(axis=1)
     mean = values.sum(axis=1) / np.maximum(number, 1)
-    # A class of like rates needs blocks without an edge or a peak: halves must agree within their noise.
+    # Leave out blocks with an edge or a peak: the two halves of a block must agree within their noise.
     half = values.shape[1] // 2
     full = number == BLOCK * BLOCK
     smooth = np.abs(values[:, :half].sum(axis=1) - values[:, half:].sum(axis=1)) < 3 * np.sqrt(values.sum(axis=1) + 1)

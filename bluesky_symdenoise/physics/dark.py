@@ -14,9 +14,9 @@ from scipy.special import pdtrc
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import sentinel_mask
 
-#: A pixel is hot if its dark counts exceed three times the mean around it, by chance this rarely ...
+#: A pixel is hot if its dark counts exceed three times the local mean with at most this probability by chance.
 HOT_PROBABILITY = 1e-9
-#: ... where the mean is that of a square of this side, without the pixel itself.
+#: Side of the square over which the local mean is taken, without the pixel itself.
 HOT_WINDOW = 9
 
 

@@ -12,16 +12,16 @@ from scipy.special import pdtr
 
 from bluesky_symdenoise.physics.frame import Frame
 
-#: Probability that a frame without such a defect is said to have one.
+#: Probability of finding a defect in a frame without one.
 FALSE_ALARM = 1e-6
-#: Of a spot that is at least half a pixel wide, more than this share of its brightest pixel's counts falls on the
-#: seven other neighbours, the brightest left out.
+#: A spot at least half a pixel wide puts more than this fraction of its brightest pixel's counts on that pixel's
+#: neighbours, the brightest of which is left out.
 LEAK = 0.02
-#: Fewest measured neighbours, of eight, that may speak about a pixel.
+#: Fewest measured neighbours, of eight, from which a pixel is judged.
 NEIGHBOURS = 5
-#: Most pixels of a dead spot.
+#: Largest dead spot, in pixels.
 DEAD_PIXELS = 4
-#: How results flag what was found.
+#: Flag of these pixels in results.
 HOT, DEAD = 1, 2
 
 
@@ -75,7 +75,7 @@ def _hot(frame: Frame, limit: float) -> NDArray[np.bool_]:
 
 def _dead(frame: Frame, limit: float) -> NDArray[np.bool_]:
     found = np.zeros(frame.counts.shape, bool)
-    # To the left of a spot's first pixel, or to the right of its last, there is a bright one: rare in most frames.
+    # The first pixel of a dead spot has a bright one on its left, or the last one on its right: rare in most frames.
     bright = frame.counts * frame.exposure.max() > limit * frame.exposure
     empty = (frame.exposure > 0) & (frame.counts == 0)
     beside = np.zeros_like(empty)
@@ -93,7 +93,7 @@ def _dead(frame: Frame, limit: float) -> NDArray[np.bool_]:
     counts, exposure, labels = (_around(image, y, x) for image in (frame.counts, frame.exposure, label))
     other = (exposure > 0) & (labels != spot)
     rate = np.divide(counts, exposure, out=np.full(counts.shape, np.inf), where=other)
-    # A spot's pixels speak together: the dimmest of all their neighbours, and how many there are.
+    # The pixels of a spot are tested together: by the dimmest of all their neighbours, and by their number.
     least = np.full(number + 1, np.inf)
     np.minimum.at(least, spot, rate.min(axis=0) * frame.exposure[y, x])
     neighbours = np.bincount(spot, other.sum(axis=0), minlength=number + 1)

@@ -16,26 +16,26 @@ from bluesky_symdenoise.physics.mates import Operation, first_of_pair
 
 Floats = NDArray[np.float64]
 
-#: Side, in pixels, of the tiles that sums are kept for.
+#: Side, in pixels, of the tiles whose sums are stored.
 TILE = 4
-#: Radial width in pixels and number of azimuths of the cells that polar windows are made of.
+#: Radial width in pixels, and number of azimuths, of the cells that make up polar windows.
 CELL, AZIMUTHS = 8.0, 32
 #: Cells, by radius and azimuth, of the windows that are searched for arcs.
 ARCS = ((2, 2), (3, 4), (3, 5), (3, 6), (4, 8))
 #: Cells, by radius and azimuth, of the regions that are reported.
 REGION = (4, 2)
 RING, SECTORS = CELL * REGION[0], AZIMUTHS // REGION[1]
-#: Probability that the symmetric pattern is called asymmetric, over all regions of an operation.
+#: Probability that a symmetric pattern is called asymmetric, over all regions of an operation.
 FALSE_ALARM = 0.01
-#: Probability that the smallest visible asymmetry is seen.
+#: Probability that the smallest visible asymmetry is detected.
 POWER = 0.95
-#: Blocks of pixels grow by this factor; with fewer of them than that along each side, they are not searched.
+#: Factor by which blocks of pixels grow, and fewest blocks along each side for which they are searched.
 BLOCKS, SMALL = 4, 8
-#: Sides, in pixels, of the blocks in which spots are looked for.
+#: Sides, in pixels, of the blocks in which spots are searched.
 SPOT_BLOCKS = (4, 8, 16)
 #: Fewest counts of the pairs of a block for which its own tail probability is computed.
 FEWEST = 25.0
-#: Side, in pixels, of the block of one frame whose statistical error an unseen asymmetry is held against.
+#: Side, in pixels, of the block of one frame whose statistical error is compared with an undetected asymmetry.
 RESOLUTION = 4
 
 
@@ -91,7 +91,7 @@ def pair_sums(frame: Frame, operation: Operation, beam_center: tuple[float, floa
     half = first_of_pair(frame.counts.shape, operation, beam_center)
     one = Frame(frame.counts, np.where(half, frame.exposure, 0.0), frame.reference)
     difference, variance, chi, chi_variance, fourth = pair_terms(one, mated(frame, operation, beam_center))
-    # E(X2 - 1)^3 = 8 - 24/n + 16/n^2 of n counts shared evenly, from the variance 2 - 2/n.
+    # Third moment: E(X2 - 1)^3 = 8 - 24/n + 16/n^2 for n counts shared evenly, whose variance is 2 - 2/n.
     third = np.where(chi_variance > 0, 8 - 12 * (2 - chi_variance) + 4 * (2 - chi_variance) ** 2, 0.0)
     return PairSums(
         operation=operation,
@@ -172,9 +172,9 @@ def asymmetry(sums: PairSums) -> Asymmetry:
         score = np.where(tested, difference / root, np.nan)
         relative = np.where(tested, difference / variance, np.nan)
         needed = quantile + float(special.ndtri(POWER))
-        # Rates that are not negative differ by at most twice their mean.
+        # Non-negative rates differ by at most twice their mean.
         smallest = np.where(2 * root > needed, needed / root, np.inf)
-        # V is a quarter of the pairs' counts; 4 x 4 pixels of one folded frame count 16 pairs.
+        # V is a quarter of the pairs' counts; a block of 4 x 4 pixels in one folded frame has the counts of 16 pairs.
         noise = np.where(tested, 0.5 / np.sqrt(variance / pairs * RESOLUTION**2 / sums.frames), np.inf)
     rejected = tested & (_two_sided(difference, variance) < -np.expm1(np.log1p(-FALSE_ALARM) / number))
     return Asymmetry(
@@ -207,12 +207,12 @@ def _cells(sums: PairSums) -> tuple[Floats, Floats, Floats]:
     reach = [max(center + 0.5, size - center) for center, size in zip(sums.beam_center, sums.shape, strict=True)]
     size = (int(np.hypot(reach[0], reach[1]) // RING) + 1) * REGION[0] * AZIMUTHS
     to_y, to_x = sums.operation.moved(dy, dx)
-    # On a tilted detector a mate may be anywhere, or nowhere.
+    # On a tilted detector a mate may be anywhere, or off the detector.
     somewhere = np.hypot(to_y, to_x) < size * CELL
     there = _polar(np.where(somewhere, to_y, size * CELL), np.where(somewhere, to_x, 0.0), CELL, AZIMUTHS)
 
     def summed(at: NDArray[np.int64], values: Floats) -> Floats:
-        # Tiles that reach over the frame's edge may lie further out; their pairs, if any, are left out.
+        # Tiles that extend beyond the frame's edge may lie further out; any pairs there are left out.
         return np.asarray(np.bincount(at.ravel(), values.ravel(), size)[:size].reshape(-1, AZIMUTHS))
 
     half = block_sum(first_of_pair(sums.shape, sums.operation, sums.beam_center).astype(np.float64), TILE)
@@ -244,9 +244,9 @@ def differing_blocks(frame: Frame, operation: Operation, beam_center: tuple[floa
     for block in SPOT_BLOCKS:
         difference, variance = block_sum(pixel_difference, block), block_sum(pixel_variance, block)
         many = 4 * variance >= FEWEST
-        # Each pair is in two blocks.
+        # Each pair belongs to two blocks.
         limit = -np.expm1(2 * np.log1p(-FALSE_ALARM / len(SPOT_BLOCKS)) / max(2, many.sum()))
-        # The binomial tail is slow: asked of blocks that might be beyond the limit only.
+        # The binomial tail is slow to compute: do it only for blocks that might exceed the limit.
         beyond = many & (difference**2 > 9 * variance)
         beyond[beyond] = _two_sided(difference[beyond], variance[beyond]) < limit
         out |= beyond.repeat(block, axis=0).repeat(block, axis=1)[:height, :width]
@@ -258,7 +258,7 @@ def _two_sided(difference: Floats, variance: Floats) -> Floats:
     """Return the two-sided mid-p of D: that of a fair binomial of 4 V counts, exact for equal exposures."""
     n = 4 * variance
     more = n / 2 + np.minimum(np.abs(difference), n / 2)
-    # betainc(a, b, 1/2) of real arguments continues the binomial tail between its steps.
+    # betainc(a, b, 1/2) with real arguments interpolates the binomial tail.
     at_least = special.betainc(np.maximum(more, 1e-9), n - more + 1, 0.5)
     beyond = np.where(more < n, special.betainc(more + 1, np.maximum(n - more, 1e-9), 0.5), 0.0)
     return np.where(n > 0, np.minimum(at_least + beyond, 1.0), 1.0)
@@ -280,7 +280,7 @@ def _most_different(difference: Floats, variance: Floats, places: float) -> list
     if not many.any():
         return []
     d, v = difference[many], variance[many]
-    # The binomial tail is slow: asked of the blocks with the largest standard scores only.
+    # The binomial tail is slow to compute: do it only for the blocks with the largest standard scores.
     most = np.argsort(d**2 / v)[-32:]
     worst = min(float(_two_sided(d[most], v[most]).min()), 1 - 1e-12)
     return [float(-np.expm1(places * many.sum() * np.log1p(-worst)))]
@@ -306,9 +306,9 @@ def _p_value(sums: PairSums) -> float:
         difference, variance, fourth = (block_sum(image, BLOCKS) for image in (difference, variance, fourth))
     difference, variance, _ = _cells(sums)
     for window in ARCS:
-        # A window and its mate are one place.
+        # A window and its mate are tested once.
         tests += _most_different(_windowed(difference, *window), _windowed(variance, *window), 0.5)
-    # A test that is very sure of symmetry must not outvote one that sees a difference.
+    # A test with p near 1 must not outweigh one that sees a difference.
     p = np.clip(tests, 1e-300, 0.99)
     mean = float(np.mean(1 / np.tan(np.pi * p)))
     return float(np.arctan2(1, mean) / np.pi)

@@ -60,7 +60,7 @@ def exposure_from_geometry(
     exposure = as_exposure(flat, shape) * solid_angle
     if degree is None:
         return exposure
-    # pyFAI keeps the arrays that it has made: the product is a new one.
+    # Multiply into a new array: pyFAI caches those that it returns.
     factor = np.asarray(geometry.polarization(shape, degree, polarization_axis, path="numpy"), np.float64)
     return exposure * np.maximum(factor, 0.0)
 

@@ -14,19 +14,19 @@ from bluesky_symdenoise.physics.mates import IDENTITY, Operation, mate, same_mat
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.physics.tilt import Tilt, on_tilt
 
-#: Side, in pixels, of the blocks that the test is averaged over before it is smoothed.
+#: Side, in pixels, of the blocks over which the test is averaged before it is smoothed.
 BLOCK = 4
 #: Gaussian windows of the test, in pixels.
 WINDOWS = (5.0, 16.0)
-#: A mate is used where no window's test exceeds this many standard deviations.
+#: A mate is used if the test exceeds this many standard deviations in no window.
 GATE_Z = 3.0
-#: The same for spots: side of blocks and Gaussian window in pixels, blocks around a spot, standard deviations.
+#: The same test for spots: side of blocks and Gaussian window in pixels, blocks around a spot, standard deviations.
 SPOT_BLOCK, SPOT_WINDOW, SPOT_REACH, SPOT_Z = 2, 1.5, 3, 2.75
 #: Width of the rings of ``inf``, in pixels.
 RING_WIDTH = 0.5
-#: Most exposure of mates that a ring is worth: the networks know no pixel with more than three.
+#: Upper limit of the mates' exposure on a ring: the networks were trained with at most three.
 RING_MATES = 3.0
-#: How often the worst of what disagrees with its ring is left out of the ring's mean.
+#: How many times the pixels that disagree most with their ring are left out of the ring's mean.
 RING_TRIMS = 6
 
 
@@ -52,7 +52,7 @@ def pair_terms(
     total_exposure = frame.exposure + other.exposure
     both = (frame.exposure > 0) & (other.exposure > 0)
     share = np.divide(frame.exposure, total_exposure, out=np.full(both.shape, 0.5), where=both)
-    # Exposures that differ by more than the digits of a float leave nothing to compare.
+    # Exposures that differ by more than float precision cannot be compared.
     both &= (share > 0) & (share < 1)
     share = np.where(both, share, 0.5)
     n = np.where(both, frame.counts + other.counts, 0.0)
@@ -160,7 +160,7 @@ def gated_mates(frame: Frame, symmetry: Symmetry) -> Mates:
         use = symmetry_gate(frame, other)
         if symmetry.fold is not None:
             use &= symmetry.may_fold(index, frame.counts.shape)
-        # On a symmetry element an operation gives the pixel itself, or the mate of an earlier operation: nothing new.
+        # A pixel on a symmetry element is its own mate, or the mate of an earlier operation: it adds nothing.
         for earlier in (IDENTITY, *symmetry.operations[:index]):
             use &= ~same_mate(frame.counts.shape, operation, earlier, center)
         counts += np.where(use, other.counts, 0)
@@ -201,7 +201,8 @@ def _ring_mates(frame: Frame, ring: NDArray[np.int64]) -> Mates:
     """Return mates of full rotation: the mean over the agreeing part of a pixel's ring, worth `RING_MATES`."""
     speaks = np.ones(frame.counts.shape, bool)
     for _ in range(RING_TRIMS):
-        # A bright spot raises the mean that it is compared with, and all of its ring disagrees: the worst goes first.
+        # A bright spot raises the mean of its ring, so that the whole ring disagrees: leave out the worst pixels
+        # first.
         score = symmetry_score(frame, ring_mean(frame, ring, speaks))
         if score.max() <= GATE_Z:
             break
@@ -211,7 +212,7 @@ def _ring_mates(frame: Frame, ring: NDArray[np.int64]) -> Mates:
     return Mates(counts=other.counts * weight, exposure=other.exposure * weight)
 
 
-#: Side of the blocks over which `supported` asks whether a symmetry holds.
+#: Side of the blocks for which `supported` tests whether a symmetry holds.
 REGION = 32
 #: Share of the testable regions that must agree.
 AGREEING = 0.7

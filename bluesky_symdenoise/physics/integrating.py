@@ -16,13 +16,13 @@ from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
 from bluesky_symdenoise.physics.mates import first_of_pair, mate
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
-#: Side of the blocks that signal and noise are compared in, in pixels, and fewest pairs in one.
+#: Side, in pixels, of the blocks in which signal and noise are compared, and fewest pairs in a block.
 BLOCK, FEWEST_PAIRS = 8, 16
-#: Fewest blocks that a gain is read from.
+#: Fewest blocks from which a gain is determined.
 FEWEST_BLOCKS = 50
-#: Blocks whose noise is further from the fitted line, in standard deviations, do not have the symmetry.
+#: Blocks whose noise is further from the fitted line, in standard deviations, are taken as not symmetric.
 OUTLIER_Z = 4.0
-#: Read noise is lifted off zero by at least this many of its standard deviations: 1 value in 700 is then cut at zero.
+#: The offset that keeps read noise above zero, in its standard deviations: 1 value in 700 is then cut at zero.
 LIFT = 3.0
 
 
@@ -135,7 +135,7 @@ def found_readout(
     for step in range(20):
         if good.sum() < FEWEST_BLOCKS or np.ptp(mean[good]) <= 0:
             break
-        # An even fit first; then each block has the error of the variance that the line gives it.
+        # The first fit weights all blocks equally; the next ones use the variances that the fitted line predicts.
         expected = np.ones(mean.shape) if step == 0 else np.maximum(gain * mean + noise, 1e-3 * variance[good].mean())
         weight = np.sqrt(number / 2) / expected
         design = np.stack([mean, np.ones(mean.shape)], axis=1) * weight[:, None]
@@ -161,7 +161,7 @@ def _transfer(
     pair = first_of_pair(shape, operation, center) & ~bad & mate(~bad, operation, center)
     other = mate(signal, operation, center)
     both = pair[:, 1:] & pair[:, :-1]
-    # Each pair with its neighbour, and no pair with two.
+    # Pair each value with its neighbour, so that no value is in two pairs.
     both[:, 1::2] = False
     difference, total = signal - other, signal + other
     beside = (difference[:, 1:] - difference[:, :-1]) ** 2 / 2

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.physics.tilt import Tilt
 
-#: Rows whose mates are looked for at a time: what they need beside their result stays small.
+#: Number of rows whose mates are computed at a time, to keep temporary arrays small.
 ROWS = 256
 
 
@@ -74,7 +74,7 @@ def named(operation: Operation) -> str:
     flat = operation._replace(tilt=None)
     if flat in _NAMES:
         return _NAMES[flat]
-    # A mirror's line at an angle a from the columns: yy = cos 2a, yx = -sin 2a.
+    # For a mirror line at an angle a from the columns, yy = cos 2a and yx = -sin 2a.
     degrees = np.degrees(np.arctan2(-operation.yx, operation.yy)) / 2
     return f"oblique mirror, {degrees:g} degrees from the columns"
 
@@ -97,11 +97,11 @@ def mate(image: NDArray[Any], operation: Operation, beam_center: tuple[float, fl
         (y, x) in pixels.
     """
     if not operation.exact:
-        # The last element is that of pixels without a mate.
+        # The last element stands for pixels without a mate.
         return np.append(image.ravel(), np.zeros(1, image.dtype))[_mates(image.shape, operation, beam_center)]
     out = np.zeros_like(image)
     doubled = twice(beam_center, operation)
-    # Along each axis of what is moved, the source is sign * position + offset.
+    # Along each axis of `moved`, the source index is sign * position + offset.
     turned = operation.yx != 0
     moved = image.T if turned else image
     signs = (operation.xy, operation.yx) if turned else (operation.yy, operation.xx)
@@ -112,7 +112,7 @@ def mate(image: NDArray[Any], operation: Operation, beam_center: tuple[float, fl
         there = moved.shape[axis]
         low, high = (-offset, there - 1 - offset) if sign > 0 else (offset - there + 1, offset)
         first, last = max(0, low), min(image.shape[axis] - 1, high)
-        # Off the detector, last < first: an empty slice, and never one that counts from the other edge.
+        # Off the detector last < first: the slice must be empty, and not count from the other edge.
         stop = max(first, last + 1)
         target.append(slice(first, stop))
         ends = (first + offset, stop + offset) if sign > 0 else (offset - stop + 1, offset - first + 1)
@@ -127,7 +127,7 @@ def first_of_pair(shape: tuple[int, ...], operation: Operation, beam_center: tup
     there = _mates(shape, operation, beam_center)
     if operation.inverse() == operation:
         return np.arange(shape[0] * shape[1]).reshape(shape) < there
-    # Of four pixels that a quarter turn makes of one, the first and the third are followed by their mates.
+    # A quarter turn maps four pixels onto each other: the first and the third of them lead a pair.
     center = beam_center if operation.tilt else tuple(value / 2 for value in twice(beam_center, operation))
     y, x = (np.arange(size) - at for size, at in zip(shape, center, strict=True))
     dy, dx = y[:, None], x[None, :]
@@ -136,7 +136,7 @@ def first_of_pair(shape: tuple[int, ...], operation: Operation, beam_center: tup
     leads = ((dy > 0) & (dx >= 0)) | ((dy < 0) & (dx <= 0))
     if operation.tilt is None:
         return (there >= 0) & leads
-    # The nearest pixel may lie across the border of its quarter.
+    # Rounding to the nearest pixel may cross the border of the quarter.
     return (there >= 0) & leads & ~leads.ravel()[there]
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
 
-#: Operations beside the identity, by Hermann-Mauguin symbol. ``m`` maps left onto right, ``my`` top onto bottom. Rings,
-#: ``inf``, have more: these are the ones that their symmetry is tested with.
+#: Operations except the identity, by Hermann-Mauguin symbol. ``m`` maps left onto right, ``my`` top onto bottom.
+#: ``inf`` (rings) has infinitely many; these are the ones with which it is tested.
 POINT_GROUPS: dict[str, tuple[Operation, ...]] = {
     "1": (),
     "2": (INVERSION,),
@@ -43,15 +43,15 @@ POINT_GROUPS: dict[str, tuple[Operation, ...]] = {
 }
 #: Groups with a mirror that need not lie along the detector's columns: ``m@30`` is ``m`` turned by 30 degrees.
 _TURNED = re.compile(r"(m|2mm)@(-?[0-9]{1,3}(?:\.[0-9]{1,3})?)")
-#: Why other groups of the plane are refused.
+#: Reasons why other plane groups are refused.
 _REFUSED = dict.fromkeys(
     ("3", "3m", "6", "6mm"), "its turns do not map pixels onto pixels, and counts are not interpolated"
 )
 
 
-#: Mates that a tilt moves by at most so many pixels stay where they are without it.
+#: A tilt that moves no mate by more than this many pixels is ignored.
 NEGLIGIBLE = 0.25
-#: Square pixels differ in height and width by at most this fraction.
+#: Pixels count as square if height and width differ by at most this fraction.
 SQUARE = 1e-4
 
 
@@ -184,7 +184,8 @@ def _operations(symbol: str) -> tuple[Operation, ...]:
     if turned is None:
         return POINT_GROUPS[symbol]
     angle = np.radians(2 * float(turned[2]))
-    # A line at an angle a from the columns: its direction (y, x) is (cos a, -sin a), and 2 d d^T - 1 the mirror.
+    # The mirror line at an angle a from the columns has the direction (y, x) = (cos a, -sin a); the mirror is 2 d d^T
+    # - 1.
     cos, sin = (float(value) for value in (np.cos(angle), np.sin(angle)))
     cos, sin = (round(value) if abs(value - round(value)) < 1e-12 else value for value in (cos, sin))
     mirror = Operation(cos, -sin, -sin, -cos)
@@ -244,7 +245,7 @@ def noticeable_tilt(
     dy, dx = dy[:, None], dx[None, :]
     for operation in POINT_GROUPS["4mm"]:
         there, flat = operation._replace(tilt=tilt).moved(dy, dx), operation.moved(dy, dx)
-        # A pixel that has no mate any more is far from where it had one.
+        # NaN, for a mate that the tilt moved out of the plane, also fails this comparison.
         if not (np.hypot(there[0] - flat[0], there[1] - flat[1]) <= NEGLIGIBLE).all():
             if abs(geometry.detector.pixel1 / geometry.detector.pixel2 - 1) > SQUARE:
                 raise unusable(tilt.degrees, "its pixels are not square")

@@ -15,9 +15,9 @@ from bluesky_symdenoise.errors import SymDenoiseError
 if TYPE_CHECKING:
     from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
-#: Largest tilt, in degrees: beyond, too few pixels have a pixel of their own for a mate.
+#: Largest tilt, in degrees: beyond it, too few pixels have a pixel of their own as a mate.
 STEEPEST = 60.0
-#: Directions of at least this tangent of the scattering angle (89.4 degrees) have no place in the plane.
+#: Directions with a larger tangent of the scattering angle (89.4 degrees) are not mapped onto the plane.
 FURTHEST = 100.0
 
 _WRITTEN = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,3})?):(-?[0-9]{1,3}(?:\.[0-9]{1,3})?):([0-9]{1,8}(?:\.[0-9]{1,2})?)")
@@ -66,7 +66,7 @@ class Tilt:
         (along, across), (cos, sin) = self.components(dy, dx), self.lean
         depth = self.distance + sin * across
         across = cos * across
-        # Sideways, and behind the sample, too.
+        # Excludes directions sideways and behind the sample.
         forward = depth * FURTHEST > np.hypot(along, across)
         scale = np.divide(self.distance, depth, out=np.full(depth.shape, np.nan), where=forward)
         return self._joined(along * scale, across * scale)
@@ -161,12 +161,12 @@ def tilt_of(geometry: AzimuthalIntegrator) -> Tilt | None:
         return None
     if not (detector.IS_FLAT and detector.uniform_pixel):
         raise unusable(degrees, "its pixels are not on one plane, or not at equal distances")
-    # Three pixels say where all are; pyFAI knows of the detector's orientation.
+    # Three pixels give the positions of all; pyFAI takes the detector's orientation into account.
     corners = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
     along, first, second = (np.asarray(each, np.float64) for each in geometry.calc_pos_zyx(None, *corners))
     at = np.stack([first, second, along], axis=1)
     rows, columns = at[1] - at[0], at[2] - at[0]
-    # The third component of the place that the beam meets is its distance.
+    # The third component of the point where the beam meets the detector is its distance.
     y, x = np.linalg.solve(np.stack([rows[:2], columns[:2]], axis=1), -at[0, :2])
     height, width = (float(np.linalg.norm(side)) for side in (rows, columns))
     distance = float(at[0, 2] + y * rows[2] + x * columns[2]) / np.sqrt(height * width)

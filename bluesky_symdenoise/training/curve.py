@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-#: Points of a curve: each represents as many steps as there are, by their median and quartiles.
+#: Number of points of a curve; each is the median and the quartiles of the steps that it represents.
 POINTS = 200
 
 

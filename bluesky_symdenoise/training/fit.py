@@ -27,9 +27,9 @@ from bluesky_symdenoise.training.curve import draw_history
 from bluesky_symdenoise.training.losses import LOSSES, weighted_loss
 from bluesky_symdenoise.training.pairs import Mixture, RealFrames, sample
 
-#: A step whose gradient is longer than this is shortened.
+#: Longer gradients are scaled to this norm.
 GRADIENT_NORM = 1.0
-#: Decay of the running average of the weights, which is what gets shipped.
+#: Decay of the running average of the weights; the average is what is released.
 AVERAGE_DECAY = 0.998
 #: Seconds between checkpoints.
 CHECKPOINT_EVERY = 60.0
@@ -221,7 +221,7 @@ def fit(
                 remedy="start from weights of the recipe's architecture",
             )
         for name, tensor in parent.net.state_dict().items():
-            # Outputs that the weights do not have are zero, as in a network without them.
+            # Outputs that these weights lack keep their initial value, zero, as in a network without them.
             net.get_parameter(name)[: len(tensor)].data.copy_(tensor)
     descent = Descent(net, learning_rate=config.learning_rate)
     checkpoint, lines = output / "checkpoint.pt", output / "history.jsonl"
@@ -247,7 +247,7 @@ def fit(
         descent.average.load_state_dict(stored["average"])
         descent.optimiser.load_state_dict(stored["optimiser"])
         first, seconds = stored["step"], stored["seconds"]
-    # What came after the checkpoint is done again.
+    # Steps after the checkpoint are repeated.
     kept = lines.read_text().splitlines()[:first] if lines.exists() else []
     lines.write_text("".join(f"{line}\n" for line in kept))
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from bluesky_symdenoise.denoiser.network import PriorNet, posterior
 
-#: Smallest rate, counts per pixel, that a network which is shown the truth must predict.
+#: Smallest rate, counts per pixel, that is compared with a known truth.
 LEAST_RATE = 1e-3
 
 
@@ -42,8 +42,8 @@ def _squared(a: Tensor, b: Tensor, rate: Tensor) -> Tensor:
     return (a / b - rate) ** 2 / rate.mean(dim=(1, 2, 3), keepdim=True).clamp(min=LEAST_RATE)
 
 
-#: By name, of pixels whose expected counts are known: from which number of them on they are the target, and the loss,
-#: from the posterior's shape and rate and the true rate; None is that of counts.
+#: Losses by name: from which expected counts on a known truth replaces the counts as target, and the loss of such
+#: pixels as a function of the posterior's shape and rate and of the true rate. None is the loss of counts.
 LOSSES: dict[str, tuple[float, Callable[[Tensor, Tensor, Tensor], Tensor] | None]] = {
     "counts": (math.inf, None),
     "expected": (10.0, None),
@@ -81,7 +81,8 @@ def losses(
         of_pixel = torch.where(t == t.round(), of_pixel, of_known(a, b, t / e))
     pixels = seen * _brightness(counts, exposure) ** bright_weight if bright_weight else seen.double()
     per_sample = (of_pixel * pixels).sum(dim=(1, 2, 3)) / pixels.sum(dim=(1, 2, 3)).clamp(min=1)
-    # Bright samples carry gradients of the square root of their counts: weighted so that they don't drown the others.
+    # The gradients of bright samples grow as the square root of their counts: these weights keep them from drowning
+    # the others.
     weights = (1 + counts.double().mean(dim=(1, 2, 3)) / 10) ** -0.3
     return per_sample, weights
 

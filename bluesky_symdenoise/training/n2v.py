@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.training.smae import BUDGET, FLIPS, Budget, UNet
 
-#: Share of the pixels that are hidden at each step, and how far away, along each axis, their stand-ins may be.
+#: Share of the pixels that are hidden at each step, and the largest distance of their replacements along each axis.
 HIDDEN, REACH = 0.02, 2
-#: Side of the patches, in pixels, and how many make a step.
+#: Side of the patches in pixels, and number of patches in a step.
 PATCH, BATCH = 64, 8
 
 
@@ -72,7 +72,7 @@ def _batch(
     patch, _, row, column = np.nonzero(hidden)
     side = 2 * REACH + 1
     step = rng.integers(1, side**2, size=row.size)
-    step = (step + side**2 // 2) % side**2  # never to the pixel itself, which is in the middle
+    step = (step + side**2 // 2) % side**2  # never the pixel itself, which is in the middle
     rows, columns = _inside(row, step // side - REACH, height), _inside(column, step % side - REACH, width)
     source = target.copy()
     source[hidden] = target[patch, 0, rows, columns]

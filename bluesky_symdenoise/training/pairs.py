@@ -24,10 +24,10 @@ from bluesky_symdenoise.training.simulate import (
     straight_shadow,
 )
 
-#: What the mates are, and how often: as symmetry says, missing, or wrong in one of four ways.
+#: Kinds of simulated mates and their shares: as the symmetry predicts, missing, or wrong in one of four ways.
 MATE_KINDS = ("exact", "absent", "shifted", "scaled", "broken", "wrong")
 MATE_SHARES = (0.4, 0.12, 0.2, 0.09, 0.11, 0.08)
-#: Of how many parts of a real frame the one with the most counts is taken where the bright ones are wanted.
+#: Number of parts of a real frame of which the one with the most counts is taken, where bright parts are wanted.
 BRIGHTEST_OF = 8
 
 
@@ -113,7 +113,7 @@ def real_frames(folder: Path) -> list[RealFrames]:
         with h5py.File(path) as file:
             if "counts" not in file or file.attrs.get("role") != "train" or file.attrs.get("noise") != "counting":
                 continue
-            # Of several versions of one source, "NAME@VERSION", all are of one origin.
+            # All versions of one source, "NAME@VERSION", have the same origin.
             origin = str(file.attrs.get("origin", "")).partition("@")[0]
             out.append(RealFrames(path.stem, file["counts"][()], file["mask"][()].astype(bool), origin))
     if not out:
@@ -170,7 +170,7 @@ def simulated_sample(rng: np.random.Generator, size: int, mixture: Mixture) -> S
     shape = (size, size)
     peakless = mixture.peakless and rng.uniform() < mixture.peakless
     stopped = not peakless and mixture.stopped and rng.uniform() < mixture.stopped
-    # Around a beam stop most pixels have far less than the mean.
+    # Around a beam stop, most pixels have far fewer counts than the mean.
     least, most = (0.1, 1000) if stopped else (0.02, 300 if rng.uniform() < 0.85 else 1e4)
     level = np.exp(rng.uniform(np.log(least), np.log(most)))
     rate = (peakless_rate if peakless else stopped_rate if stopped else random_rate)(rng, shape) * level

@@ -14,11 +14,11 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.training.shots import Shot, evidence
 from bluesky_symdenoise.training.simulate import peakless_rate
 
-#: Share of the photons that a held-out frame without a target is denoised from; the rest is predicted.
+#: Share of the photons from which a held-out frame without a target is denoised; the rest is predicted.
 HELD_OUT_SHARE = 0.5
-#: One-sided probability of two standard deviations of a normal distribution: what is beyond noise.
+#: One-sided probability of two standard deviations of a normal distribution: the limit of noise.
 BEYOND = 0.9772
-#: A feature is a connected region that exceeds the truth by so many of the model's own sigma.
+#: A feature is a connected region that exceeds the truth by this many of the model's own sigma.
 FEATURE_SIGMA = 3.0
 #: Counts per pixel, frames at each level, and side of the simulated frames without peaks.
 LEVELS, FRAMES, SIDE = (0.1, 1.0, 10.0), 16, 256

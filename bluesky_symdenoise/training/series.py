@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.training.simulate import Image, View
 
-#: What the simulated detector writes in its gaps, as Eiger and Pilatus do with 16 bits.
+#: Value of the simulated detector's gaps, as in 16-bit frames of Eiger and Pilatus.
 GAP = 2**16 - 1
 
 

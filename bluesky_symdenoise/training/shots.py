@@ -15,12 +15,12 @@ from bluesky_symdenoise.physics.frame import Frame, sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.training.pairs import Sample
 
-#: Share of a frame's photons that the network gets, the rest being its target: uniform between these.
+#: Share of a frame's photons that the network gets, drawn uniformly between these; the rest is its target.
 SHARES = (0.3, 0.9)
-#: How often the network sees the symmetry mates of a frame that has a symmetry.
+#: Probability that the network sees the symmetry mates of a frame that has a symmetry.
 MATES_SHARE = 0.7
-#: Two exposures show one scene if no test of equal rates exceeds its expectation by this share, or by so many standard
-#: deviations.
+#: Two exposures show one scene if no test of equal rates exceeds its expectation by this fraction, or by this many
+#: standard deviations.
 SCENE_EXCESS, SCENE_Z = 0.1, 3.0
 #: Sides of the blocks of these tests, in pixels.
 SCENE_BLOCKS = (2, 8, 32)

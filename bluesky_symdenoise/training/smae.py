@@ -57,7 +57,7 @@ class UNet(nn.Module):
         self.rise = nn.ModuleList(nn.ConvTranspose2d(deep, shallow, 2, stride=2) for deep, shallow in upward)
         self.up = nn.ModuleList(_block(2 * shallow, shallow) for _, shallow in upward)
         self.head = nn.Conv2d(channels[0], 1, 1)
-        # Nearly zero at first: what it starts from is wrong by as little as can be, which favours these peers.
+        # Weights near zero make the initial prediction as little wrong as possible, which favours these peers.
         with torch.no_grad():
             self.head.weight.mul_(0.01)
             self.head.get_parameter("bias").zero_()

@@ -24,7 +24,7 @@ from bluesky_symdenoise.training.pairs import Sample, simulated_sample
 from bluesky_symdenoise.training.scores import LEVELS, Paired, false_features, held_out_losses
 from bluesky_symdenoise.training.shots import Shot, Split, crops, split, with_repeats
 
-#: How a model is tuned: few, small steps, and a third of what it sees is simulated, much of that without peaks.
+#: Settings for tuning: few, small steps; a third of the samples is simulated, many of those without peaks.
 TUNING = TrainConfig(
     name="",
     version="1",
@@ -37,13 +37,14 @@ TUNING = TrainConfig(
     shadow_share=0.2,
     peakless_share=0.6,
 )
-#: Nats of held-out likelihood that one nat of divergence from the parent, on simulated frames, is worth.
+#: Weight of the divergence from the parent on simulated frames, relative to the held-out likelihood, both in nats.
 ANCHOR = 5.0
-#: Frames that a batch draws its crops from, and steps until others are taken: to fold a large frame takes a while.
+#: Frames from which the crops of a batch are drawn, and steps until other frames are taken: folding a large one is
+#: slow.
 FRAMES, STEPS_PER_FRAMES = 3, 4
-#: Share of the time by which the steps may be late before they hurry.
+#: Fraction of the time by which the steps may be late before the learning rate follows the clock.
 LATE = 0.1
-#: Batches that are made ahead.
+#: Number of batches prepared in advance.
 AHEAD = 3
 
 
@@ -129,24 +130,24 @@ def tune(
     repeats = sum(shot.target is not None for shot in paired) - sum(shot.target is not None for shot in shots)
     net = PriorNet(parent.model.net.architecture).to(parent.device)
     net.load_state_dict(parent.model.net.state_dict())
-    # A copy: the parent's own network belongs to its denoiser.
+    # Copy the network: the parent's own belongs to its denoiser.
     anchor = PriorNet(net.architecture).to(parent.device).requires_grad_(False)
     anchor.load_state_dict(net.state_dict())
     torch.nn.utils.convert_conv2d_weight_memory_format(anchor, torch.channels_last)
     descent = Descent(net, learning_rate=config.learning_rate)
     torch.set_num_threads(parent.threads)
     started = time.monotonic()
-    # Scoring the tuned model takes as long as its parent took, on a machine that may be busier by then.
+    # Reserve twice the time that scoring the parent took, as the machine may be busier when the tuned model is scored.
     allowed = max(0.0, seconds - (started - begun) - 2 * scoring)
     steps, in_time = 0, True
-    # Without a bar, do not print which widgets would draw one.
+    # Without a progress bar, `tqdm.auto` would still print a hint about missing widgets.
     tqdm = import_module("tqdm.auto" if progress else "tqdm").tqdm
     with tqdm(total=config.steps, unit="step", desc="tuning", mininterval=1, disable=not progress) as bar:
         for batch in _prefetched(config, paired):
             past = (time.monotonic() - started) / allowed if allowed else 1.0
             if past >= 1:
                 break
-            # Where time runs ahead of the steps, the learning rate falls with time; else it knows no clock.
+            # If the steps are late, the learning rate falls with time, otherwise with the number of steps.
             late = (past - LATE) * config.steps
             in_time = in_time and late <= steps
             loss = _loss(net, anchor, batch.to(parent.device), _real(config), bfloat16=config.bfloat16)

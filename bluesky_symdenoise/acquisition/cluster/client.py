@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from bluesky_symdenoise.acquisition.cluster.partition import Packed
 
-#: Seconds that a scheduler is given to answer, and a cluster without workers to get one.
+#: Seconds allowed for a scheduler to answer, and for a cluster without workers to get one.
 ANSWER_S, PATIENCE_S = 10.0, 60.0
 
 
@@ -100,7 +100,7 @@ def prepared(client: Client, work: Work) -> tuple[RecordedSettings, Machine]:
         model=denoiser.model.name,
         recorded=denoiser.model.sha256,
         device=device,
-        # Each worker's own share of its computer, where nothing was asked for.
+        # If no number was asked for, use each worker's share of its computer.
         threads=threads or min(client.nthreads().values()),
         dtype=denoiser.dtype,
         defects=denoiser.defects,

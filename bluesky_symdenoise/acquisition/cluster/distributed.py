@@ -43,9 +43,9 @@ log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
-#: Pixels, and rows at most, of a partition: some seconds on one core, and a file that is quickly done again.
+#: Pixels, and most rows, of a partition: some seconds on one core, and a file that is quickly written again.
 PIXELS, ROWS = 2**21, 64
-#: Partitions for each thread of the cluster that are on their way at a time.
+#: Number of submitted partitions for each thread of the cluster.
 AHEAD = 3
 
 
@@ -100,7 +100,7 @@ class ClusterRows(PassedOn):
         self._wanted = work.recipe.rows
         self._filling: dict[str, _Filling] = {}
         self._sent: deque[_Sent] = deque()
-        #: The last setup of each stream with what it was made from.
+        #: The latest setup of each stream, with the decisions from which it was made.
         self._setups: dict[str, tuple[Document, Future]] = {}
         self._raw: dict[str, RawRows] = {}
 
@@ -117,7 +117,7 @@ class ClusterRows(PassedOn):
         if row in self._wanted:
             self._hand_over(stream, event, row)
         elif row < self._wanted[-1]:
-            # What a row decides that is not denoised, the worker with the rows before it cannot know.
+            # The decisions of a row that is skipped are unknown to the worker that has the rows before it.
             if not all(images.settled for images in stream.images.values()):
                 self._send(stream)
             stream.look(event)
@@ -190,7 +190,7 @@ class ClusterRows(PassedOn):
                 files[key] = raw_files(self._run.run, stream.descriptor, key)
                 last[key] = checksum(np.asarray(self._run.run[stream.name][key][-1]))
             except (SymDenoiseError, httpx.HTTPStatusError, KeyError) as error:
-                # A run in MongoDB has none.
+                # A run in MongoDB has no URI.
                 log.info("image %s is read through Tiled, its files are not: %s", key, error)
         there = TiledStream(self._run.run, stream.name)
         numbers = self._stored(stream).numbers
@@ -202,7 +202,7 @@ class ClusterRows(PassedOn):
         if filling is None:
             return
         journal = self._rows.journal
-        # What is left of it goes with the other files of the run when that is complete: see `Journal.finish`.
+        # `Journal.finish` deletes what is left of it with the run's other files.
         path = journal.with_name(f"{journal.stem}-{stream.name}.part-{self._token(filling)}.h5")
         partition = Partition(path, journal, tuple(filling.events))
         name = f"symdenoise-{path.stem}-{uuid4().hex[:8]}"

@@ -61,7 +61,8 @@ class TiledStream:
     """
 
     def __init__(self, run: BlueskyRun, name: str) -> None:
-        # Not the run: its client cannot be pickled. Nor are the tokens of a client that logged in with a name.
+        # Do not keep the run: its client cannot be pickled, nor can the tokens of a client that logged in with a user
+        # name.
         self._parent, self._uid, self._name = run.parent, run.start["uid"], name
         auth = run.context.http_client.auth
         self._tokens = {} if auth is None else dict(auth.tokens)
@@ -209,12 +210,12 @@ def denoise_partition(packed: Packed, partition: Partition) -> None:
     try:
         setup.place.check_space(partition.path.parent)
         with PartWriter(partition.path, setup.shapes) as writer:
-            # What the first rows of a run decide is decided anew by a worker that repeats them.
+            # The decisions of the first rows are made again by the worker that repeats these rows.
             images = {key: each if each.settled else each.as_now() for key, each in setup.images.items()}
             for event in partition.events:
                 writer.append({key: _outcome(setup, key, each, event) for key, each in images.items()})
         if not partition.journal.exists():
-            # This task was cancelled while it ran, and the run is complete without it.
+            # This task was cancelled while it ran, and the run was completed without it.
             partition.path.unlink(missing_ok=True)
     except OSError as error:
         raise SymDenoiseError(
@@ -238,7 +239,7 @@ def _outcome(setup: Setup, key: str, images: Images, event: Event) -> Row | Exce
         image = setup.raw.read(key, event)
         return images.row(image.reshape(row_shape(image.shape, setup.shapes[key])), event.columns, event.time)
     except Exception as error:
-        # As in `DerivedRows`: one bad frame must not cost the others.
+        # As in `DerivedRows`, one bad frame must not make the others fail.
         return error
 
 

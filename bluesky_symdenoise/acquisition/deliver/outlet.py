@@ -18,7 +18,8 @@ from bluesky_symdenoise.catalog.store.marks import marking
 from bluesky_symdenoise.catalog.store.writer import Emit
 from bluesky_symdenoise.errors import SymDenoiseError
 
-#: Gives, for the work, the uid of a derived run and the journal of its rows, what takes its documents.
+#: Function that returns where the documents of a derived run go. Its arguments are the work, the derived run's uid and
+#: the path of its journal.
 Outlet = Callable[[Work, str, Path], Emit]
 
 
@@ -58,7 +59,7 @@ def straight_to_tiled(claim: Claim, *, batch_size: int = 1) -> Outlet:
     return outlet
 
 
-#: For a run that is denoised while it is acquired: no existing derived run is replaced.
+#: Whether the run is denoised while it is acquired: an existing derived run is not replaced then.
 STRAIGHT = straight_to_tiled(Claim())
 
 

@@ -42,10 +42,10 @@ def check_server(work: Work) -> None:
     base = container.base if hasattr(container, "base") else container
     try:
         node = _written(base, values, key, path if work.frames == "files" else None)
-        # Not `node.read()`, which tries again for a minute what a server that cannot see a file cannot do.
+        # Do not use `node.read()`: for a server that cannot see the file, it repeats the request for a minute.
         link = node.item["links"]["full"]
         answer = container.context.http_client.get(link, headers={"Accept": "application/octet-stream"})
-        # After an answer of 500 the server resets the connection: a second try takes a new one.
+        # The server resets the connection after it has answered 500: a second attempt opens a new one.
         for attempt in retry_context():
             with attempt:
                 container.context.http_client.delete(node.uri, params={"external_only": False, "recursive": True})

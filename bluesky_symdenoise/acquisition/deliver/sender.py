@@ -16,11 +16,11 @@ from bluesky_symdenoise.acquisition.request.request import Work
 
 log = logging.getLogger("bluesky_symdenoise")
 
-#: Seconds until a server that was away is tried again.
+#: Seconds until a server that did not answer is tried again.
 PAUSE_S = 5.0
-#: Seconds for which documents gather, so that one request serves several.
+#: Seconds in which documents are collected for one request.
 GATHER_S = 0.25
-#: Seconds for which a process that works alone, and keeps no user waiting, tries a server that is away.
+#: Seconds for which a server that does not answer is tried by a process that works alone and keeps no user waiting.
 PATIENCE_S = 60.0
 
 

@@ -15,7 +15,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 Document = dict[str, Any]
 
-#: Folder of the files, below the root of the derived files.
+#: Folder of the spool files, below the root of the derived files.
 FOLDER = "symdenoise-spool"
 
 
@@ -38,9 +38,9 @@ class Spool:
         last = None
         for last, _ in self.read(0):  # noqa: B007
             pass
-        #: Whether the stop document is in it.
+        #: Whether the file has the stop document.
         self.complete = last is not None and last[0] == "stop"
-        #: Whether nothing has been written to it yet.
+        #: Whether the file is still empty.
         self.empty = os.fstat(descriptor).st_size == 0
 
     @property
@@ -68,7 +68,7 @@ class Spool:
         except FileNotFoundError:
             return None
         try:
-            # Who held it may have removed it meanwhile.
+            # The previous owner may have removed the file between our opening and our locking.
             ours = locked(descriptor) and os.fstat(descriptor).st_ino == os.stat(path).st_ino
         except FileNotFoundError:
             ours = False

@@ -49,7 +49,7 @@ class Aside:
         error = self._given[0].exception()
         self._given.popleft()
         if error is not None:
-            # Those behind it do nothing; what is given from now on is done again.
+            # Skip the calls queued behind the failed one; calls queued from now on are made again.
             while self._given:
                 self._given.popleft().exception()
             self._failed = False

@@ -109,7 +109,7 @@ class Images:
             checked_dark(self._fixed_dark, shape)
         said = self._settings.record()
         center = said.get(f"{self._key}_beam_center")
-        # A column may say anything of each frame.
+        # If an event column gives the symmetry, it may differ from frame to frame.
         unknown = str(said.get(f"{self._key}_symmetry_source")).startswith("event column")
         if center and not unknown and said.get(f"{self._key}_symmetry") != "1":
             checked_beam_center(center, shape)
@@ -158,7 +158,7 @@ class Images:
         try:
             self.symmetry(image, data)
         except SymDenoiseError as error:
-            # Its own row would be NaN; it decides nothing for others.
+            # The row of this image would be NaN, so that it decides nothing for later rows.
             log.debug("an image of %s is not used to decide its symmetry: %s", self._key, error)
 
     @property

@@ -26,7 +26,7 @@ log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
-#: Rows that wait for the first image that can be read.
+#: Most rows that wait for the first readable image.
 HELD = 8
 
 
@@ -59,22 +59,22 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         self._start: Document = {}
         self._streams: dict[str, Stream] = {}
         self._by_descriptor: dict[str, Stream] = {}
-        #: Descriptors without an image that was asked for.
+        #: Uids of descriptors without a requested image.
         self._left_out: list[Document] = []
         self._resources: dict[str, Document] = {}
         self._counting = Counting()
-        #: Resources with images that were asked for.
+        #: Uids of the resources of requested images.
         self._seen: set[str] = set()
-        #: Those of all streams, with images or without.
+        #: Descriptors of all streams by uid, with images or without.
         self._descriptors: dict[str, Document] = {}
         self._legacy = LegacyFrames(asked.beamline.handlers, replaced or Replaced())
         self._darks = Darks(asked, {})
         self._ended = False
-        #: What fits no stated shape, until the first image comes.
+        #: Error of the images that contradict their stated shape, until the first image is read.
         self._misfit: SymDenoiseError | None = None
         self._unopened: list[tuple[Stream, Event]] = []
         self._complaints = Complaints("")
-        #: The derived run's uid once a stream of images has come, and what became of it in one line.
+        #: Uid of the derived run, once a stream of images has come, and (`outcome`) the result in one line.
         self.derived_uid: str | None = None
         self.outcome = "nothing to denoise: no stream"
         self.closed = False
@@ -150,7 +150,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
                 "frames cannot be found; have the device announce its files in each run"
             )
             return
-        # Also of streams that were not requested: they may share a file with requested ones.
+        # Also for streams that were not requested: they may share a file with requested ones.
         count = self._counting.take(resource, doc, self._descriptors.get(doc["descriptor"], {}).get("name", ""))
         if stream is None or resource["data_key"] not in stream.keys:
             return
@@ -375,7 +375,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             try:
                 close()
             except Exception as error:
-                # Its rows are written: the derived run is closed whatever a file of the raw one says.
+                # All rows are written: close the derived run even if a raw file cannot be closed.
                 log.warning("run %s: a raw file cannot be closed: %s", self._start["uid"][:8], error)
 
     def _take_darks(self, stream: Stream, event: Event) -> None:
@@ -384,5 +384,5 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
             try:
                 self._darks.take(key, time, stream.image(key, event), images.exposure_time(event.columns))
             except Exception as error:
-                # The images that lack it say so in their rows.
+                # The rows of images that need this dark will say so.
                 log.warning("run %s, dark of %s: %s", self._start["uid"][:8], key, error)

@@ -41,7 +41,7 @@ class Recorded:
         configuration = run[stream].metadata.get("configuration", {})
         self._said: Document = dict(configuration.get("symdenoise", {}).get("data", {}))
         self._names = Beamline.from_recipe(recipe.beamline)
-        #: The last dark with its row.
+        #: Latest dark that was read, with its row.
         self._last_dark: tuple[int, Dark] | None = None
         self._backgrounds = Backgrounds()
 
@@ -115,7 +115,7 @@ class Recorded:
         assets = {asset.parameter: asset for asset in self._run[self._stream][self._key].data_sources()[0].assets}
         path = path_from_uri(assets[name if name in assets else "data_uris"].data_uri)
         try:
-            if name in assets:  # A lazy run has a file for each array.
+            if name in assets:  # A lazy run stores each array in a file of its own.
                 array: NDArray[Any] = np.load(path, allow_pickle=False)
             else:
                 with open_for_reading(path) as file:

@@ -55,7 +55,7 @@ def ring_scalars(
 
     observed = Observed(
         counts=np.where(measured, frames.sum(axis=0, dtype=np.float64), 0),
-        # As the denoiser has it: the median of what was measured is 1.
+        # As in the denoiser, the median exposure of the measured pixels is 1.
         exposure=exposure / np.median(exposure[measured]) if measured.any() else exposure,
         background=np.zeros(shape) if background is None else np.nan_to_num(background.expected.astype(np.float64)),
     )

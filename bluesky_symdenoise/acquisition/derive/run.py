@@ -35,13 +35,13 @@ log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
-#: What came of one image: what is stored, or why there is nothing.
+#: Outcome of one image: the row to store, or the reason why there is none.
 Outcome = Row | CompressedRow | Exception
 
-#: Keys of a raw start document that the derived one does not take over: catalog[scan_id] must find the raw run.
+#: Keys of the raw start document that are not copied: catalog[scan_id] must find the raw run.
 _OWN_KEYS = frozenset({"uid", "time", "scan_id", "versions", "tiled_specs"})
-#: Rows, or bytes of them, that wait to be written while the next one is denoised, and what a row counts at least: where
-#: frames are small, what Tiled is asked at the beginning of a run takes as long as many of them.
+#: Rows, or bytes of rows, that may wait to be written while the next row is denoised, and the bytes that a row counts
+#: as at least. With small frames, Tiled's requests at the beginning of a run take as long as many rows.
 WAITING, WAITING_BYTES, LEAST_BYTES = 2, 2**24, 2**15
 
 
@@ -89,16 +89,16 @@ class DerivedRows(RowTaker):
         self._aside = Aside()
         self._journal: Journal | None = None
         self._derived: DerivedRun | None = None
-        #: By the names of their streams, from the first row on.
+        #: Derived streams by stream name, from their first row on.
         self._opened: dict[str, DerivedStream] = {}
-        #: Frames that failed by reason, and the first reason of each kind.
+        #: Number of failed frames by reason, and (`_reasons`) the first full reason of each kind.
         self._failures: Counter[str] = Counter()
         self._reasons: dict[tuple[str, str, str], str] = {}
         self._frames = 0
-        #: Rows that wait until it is known which shapes the images of their stream have.
+        #: Rows that wait until the shapes of all images of their stream are known.
         self._held: dict[str, list[tuple[Event, Mapping[str, Outcome]]]] = {}
         self._shapeless: Counter[str] = Counter()
-        #: Images of the first rows, until they are denoised.
+        #: Raw images of the first rows, kept until they are denoised.
         self._first: dict[tuple[str, str, int, int], NDArray[Any]] = {}
         self._begun = 0.0
         self.complaint: str | None = None
@@ -172,7 +172,8 @@ class DerivedRows(RowTaker):
                 "complete": complete,
                 "frames": self._frames,
                 "failures": failures,
-                # No dots in a key that is searched for; a group on a tilted detector is found by itself, too.
+                # Queries split keys at dots, so that they are replaced. A group on a tilted detector is also listed
+                # without the tilt.
                 "symmetry": {
                     name.replace(".", "_"): [key for key, used in groups.items() if name in _names(used)]
                     for name in dict.fromkeys(name for used in groups.values() for name in _names(used))
@@ -288,7 +289,7 @@ class DerivedRows(RowTaker):
             try:
                 self._first[stream.name, key, event.seq_num, event.turn] = stream.image(key, event)
             except Exception as error:
-                # Its row says so.
+                # The row of this image will say so.
                 log.debug("run %s, %s: %s", self._start["uid"][:8], key, error)
 
     def append(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
@@ -299,7 +300,7 @@ class DerivedRows(RowTaker):
         if not self._making.shapes_known(stream):
             self._shapeless[stream.name] += 1
             if self._shapeless[stream.name] > HELD:
-                # What is stated has to do.
+                # Fall back to the stated shapes.
                 for key in stream.keys:
                     stream.shapes.setdefault(key, tuple(stream.described["data_keys"][key]["shape"]))
         rows = (each for each in outcomes.values() if isinstance(each, Row))
@@ -310,7 +311,7 @@ class DerivedRows(RowTaker):
         self._work.place.check_space(self._folder)
         held = self._held.setdefault(stream.name, [])
         held.append((event, outcomes))
-        # Rows that come before the first that shows a shape wait for it, but not for long.
+        # Rows before the first one with known shapes wait, but only `HELD` of them.
         if stream.name in self._opened or self._making.shapes_known(stream):
             self._append_held(stream)
 

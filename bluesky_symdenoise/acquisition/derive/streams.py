@@ -47,17 +47,17 @@ class Stream:
     frames: FrameSource
     legacy: LegacyFrames
     images: dict[str, Images]
-    #: Whether frames come without events, as in a fly scan.
+    #: Whether frames are announced without events, as in a fly scan.
     flown: bool = False
     waiting: deque[Event] = field(default_factory=deque)
-    #: How many events of each number there were, and the numbers of rows that are written.
+    #: Number of events of each ``seq_num``, and (`done`) the ``seq_num`` of the rows that are written.
     turns: Counter[int] = field(default_factory=Counter)
     done: set[int] = field(default_factory=set)
-    #: How many rows there were so far, wanted or not.
+    #: Number of rows so far, wanted or not.
     rows: int = 0
     #: Keys announced since the last event.
     announced: set[str] = field(default_factory=set)
-    #: (..., y, x) of the images by data key, as the first that was read has it.
+    #: Shape (..., y, x) of the first image that was read, by data key.
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
@@ -120,7 +120,7 @@ class Stream:
                 rule=f"those before it have {self.shapes[key]}, and {tuple(described['shape'] or ())} is stated",
                 remedy="take images of one shape in a run; this one can be denoised with `symdenoise denoise`",
             )
-        # Bits that are set or not are counts of one or none.
+        # Boolean pixels are counts of 0 or 1.
         return image.reshape(shape).astype(np.uint8 if image.dtype == bool else image.dtype, copy=False)
 
     def _as_it_is(self, key: str, event: Event) -> NDArray[Any]:
@@ -187,7 +187,7 @@ def _with_shapes(descriptor: Document, keys: Sequence[str], shapes: Mapping[str,
         stated = stated_shape(data_keys[key]["shape"])
         shape = shapes.get(key) or tuple(size or 1 for size in stated)
         if shape != stated or list(stated) != list(data_keys[key]["shape"]):
-            # Names of its dimensions would be those of others.
+            # The stated dimension names belong to the stated shape.
             data_keys[key] = {name: value for name, value in data_keys[key].items() if name != "dims"}
             data_keys[key]["shape"] = list(shape)
     return {**descriptor, "data_keys": data_keys}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bluesky_symdenoise")
 
-#: Seconds for which a run's files must have been left alone: detectors close them after the run's stop document.
+#: Seconds for which a run's files must be unchanged: detectors close them after the run's stop document.
 SETTLED_S = 1.0
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
-#: What a recipe has that servers cannot do when they are read.
+#: Entries of a recipe that a server cannot apply when frames are read.
 _KEEPS = ("beamline", "frames", "fold_sha256")
 
 
@@ -349,7 +349,7 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
                 consolidator.consume_stream_datum(doc)
         _put(run, stream, resource["data_key"], consolidator.get_data_source())
     node = run.base[stream].base
-    if set(columns) <= set(node):  # Else the table of events has them, of the time before the run was evicted.
+    if set(columns) <= set(node):  # Otherwise they are still in the table of events, as before the eviction.
         write_pending(node, columns, run.access_tags)
     return size
 

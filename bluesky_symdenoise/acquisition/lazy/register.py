@@ -147,7 +147,7 @@ class _Resolved:
         return found
 
 
-#: How each image is registered, and which symmetry its rows have, by stream and data key.
+#: How each image is registered and the symmetry of its rows, by stream and data key.
 _Plan = dict[tuple[str, str], tuple[LazyKey, _Resolved]]
 
 
@@ -293,7 +293,7 @@ def lazy_key(
         dataset=source.dataset,
         stamps=source.stamps,
     )
-    # What the server would refuse is refused here.
+    # Parse the parameters as the server will, so that what it would refuse is refused here.
     of = by_mimetype(source.mimetype)
     return LazyKey(LazyImage.from_dict(image.to_dict()), tuple(uris), is_directory=of is not None and of.folder)
 

@@ -32,9 +32,9 @@ Document = dict[str, Any]
 Pieces = tuple[bytes, bytes]
 
 SUFFIX = ".documents"
-#: A line of sizes is no longer than this.
+#: Maximum length of a line of sizes.
 _LINE = 80
-#: The number of the first record, which says whose documents follow.
+#: Number of the first record, the head, which says whose documents follow.
 _HEAD = -1
 
 
@@ -182,7 +182,7 @@ def left_files(work: Work) -> Iterator[tuple[RunFile, Head]]:
         if head is not None:
             yield file, head
         elif path.stat().st_size == 0:
-            # A crash at the beginning: nothing came after it.
+            # The process crashed before it wrote anything.
             file.remove()
         else:
             file.close()
@@ -201,7 +201,7 @@ def left_with_other_settings(work: Work) -> Iterator[str]:
 
 
 def _is_for(head: Head, work: Work) -> bool:
-    # The place in the catalogue alone: a server that was started again may be at another address.
+    # Compare the path in the catalogue only: a server that was restarted may have another address.
     places = (urlsplit(uri).path for uri in (head.container, str(work.container.uri)))
     return head.recipe_sha256 == work.recipe.sha256 and len(set(places)) == 1
 
@@ -232,7 +232,7 @@ class _Entry:
     uid: str | None
     offset: int
     size: int
-    #: Where there is no file for them.
+    #: The document itself, if there is no file to read it from.
     pieces: Pieces | None
     time: float
 

@@ -30,9 +30,9 @@ log = logging.getLogger("bluesky_symdenoise")
 Document = dict[str, Any]
 Slow = Literal["defer", "drop", "block"]
 
-#: With ``slow="drop"``, seconds that a frame may wait.
+#: With ``slow="drop"``, how many seconds a frame may wait.
 DROP_AFTER_S = 5.0
-#: With ``slow="block"``, documents that may wait.
+#: With ``slow="block"``, how many documents may wait.
 BLOCK_ABOVE = 30
 _PIXELS = frozenset({"event", "event_page", "stream_datum"})
 
@@ -111,7 +111,8 @@ class DenoiseCallback:
         )
         self._feeder.wait_until_ready()
         atexit.register(self._close_at_exit)
-        # A process that multiprocessing has forked, such as the worker of a queue server, ends without atexit.
+        # A process forked by multiprocessing, such as the worker of a queue server, ends without calling atexit
+        # handlers.
         Finalize(None, _at_end_of_child, args=(weakref.ref(self),), exitpriority=10)
 
     def __call__(self, name: str, doc: Document) -> None:
@@ -183,7 +184,7 @@ class DenoiseCallback:
             Seconds to wait until all documents are on disk.
         """
         self._closing = True
-        # At the exit, then, no caller waits any more.
+        # Nobody waits at exit any more: the caller waits here.
         atexit.unregister(self._close_at_exit)
         if not self._feeder.alive:
             return

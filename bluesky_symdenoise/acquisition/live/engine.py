@@ -73,14 +73,15 @@ class Engine:
         self._work, self._report, self._outlet, self._too_late = work, report, outlet, too_late
         self._owners = Owners()
         self._open: dict[str, RunReader] = {}
-        #: Runs whose start document came and whose stop document did not, given up or not.
+        #: Runs whose start document was received and whose stop document was not, including runs that were given up.
         self._begun: set[str] = set()
-        #: Runs whose stop document came lately: a callback that was subscribed twice gets it twice.
+        #: Runs that stopped recently: a callback that was subscribed twice receives the stop document twice.
         self._over: deque[str] = deque(maxlen=1000)
-        #: Runs that began before the first document came, and whether one came of a run that nothing tells.
+        #: Runs that began before the first document was received, and (`_stray`) whether a document belonged to an
+        #: unknown run.
         self._missed: set[str] = set()
         self._stray = False
-        #: Uids of the documents of runs that are received twice, as by a callback that was subscribed twice.
+        #: Document uids of the runs that are received twice because the callback was subscribed twice.
         self._doubled: dict[str, set[str]] = {}
 
     def take(self, name: str, doc: Document) -> None:
@@ -106,7 +107,7 @@ class Engine:
             self._begun.discard(uid)
             self._over.append(uid)
             self._stopped(uid)
-            # Not earlier: what still comes of a run that was given up is known to be its own.
+            # Not earlier: documents that follow for a run that was given up must still be assigned to it.
             self._owners.forget(uid)
 
     def refuse(self, uid: str | None, reason: str) -> None:
@@ -223,7 +224,7 @@ class Engine:
             line = f"{name} document without {error}, which the event model requires; fix the device or the plan"
         elif not isinstance(error, SymDenoiseError):
             line = f"{type(error).__name__}: {line}; the raw run is unchanged: replay it when the cause is fixed"
-        # A document may be malformed in any way: what is said of it must not fail in turn.
+        # A document may be malformed in any way; describing it must not fail, too.
         log.error("run %s is not denoised: %s", str(uid or "?")[:8], line, exc_info=log.isEnabledFor(logging.DEBUG))
         if uid in self._open:
             self._abandon(uid, line)

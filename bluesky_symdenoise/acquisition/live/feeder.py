@@ -31,11 +31,11 @@ log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
-#: Documents that the worker holds and has not done; it reads ahead no further.
+#: Most documents that the worker holds unprocessed; it reads no further ahead.
 WINDOW, WINDOW_BYTES = 32, 2**25
-#: How often a worker is started again before the runs that it fails at are given up.
+#: How often the worker is restarted before the runs on which it crashes are given up.
 RESTARTS = 3
-#: Seconds that a worker may take to start.
+#: Seconds allowed for the worker to start.
 START_S = 300.0
 
 
@@ -58,13 +58,13 @@ class Feeder:
         self._in_flight: dict[int, int] = {}
         self._begun: set[str] = set()
         self._given_up: set[str] = set()
-        #: Runs whose documents are worked off, and which Tiled may not have yet.
+        #: Runs whose documents are all processed, but whose derived run may not be in Tiled yet.
         self._finished: set[str] = set()
         self._crashes = self._failed_starts = self._put = self._taken_in = 0
         self._close_asked = self._close_sent = self._closed = self._again = False
         self._ready = threading.Event()
         self._refused: SymDenoiseError | None = None
-        # Loading takes seconds of one core, and no scan waits for it yet.
+        # Normal priority while it loads: that takes seconds of one core, and no scan is running yet.
         self._process = WorkerProcess(setup, nice=0, said=self._inbox.put)
         self._thread = threading.Thread(target=self._run, name="symdenoise", daemon=True)
         self._thread.start()
@@ -152,7 +152,7 @@ class Feeder:
                 self._handle(message)
                 self._feed()
             except Exception as error:
-                # The RunEngine must not notice, and the next document may be well.
+                # The RunEngine must not be disturbed, and the next document may be good.
                 log.exception("a document was not handed to the denoiser")
                 with self._lock:
                     self._tally.error(f"{message[0]}: {type(error).__name__}: {error}; replay the run")
@@ -193,14 +193,14 @@ class Feeder:
         """Keep a document of a run that is denoised here, and have it sent to the worker."""
         uid = self._owners.of(name, doc)
         if replaced := self._places.take(name, doc):
-            # At once: the worker may be far behind.
+            # Send it at once: the worker may be many documents behind.
             self._replaced.add(replaced)
             self._process.send(("replaced", replaced))
         if name == "start" and uid is not None and uid not in self._begun | self._given_up:
             self._begin(uid)
         document = packed(name, doc)
         if uid not in self._given_up:
-            # A run that began before the callback was attached is not denoised, and not kept.
+            # A run that began before the callback was attached is neither denoised nor kept.
             owner = uid if uid in self._begun else None
             self._unsent.append(self._backlog.add(owner, document, came))
         for array in document.arrays:
@@ -353,7 +353,7 @@ def _array_sizes(descriptor: Document) -> list[int]:
     return sizes
 
 
-#: Those of this process, for its forks.
+#: Feeders of this process, which a fork of it must forget.
 _ALIVE: weakref.WeakSet[Feeder] = weakref.WeakSet()
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Free memory that is kept, in bytes.
+#: Bytes of free memory to keep.
 KEEP = 2**26
-#: Smaller arrays are simply copied.
+#: Smaller arrays, in bytes, are copied without the pool.
 LEAST = 2**16
-#: Copies of one size that are provided for before the first is needed.
+#: Number of copies of one size whose memory is allocated in advance.
 AHEAD = 8
 
 
@@ -37,7 +37,7 @@ class Pool:
             return
         while len(self._free[nbytes]) < AHEAD and self._kept + nbytes <= self._keep:
             memory = np.empty(nbytes, np.uint8)
-            # Unlike `fill`, this lets other threads run meanwhile.
+            # Unlike `fill`, this releases the GIL.
             np.copyto(memory, 0)
             self._add(memory)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-#: Lines of errors that are kept; more would only be more of the same.
+#: Number of error messages that are kept.
 _LINES = 100
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
-#: Why a derived run ends where the raw run's documents end before their time.
+#: Reason in the stop document of a derived run whose raw documents ended early.
 ENDED_EARLY = (
     "the process that took the run ended before the run's stop document came; if the raw run is over, finish it with "
     "`symdenoise catch-up --older-than 0` and the same settings"
@@ -70,12 +70,13 @@ class _Worker:
         self._came, self._taken = 0.0, -1
         self._again: set[str] = set()
         self._kept: dict[str, str] = {}
-        #: Files of the documents of open runs: those that the RunEngine's process has, and those that this one has.
+        #: Files of the documents of open runs: those held by the RunEngine's process, and (`_held`) those held by this
+        #: one.
         self._paths: dict[str, Path] = {}
-        #: Files of runs that are finished here, until the RunEngine's process has removed them.
+        #: Files of runs that this process has finished, until the RunEngine's process has removed them.
         self._over: set[Path] = set()
         self._held: dict[str, RunFile] = {}
-        #: Files of documents that processes left, and what they are for.
+        #: Files of documents left by processes that ended, with their heads.
         self._left_behind: list[tuple[RunFile, Head]] = []
         self._leftover = self._left()
         #: Whether the RunEngine's process has ended.
@@ -141,7 +142,7 @@ class _Worker:
             return
         if again and name == "start":
             self._again.add(self._setup.work.recipe.derived_uid(doc["uid"]))
-        # The files of earlier processes are known here only.
+        # Only this process knows the files that earlier processes announced.
         self._replaced.add(self._places.take(name, doc))
         self._engine.take(name, doc)
         if self._setup.settled:
@@ -175,7 +176,7 @@ class _Worker:
             try:
                 self._held[uid] = RunFile(path)
             except HeldError:
-                # Another callback was faster, and finishes it.
+                # Another callback took the file first, and finishes the run.
                 self._engine.leave(uid)
             else:
                 taken_over.append(uid)
@@ -190,7 +191,7 @@ class _Worker:
             self._engine.take(name, doc)
         for uid in taken_over:
             self._engine.end(uid, ENDED_EARLY)
-        # And the runs of which no document has come here yet, after those that are begun.
+        # Then the runs of which this process has not received any document.
         for _ in self._leftover:
             pass
         self._find_left()
@@ -303,7 +304,7 @@ def main() -> None:
     """Run the worker: ``fd nice`` is on the command line, everything else comes through the pipe."""
     nice = int(sys.argv[2])
     os.nice(nice)
-    # Ctrl-C in the terminal means the RunEngine, and a terminal that is closed too: its documents are finished.
+    # Ctrl-C and a closed terminal are meant for the RunEngine; the documents that it sent are still processed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     pipe = Connection(int(sys.argv[1]))
@@ -381,7 +382,7 @@ def _listen(pipe: Connection, inbox: queue.SimpleQueue[tuple[Any, ...]], replace
             if message[0] == "document":
                 message = (*message, (pipe.recv_bytes(), pipe.recv_bytes()))
             if message[0] == "replaced":
-                # What waits in the inbox is worked off with this in mind.
+                # At once, not through the inbox: documents that wait there may name the replaced file.
                 replaced.add(message[1])
             else:
                 inbox.put(message)

@@ -26,13 +26,14 @@ from bluesky_symdenoise.training.tune import TUNING, halves, tune
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
 
-#: Minutes that all of it may take.
+#: Minutes that adapting a model may take in total.
 MINUTES = 4.5
-#: Frames that are read at most, bytes that they may take, and frames without which nothing can be said.
+#: Most frames that are read, most bytes that they may take, and fewest frames that suffice for a result.
 MOST_FRAMES, BYTES, LEAST_FRAMES = 128, 2**29, 8
-#: Frames that are scored on: a quarter, at most so many and of about so many pixels in all, and at least so many.
+#: Held-out frames for scoring: a quarter of all, at most this many, with about this many pixels in total, and at least
+#: this many.
 HELD_OUT, HELD_OUT_PIXELS, LEAST_HELD_OUT = 32, 2**24, 4
-#: Frames that are added up to find the symmetry.
+#: Number of frames that are summed to find the symmetry.
 POOLED = 8
 
 

@@ -15,7 +15,7 @@ from bluesky_symdenoise.catalog.store.journal import Entered
 from bluesky_symdenoise.catalog.store.writer import COMPRESSION
 from bluesky_symdenoise.derived.row import Row
 
-#: State of a derived run that nothing is left to do for.
+#: State of a derived run that needs no more work.
 COMPLETE = "complete"
 
 

@@ -40,7 +40,7 @@ class Gathered(RowTaker):
         By stream, in order, wanted or not: those before the first wanted one may decide its symmetry.
     """
 
-    # Files stay open: they are read when frames are computed.
+    # Keep the files open: they are read when frames are computed.
     reads_later = True
 
     def __init__(self, asked: Request) -> None:
@@ -76,7 +76,7 @@ class LazyImages:
     def __init__(self, stream: Stream, key: str, events: Sequence[Event], columns: Mapping[str, str]) -> None:
         self._stream, self._key, self._events, self._columns = stream, key, events, columns
         self._images = stream.images[key]
-        #: As they were before each row, up to the one that settled them.
+        #: State of the decisions before each row, up to the row after which nothing changes.
         self._before: list[Images] = []
         self._lock = threading.Lock()
 
@@ -93,7 +93,7 @@ class LazyImages:
                 images, image = self._as_of(row), self._read(row)
             return images.row(image, event.columns, event.time)
         except Exception as error:
-            # As in a derived run: one bad frame must not cost the others.
+            # As in a derived run, one bad frame must not make the others fail.
             log.warning("row %d of %s/%s is NaN: %s", row, self._stream.name, self._key, error)
             return empty_row(self.shape, self._columns)
 

@@ -39,7 +39,7 @@ log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
-#: Rows whose documents are sent at a time.
+#: Number of rows whose documents are sent at a time.
 BATCH = 100
 
 
@@ -181,7 +181,7 @@ def replay_with(
     try:
         work.refuse_missing(pipeline.held)
     except SymDenoiseError as error:
-        # How many rows there are is known at the end where documents were given.
+        # If the run was given as documents, the number of rows is known only now, when the work is done.
         log.warning("run %s: %s", run.start["uid"][:8], error)
     return work.container[pipeline.derived_uid]
 
@@ -222,7 +222,7 @@ def planned(run: StoredRun, work: Work, *, older_than: float | None = None, forc
     )
     said = f"{COMPLETE}, to be made again" if was == COMPLETE else was
     found = forecast(run, work, state=said, compressed=True, kept=kept)
-    # Of a run that is given as documents the end is known by now.
+    # If the run was given as documents, they have been read by now, and the stop document is known.
     _ended(run, older_than)
     return found
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bluesky_symdenoise")
 
-#: Bytes of frames that are kept for training from a catalogue, and most frames of one run.
+#: Most bytes of frames that are kept for training from a catalogue, and most frames of one run.
 CATALOGUE_BYTES, FRAMES_PER_RUN = 2**30, 32
 
 

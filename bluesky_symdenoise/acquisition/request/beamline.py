@@ -21,7 +21,7 @@ from bluesky_symdenoise.recipe import array_sha256
 
 Document = dict[str, Any]
 
-#: Quantities that are looked up by name.
+#: Quantities that are looked up by metadata name.
 NAMED = (
     "symmetry",
     "beam_center_y",
@@ -33,7 +33,7 @@ NAMED = (
     "transmission",
 )
 
-#: Arguments that go before a quantity, where their name is another.
+#: Arguments that take precedence over a quantity, where the argument has another name.
 _ARGUMENTS = dict.fromkeys(("beam_center_y", "beam_center_x", "poni"), "beam_center")
 
 _NOTHING = object()

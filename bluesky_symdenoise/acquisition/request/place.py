@@ -124,7 +124,7 @@ def check_apart(folder: Path, resource_uri: str) -> None:
     try:
         path = local_path(resource_uri)
     except SymDenoiseError:
-        # It is nowhere on this computer: its frames say so.
+        # The raw file is not on this computer; the rows of its frames will say so.
         return
     raw = (path if resource_uri.endswith("/") else path.parent).resolve()
     if folder.resolve().is_relative_to(raw):
@@ -178,5 +178,5 @@ def _filled(part: str, start: Mapping[str, Any]) -> str:
                 )
             out.append(re.sub(r"[^\w.-]", "_", str(value)))
     filled = "".join(out)
-    # A value of points alone would go up; a leading one would hide the folder.
+    # A value of dots only would lead out of the root; a leading dot would hide the folder.
     return "_" + filled[1:] if filled.startswith(".") else filled

@@ -326,7 +326,7 @@ def _is_numeric(data_key: Document) -> bool:
     try:
         return np.dtype(dtype).kind in "iuf"
     except TypeError:
-        # What the device made up is no type of NumPy; its arrays have one of their own.
+        # The stated dtype is not one of NumPy's; the arrays themselves will tell.
         return True
 
 

@@ -14,7 +14,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opening import mask_from, open_frames
 from bluesky_symdenoise.physics.check import load_symmetry
 
-#: Values of the file itself, beside those that it has as tables.
+#: Settings at the top level of the file, outside of its tables.
 _PLAIN = (*ImageOptions.__annotations__, "directory", "frames")
 
 

@@ -41,7 +41,7 @@ class Ahead:
         """
         number, coming = self._coming.pop(key, (None, None))
         if coming is None or number != seq_num or turn:
-            # In the same thread, after what it is at: sources are not made for two readers.
+            # Read in the same thread, after its current work: a source must not be read by two threads.
             coming = self._reader.submit(self._source.read, key, seq_num, turn)
         following = seq_num + max(1, seq_num - self._last.get(key, seq_num - 1))
         self._last[key] = seq_num

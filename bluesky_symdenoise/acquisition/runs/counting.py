@@ -20,7 +20,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 Document = dict[str, Any]
 
-#: Seconds that rows may take to appear where it depends on them how a file counts: as long as any frame.
+#: Seconds to wait for rows that show how a file is counted: as long as for any frame.
 SETTLE_S = 10.0
 
 
@@ -101,7 +101,8 @@ class _Device:
 
     rows: Counter[str] = field(default_factory=Counter)
     places: Counter[tuple[str, str]] = field(default_factory=Counter)
-    #: Whether it goes on counting from file to file (True), and whether rows go on where it counts from 0 (False).
+    #: Whether the number continues from file to file (True), and whether rows continue in a file that counts from 0
+    #: (False).
     known: dict[bool, bool] = field(default_factory=dict)
 
 
@@ -134,6 +135,6 @@ class Counting:
                 device.known[True] = False
             return Count(0, 0, _device=device)
         if start not in (before, device.rows[stream]) or here:
-            # A file that is announced again was counted from 0 before, and goes on by itself.
+            # An earlier resource counted this file from 0; when the file is announced again, its rows continue.
             return Count(0, 0, _device=device)
         return Count(None, start, _device=device)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 def tiled_run(run: object) -> BlueskyRun | None:
     """Return the run behind a ``databroker.v1`` Header or a ``v2`` run; None if it is neither."""
     if not isinstance(run, BlueskyRun):
-        # A Header: databroker itself need not be imported for that.
+        # A databroker v1 Header; recognised without importing databroker.
         run = getattr(run, "v2", None)
     if isinstance(run, BlueskyRunV2SQL):
         return run.v3
@@ -36,7 +36,7 @@ def descriptors_of(run: BlueskyRun, stream: Any, name: str) -> list[dict[str, An
     """Return the descriptors of a stream of a run in order."""
     if isinstance(run, BlueskyRunV2Mongo):
         return list(stream.descriptors)
-    # As the stream itself does, without asking the server for its run again.
+    # As `stream.descriptors` does, but without requesting the run again.
     return build_descriptor_docs(dict(stream.metadata), name, run_start_uid=run.start["uid"])
 
 
@@ -80,7 +80,7 @@ class _Parts(Columns):
         for table in {id(table): table for table in self._tables.values()}.values():
             if wanted := [name for name in names if self._tables.get(name) is table]:
                 read = table.read(wanted)
-                # Numbers only: what else there is has another form in tables.
+                # Numbers only: other values have another form in tables.
                 found |= {name: np.asarray(read[name]) for name in wanted if read[name].dtype.kind in "iuf"}
         return found | super().values_of([name for name in names if name not in found])
 

@@ -25,14 +25,14 @@ from bluesky_symdenoise.errors import SymDenoiseError
 Document = dict[str, Any]
 Copy = Callable[[NDArray[Any]], NDArray[Any]]
 
-#: Values within values that are followed; a document that holds itself has no end.
+#: Deepest nesting of values that is followed; a document that contains itself has no end.
 DEPTH = 64
-#: Digits of whole numbers that Python writes and reads; bytes at which arrays begin.
+#: Most digits of integers that Python converts, and the alignment of arrays in bytes.
 DIGITS, _ALIGNED = 4000, 64
-#: Immutable types that JSON has.
+#: Immutable types that exist in JSON.
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _NUMBERS = frozenset({float, bool, type(None)})
-#: The only key of an object in JSON that represents a value which JSON lacks.
+#: Single key of the JSON object that stands for a value without a JSON type.
 _ARRAY, _BYTES, _COMPLEX, _UNREADABLE = "\0array", "\0bytes", "\0complex", "\0unreadable"
 
 
@@ -148,14 +148,14 @@ def _plain(value: Any, copy: Copy, within: tuple[int, ...]) -> Any:
     try:
         return _converted(value, copy, (*within, id(value)))
     except Exception as error:
-        # Any object of any package may stand in a document, and the scan must not notice what it does here.
+        # A document may hold objects of any package; an error of theirs must not reach the scan.
         return Unreadable(f"a {type(value).__name__} that raises {type(error).__name__} ({str(error)[:80]})")
 
 
 def _atom(value: Any) -> Any:
     """Return a value of a type that JSON has, if others can read it."""
     if type(value) is str and not value.isascii():
-        # Half a character, as in the name of a file that is not UTF-8, is taken by no database.
+        # Databases refuse lone surrogates, as from a file name that is not UTF-8.
         return value.encode(errors="replace").decode()
     if type(value) is int and value.bit_length() > DIGITS * 3:
         return Unreadable(f"a whole number of more than {DIGITS} digits")
@@ -187,7 +187,7 @@ def _converted(value: Any, copy: Copy, within: tuple[int, ...]) -> Any:
         case Set():
             return sorted(map(again, value), key=lambda each: (type(each).__name__, str(each)))
         case list() | tuple():
-            # A copy suffices for rows of numbers, such as an image as lists of lists.
+            # For nested lists of numbers, such as an image, a copy suffices.
             return list(value) if _is_row(value) else [again(each) for each in value]
         case Sequence():
             return [again(each) for each in value]

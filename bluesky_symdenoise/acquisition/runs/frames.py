@@ -30,11 +30,11 @@ log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
-#: How long a frame that was announced may take to appear in its file.
+#: Seconds that an announced frame may take to appear in its file.
 PATIENCE_S = 10.0
-#: Rows of a stored run in succession that a server fails to read before the others are not asked for.
+#: After this many successive rows of a stored run that a server fails to read, no more rows are requested.
 REFUSALS = 2
-#: Bytes of successive rows that are asked for at once.
+#: Bytes of successive rows that one request reads.
 TOGETHER = 2**20
 
 
@@ -79,7 +79,8 @@ class AnnouncedFrames:
         self._descriptor, self._replaced = descriptor, replaced or Replaced()
         self._files: dict[str, _File] = {}
         self._where: dict[tuple[str, int], list[tuple[_File, int]]] = {}
-        #: Which of the frames that were announced under its number belongs to an event, by its turn.
+        #: Index of the frame that belongs to an event, among those announced under its ``seq_num``, by the event's
+        #: turn.
         self._pinned: dict[tuple[str, int, int], int] = {}
 
     def take(self, resource: Document, datum: Document, count: Count, *, descriptor: Document) -> None:
@@ -196,7 +197,7 @@ class _GrowingFile:
         stated = frames_stated(stated_shape(descriptor["data_keys"][resource["data_key"]]["shape"]))
         multiplier = resource["parameters"].get("multiplier")
         multiplier = int(float(multiplier)) if str(multiplier).removesuffix(".0").isdecimal() else None
-        # Two that contradict each other say nothing.
+        # If the two contradict each other, neither is used.
         frames = None if multiplier and stated not in (None, 1, multiplier) else multiplier or stated
         self._path = local_path(resource["uri"])
         self._rows = growing(self._path, resource["parameters"]["dataset"], frames, PATIENCE_S)
@@ -234,7 +235,7 @@ class _ConsolidatedFiles:
         known = [size or 1 for size in stated_shape(descriptor["data_keys"][key]["shape"])]
         chunk = resource["parameters"].get("chunk_shape") or ()
         if len(chunk) == len(known) == 3:
-            # How many frames are in a file is said by the first axis, whatever was stated of the others.
+            # The number of frames per file is the first axis of the chunk, whatever the other axes say.
             known[1:] = chunk[1:]
         described = descriptor["data_keys"] | {key: descriptor["data_keys"][key] | {"shape": known}}
         self._resource, self._descriptor = resource, {**descriptor, "data_keys": described}
@@ -262,7 +263,7 @@ class _ConsolidatedFiles:
 
     def _consolidator(self, row: int) -> tuple[bool, Any]:
         """Return whether rows are in separate files, and the consolidator that says in which."""
-        # A consolidator writes into the document that it is given.
+        # Consolidators modify the document that they are given.
         consolidator = consolidator_factory(deepcopy(self._resource), self._descriptor)
         numbered = hasattr(consolidator, "get_datum_uri")
         first = row if numbered else 0
@@ -304,7 +305,8 @@ class StoredFrames:
         for row, seq_num in enumerate(seq_nums):
             self._rows.setdefault(seq_num, []).append(row)
         self._clients: dict[str, Any] = {}
-        #: The rows that came last, by number, the one that was asked for last, and keys that give one row at a time.
+        #: By data key: the rows read last, by number; (`_last`) the last requested row; (`_singly`) keys to be read
+        #: row by row.
         self._held: dict[str, dict[int, NDArray[Any]]] = {}
         self._last: dict[str, int] = {}
         self._singly: set[str] = set()
@@ -374,9 +376,9 @@ class StoredFrames:
             try:
                 images = np.asarray(client[first : min(first + together, client.shape[0])])
             except httpx.HTTPStatusError:
-                # One of them cannot be read, perhaps not this one.
+                # One of these rows cannot be read, perhaps another one than that requested.
                 images = np.empty(0)
-            # They are handed out more than once.
+            # Rows may be handed out more than once.
             images.flags.writeable = False
             held.update(zip(range(first, first + len(images)), images, strict=True))
             if row in held:

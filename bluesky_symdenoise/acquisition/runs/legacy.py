@@ -99,7 +99,7 @@ class LegacyFrames:
             except SymDenoiseError:
                 if not short:
                     raise
-                # It gets no more: the detector has summed the frames, or took fewer.
+                # No more frames will come: the detector summed them, or took fewer.
                 return short[0]
 
         return self._replaced.read(uid, lambda: [path], read)

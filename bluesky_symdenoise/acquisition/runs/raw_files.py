@@ -153,7 +153,7 @@ def _refuse_other_shapes(
         try:
             own.append(stored(path_from_uri(uri), dataset))
         except (OSError, KeyError, ValueError) as error:
-            # It is the server that reads them.
+            # Only the server needs to read these files.
             log.debug("the file of %s cannot be seen from here: %s", name, error)
             return
     for each in own:

@@ -21,9 +21,9 @@ log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
-#: A file that was last changed so many seconds before its run began is as it was, whatever the clock of its server.
+#: A file unchanged for so many seconds before its run began has not been replaced, even if the clocks differ.
 SLACK_S = 60.0
-#: Places that are remembered, latest last.
+#: Number of places that are remembered, the latest ones.
 MOST = 10_000
 
 
@@ -91,7 +91,7 @@ class Places:
 
     def __init__(self) -> None:
         self._place: dict[str, str] = {}
-        #: Resources of each place whose frames are there together, with when their runs began.
+        #: Resources of each place whose frames are all there, with the time at which their run began.
         self._there: dict[str, dict[str, float]] = {}
         self._legacy: dict[str, list[Any]] = {}
         self._began = 0.0
@@ -101,7 +101,7 @@ class Places:
         try:
             return self._taken(name, doc)
         except (TypeError, ValueError, OverflowError, AttributeError, KeyError, IndexError) as error:
-            # Who reads the document says what is wrong with it.
+            # Whoever reads the document reports what is wrong with it.
             log.debug("a %s document names no file that could be followed: %s", name, error)
             return {}
 
@@ -122,7 +122,8 @@ class Places:
                     del self._legacy[next(iter(self._legacy))]
             case "datum":
                 uid = str(doc["resource"])
-                # Several resources may be of one file: it is replaced where the same frame is announced again.
+                # Several resources may share a file; it is replaced if a frame that was announced before is announced
+                # again.
                 where = [*self._legacy[uid], doc.get("datum_kwargs")]
                 return self._datum(str(where), uid, first=0)
             case "datum_page" | "bulk_datum":
@@ -141,7 +142,7 @@ class Places:
             if first == 0:
                 before, there = there, {}
             there[uid] = self._began - SLACK_S
-        # Latest last.
+        # Keep the latest place at the end.
         self._there[where] = there
         while len(self._there) > MOST:
             for gone in self._there.pop(next(iter(self._there))):

@@ -6,7 +6,7 @@ from typing import Any
 
 Document = dict[str, Any]
 
-#: Documents that others refer to by their uid.
+#: Names of documents that other documents refer to by uid.
 _NAMED = frozenset({"descriptor", "resource", "stream_resource"})
 
 

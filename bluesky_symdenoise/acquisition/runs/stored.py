@@ -152,11 +152,11 @@ class TiledRun:
         if run.access_tags:
             self.start["tiled_access_tags"] = list(run.access_tags)
         self.stop: Document | None = run.metadata.get("stop")
-        #: By the uid of their descriptors.
+        #: Streams by the uid of their first descriptor.
         self.streams: dict[str, StoredStream] = {}
         for name in run:
             stream = run[name]
-            # A stream that was configured anew has several descriptors; the first counts.
+            # A stream that was reconfigured has several descriptors; the first one is used.
             first = descriptors_of(run, stream, name)[0]
             self.streams[first["uid"]] = StoredStream(columns_of(run, stream), first, columns)
 
@@ -164,7 +164,7 @@ class TiledRun:
         """Yield descriptors, then events by their time."""
         for stream in self.streams.values():
             yield "descriptor", stream.descriptor
-        # In the order of the run, for a dark belongs to the images after it.
+        # In the order of acquisition, because a dark belongs to the images that follow it.
         events = (stream.events() for stream in self.streams.values() if _has_arrays(stream.descriptor))
         for event in heapq.merge(*events, key=_moment):
             yield "event", event
@@ -197,7 +197,7 @@ class TiledRun:
                 try:
                     changed = path_from_uri(asset.data_uri).stat().st_mtime
                 except (OSError, ValueError):
-                    # It is the server that reads it.
+                    # Only the server needs to read this file.
                     continue
                 if changed > self.stop["time"] + SLACK_S:
                     log.warning(

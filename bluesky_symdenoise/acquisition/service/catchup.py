@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("bluesky_symdenoise")
 
 
-#: What became of a run that somebody else is at.
+#: Outcome of a run that another process is writing.
 _HELD = "left alone: a living process writes it"
 
 
@@ -104,7 +104,7 @@ def unfinished(
     derived = {run.start["uid"]: run for run in same.values()}
     for run in raw.sort(("start.time", 1)).values():
         start, stop = run.start, run.metadata.get("stop")
-        # Not by a query: Tiled's comparison of times in SQLite is one of text.
+        # Filter here and not by a query: Tiled compares times in SQLite as text.
         if "raw_uid" in start or (since is not None and start["time"] < since):
             continue
         if not stop and (older_than is None or clock.time() - start["time"] < older_than):
@@ -233,5 +233,5 @@ def tidy(work: Work) -> None:
 
 
 def _sources(node: Any) -> list[Any]:
-    # A column of the events is an array client too, but has no source of its own.
+    # A column of the event table is an array client, too, but without a data source.
     return list(node.data_sources() or ())

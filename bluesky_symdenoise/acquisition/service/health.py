@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from bluesky_symdenoise.errors import SymDenoiseError
 
-#: Seconds without a sign of life from the service's loop after which it is not well. A frame may take a while.
+#: Seconds after the last pass of the service's loop from which it counts as unhealthy. A frame may take a while.
 SILENCE_S = 300.0
 
 _BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -34,7 +34,7 @@ class Health:
         )
         self._alive = clock.monotonic()
         self._trouble: str | None = None
-        # Both are there from the start: a rate of what does not exist yet is no alarm.
+        # Create both labels now: an alarm on the rate of a series that does not exist yet would never fire.
         for outcome in ("denoised", "failed"):
             self._frames.labels(outcome)
 

@@ -17,7 +17,7 @@ log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
-#: Seconds after which a source that has nothing gives None, so that its reader can do something else.
+#: Seconds without a document after which a source yields None, so that its reader can do other work.
 IDLE_S = 0.5
 
 
@@ -99,7 +99,8 @@ class ZmqSource:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.SUBSCRIBE, prefix)
-        # 0 would be no limit: memory stays bounded, the sweep finds what is dropped.
+        # 0 would mean no limit. With this one memory stays bounded, and the sweep finds runs whose documents were
+        # dropped.
         self._socket.setsockopt(zmq.RCVHWM, 10_000)
         self._socket.connect(address if "://" in address else f"tcp://{address}")
 
@@ -177,7 +178,7 @@ class KafkaSource:
         )
         self._topic = topic
         self._consumer.subscribe([topic])
-        #: Where each open run began, and how far each partition was read.
+        #: Offset at which each open run began, and the next offset to be read of each partition.
         self._began: dict[str, tuple[int, int]] = {}
         self._next: dict[int, int] = {}
 
@@ -188,7 +189,7 @@ class KafkaSource:
                 yield None
                 continue
             if message.error():
-                # librdkafka goes on trying by itself.
+                # librdkafka retries by itself.
                 log.error("Kafka, topic %s: %s", self._topic, message.error().str())
                 yield None
                 continue

@@ -34,13 +34,14 @@ Document = dict[str, Any]
 
 #: Seconds between checks of the runs that are followed, and between searches for runs that no update announced.
 LOOK_S, SEARCH_S = 1.0, 10.0
-#: The newest runs that a search looks at, and the age in seconds from which one without a stop document is left.
+#: How many of the newest runs a search looks at, and the age in seconds from which a run without a stop document is
+#: ignored.
 NEWEST, FORSAKEN_S = 20, 24 * 3600.0
-#: Seconds after its first frame in which the first event of a stream comes, if events come at all.
+#: Seconds to wait, after the first frame of a stream, for its first event; without one, it is taken for a fly scan.
 EVENT_S = 3.0
-#: What Tiled says then.
+#: Message of Tiled's RuntimeError when a subscription is closed.
 _STOPPED = "Cannot be restarted once stopped."
-#: Seconds that a subscription may take.
+#: Seconds allowed for subscribing.
 CONNECT_S = 15.0
 
 
@@ -66,14 +67,14 @@ class _Stream:
 
     run: str
     descriptor: Document
-    #: Of the events, by row.
+    #: ``seq_num`` of the events by row.
     numbers: list[int] = field(default_factory=list)
     last: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     #: When the first frame was seen.
     seen: float | None = None
     resources: dict[str, str] = field(default_factory=dict)
-    #: Rows of each number: a RunEngine may take points again.
+    #: Rows of each ``seq_num``: a RunEngine may repeat points.
     taken: dict[int, list[int]] = field(default_factory=dict)
 
     def add(self, number: int) -> None:
@@ -181,7 +182,7 @@ class TiledSource:
             except Exception as error:
                 log.warning("no live updates from the server (%s)", error)
 
-        # Tiled waits without end for a connection that is refused.
+        # Tiled waits forever for a connection that is refused.
         connecting = threading.Thread(target=subscribe, name="symdenoise-subscribe", daemon=True)
         connecting.start()
         connecting.join(CONNECT_S)
@@ -195,7 +196,7 @@ class TiledSource:
         if update.run_uid in self._ended or update.sequence <= self._taken.get(node, 0):
             return
         if update.run_uid not in self._runs:
-            # Its whole state is read then, so that what this update says is known.
+            # This reads the whole run, including what the update announces.
             yield from self._begin(update.run_uid)
         elif (stream := self._runs[update.run_uid].streams.get(update.stream_name)) is None:
             yield from self._compare(self._runs[update.run_uid], self._raw[update.run_uid])
@@ -208,7 +209,7 @@ class TiledSource:
                     stream, {str(name): list(table[name]) for name in table.columns}, first=len(stream.numbers)
                 )
             else:
-                # Known already, or points that are taken again: which rows they are, the catalogue knows.
+                # These rows are known already, or are repeated points: only the catalogue tells which rows they are.
                 yield from self._missing(stream, self._raw[update.run_uid][update.stream_name])
         else:
             patch = update.update.patch
@@ -260,7 +261,7 @@ class TiledSource:
             names = set(node)
             external = (key for key, described in stream.descriptor["data_keys"].items() if "external" in described)
             rows = {key: node[key].shape[0] for key in external if key in names}
-            # The table is read only where something is missing: it grows with the run.
+            # Read the table, which grows with the run, only if events are missing.
             if "seq_num" in names and (ended or len(stream.numbers) < max(rows.values(), default=0)):
                 yield from self._missing(stream, node)
             for key, end in rows.items():
@@ -279,7 +280,7 @@ def _announced(stream: _Stream, key: str, end: int, *, ended: bool) -> Iterator[
         return
     stream.seen = stream.seen or clock.monotonic()
     if not (stream.numbers or ended or clock.monotonic() - stream.seen > EVENT_S):
-        # Frames that come before the first event look like those of a fly scan.
+        # Until the first event comes, these frames cannot be told from those of a fly scan.
         return
     if key not in stream.resources:
         stream.resources[key] = str(uuid4())
@@ -299,7 +300,7 @@ def _announced(stream: _Stream, key: str, end: int, *, ended: bool) -> Iterator[
 
 def _events(stream: _Stream, columns: Mapping[str, Sequence[Any]], *, first: int) -> Iterator[tuple[str, Document]]:
     """Yield those events of these rows, the first of which has this index, that have not been given yet."""
-    # The columns are read one after the other while the table grows: what all have is whole.
+    # The table grows while its columns are read one after the other: take only the rows that all columns have.
     rows = min(len(column) for column in columns.values())
     for row in range(len(stream.numbers) - first, rows):
         data = {name: column[row] for name, column in columns.items()}
@@ -334,7 +335,7 @@ class _Growing:
         self._raw, self._run, self._stream = raw, run, stream
         self._stored: StoredFrames | None = None
         self._known = 0
-        #: By data key, how many images the run had when its rows were looked at, and what is wrong with them.
+        #: By data key, the number of images in the run when its rows were last checked, and the error found, if any.
         self._checked: dict[str, tuple[int, SymDenoiseError | None]] = {}
 
     def has(self, key: str, seq_num: int, turn: int = 0) -> bool:

@@ -114,7 +114,7 @@ class Watch:
         except _Stopped:
             raise
         except Exception as error:
-            # The sweep continues it when it has ended: with the rows that are written, if the cause is fixed.
+            # The sweep resumes the run after its end, from the rows that are written, if the cause has been fixed.
             self._failed(uid, error)
             run.leave()
             if name != "stop":

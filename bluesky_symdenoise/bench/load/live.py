@@ -309,7 +309,7 @@ def _ms(seconds: Sequence[float], quantile: float) -> float:
     return float(np.quantile(seconds, quantile)) * 1e3
 
 
-#: What can be measured, by name.
+#: All measurements by name.
 FIGURES: dict[str, Callable[[ServerProcess, Path, Options], list[Row]]] = {
     each.__name__: each for each in (thread, inline, load, zero, throughput, memory, latency, outage)
 }

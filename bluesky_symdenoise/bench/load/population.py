@@ -12,9 +12,10 @@ from typing import Any
 
 from sqlalchemy import make_url
 
-#: Copies of the raw run are spread over so many access tags (proposals), and of the denoised run over so many models.
+#: Access tags (proposals) over which copies of the raw run are spread, and models over which copies of the denoised
+#: run are.
 TAGS, MODELS = 100, 4
-#: Seconds from run to run.
+#: Seconds from one run to the next.
 INTERVAL_S = 60
 _CHUNK = 2000
 
@@ -195,7 +196,7 @@ def _into_sqlite(connection: sqlite3.Connection, uids: Sequence[str], counts: Se
     (first_id,) = connection.execute("SELECT max(id) + 1 FROM nodes").fetchone()
     (first_tag,) = connection.execute("SELECT coalesce(max(id), 0) + 1 FROM access_tags").fetchone()
     insert("access_tags", ("id", "name"), [(first_tag + i, tag(i)) for i in range(TAGS)])
-    # Tiled's triggers fill the closure table, the index for full text and each tag's parent.
+    # Tiled's triggers fill the closure table, the full-text index and the parent of each tag.
     for nodes, sources, tags in _chunks(trees, counts, first_id):
         insert("nodes", _NODE, nodes)
         insert("data_sources", _SOURCE, sources)
@@ -222,7 +223,8 @@ async def _into_postgres(uri: str, uids: Sequence[str], counts: Sequence[int]) -
         await connection.copy_records_to_table(
             "access_tags", records=[(first_tag + i, tag(i)) for i in range(TAGS)], columns=("id", "name")
         )
-        # Row by row, the triggers and indices would take most of an hour; all at once gives the same in minutes.
+        # With triggers and indices per row, this would take most of an hour; filled in one go it takes minutes, with
+        # the same result.
         indices = await connection.fetch(
             "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'nodes' AND indexdef LIKE '%USING gin%'"
         )

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from bluesky_symdenoise.errors import SymDenoiseError
 
-#: Who runs the server where we are root: PostgreSQL refuses to.
+#: User who runs the server if we are root, as PostgreSQL refuses to run as root.
 _UNPRIVILEGED = "postgres"
 _ROLE = "symdenoise"
 _TRIES = 3
-# Nothing here outlives the process, so nothing has to survive a power cut.
+# The data do not outlive the process, so they need not survive a power cut.
 _SETTINGS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_wal_size=4GB")
 
 
@@ -66,7 +66,7 @@ def private_postgres(directory: str | Path) -> Iterator[str]:
         try:
             yield f"postgresql+asyncpg://{_ROLE}:{password}@127.0.0.1:{port}/postgres"
         finally:
-            # pg_ctl takes the process id from the data folder: no other server is meant.
+            # pg_ctl reads the process id from the data folder, so that no other server is stopped.
             _run([pg_ctl, "stop", "-D", data, "-m", "fast", "-w"], user=user, cwd=home)
     finally:
         shutil.rmtree(home)
@@ -121,7 +121,7 @@ def _started(pg_ctl: Path, data: Path, *, user: str | None) -> int:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
         options = " ".join(f"-c {setting}" for setting in ("listen_addresses=127.0.0.1", f"port={port}", *_SETTINGS))
-        # No Unix socket: the path of a temporary folder may be too long for one.
+        # Without a Unix socket: the path of a temporary folder may be too long for one.
         options += " -c unix_socket_directories=''"
         started = _run([pg_ctl, "start", "-D", data, "-w", "-l", log, "-o", options], user=user, cwd=data)
         if started.returncode == 0:
@@ -130,7 +130,7 @@ def _started(pg_ctl: Path, data: Path, *, user: str | None) -> int:
 
 
 def _run(command: Sequence[str | Path], *, user: str | None, cwd: Path) -> subprocess.CompletedProcess[str]:
-    # PGDATA, PGPORT and the like belong to some other server.
+    # PGDATA, PGPORT and the like belong to another server.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return subprocess.run(
         command,

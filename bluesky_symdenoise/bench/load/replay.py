@@ -25,7 +25,7 @@ from bluesky_symdenoise.bench.record import header
 from bluesky_symdenoise.denoiser.identity import model_file
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
-#: Frames that are computed at a time in memory.
+#: Number of frames that are computed at a time in memory.
 BLOCK = 20
 
 
@@ -85,7 +85,7 @@ def throughput(server: ServerProcess, folder: Path, options: Options, size: int)
             finished_frame=lambda _: moments.append(time.perf_counter()),
         )
         taken["replay"].append(time.perf_counter() - begun)
-        # Without the rows that waited for the beginning of the run.
+        # Leave out the first half, with the rows that waited for the beginning of the run.
         later = moments[options.frames // 2 :]
         taken["sustained"].append((later[-1] - later[0]) * options.frames / (len(later) - 1))
         begun = time.perf_counter()

@@ -41,7 +41,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 if TYPE_CHECKING:
     from tiled.client.container import Container
 
-#: Raw and denoised runs of each database: 90,000 nodes, and one million.
+#: Numbers of raw and denoised runs in each database: 90,000 nodes, and one million.
 SIZES = {"sqlite": (10_000, 10_000), "postgresql": (125_000, 100_000)}
 TARGET_MS = 100.0
 _SHOWN = 10
@@ -163,7 +163,7 @@ def _scan(client: Container, folder: Path) -> tuple[str, str]:
 
 
 def _of_tag(runs: Container, index: int) -> list[Any]:
-    # What a server with access tags adds to every search of a user by itself.
+    # The query that a server with access tags adds to every search of a user.
     return list(runs.search(AccessTagsFilter([population.tag(index)])).values().head(_SHOWN))
 
 
@@ -271,7 +271,7 @@ def main(
     for each in database or tuple(SIZES):
         raw_runs, denoised_runs = (max(1, round(scale * count)) for count in SIZES.get(each, (1, 1)))
         with tempfile.TemporaryDirectory(dir=directory, prefix="symdenoise-") as folder:
-            # As root, another user runs PostgreSQL and has to get there.
+            # If we are root, PostgreSQL runs as another user, who must be able to enter the folder.
             Path(folder).chmod(0o711)
             figures += measured(each, Path(folder), raw_runs=raw_runs, denoised_runs=denoised_runs, repeats=repeats)
     console = Console()

@@ -21,7 +21,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 if TYPE_CHECKING:
     from tiled.client.container import Container
 
-#: Seconds that the server may take to answer.
+#: Seconds allowed for the server to answer.
 _START_S = 300.0
 _SERVE = "import sys; from bluesky_symdenoise.cli import main; main(['serve', sys.argv[1], '--port', sys.argv[2]])"
 

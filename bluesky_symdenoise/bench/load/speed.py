@@ -20,7 +20,7 @@ from bluesky_symdenoise.bench.quality.stabilised import bm3d, nlm
 from bluesky_symdenoise.bench.record import header
 from bluesky_symdenoise.denoiser.identity import model_file
 
-#: Mpixel/s that are wanted, by what the network computes in, at two threads.
+#: Target in Mpixel/s by the dtype of the network, with two threads.
 WANTED = {"float32": 2.5, "bfloat16": 5.0}
 
 
@@ -69,7 +69,7 @@ def timed(options: Options, *, threads: int, dtype: str) -> tuple[float, float]:
     denoiser = Denoiser.pretrained(options.model, device="cpu", threads=threads, dtype=dtype)
     counts = frame(options.size)
     denoiser(counts[:128, :128], symmetry="1")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak memory
     before = _status("VmRSS")
     seconds = []
     for _ in range(1 + options.repeats):

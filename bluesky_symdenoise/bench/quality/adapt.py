@@ -26,9 +26,9 @@ from bluesky_symdenoise.training.scores import Paired
 from bluesky_symdenoise.training.shots import Shot
 from bluesky_symdenoise.training.tune import TUNING, halves, tune
 
-#: Sets that are measured if none is named: those with the most frames.
+#: Number of sets that are measured by default: those with the most frames.
 SETS = 3
-#: What the network predicts while it is tuned: another part of the frame's own photons, or a better exposed frame.
+#: Target of the network while it is tuned: another part of the frame's own photons, or a frame with a longer exposure.
 MODES = ("own frames", "reference")
 _PAGE = 150
 

@@ -20,7 +20,7 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 
 LEVELS = (0.1, 1.0, 10.0, 100.0)
 
-# Pair statistic: repeated frames of the development data have 0.97 to 0.99, the next scene 1.14.
+# Limit of the pair statistic: repeated frames of the development data have 0.97 to 0.99, the next scene 1.14.
 _REPEATS_LIMIT = 1.1
 _USABLE_SYMMETRY = {"2": "2", "m": "m", "2mm": "2mm", "inf": "2"}
 
@@ -224,7 +224,7 @@ def cases_of(
         group = file[image_set.group]
         stack = group["counts"][: None if image_set.says_repeats else frames].astype(np.float64)
         mask = group["mask"][()]
-    # A pixel that the first frame shows to be hot or dead tells nothing of any method.
+    # Pixels that are hot or dead in the first frame say nothing about any method.
     mask = mask | found_defects(frame_from_counts(stack[0], mask=mask, exposure=np.ones(mask.shape))).mask
     if crop is not None:
         window = _window(np.where(mask, 0.0, stack[0]), center, crop)

@@ -23,9 +23,9 @@ from bluesky_symdenoise.bench.quality.report import (
 )
 
 EVERY = "every peer"
-#: Counts per pixel up to which folding must pay and SMAE is compared.
+#: Counts per pixel up to which folding must improve the result, and SMAE is compared.
 _SPARSE = 1.0
-#: Exposure of the held-out counts, in units of the input's, from which they test the interval of the rate.
+#: Exposure of the held-out counts, relative to the input's, from which on they test the interval of the rate.
 _RATE_EXPOSURE = 50.0
 _BM3D = ("bm3d", "bm3d_on_fold")
 

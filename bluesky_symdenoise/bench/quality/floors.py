@@ -14,7 +14,7 @@ from bluesky_symdenoise.bench.quality.cases import Case, cases
 from bluesky_symdenoise.bench.quality.peers import PEERS, Peer
 from bluesky_symdenoise.bench.record import header, write
 
-#: Counts per pixel that training frames are thinned to, and the largest side of the parts that are used.
+#: Counts per pixel to which training frames are thinned, and largest side of the crops.
 LEVELS, CROP = (0.1, 1.0, 10.0), 96
 
 

@@ -7,7 +7,7 @@ from bluesky_symdenoise.bench.quality.filters import filled
 from bluesky_symdenoise.bench.quality.metrics import FloatArray, Mask
 from bluesky_symdenoise.bench.quality.stabilised import anscombe, unbiased_inverse_anscombe
 
-#: Point groups with inversion, which is all that SMAE can use.
+#: Point groups with inversion, the only ones that SMAE can use.
 _INVERTED = ("2", "2mm")
 
 

@@ -87,7 +87,7 @@ def poisson_nll(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mas
 def floor_losses(estimate: FloatArray, target: FloatArray, k: float, *, mask: Mask) -> npt.NDArray[np.float64]:
     """Return `poisson_nll` at each of `FLOORS`, in nat per pixel; parameters as there."""
     e, t = _valid(mask, estimate, target)
-    first = np.searchsorted(FLOORS, e)  # index of the first floor that clips the pixel; 0: every floor does
+    first = np.searchsorted(FLOORS, e)  # index of the first floor that clips the pixel; 0: all floors clip it
     own = np.where(first > 0, k * e - special.xlogy(t, k * np.maximum(e, FLOORS[0])), 0.0)
     clipped, clipped_counts, clipped_own = (
         np.cumsum(np.bincount(first, weights, FLOORS.size + 1))[:-1] for weights in (None, t, own)
@@ -253,7 +253,7 @@ def predictive_nll(estimate: FloatArray, sigma: FloatArray, target: FloatArray, 
     Parameters as in `coverage`; in nat.
     """
     e, s, t = _valid(mask, np.maximum(estimate, LEAST), sigma, target)
-    # A sigma of less than 1e-4 of the mean is that: beyond it logarithms of Gamma functions cancel.
+    # Limit sigma to at least 1e-4 of the mean: below that, logarithms of Gamma functions cancel.
     shape = np.minimum(e / np.maximum(s, 1e-300), 1e4) ** 2
     return float(-stats.nbinom.logpmf(t, shape, shape / (shape + k * e)).mean())
 
@@ -269,7 +269,7 @@ def _covered(
     inside = []
     for level in levels:
         overlap = np.minimum(upper, (1 + level) / 2) - np.maximum(lower, (1 - level) / 2)
-        # Far out in a tail the width underflows to zero, and so does the overlap: not covered.
+        # Far out in a tail the width and the overlap underflow to zero: the pixel counts as not covered.
         share = np.divide(np.maximum(overlap, 0), width, out=np.zeros_like(width), where=width != 0)
         inside.append(share)
     return inside
@@ -277,7 +277,7 @@ def _covered(
 
 def _predictive_cdf(t: FloatArray, mean: FloatArray, extra: FloatArray) -> FloatArray:
     """Return P(count <= t) for the negative binomial of variance mean + extra; Poisson where extra vanishes."""
-    # Below 1e-7 of the mean the extra variance is invisible, and the shape mean^2/extra outgrows betainc.
+    # Below 1e-7 of the mean, the extra variance is invisible and the shape mean^2/extra is too large for betainc.
     narrow = extra <= 1e-7 * mean
     safe = np.where(narrow, mean + 1e-300, extra)
     spread = special.betainc(np.maximum(mean**2 / safe, 1e-300), t + 1, mean / (mean + safe))

@@ -20,7 +20,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.training.fit import TrainConfig, fit
 from bluesky_symdenoise.training.pairs import real_frames
 
-#: Counts per pixel of the cases.
+#: Levels of the cases, in counts per pixel.
 LEVELS = (0.1, 1.0, 10.0)
 #: Largest side of the part of each frame that is used.
 CROP = 256
@@ -78,7 +78,7 @@ def _rows(origin: str, scored: dict[str, list[Result]]) -> list[dict[str, Any]]:
     out: dict[tuple[str, str, float], dict[str, Any]] = {}
     for kind, results in scored.items():
         for row in results:
-            # The folded result of a case comes after the plain one, and stands for it.
+            # The folded result of a case follows the plain one, and replaces it.
             if row["method"] in (OURS, OURS_FOLDED) and row["nll"] is not None:
                 case = str(row["set"]), str(row["kind"]), number(row["level"])
                 named = dict(zip(("set", "kind", "level"), case, strict=True))

@@ -38,8 +38,8 @@ from bluesky_symdenoise.bench.record import header, write
 from bluesky_symdenoise.denoiser.identity import model_file
 from bluesky_symdenoise.errors import SymDenoiseError
 
-_TINY = 1e-6  # counts per pixel: keeps our own likelihood finite without helping it, unlike the peers' floors
-_PAGE = 170  # characters: where there is no terminal to ask, the tables are not cut
+_TINY = 1e-6  # counts per pixel; keeps our own likelihood finite without helping it, unlike the peers' floors
+_PAGE = 170  # width in characters if the output is not a terminal, so that tables are not cut
 
 
 class Denoise(Protocol):

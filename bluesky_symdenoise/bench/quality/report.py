@@ -24,10 +24,10 @@ STRATA_NAMES = (
     *(f"{low:g} to {high:g}" for low, high in pairwise(STRATA)),
     f"above {STRATA[-1]:g}",
 )
-#: Scores that are errors by stratum, as `bluesky_symdenoise.bench.quality.metrics.stratified_errors` gives them.
+#: Scores that are errors by stratum, as returned by `bluesky_symdenoise.bench.quality.metrics.stratified_errors`.
 STRATA_SCORES = tuple(f"error {name}" for name in STRATA_NAMES)
 
-#: As `bluesky_symdenoise.bench.quality.metrics.decile_coverage` gives them.
+#: Names of the scores returned by `bluesky_symdenoise.bench.quality.metrics.decile_coverage`.
 DECILE_SCORES = ("decile_68_least", "decile_68_most", "decile_95_least", "decile_95_most")
 
 SCORES = (

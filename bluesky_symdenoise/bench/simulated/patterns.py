@@ -25,11 +25,11 @@ SIZE = 128
 CENTER = (63.5, 62.5)
 INNER, OUTER = 26.0, 54.0
 MIDDLE = (INNER + OUTER) / 2
-#: Of measured frames: rings are looked for within this distance of the centre, and have this half width, in pixels.
+#: For measured frames: largest radius at which rings are searched, and half width of the annulus, in pixels.
 REACH, HALF_WIDTH = 110, 12
-#: Pixels beyond the ring that the denoiser sees.
+#: Pixels beyond the annulus that are passed to the denoiser.
 MARGIN = 16
-#: Counts per pixel that a measured ring must have: twice the most that is thinned to.
+#: Fewest counts per pixel of a measured ring: twice the highest level to which it is thinned.
 WHOLE = 20.0
 
 
@@ -95,7 +95,7 @@ def ring_of_a_sample(rng: np.random.Generator, level: float) -> tuple[Image, dic
 def _drawn(rng: np.random.Generator, level: float, background: Image, texture: Image) -> tuple[Image, dict[str, float]]:
     grid = _Polar.grid()
     position, width, height = rng.uniform(MIDDLE - 3, MIDDLE + 3), rng.uniform(1.8, 3.5), rng.uniform(1, 2.5)
-    # Textures have their mean over azimuth divided out: the area is that of the azimuthal average.
+    # Divide textures by their azimuthal mean, so that the area is that of the azimuthal average.
     texture = texture / grid.annulus.of(texture).mean()
     rate = background + height * texture * np.exp(-((grid.radius - position) ** 2) / (2 * width**2))
     mean = grid.annulus.of(rate).mean()
@@ -160,7 +160,7 @@ def _thinned(image_set: ImageSet, counts: Image, n: Image) -> Pattern | None:
     inner, outer = position - HALF_WIDTH, position + HALF_WIDTH
     rows, columns = (slice(max(0, int(each - outer) - MARGIN), int(each + outer) + MARGIN) for each in center)
     counts, n = counts[rows, columns], n[rows, columns]
-    # Under a mirror the symmetry would tell the orientation, and not the photons.
+    # Only the rotation is used: a mirror would fix the orientation by itself, without the photons.
     symmetry = Symmetry("2", (center[0] - rows.start, center[1] - columns.start))
     assert symmetry.beam_center is not None
     annulus = Annulus.about(symmetry.beam_center, (counts.shape[0], counts.shape[1]), inner=inner, outer=outer)

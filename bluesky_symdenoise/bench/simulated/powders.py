@@ -17,14 +17,14 @@ Values = NDArray[np.float64]
 
 SIZE = 512
 CENTER = (253.5, 259.5)
-#: Metres, metres: a flat panel of 41 cm in 512 pixels, up to 26 per angstrom at its nearest edge, at 77 keV.
+#: All in metres: a flat panel of 41 cm with 512 pixels per side, up to 26 per angstrom at its nearest edge, at 77 keV.
 PIXEL, DISTANCE, WAVELENGTH = 0.8e-3, 0.25, 0.1617e-10
 Q_RANGE, BINS = (1.0, 25.0), 300
-#: Angstroms: where the errors of G(r) count.
+#: Distances in angstroms at which errors of G(r) are evaluated.
 R = np.linspace(1.5, 20, 371)
 BEAM_STOP = 10
 POLARISATION = 0.99
-#: Of an f.c.c. metal, in angstroms: lattice constant and the radius of the sphere that is cut of it.
+#: Lattice constant of an f.c.c. metal, and radius of the spherical particle, in angstroms.
 LATTICE, RADIUS = 3.92, 12.0
 
 
@@ -100,7 +100,7 @@ class Powder:
             method=("no", "csr", "cython"),
         )
         q, intensity = (np.asarray(each, np.float64) for each in (integrated.radial, integrated.intensity))
-        # At large q nothing interferes: the scale is where S is 1.
+        # At large q there is no interference: scale so that S is 1 there.
         far = q > q[-1] * 0.7
         scale = intensity[far].sum() / scattered(q[far], 1.0).sum()
         factor = (intensity / scale - scattered(q, 0.0)) / (scattered(q, 1.0) - scattered(q, 0.0))

@@ -14,10 +14,10 @@ from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.mates import INVERSION, mate
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
-#: By how much the arc is brighter than its mate, and its half width in pixels and in radians.
+#: Excess of the arc over its mate, and its half width in pixels and in radians.
 EXCESS, HALF_WIDTH, HALF_ANGLE = 0.1, 20.0, np.pi / 6
 LEVELS = (0.1, 0.5, 2.0)
-#: Frames of a run, by those that were asked for.
+#: Number of frames of a run for each requested frame.
 PER_RUN = 2
 
 

@@ -23,7 +23,7 @@ SHARES = (0.68, 0.95)
 DECILES = 10
 #: Rings of `textured_rate` that are narrow enough to be fitted: radius and standard deviation, in pixels.
 RINGS = ((74.0, 3.0), (118.0, 4.0))
-#: Half width of the fitted part of a profile, in standard deviations of the ring, and pixels of a bin.
+#: Half width of the fitted part of a profile, in standard deviations of the ring, and width of a bin in pixels.
 REACH, BIN = 4.0, 0.5
 _PIXEL = 1e-4
 
@@ -38,7 +38,7 @@ def _random(rng: np.random.Generator) -> Image:
     return random_rate(rng, (SIDE, SIDE))
 
 
-#: What the rate is: the rings of the examples, which are no training data, and what the simulator of training draws.
+#: True rates: the rings of the examples, which are not in the training data, and draws of the training simulator.
 PATTERNS: dict[str, tuple[Draw, str]] = {"rings": (_textured, "2mm"), "as trained on": (_random, "1")}
 
 

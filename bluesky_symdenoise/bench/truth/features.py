@@ -18,13 +18,13 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.training.series import textured_rate
 from bluesky_symdenoise.training.simulate import Image, View, peakless_rate
 
-#: One figure, flat but for lists, ready for JSON; `what` says of which kind.
+#: One measured figure, ready for JSON: a flat dictionary except for lists; `what` names its kind.
 Row = dict[str, Any]
 
 LEVELS = (0.1, 1.0, 10.0)
-#: Full width at half maximum in pixels, and matched-filter significance of what is put in.
+#: Full widths at half maximum in pixels, and matched-filter significances, of the features that are added.
 WIDTHS, SIGNIFICANCES = (1.0, 2.0, 4.0, 8.0), (1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
-#: By how many of its own sigma the denoised frame must exceed what is there without the feature.
+#: Number of its own sigmas by which the denoised frame must exceed the truth without the feature.
 THRESHOLDS = (2.0, 3.0, 4.0, 5.0)
 DETECTED = 3.0
 SIDE, CELL = 256, 64

@@ -14,7 +14,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 
 #: Mean counts per pixel of the detector.
 LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)
-#: Ends of the transform, per angstrom; each method is given the one that suits it best.
+#: Upper ends of the transform, per angstrom; for each method, the best one is used.
 Q_MAXIMA = (10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 25.0)
 LEGEND = (
     "rms: of G(r) over 1.5 to 20 angstroms, per square angstrom, against an endless exposure; (q): the end of the "

@@ -6,11 +6,12 @@ import numpy as np
 
 from bluesky_symdenoise.bench.quality.report import Result, number
 
-#: As they come from the denoiser, with the errors of as many photons; and less their bias, with errors by replicates.
+#: Methods: denoised, as the denoiser returns it with Poisson errors; and with the bias subtracted and errors from
+#: replicates.
 RAW, PLAIN, OURS, FIT = "raw counts", "denoised, as it is", "denoised", "likelihood fit"
-#: Those that the denoised frame is compared with, as JSON calls them.
+#: Methods with which the denoised frame is compared, by their names in JSON.
 PEERS = {"raw": RAW, "fit": FIT}
-#: Exposures differ by more than this fraction before one method is said to be better.
+#: One method is said to be better if exposures differ by more than this fraction.
 NOTABLE = 0.1
 
 
@@ -43,7 +44,7 @@ def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
         return None
     level, target = number(row["level"]), np.log(number(row["rms"]))
     levels, errors = np.log(np.array(curve).T)
-    # Errors that do not fall with exposure are noise of the figure.
+    # An error that does not fall with exposure is noise of the measured error.
     errors = np.minimum.accumulate(errors)
     if target >= errors[0]:
         found = levels[0] + 2 * (errors[0] - target)

@@ -27,7 +27,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 
 #: Mean counts per pixel of the ring.
 LEVELS = (0.05, 0.15, 0.5, 1.5, 5.0, 10.0)
-#: Fewer frames that both raw counts and the denoised frame determine make no figure.
+#: Fewest frames, determined by both raw counts and the denoised frame, for which figures are given.
 ENOUGH = 10
 LEGEND = (
     "determined: frames, by raw counts, denoised as it is, denoised, fit (which is not where counts refute its form). "

@@ -30,13 +30,13 @@ from bluesky_symdenoise.training.simulate import View
 Image = NDArray[np.float64]
 
 _SHAPE, CENTER = (256, 272), (121.5, 141.0)
-#: Ring and sector, and their mate, in which a difference of the stated smallest size is put.
+#: Region (ring, sector) to which an asymmetry of the stated smallest size is added, and its mate.
 _WHERE, _OPPOSITE = (2, 2), (2, 10)
 _SMALL_ARC, _LARGE_ARC = "arc, 20 pixels by 60 degrees", "arc, 40 pixels by 60 degrees"
-#: Counts per pixel and frame, and frames that are pooled.
+#: Counts per pixel and frame, and number of pooled frames.
 SYMMETRIC = ((0.05, 1), (0.5, 1), (10.0, 1), (0.05, 5))
 ASYMMETRIC = ((10.0, 1), (0.5, 20), (1.0, 1))
-#: Counts per pixel and side of the frames in which a centre is refined.
+#: Counts per pixel, and side of the frames in which a centre is refined.
 CENTERED = ((0.5, 256), (0.5, 512), (5.0, 256))
 
 

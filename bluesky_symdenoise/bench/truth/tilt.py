@@ -25,9 +25,9 @@ Image = NDArray[np.float64]
 
 PIXEL = 1e-4
 _SHAPE = (192, 208)
-#: Degrees, and counts per pixel.
+#: Tilts in degrees, and levels in counts per pixel.
 TILTS, LEVELS = (1.0, 10.0, 25.0), (0.1, 1.0, 10.0)
-#: Scattering angles, in radians, and heights of the rings, and their width.
+#: Scattering angles in radians and heights of the rings, and their width in radians.
 _RINGS, _WIDTH = ((0.12, 1.0), (0.22, 0.8), (0.33, 0.6), (0.45, 0.4)), 0.013
 #: Side of the frames whose mates are timed.
 _TIMED = 1024
@@ -64,7 +64,7 @@ def expected_counts(geometry: AzimuthalIntegrator, group: str, *, level: float) 
     angle = np.asarray(geometry.center_array(shape, unit="2th_rad"), np.float64)
     rate = 0.15 + sum(height * np.exp(-0.5 * ((angle - at) / _WIDTH) ** 2) for at, height in _RINGS)
     if group == "2":
-        # They turn from ring to ring.
+        # The arcs turn from ring to ring.
         rate = rate * (1 + 0.8 * np.cos(2 * geometry.center_array(shape, unit="chi_rad") + 6 * angle))
     rate = np.asarray(rate * geometry.solidAngleArray(shape), np.float64)
     return level * rate / rate.mean()

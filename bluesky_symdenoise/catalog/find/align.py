@@ -126,11 +126,11 @@ def _read(run: BlueskyRun, stream: str) -> xr.Dataset:
         ) from error
     try:
         with warnings.catch_warnings():
-            # Such dimensions get names of their own.
+            # Dimensions that share a name are renamed below.
             warnings.filterwarnings("ignore", "Duplicate dimension names")
             dataset: xr.Dataset = events.read()
     except ValueError as error:
-        # A writer that was killed wrote frames whose events it did not write.
+        # A killed writer may have written frames without their events.
         dataset = _first_rows(events)
         log.warning(
             "stream %r of run %s: its columns have different numbers of rows (%s), as if its writer was "
@@ -190,7 +190,7 @@ def _numbered(columns: xr.Dataset, rows: Sequence[int]) -> xr.Dataset:
 
 def _pixel_dims(name: Hashable, image: xr.DataArray, raw: xr.Dataset) -> tuple[Hashable, ...]:
     """Return the dimensions of the raw image that this one belongs to, if it has the same pixels, else its own."""
-    # Those of a denoised image and of its sigma are the same.
+    # A denoised image and its sigma have the same dimensions.
     stem = str(name).removesuffix("_sigma").removesuffix("_denoised")
     own = tuple(f"{stem}_denoised_dim{i}" for i in range(image.ndim - 1))
     owners = [key for key in raw.data_vars if str(name).startswith(f"{key}_") and raw[key].ndim > 1]

@@ -140,7 +140,8 @@ def find(
         found = found.search(Key("start.time") >= _seconds(since))
     if recipe is not None:
         found = _with_sha256(found, "provenance.recipe_sha256", recipe if isinstance(recipe, str) else recipe.sha256)
-    # By row, which is the order of writing: it needs no sort of the whole catalogue, and SQLite sorts numbers as text.
+    # Sort by row id, the order of writing: this needs no sort of the whole catalogue. SQLite sorts numbers in metadata
+    # as text.
     return found.sort(("", -1))
 
 
@@ -242,13 +243,13 @@ def _full_uid(client: Container, uid: str) -> str | None:
 
 def _made_from(denoised: Container, raw_uid: str, model: str | None, part: str | None) -> list[BlueskyRun]:
     """Return the denoised runs of a raw run, or of this part of it, newest first."""
-    # In this order, because SQLite has no index for metadata and tests each run in it.
+    # The raw uid first: SQLite has no index for metadata, and tests the conditions on each run in this order.
     made = denoised.search(Key("start.raw_uid") == raw_uid).search(SpecsQuery([SPEC]))
     if model is not None:
         made = _of_model(made, model)
-    # A page of results would cost a second pass, for its length.
+    # One request for the uids: a page of results would need a second one for its length.
     uids = [one["value"] for one in made.distinct("start.uid")["metadata"]["start.uid"]]
-    # None for an unfinished one that another writer has just now begun anew.
+    # `run_in` returns None if another writer has just replaced an unfinished run.
     runs = [run for uid in uids if (run := run_in(denoised, uid)) is not None]
     made_of = ((run, run.start.get("provenance", {}).get("recipe", {}).get("frames")) for run in runs)
     fitting = [run for run, frames in made_of if part in (ANY, frames)]
@@ -258,7 +259,8 @@ def _made_from(denoised: Container, raw_uid: str, model: str | None, part: str |
 def _of_model(runs: Container, model: str) -> Container:
     if SHA256_LIKE.fullmatch(model):
         return _with_sha256(runs, "provenance.model.sha256", model)
-    # Not `==`: most runs have the same model, and PostgreSQL would fetch them all by its index for rare values.
+    # Do not use `==`: most runs have the same model, and PostgreSQL would read all of them through its index for rare
+    # values.
     return runs.search(Key("provenance.model.name") >= model).search(Key("provenance.model.name") <= model)
 
 

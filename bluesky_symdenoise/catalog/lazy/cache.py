@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge
 
-#: Frames by how they came: ``hit`` in the cache, ``computed``, ``joined`` a computation under way, ``failed``.
+#: Read frames by outcome: ``hit`` in the cache, ``computed``, ``joined`` a computation in progress, ``failed``.
 FRAMES = Counter("symdenoise_lazy_frames", "Frames read from lazy denoised runs", ["outcome"])
 HELD = Gauge("symdenoise_lazy_cache_bytes", "Bytes of denoised frames held in memory")
 

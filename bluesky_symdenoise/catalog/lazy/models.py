@@ -9,7 +9,7 @@ from functools import lru_cache
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.weights import Model, load_recorded
 
-#: The arrays of a large frame in float64 are many times the frame: only one frame has them at a time.
+#: The float64 arrays of a large frame take many times its memory, so only one frame is computed at a time.
 INFERENCE = threading.BoundedSemaphore(1)
 _LOADING = threading.Lock()
 
@@ -41,5 +41,5 @@ def _denoiser(wanted: _Wanted, device: str, threads: int) -> Denoiser:
 
 @lru_cache(maxsize=8)
 def _model(wanted: _Wanted, device: str) -> Model:
-    # A network lives on one device: each device has its own.
+    # A network lives on one device, so that each device gets its own copy.
     return load_recorded(wanted.name, wanted.sha256)

@@ -22,11 +22,11 @@ from bluesky_symdenoise.physics.counts.verdict import checked_noise
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group, checked_symmetry
 from bluesky_symdenoise.recipe import OPTIONAL, Recipe
 
-#: Mimetype of data sources whose pixels are computed when they are read.
+#: Mimetype of data sources whose pixels are computed on reading.
 MIMETYPE = "application/x-symdenoise"
-#: Roles of its assets: the raw files in order, and arrays of the recipe, one ``.npy`` each.
+#: Roles of its assets: the raw files in order, and arrays of the recipe, one ``.npy`` file each.
 SOURCE, MASK, EXPOSURE = "source", "mask", "exposure"
-#: What the two arrays of one image hold.
+#: The two arrays of one image.
 QUANTITIES = ("intensity", "sigma")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -190,8 +190,8 @@ def _named(symbol: Any) -> str:
 
 
 def _recipe(stored: Any) -> Recipe:
-    # What is looked up in a run's documents, or chosen among its frames, is not known to the server.
-    # An analysis decides columns and no pixels.
+    # The server reads pixels only: it cannot look up metadata of a run or choose frames, so the recipe has neither; an
+    # analysis changes columns and no pixels.
     names = {field.name for field in fields(Recipe)} - OPTIONAL
     if not isinstance(stored, Mapping) or set(stored) - {"analysis", "noise"} != names:
         raise _refused("recipe must have the entries of a recipe")

@@ -16,9 +16,9 @@ from bluesky_symdenoise.catalog.report.choice import Choice
 from bluesky_symdenoise.catalog.report.served import ServedFrames, ServedStream, served_frames
 from bluesky_symdenoise.files.nexus import add_entry, add_images, add_parameters, add_process
 
-#: Bytes of pixels that one export holds, before compression: about two minutes of work.
+#: Most bytes of pixels in one export, before compression: about two minutes of work.
 MOST_BYTES = 2**30
-#: Every HDF5 library reads these; the run's own file needs the bitshuffle plugin.
+#: Filters that every HDF5 library can read; the run's own file needs the bitshuffle plugin.
 STORAGE: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 
 

@@ -18,9 +18,9 @@ from bluesky_symdenoise.physics.mates import named
 if TYPE_CHECKING:
     from bluesky_symdenoise.catalog.report.report import FrameFigures
 
-#: Below this p, which is then shown in red, mates differ by more than noise.
+#: Below this p-value, which is then printed in red, mates differ by more than noise.
 _RED_BELOW = 1e-3
-#: Characters of metadata that the page shows at most.
+#: Maximum number of characters of metadata on the page.
 _MOST_TEXT = 20_000
 _STYLE = """
 :root { --line: #d8dde3; --back: #f6f8fa; }
@@ -46,7 +46,7 @@ def whole(metadata: Mapping[str, Any], warnings: Sequence[str], sections: Sequen
     head = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # Whatever slipped through: this page loads nothing and runs nothing.
+        # Even if markup gets past the escaping, the page must not load or run anything.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>'

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: What nothing was measured of looks like: a grey that is in none of the colour maps.
+#: Colour of pixels without a measurement: a grey that is in none of the colour maps.
 NO_DATA = "0.75"
 
 
@@ -52,7 +52,7 @@ def log_limits(image: NDArray[Any]) -> tuple[float, float]:
     positive = finite[finite > 0]
     if not positive.size:
         return 0.1, 1.0
-    # Of sparse counts nearly all pixels are 0, and the brightest ones are single counts.
+    # In a frame of sparse counts nearly all pixels are 0, and the brightest are single counts.
     top = float(np.percentile(finite, 99.8)) or float(positive.max())
     top = max(top, float(positive.min()))
     low = max(float(np.percentile(positive, 1)) / 2, top * 1e-4, 1e-30)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
-#: Bins at most; narrower ones hold too few pixels.
+#: Maximum number of bins; narrower ones would hold too few pixels.
 MOST_BINS = 300
 
 
@@ -105,7 +105,7 @@ def _from_poni(stated: Mapping[str, Any]) -> Geometry | None:
     dist = _positive(given.get("dist") or given.get("distance"))
     pixel1, pixel2 = _positive(given.get("pixel1")), _positive(given.get("pixel2"))
     poni1, poni2 = given.get("poni1"), given.get("poni2")
-    # pyFAI's number of the corner that the first pixel is in; 3 is bottom right.
+    # pyFAI's number for the corner with the first pixel; 3 is bottom right.
     orientation = given.get("orientation", 3.0)
     if dist is None or poni1 is None or poni2 is None or pixel1 is None or pixel2 is None:
         return None
@@ -174,7 +174,7 @@ def profile(
     if geometry is not None and geometry.wavelength is not None:
         stands, unit, label = geometry, "q_nm^-1", "q (1/nm)"
     elif beam_center is not None:
-        # A millimetre a pixel: pyFAI's radius in mm is one in pixels.
+        # With pixels of one millimetre, pyFAI's radius in mm is the radius in pixels.
         y, x = ((center + 0.5) * 1e-3 for center in beam_center)
         stands, unit, label = Geometry(1.0, y, x, 1e-3, 1e-3, 1e-10), "r_mm", "radius (pixels)"
     else:

@@ -33,9 +33,9 @@ from bluesky_symdenoise.physics.frame import frame_from_counts, sentinel_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
 from bluesky_symdenoise.recipe import rows_of
 
-#: Pixels of a frame at most: a 4M detector. Its report takes about 1 GiB and, on one busy core, a minute a frame.
+#: Largest frame in pixels: a 4M detector. Its report takes about 1 GiB and, on one busy core, a minute per frame.
 MOST_PIXELS = 5_000_000
-#: matplotlib shares caches between figures.
+#: matplotlib shares caches between figures, so only one thread draws at a time.
 _DRAWING = threading.Lock()
 
 

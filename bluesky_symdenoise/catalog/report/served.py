@@ -17,7 +17,7 @@ from bluesky_symdenoise.derived.columns import denoised_images
 from bluesky_symdenoise.files.opened import open_for_reading
 from bluesky_symdenoise.recipe import array_sha256
 
-#: What Tiled gives every exporter of a container: the node as the requesting user may see it.
+#: Function that Tiled passes to every exporter of a container: it filters a node to what the requesting user may see.
 Filter = Callable[[Any], Awaitable[Any]]
 
 
@@ -58,7 +58,7 @@ class ServedFrames:
     async def read(self, index: int) -> NDArray[Any]:
         """Read one frame (y, x), and only that one."""
         place = np.unravel_index(index, self.shape[:-2])
-        # A slice of one row and not its number: not every adapter drops the dimension.
+        # Ask for a slice of one row instead of its index, because not every adapter drops the dimension of an index.
         wanted = NDSlice(*(slice(int(at), int(at) + 1) for at in place))
         frame: NDArray[Any] = np.asarray(await ensure_awaitable(self._node.read, wanted)).reshape(self.shape[-2:])
         return frame

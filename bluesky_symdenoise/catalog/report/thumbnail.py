@@ -12,7 +12,7 @@ from bluesky_symdenoise.catalog.report.picture import log_limits, shrunk
 
 #: Pixels along the longer side of a picture.
 MOST = 1024
-#: Frames of a stack that are shown, evenly chosen.
+#: Number of frames of a stack that are shown, evenly spaced.
 SHEET = 16
 _GAP = 2
 

@@ -24,12 +24,12 @@ from bluesky_symdenoise.catalog.store.containers import CATALOGUE, FRAMES_FOLDER
 from bluesky_symdenoise.denoiser.weights import load_model
 from bluesky_symdenoise.errors import SymDenoiseError
 
-#: What denoising needs, and what removing a probe needs.
+#: Scopes that an API key needs for denoising, and for deleting the doctor's probe nodes.
 WRITING = frozenset({"read:metadata", "read:data", "write:metadata", "write:data", "create:node", "register"})
 DELETING = frozenset({"delete:node", "delete:revision"})
 _PATIENCE_S = 10.0
 _SKEW_S = 30.0
-#: Runs that are looked at, the newest ones.
+#: How many of the newest runs are examined.
 _RUNS = 100
 
 
@@ -56,7 +56,8 @@ def examine(uri: str, *, api_key: str | None, directory: str | Path | None = Non
     yield from _installation()
     headers = {"Authorization": f"Apikey {api_key}"} if api_key else {}
     try:
-        # A connection for each request: Tiled closes one after an internal error, and the next request must not fail.
+        # Open a new connection for each request: Tiled closes it after an internal error, and the next request must
+        # not fail.
         limits = httpx.Limits(max_keepalive_connections=0)
         with httpx.Client(
             base_url=_api(uri), headers=headers, timeout=_PATIENCE_S, trust_env=False, limits=limits
@@ -231,7 +232,7 @@ class _Server:
                 "if it is empty, delete it and run `symdenoise prepare`; otherwise give it the spec by hand",
             )
         tags = attributes["access_tags"]
-        # Tiled tags what is made without a tag with its maker, who alone sees it then.
+        # A node written without tags gets a tag of the user who made it; nobody else can see it then.
         if tags and all(tag.startswith(("user:", "service:")) for tag in tags):
             return attributes, Finding(
                 name,
@@ -339,7 +340,7 @@ def _clock(answer: httpx.Response, *, begun: float, ended: float) -> Finding:
     if stamp is None:
         return Finding("clock", "warning", "the server sends no date", "check that the clocks agree")
     there = parsedate_to_datetime(stamp).timestamp()
-    # The date is in whole seconds.
+    # The server's date has a resolution of one second.
     skew = max(0.0, begun - (there + 1), there - ended)
     if skew > _SKEW_S:
         now = datetime.fromtimestamp(there, UTC).isoformat()

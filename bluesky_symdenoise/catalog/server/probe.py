@@ -53,7 +53,7 @@ def try_out(http: httpx.Client, folder: Path, *, tags: Sequence[str]) -> Iterato
             yield frames
             if probe.made:
                 yield from _tags(probe, tags)
-        # A server that cannot read the file answers 500 with and without an adapter.
+        # A server that cannot read the file answers 500, whether it has our adapter or not.
         yield _lazy(http, path) if frames.verdict == "OK" else _lazy_not_tried()
     finally:
         path.unlink()
@@ -80,7 +80,7 @@ def _tags(probe: _Probe, tags: Sequence[str]) -> Iterator[Finding]:
 
 def _lazy(http: httpx.Client, path: Path) -> Finding:
     with _Probe(http, path, mimetype=MIMETYPE) as probe:
-        # Our adapter finds the parameters of this probe wanting, and says so with 422.
+        # Our adapter answers 422 because the parameters of this probe are incomplete.
         if not probe.made or probe.read().status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
             return Finding(
                 "lazy runs",
@@ -163,7 +163,7 @@ class _Probe:
         )
 
     def may_apply(self, tag: str) -> bool:
-        # The policy is checked before the name is found to be in use: nothing is ever made.
+        # Tiled checks the access policy before it rejects a name that is in use, so this request never creates a node.
         answer = self._http.post(
             "metadata/denoised",
             json={

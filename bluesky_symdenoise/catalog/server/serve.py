@@ -107,7 +107,7 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
     redirects = sorted(name for name in os.environ if name.upper().startswith(_REDIRECTING))
     try:
         with warnings.catch_warnings():
-            # Tiled dumps the adapters' classes where its model says strings.
+            # Tiled dumps the adapters' classes, although its model expects strings.
             warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
             config = Config.model_validate(asked)
     except ValueError:
@@ -120,8 +120,9 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
             rule=f"the environment redirects the server of {home} elsewhere",
             remedy=f"unset {' '.join(redirects)} for this command",
         ) from None
-    # SQLite refuses a second writer at once ("database is locked"), and there are two: one for the raw run, one for the
-    # denoised run. With one connection to the tables they wait for each other. Tiled's file cannot say 0 here.
+    # SQLite refuses a second writer at once ("database is locked"), and there are two: one for the raw run and one for
+    # the denoised run. With a single connection to the tables, the second waits for the first. Tiled's file does not
+    # accept 0 here.
     config.trees[0].args |= {"storage_pool_size": 1, "storage_max_overflow": 0}
     return config
 
@@ -272,11 +273,11 @@ def _initialize(uri: str) -> None:
     def make() -> None:
         if asyncio.run(is_new()):
             with warnings.catch_warnings():
-                # Of Alembic, about Tiled's template of its configuration.
+                # Alembic warns about Tiled's template of its configuration.
                 warnings.filterwarnings("ignore", "No path_separator found", DeprecationWarning)
                 stamp_head(ALEMBIC_INI_TEMPLATE_PATH, ALEMBIC_DIR, address)
 
-    # A notebook's thread has a loop of its own, in which no other can run.
+    # In a notebook, this thread already runs an event loop, and a thread can run only one.
     with ThreadPoolExecutor(1) as aside:
         aside.submit(make).result()
 
@@ -335,7 +336,7 @@ def _only_server(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _listening(port: int) -> Iterator[socket.socket]:
-    # asyncio sets TCP_NODELAY only on sockets that name their protocol: without it every answer takes 40 ms.
+    # asyncio sets TCP_NODELAY only on sockets that state their protocol; without it, every answer takes 40 ms.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

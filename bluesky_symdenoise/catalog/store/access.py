@@ -68,7 +68,7 @@ class _Normalizer(RunNormalizer):  # type: ignore[misc]
         self._resources: set[str] = set()
 
     def subscribe(self, func: Any, name: str = "all") -> Any:
-        # There is no public way to have TiledWriter send what it holds.
+        # TiledWriter has no public method that sends its buffered documents.
         self._writer, self._batch_size = func, func._batch_size
         func._batch_size = 1
         return super().subscribe(func, name)

@@ -18,17 +18,17 @@ from bluesky_symdenoise.errors import SymDenoiseError
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
 
-#: Metadata key under which a catalogue of derived runs names the folder for its frames.
+#: Metadata key under which a container of derived runs stores the folder of its frames.
 FRAMES_FOLDER = "symdenoise_frames"
 
-#: Spec, with its version, of a catalogue of Bluesky runs.
+#: Spec, with version, of a container of Bluesky runs.
 CATALOGUE = ("CatalogOfBlueskyRuns", "3.0")
 
 
 def run_in(container: Container, uid: str) -> BlueskyRun | None:
     """Return the run of this uid, with one request; None if there is none."""
     try:
-        # The catalogue's own look-up goes on to search for runs whose uid begins with it.
+        # CatalogOfBlueskyRuns.__getitem__ would also search for runs whose uid begins with this string.
         found: BlueskyRun = Container.__getitem__(container, uid)
     except KeyError:
         return None

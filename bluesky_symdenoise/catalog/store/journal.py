@@ -21,10 +21,10 @@ from bluesky_symdenoise.derived.row import CompressedRow, Row
 from bluesky_symdenoise.files.opened import open_for_reading
 
 Document = dict[str, Any]
-#: An image: stream, data key, number of its event, and how many rows of this number came before.
+#: Identity of an image: stream, data key, number of its event, and how many rows of this number came before it.
 Entered = tuple[str, str, int, int]
 
-#: Group of the frames in a derived run's files.
+#: HDF5 group of the frames in a derived run's files.
 DATA = "entry/data"
 
 
@@ -52,7 +52,7 @@ class Journal:
         self._own: set[Path] = set()
         self._file.seek(0)
         self._entries = _entries(self._file.read(), made_with)
-        # A new line first: what a power cut left of the last one must not swallow ours.
+        # Begin with a newline: a power cut may have left an incomplete line, which must not merge with this one.
         self._write(b"\n" + _line({"made_with": made_with, "pid": os.getpid(), "host": socket.gethostname()}))
 
     def new_file(self, stream: str) -> Path:
@@ -90,7 +90,7 @@ class Journal:
             data = self._reader(entry["file"])[DATA]
             intensity, sigma = (data[name][entry["index"]] for name in (key, f"{key}_sigma"))
         except (OSError, KeyError, ValueError, IndexError, RuntimeError):
-            # h5py says what is wrong with a torn file in any of these ways; the row is computed again.
+            # h5py raises any of these for a torn file; the row is computed again.
             return None
         row = Row(intensity=intensity, sigma=sigma, scalars=entry["scalars"])
         return row if row.crc32 == entry["crc32"] else None
@@ -118,7 +118,7 @@ class Journal:
         for path in self.path.parent.glob(f"{self.path.stem}-*.h5"):
             if path not in keep:
                 path.unlink(missing_ok=True)
-        # While it is still locked: no other process can be using it.
+        # Remove it while it is still locked, when no other process can use it.
         self.path.unlink(missing_ok=True)
         self.close()
 
@@ -152,7 +152,7 @@ def _entries(content: bytes, made_with: Document) -> dict[Entered, Document]:
                 for key, row in entry["keys"].items():
                     found[entry["stream"], key, entry["seq_num"], entry["turn"]] = place | row
         except (ValueError, KeyError, TypeError, AttributeError):
-            # A power cut may leave anything.
+            # After a power cut, a line may hold anything.
             continue
     return found
 

@@ -12,7 +12,7 @@ from tiled.client.utils import ClientError
 
 from bluesky_symdenoise.derived.columns import denoised_images
 
-#: Spec of an array node of denoised intensities or of their sigma.
+#: Spec of an array node of denoised intensities or of their sigmas.
 IMAGE_SPEC = "SymDenoisedImage"
 
 Document = dict[str, Any]
@@ -67,7 +67,7 @@ def mark_images(container: Any, uid: str, keys: Mapping[str, Collection[str]]) -
             if not images:
                 continue
             names = {f"{image}{part}" for image in images for part in ("", "_sigma")}
-            # A stream without rows has no nodes.
+            # A stream without rows has no array nodes.
             for name, node in Container.__getitem__(container, (uid, stream)).base.items():
                 if name in names:
                     node.update_metadata(specs=[IMAGE_SPEC])

@@ -17,7 +17,7 @@ from bluesky_symdenoise.derived.row import CompressedFrame, CompressedRow, Row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.nexus import add_entry, add_images
 
-#: For each image of a row, what came of it: what is stored, or why there is nothing.
+#: Outcome of each image of a row by data key: the stored row, or the reason why there is none.
 Outcomes = Mapping[str, Row | Exception]
 
 

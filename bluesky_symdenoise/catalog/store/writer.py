@@ -27,12 +27,12 @@ Document = dict[str, Any]
 Emit = Callable[[str, Document], Any]
 
 
-#: Large blocks: the smooth upper bits of whole frames compress together, by a seventh better than the filter's default.
-#: The lowest level takes a quarter of level 9's time, and 1.5 % more bytes.
+#: Large blocks: the smooth upper bits of whole frames compress together, a seventh smaller than with the filter's
+#: default. The lowest level takes a quarter of the time of level 9, for 1.5 % more bytes.
 COMPRESSION = hdf5plugin.Bitshuffle(nelems=2**20, cname="zstd", clevel=1)
 
-#: How scalars are stored by their type: in the table of the events, and in the file of a stream without events. The
-#: longest string is a turned point group on a tilted detector, of about 40 characters.
+#: Dtypes of the scalars by their type: in the table of events, and in the file of a stream without events. The longest
+#: string is a turned point group on a tilted detector, about 40 characters.
 TABLE_DTYPES = {"number": "<f8", "string": "<U64"}
 COLUMN_DTYPES = {"number": "<f8", "string": "|S64"}
 
@@ -180,7 +180,7 @@ class DerivedStream:
 
     def _open(self) -> None:
         """Make the file and announce it, with the first row, so that no unused file is left."""
-        # A new file even where a killed writer left one: readers of that one keep what they have open.
+        # Replace the file that a killed writer left, so that its readers keep their open file unchanged.
         self.path.unlink(missing_ok=True)
         self._file = h5py.File(self.path, "x", libver="v110")
         self._created(self.path)
@@ -198,7 +198,7 @@ class DerivedStream:
         for name, array in self._arrays.items():
             stored = process.create_dataset(name, data=array, **hdf5plugin.Bitshuffle(cname="zstd"))
             stored.attrs["sha256"] = array_sha256(array)
-        # From here on HDF5 takes rows only: no group, dataset or attribute can be added.
+        # From here on (SWMR) HDF5 accepts rows only: no group, dataset or attribute can be added.
         self._file.swmr_mode = True
         for name, dataset in self._datasets.items():
             resource = self._run.compose_stream_resource(
@@ -278,7 +278,7 @@ def _number(value: Any) -> float:
 
 
 def _string(value: Any) -> str:
-    # Only NaN differs from itself.
+    # NaN is the only value that differs from itself.
     return "" if value is None or value != value else str(value)
 
 

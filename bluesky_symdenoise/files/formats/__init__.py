@@ -10,7 +10,7 @@ from bluesky_symdenoise.files.formats.images import CBF, FABIO, NPY
 from bluesky_symdenoise.files.formats.tiff import TIFF
 from bluesky_symdenoise.files.formats.zarr import ZARR
 
-#: In the order in which they are asked.
+#: All formats; the first that accepts a file is used.
 FORMATS: tuple[Format, ...] = (HDF5, TIFF, ZARR, NPY, CBF)
 
 

@@ -144,7 +144,7 @@ def _nodes(file: Any) -> Iterator[tuple[str, Any, Any]]:
 def _nexus_signal(file: Any) -> str | None:
     """Follow the NeXus attributes ``default`` and ``signal`` from the root to the dataset to plot."""
     node = file
-    # "." means the group itself.
+    # "." is the group itself.
     while isinstance(node, h5py.Group) and _text(node.attrs.get("default", ".")) != ".":
         node = node.get(_text(node.attrs["default"]))
     if isinstance(node, h5py.Group) and "signal" in node.attrs:

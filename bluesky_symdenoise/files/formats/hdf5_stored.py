@@ -19,7 +19,7 @@ from bluesky_symdenoise.files.opened import open_for_reading
 if TYPE_CHECKING:
     from bluesky_symdenoise.files.source import Source
 
-#: Files that a virtual dataset may refer to, and how deep.
+#: Most files that a virtual dataset may refer to, and deepest nesting.
 _MAX_SOURCES, _MAX_DEPTH = 10_000, 4
 
 
@@ -71,7 +71,7 @@ def _check_virtual(dataset: Any, part: slice, own: Path, root: Path, depth: int)
         first, last = (int(bound[0]) for bound in mapping.vspace.get_select_bounds())
         if first >= part.stop or last < part.start:
             continue
-        # What is missing, HDF5 would look for in the working directory, and else fill in.
+        # HDF5 would look for a missing file in the working directory, and otherwise return fill values.
         path = own if mapping.file_name == "." else (own.parent / mapping.file_name).resolve(strict=True)
         refuse_outside(path, root, own.name)
         with open_for_reading(path) as file:

@@ -41,12 +41,12 @@ def _fabio_parts(path: Path, dataset: str | None) -> list[Part]:
 
 
 def _fabio_read(path: Path, start: int, stop: int) -> Array:
-    # Opened for each read: an open multi-frame EDF keeps every frame that was ever read.
+    # Open the file for each read: an open multi-frame EDF keeps all frames that were read.
     with fabio.open(str(path)) as image:
         return np.stack([image.get_frame(i).data for i in range(start, stop)])
 
 
 NPY = Format(suffixes=(".npy",), parts=_npy_parts)
 CBF = Format(suffixes=(".cbf",), parts=_cbf_parts)
-#: What no other format claims: fabio finds out by itself.
+#: Format of files that no other format claims: fabio detects what they are.
 FABIO = Format(parts=_fabio_parts)

@@ -29,7 +29,7 @@ def _parts(path: Path, dataset: str | None) -> list[Part]:
             raise SymDenoiseError(
                 f"{path}", rule="colour images hold no counts", remedy="give the detector's own files"
             )
-        # tifffile writes three frames as the planes of one image, unless instructed otherwise.
+        # By default, tifffile writes three frames as the planes of one image.
         planes = page.samplesperpixel != 1 and len(tiff.pages) == 1
         stored = tiff.series[0].shape if planes or _stored_as_one_block(tiff) else (len(tiff.pages), *page.shape)
         return [Part(path, stack_shape(stored, page.dtype, f"{path}"), page.dtype, lambda: _frames(path))]
@@ -67,7 +67,7 @@ def _stored(source: Source, row: int) -> Array:
         path = source.path(number)
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
-            # The same number of pixels in another order is another image.
+            # The same number of pixels in another order is a different image.
             other = series.shape[-2:] != source.row_shape[-2:]
             if series.dtype != source.dtype or math.prod(series.shape) != each or other:
                 raise source.wrong_shape(series.shape, series.dtype)

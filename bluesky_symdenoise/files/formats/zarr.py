@@ -38,7 +38,7 @@ def _stored(source: Source, row: int) -> Array:
     for chunk in chunk_offsets(wanted, array.chunks):
         file = path / array.metadata.encode_chunk_key(tuple(a // b for a, b in zip(chunk, array.chunks, strict=True)))
         if not file.exists():
-            continue  # Zarr leaves out what is all zeros.
+            continue  # Zarr does not write chunks that are all zeros.
         refuse_outside(file.resolve(), source.roots[0], path.name)
         with file.open("rb") as opened:
             if packed:
