@@ -49,7 +49,7 @@ class Recipe:
         What is computed from every frame besides its pixels, as `bluesky_symdenoise.Ring.to_text`; None for nothing.
     frames
         Rows of each stream that were asked for, as `chosen_frames` writes them; None for all. A part of a run thus has
-        another name than the whole.
+        another uid than the whole.
     defects
         ``keep`` if hot and dead pixels that frames show are not masked; None if they are.
     views

@@ -198,7 +198,7 @@ class PlayDetector(StandardDetector):  # type: ignore[misc]
             )
         if not period >= 0:
             raise SymDenoiseError(
-                f"period={period}", rule="a time is not negative", remedy="give seconds between frames"
+                f"period={period}", rule="it must not be negative", remedy="give seconds between frames"
             )
         player = _Player(frames, period)
         self.add_detector_logics(_Trigger(player), _Acquire(player), _Data(player, path_provider))

@@ -65,8 +65,8 @@ class Annulus:
     def balance(self, exposure: Values) -> Values:
         """Return weights, (n,), that give all azimuths at a radius equal influence, whatever their exposures.
 
-        A pixel and its mate under inversion are one azimuth: a gap whose mates were measured leaves no bias. Azimuths
-        without a measured pixel are left out.
+        A pixel and its mate under inversion count as one azimuth, so that a gap whose mates were measured causes no
+        bias. Azimuths without a measured pixel are left out.
         """
         rings = (self.radius - self.radius.min()).astype(int)
         radius = self.radius.min() + rings + 0.5

@@ -65,11 +65,15 @@ class Ring:
             )
         if self.estimator not in get_args(Estimator):
             raise SymDenoiseError(
-                f"estimator {self.estimator!r}", rule="there is no such", remedy=", ".join(get_args(Estimator))
+                f"estimator {self.estimator!r}",
+                rule="it is not one of the estimators",
+                remedy=f"give {', '.join(get_args(Estimator))}",
             )
         if not re.fullmatch(r"\w*", self.name):
             raise SymDenoiseError(
-                f"ring {self.name!r}", rule="it names columns", remedy="use letters, digits and underscores"
+                f"ring {self.name!r}",
+                rule="its name is part of column names",
+                remedy="use letters, digits and underscores",
             )
         if self.replicates < 2:
             raise SymDenoiseError(
@@ -140,7 +144,7 @@ class Ring:
 
 
 def rings_from_texts(texts: tuple[str, ...]) -> tuple[Ring, ...]:
-    """Return the inverse of `Ring.to_text` for several.
+    """Return the rings that `Ring.to_text` wrote.
 
     Raises
     ------
@@ -173,7 +177,9 @@ def checked_rings(analysis: Any) -> tuple[Ring, ...]:
     for ring in rings:
         if not isinstance(ring, Ring):
             raise SymDenoiseError(
-                f"analysis with {type(ring).__name__}", rule="it holds rings", remedy="give Ring(inner=..., outer=...)"
+                f"analysis with {type(ring).__name__}",
+                rule="it must hold rings",
+                remedy="give Ring(inner=..., outer=...)",
             )
     names = [ring.name for ring in rings]
     if len({name.lower() for name in names}) < len(names):

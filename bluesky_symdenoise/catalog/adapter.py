@@ -239,7 +239,7 @@ def _array(
     path = arrays.get(name)
     if path is None:
         raise SymDenoiseError(
-            name, rule="the recipe has one and the data source has no file of it", remedy="register the run again"
+            name, rule="the recipe has one, but the data source has no file for it", remedy="register the run again"
         )
     return _loaded(path, stamp(path), sha256, shape, dtype)
 
@@ -268,7 +268,7 @@ def _loaded(path: Path, _: Stamp, sha256: str, shape: tuple[int, ...], dtype: st
 def _cache() -> RowCache:
     given = os.environ.get(CACHE_VARIABLE, str(CACHE_BYTES))
     if not given.isdecimal():
-        raise SymDenoiseError(f"{CACHE_VARIABLE}={given}", rule="it is a number of bytes", remedy="set it to one")
+        raise SymDenoiseError(f"{CACHE_VARIABLE}={given}", rule="it must be a number of bytes", remedy="set it to one")
     return RowCache(int(given))
 
 

@@ -73,7 +73,7 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
         return table
 
     def compare(self, i: int, key: str | None = None, stream: str | None = None) -> Figure:
-        """Draw one frame: raw, denoised, sigma, residual z, and where the symmetry mates disagree if any were used.
+        """Draw one frame: raw, denoised, sigma, residual z and, if symmetry mates were used, where they disagree.
 
         Parameters
         ----------
@@ -173,7 +173,7 @@ def _figures(stream: str, key: str, events: Any) -> pd.DataFrame:
 
 
 def _summary(start: Mapping[str, Any], stop: Mapping[str, Any], uri: str) -> dict[str, str]:
-    """Return name and HTML of each line that describes a run."""
+    """Return the lines that describe a run: HTML by name."""
     made = start.get("provenance", {})
     recipe, model, ended = made.get("recipe", {}), made.get("model", {}), stop.get("provenance", {})
     # Link to the raw run in Tiled's web interface.

@@ -77,7 +77,7 @@ def prepare(
         ) from error
     typer.echo(f"{uri}: raw and denoised are there; denoised frames go to {frames.resolve()}")
     try:
-        # Make parent folders for a local server only: where those of a remote one are missing, they are on another computer.
+        # Make parent folders for a local server only: those of a remote server may be on another computer.
         frames.mkdir(parents=httpx.URL(uri).host in ("localhost", "127.0.0.1", "::1"), exist_ok=True)
     except OSError as error:
         typer.echo(

@@ -74,6 +74,6 @@ def run_named(client: Container, part: str, uid: str) -> Any:
     found = client[part].search(PartialUID(uid)).keys()[:2] if len(uid) >= 8 else []
     if len(found) != 1:
         raise SymDenoiseError(
-            f"run {uid!r}", rule=f"{len(found) or 'none'} in {part!r} begins so", remedy="give the whole uid"
+            f"run {uid!r}", rule=f"{len(found) or 'no'} uids in {part!r} begin with it", remedy="give the whole uid"
         )
     return client[part][found[0]]

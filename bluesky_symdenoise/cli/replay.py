@@ -264,5 +264,5 @@ def _rows(said: str | None) -> slice | list[int] | None:
         return [int(part) for part in said.split(",")]
     except (ValueError, TypeError) as error:
         raise SymDenoiseError(
-            f"--rows {said}", rule="it is FIRST:STOP, FIRST:STOP:STEP or a list", remedy="give 0:100 or 0,5,7"
+            f"--rows {said}", rule="it must be FIRST:STOP, FIRST:STOP:STEP or a list", remedy="give 0:100 or 0,5,7"
         ) from error

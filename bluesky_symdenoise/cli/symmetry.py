@@ -49,7 +49,9 @@ def check(
     if output is not None:
         refuse_bad_name(output)
     if picture is not None and (picture.suffix != ".png" or not picture.parent.is_dir()):
-        raise SymDenoiseError(str(picture), rule="a picture is NAME.png in a folder that exists", remedy="call it so")
+        raise SymDenoiseError(
+            str(picture), rule="a picture is NAME.png in a folder that exists", remedy="give such a name"
+        )
     for each in (output, picture):
         if each is not None and each.exists() and not overwrite:
             raise SymDenoiseError(str(each), rule="the file exists", remedy="give another name or --overwrite")

@@ -230,7 +230,7 @@ class Denoiser:
         if background is not None and not isinstance(background, Background):
             raise SymDenoiseError(
                 f"background of type {type(background).__name__}",
-                rule="a background needs its error",
+                rule="a background needs its standard deviation",
                 remedy="give what Denoiser.background or pseudo_counts made",
             )
         stack = stacked(counts)
@@ -292,7 +292,7 @@ class Denoiser:
     def background(
         self, dark: Dark, *, exposures: float, mask: ArrayLike | None = None, symmetry: Symmetry | None = None
     ) -> Background:
-        """Return the expected dark counts of one frame, from a dark worth a number of its exposures.
+        """Return the expected dark counts of one frame, from a dark worth ``exposures`` times the frame's exposure.
 
         The dark is denoised like any frame, so that its noise is that of its posterior and not of single pixels.
 
@@ -301,7 +301,7 @@ class Denoiser:
         mask
             (y, x), True = bad: mask of the frames, used in addition to the dark's own.
         symmetry
-            Resolved group of the frames: a pixel that they know from its mates only is so in the dark too.
+            Resolved group of the frames: a pixel known only from its mates in the frames is so in the dark, too.
 
         Raises
         ------
@@ -315,7 +315,7 @@ class Denoiser:
         return Background(expected=result["intensity"].values * scale, sigma=result["sigma"].values * scale)
 
     def _defects(self, frame: Frame) -> Defects:
-        """Return what is masked of a frame."""
+        """Return the defective pixels that are to be masked."""
         return found_defects(frame) if self.defects == "find" else no_defects(frame)
 
     def _posterior(self, frame: Frame, symmetry: Symmetry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -149,7 +149,7 @@ def checked_new_name(name: str) -> str:
     if name in registered():
         raise SymDenoiseError(
             f"model name {name!r}",
-            rule=f"{models_folder()} has a model of it, and runs may refer to it",
+            rule=f"{models_folder()} has a model of this name, and runs may refer to it",
             remedy=f"choose another, or `symdenoise models remove {name}` first",
         )
     return name

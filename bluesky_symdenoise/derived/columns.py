@@ -90,7 +90,7 @@ _SQL = re.compile(r"""['"`;\\%()=+]|--""")
 
 
 def scalars_of(symmetry: Symmetry, made: Made | None = None) -> dict[str, Any]:
-    """Return the columns of one row; without what was made, those that need it are missing."""
+    """Return the columns of one row; without `made`, columns that are computed from pixels have their missing value."""
     found = {}
     for name, column in COLUMNS.items():
         if column.of_symmetry is not None:
@@ -101,12 +101,12 @@ def scalars_of(symmetry: Symmetry, made: Made | None = None) -> dict[str, Any]:
 
 
 def with_numbers(names: Iterable[str]) -> dict[str, str]:
-    """Return the scalars of every row followed by these numbers."""
+    """Return the scalars of every row by name and type, followed by these numbers."""
     return {**SCALARS, **dict.fromkeys(names, "number")}
 
 
 def denoised_images(keys: Collection[str]) -> list[str]:
-    """Return the images among the data keys of a derived run: a column may have a sigma too, but no symmetry."""
+    """Return the images among the data keys of a derived run: columns may have a sigma, too, but no symmetry."""
     return [key for key in keys if f"{key}_sigma" in keys and f"{key}_symmetry" in keys]
 
 
@@ -119,12 +119,12 @@ def computed_when_read(stop: Mapping[str, Any]) -> bool:
 def refused_keys(keys: Iterable[str], columns: Collection[str] = tuple(SCALARS), *, flown: bool) -> dict[str, str]:
     """Return the image data keys of one stream that Tiled does not accept in a derived run, each with the reason.
 
-    A key gives the arrays ``<key>`` and ``<key>_sigma``, whose names become parts of URLs, and for the columns
-    ``<key>_<name>``. A stream with events has these, and their times ``ts_<key>_<name>``, in an SQL table. There a name
-    begins with a letter a to z, has at most 63 bytes, holds none of ``' " ` ; % ( ) = +``, backslash and ``--``, and
-    differs from the others in more than small and capital letters: Tiled's rule for every database
-    (``is_safe_identifier`` and ``arrow_schema_to_column_defns`` of ``tiled.adapters.sql``, 0.2.20). Tiled counts the
-    bytes before it makes letters small, PostgreSQL after. Without events, the columns are arrays too.
+    A data key becomes two arrays, ``<key>`` and ``<key>_sigma``, whose names are parts of URLs, and the columns
+    ``<key>_<name>``. A stream with events stores the columns, and their times ``ts_<key>_<name>``, in an SQL table.
+    Tiled's rule for the names of its columns, whatever the database, is: a name begins with a letter a to z, has at
+    most 63 bytes, holds none of ``' " ` ; % ( ) = +``, backslash and ``--``, and differs from other names in more than
+    the case of letters (``is_safe_identifier`` and ``arrow_schema_to_column_defns`` of ``tiled.adapters.sql``, 0.2.20).
+    Tiled counts the bytes before it converts to lower case, PostgreSQL after. Without events, columns are arrays, too.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the first frame with counts decides for an image of a run: whether frames are counts, and their symmetry."""
+"""Decision made with the first frame with counts of an image: whether its frames are counts, and their symmetry."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Decision:
         symmetry: str | Symmetry,
         center: tuple[float, float] | None,
     ) -> Symmetry:
-        """Return the symmetry of an image (..., y, x), the next in the order of the run.
+        """Return the symmetry of the next image (..., y, x) in the order of the run.
 
         Parameters
         ----------
@@ -80,7 +80,7 @@ class Decision:
         Raises
         ------
         SymDenoiseError
-            If the image is no counts, or has not the symmetry that was asked for.
+            If the image does not hold counts, or does not have the requested symmetry.
         """
         if not self.holds_counts:
             counts = _has_counts(image)

@@ -1,4 +1,4 @@
-"""What one event gets for one image: the same for live, replayed, recomputed and lazily read frames."""
+"""Stored result for one image of one event: the same for live, replayed, recomputed and lazily read frames."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """What one event gets for one image data key.
+    """Stored result for one image of one event.
 
     Attributes
     ----------

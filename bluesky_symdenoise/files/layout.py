@@ -68,7 +68,7 @@ def row_shape(own: Sequence[int], stated: Sequence[int | None] | None) -> Shape:
     if len(own) < 2 or 0 in own or min(own[-2:]) < 2:
         raise SymDenoiseError(
             f"an image of shape {tuple(own)}",
-            rule=f"it is not (..., y, x), and {_said(stated)} is stated",
+            rule=f"it is not (..., y, x), and its data key states {_said(stated)}",
             remedy="name the data key of an image, or fix the device that describes it",
         )
     frames = math.prod(own[:-2])
@@ -76,7 +76,7 @@ def row_shape(own: Sequence[int], stated: Sequence[int | None] | None) -> Shape:
     if is_colour(flat if frames > 1 else own[-2:]):
         raise SymDenoiseError(
             f"an image of shape {tuple(own)}",
-            rule=f"colour images hold no counts, and {_said(stated)} is stated",
+            rule=f"colour images hold no counts, and its data key states {_said(stated)}",
             remedy="have the camera give monochrome images, or leave its data key out with data_keys=...",
         )
     wanted = tuple(stated or ())

@@ -238,7 +238,7 @@ def _group(parent: Any, name: str, nx_class: str) -> Any:
 
 
 def _plain(value: object) -> object:
-    """Return a JSON value for a value that provenance may hold."""
+    """Return the value as a JSON type; raise TypeError for a type that provenance must not hold."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, os.PathLike):

@@ -27,7 +27,7 @@ def local_path(uri: str) -> Path:
         return Path(uri)
     if parsed.scheme != "file":
         raise SymDenoiseError(
-            f"{uri!r}", rule="it is no file", remedy="have the device announce file://localhost/PATH, or use replay"
+            f"{uri!r}", rule="it is not a file", remedy="have the device announce file://localhost/PATH, or use replay"
         )
     path = Path(path_from_uri(uri))
     decoded = Path(unquote(str(path)))

@@ -1,4 +1,4 @@
-"""Rows of a stored image in files that are not trusted: they are where, and as, they were when they were registered."""
+"""Rows of a stored image in untrusted files, which must be unchanged since they were registered."""
 
 from __future__ import annotations
 

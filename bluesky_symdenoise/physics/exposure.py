@@ -89,7 +89,9 @@ def exposure_of_flat_detector(
     """
     degree = _checked(polarization)
     if not (distance > 0 and np.isfinite(distance)):
-        raise SymDenoiseError(f"distance {distance}", rule="it is positive", remedy="give it in the unit of pixel_size")
+        raise SymDenoiseError(
+            f"distance {distance}", rule="it must be positive", remedy="give it in the unit of pixel_size"
+        )
     y, x = (
         (np.arange(size) - center) * pixel / distance
         for size, center, pixel in zip(shape, beam_center, pixel_size, strict=True)

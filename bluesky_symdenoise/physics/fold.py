@@ -183,7 +183,7 @@ def rings(shape: tuple[int, ...], symmetry: Symmetry) -> NDArray[np.int64]:
 
 
 def ring_mean(frame: Frame, ring: NDArray[np.int64], use: NDArray[np.bool_]) -> Frame:
-    """Return the sums over the rest of each pixel's ring, itself left out: (y, x), over pixels with `use`.
+    """Return the sums (y, x) over the other pixels of each pixel's ring, among those where `use` is True.
 
     No count is shared between two rings.
     """

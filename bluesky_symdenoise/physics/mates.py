@@ -42,7 +42,7 @@ class Operation(NamedTuple):
         return Operation(self.yy, self.xy, self.yx, self.xx, self.tilt)
 
     def moved(self, dy: NDArray[Any], dx: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return where the operation sends places (dy, dx) from the centre on the detector; NaN for nowhere."""
+        """Return where the operation sends places (dy, dx) from the centre on the detector; NaN outside its plane."""
         if self.tilt is not None:
             dy, dx = self.tilt.flattened(dy, dx)
         dy, dx = self.yy * dy + self.yx * dx, self.xy * dy + self.xx * dx

@@ -101,14 +101,14 @@ class Symmetry:
         if not hasattr(geometry, "detector"):
             raise SymDenoiseError(
                 f"geometry of type {type(geometry).__name__}",
-                rule="it is pyFAI's",
+                rule="it must be one of pyFAI",
                 remedy='give pyFAI.load("file.poni")',
             )
         if checked_symmetry(point_group) == "1":
             return cls()
         frames = geometry.detector.shape if shape is None else shape
         if frames is None:
-            raise SymDenoiseError("a detector of unknown shape", rule="it is needed", remedy="give shape=(y, x)")
+            raise SymDenoiseError("a detector of unknown shape", rule="mates need it", remedy="give shape=(y, x)")
         height, width = frames
         center = checked_beam_center(met_at(geometry), (height, width))
         return cls(on_tilt(point_group, noticeable_tilt(geometry, (height, width), center)), center)

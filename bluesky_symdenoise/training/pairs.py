@@ -72,8 +72,8 @@ class Mixture:
     peakless
         Share of the simulated without any pattern, only something flat or smooth.
     stopped
-        Share of the simulated with small-angle scattering around a beam stop. Of the real: taken where the frame is
-        bright, which mostly is there.
+        Share of the simulated with small-angle scattering around a beam stop. Of the real parts: share taken where
+        the frame is bright, mostly around the beam stop.
     blurred
         Share of the other simulated that are smeared by 0.7 to 8 pixels, as a wide or divergent beam does.
     known_from

@@ -1,4 +1,4 @@
-"""Scores of a tuned model and its parent, by frame on the same counts, with errors: is it better, does it invent?"""
+"""Scores of a tuned model and its parent on the same frames, with errors: held-out likelihood and false features."""
 
 from __future__ import annotations
 

@@ -111,8 +111,9 @@ def split(rng: np.random.Generator, shot: Shot) -> Split:
 def crops(rng: np.random.Generator, prepared: Split, *, size: int, number: int) -> Iterator[Sample]:
     """Return training cases of one shot, turned and mirrored at random.
 
-    The target is never a symmetry mate: the network would learn to trust the symmetry. Mates are evidence, folded and
-    gated from the input's photons as in use, and the pixel's own photons say how far they may be trusted.
+    The target is never a symmetry mate: the network would learn to trust the symmetry. Mates are input only,
+    folded and gated from the input's photons as in use; the target, the pixel's own photons, shows how far they may
+    be trusted.
     """
     shot, whole = prepared.shot, prepared.whole
     height, width = shot.counts.shape

@@ -182,7 +182,7 @@ def _real(config: TrainConfig) -> int:
 
 
 def _loss(net: PriorNet, anchor: PriorNet, batch: Tensor, real: int, *, bfloat16: bool) -> Tensor:
-    """Return held-out likelihoods of the first, real samples; for others, the posterior's change from the parent's."""
+    """Return held-out likelihoods of the first `real` samples; for others, the posterior's change from the parent's."""
     loss = weighted_loss(net, batch[:real], bfloat16=bfloat16)
     if real == len(batch):
         return loss

@@ -228,7 +228,7 @@ def test_ring_that_cannot_be_looked_at_does_not_cost_the_frame(
 def test_rings_of_one_name_are_refused(client: Container) -> None:
     with pytest.raises(SymDenoiseError, match="names must differ"):
         Work.planned(client["denoised"], activity="test", analysis=[Ring(1, 2), Ring(3, 4)])
-    with pytest.raises(SymDenoiseError, match="it holds rings"):
+    with pytest.raises(SymDenoiseError, match="it must hold rings"):
         Work.planned(client["denoised"], activity="test", analysis=["orientation"])
 
 

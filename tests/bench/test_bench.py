@@ -469,7 +469,7 @@ def test_the_command_prints_each_role_apart_and_writes_json(data, tmp_path, caps
     results = quality.main(data, json_path=path, peers=list(QUICK), training_sets=True, levels=[1.0])
     printed = capsys.readouterr().out
     assert printed.index("role test") < printed.index("role train") < printed.rindex("symdenoise+symmetry")
-    assert "against no symmetry" in printed  # nothing is cut off where there is no terminal
+    assert "with symmetry against without" in printed  # nothing is cut off where there is no terminal
     assert json.loads(path.read_text())["results"] == results
 
 

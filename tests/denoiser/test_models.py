@@ -124,7 +124,7 @@ class TestRegistry:
 
     def test_a_name_is_not_given_twice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = import_model(tiny(tmp_path / "a"))
-        with pytest.raises(SymDenoiseError, match=r"has a model of it.*symdenoise models remove tiny"):
+        with pytest.raises(SymDenoiseError, match=r"has a model of this name.*symdenoise models remove tiny"):
             import_model(tiny(tmp_path / "b", seed=1))
         # Nor by a process that looked before the first one wrote.
         monkeypatch.setattr(registry, "checked_new_name", lambda name: name)

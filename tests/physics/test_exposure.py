@@ -86,5 +86,5 @@ def test_what_cannot_be_an_exposure_is_refused():
     for polarization in (1.5, -2, float("nan")):
         with pytest.raises(SymDenoiseError, match="degree of polarisation"):
             exposure_from_geometry(geometry(), SHAPE, polarization=polarization)
-    with pytest.raises(SymDenoiseError, match="distance 0: it is positive"):
+    with pytest.raises(SymDenoiseError, match="distance 0: it must be positive"):
         exposure_of_flat_detector(SHAPE, **(flat_detector | {"distance": 0}))

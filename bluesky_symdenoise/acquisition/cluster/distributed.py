@@ -69,9 +69,9 @@ class _Sent:
 class ClusterRows(PassedOn):
     """Take the rows of one stored run, have a cluster denoise them, and write the derived run.
 
-    The workers get all that was looked up here; each partition of rows comes back as a file of compressed frames. Their
-    chunks are copied as they are, in the order of the run, into the one file of the stream; with each row its documents
-    are sent and its journal is written as without a cluster.
+    The workers are sent everything that was looked up here. Each partition comes back as a file of compressed frames,
+    whose chunks are copied unchanged, in the order of the run, into the stream's one file. For each row, documents are
+    sent and the journal is written as without a cluster.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ class ClusterRows(PassedOn):
             self._finish_first()
 
     def _token(self, filling: _Filling) -> str:
-        """Return everything that decides a partition's content, so that a later replay finds finished partitions."""
+        """Return a hash of all that decides a partition's content, by which a later replay finds finished ones."""
         decides = {
             "recipe": self._work.recipe.sha256,
             "version": self._machine.version,

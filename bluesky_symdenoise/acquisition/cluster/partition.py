@@ -47,12 +47,12 @@ class Machine:
 
     @classmethod
     def here(cls, model: DenoiserSettings) -> Machine:
-        """Return those of this process."""
+        """Return the properties of this process, with the model loaded in it."""
         return cls(version=__version__, environment=model.load().environment())
 
 
 class TiledStream:
-    """Arrays of one stream of a run on a Tiled server, by name, for another process, which connects when it reads.
+    """Arrays of one stream on a Tiled server by name; can be sent to another process, which connects at its first read.
 
     Parameters
     ----------
@@ -79,19 +79,19 @@ def checksum(image: NDArray[Any]) -> int:
 
 
 class RawRows:
-    """Raw images of one stream: from their files where this process sees them, else through Tiled.
+    """Raw images of one stream: read from their files if this process can see them, otherwise through Tiled.
 
     Parameters
     ----------
     files
-        By data key; none for a key whose files are of a kind that only the server reads.
+        Files by data key; a key is missing if only the server can read its files.
     stored
         The same images on the server.
     last
         Checksum of the last image of each key, as the server has it: another computer may have another file of this
         name.
     refused
-        Why the images of a key are not read at all.
+        Reason why the images are not read, by data key.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class RawRows:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that many partitions of a stream share, as it was before the first of them.
+    """Everything that many partitions of a stream share, in the state before the first of them.
 
     Attributes
     ----------

@@ -47,7 +47,7 @@ class Claim:
         )
 
     def make_way(self, container: Container, uid: str, *, journal: Path) -> None:
-        """Remove what a dead writer left of a derived run; its files stay.
+        """Delete the derived run that a dead writer left in Tiled; its files stay.
 
         Call it while holding the run's `journal`: then no writer in the same folder is alive.
 

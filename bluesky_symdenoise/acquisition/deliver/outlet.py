@@ -38,7 +38,7 @@ def tiled_writer(work: Work, *, batch_size: int = 1) -> Emit:
 
 
 def straight_to_tiled(claim: Claim, *, batch_size: int = 1) -> Outlet:
-    """Return a factory of writers that send the documents of this many rows at a time, if the claim holds.
+    """Return an outlet straight to Tiled, if the claim allows it; documents of ``batch_size`` rows are sent at a time.
 
     They raise SymDenoiseError at the start document if the derived run exists and may not be replaced, and at each
     document if the server cannot be reached or refuses it.

@@ -1,4 +1,4 @@
-"""A test, before a scan, that the server can read what is going to be written."""
+"""Test, before a scan, whether the server can read the files that will be written."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Backgrounds:
         Parameters
         ----------
         seconds
-            Exposure time of the frame; None where exposures are counted.
+            Exposure time of the frame in seconds; None if it is not known, and equal to that of each dark frame.
         mask
             (y, x), True = bad.
 
@@ -75,5 +75,5 @@ def stored_dark(dark: Dark) -> NDArray[np.float64]:
 
 
 def dark_from_stored(array: NDArray[np.float64], *, frames: int, seconds: float | None) -> Dark:
-    """Return the inverse of `stored_dark`."""
+    """Return the dark that `stored_dark` made into an array."""
     return Dark(counts=np.nan_to_num(array), mask=np.isnan(array), frames=frames, seconds=seconds)

@@ -26,8 +26,7 @@ class Darks:
         self._taken: dict[str, list[tuple[float, Dark]]] = {}
 
     def fixed(self, key: str) -> Dark | None:
-        """Return the dark of all images of a key, from a file or another run; None if there is none, or a stream has
-        it.
+        """Return the dark for all images of a key, from a file or another run; None if a stream has it, or none exists.
 
         Raises
         ------
@@ -57,7 +56,7 @@ class Darks:
         return sum(len(taken) for taken in self._taken.values())
 
     def elsewhere(self, asked: Request) -> Darks:
-        """Return the same darks for another process."""
+        """Return a copy without references to open files or clients, for another process."""
         there = Darks(asked, {})
         there._taken = {key: list(taken) for key, taken in self._taken.items()}
         return there

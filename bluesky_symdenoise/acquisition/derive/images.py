@@ -71,7 +71,7 @@ class Images:
         return self._decision.doubt
 
     def record(self) -> tuple[Document, dict[str, NDArray[Any]]]:
-        """Return what was found before the first event, and the arrays that belong to it."""
+        """Return the settings that were found before the first event, for the descriptor, and arrays among them."""
         if self._settings is None:
             return {f"{self._key}_unusable": str(self._unusable)}, {}
         said = self._settings.record()
@@ -87,7 +87,7 @@ class Images:
         return said, arrays
 
     def missing_names(self) -> list[tuple[str, str]]:
-        """Return the beamline's names that the run does not have, by the quantity that each is for."""
+        """Return the beamline's names that were not found in the run, by quantity."""
         return [] if self._settings is None else self._settings.missing()
 
     @property
@@ -96,9 +96,10 @@ class Images:
         return None if self._settings is None else self._settings.unused_tilt
 
     def refuse_misfit(self, shape: tuple[int, int]) -> None:
-        """Raise SymDenoiseError if what is known before the first event fits no frame of this shape (y, x).
+        """Raise SymDenoiseError if a setting known before the first event does not fit frames of this shape (y, x).
 
-        It may be a mask, an exposure, a checked symmetry or a dark of another shape, or a beam centre off the detector.
+        The setting may be a mask, an exposure, a checked symmetry or a dark of another shape, or a beam centre off the
+        detector.
         """
         if self._settings is None:
             return
@@ -154,7 +155,7 @@ class Images:
         return self._unusable is not None or self._decision.settled
 
     def look(self, image: NDArray[Any], data: Mapping[str, Any]) -> None:
-        """Let an image that is not denoised decide what it would have decided."""
+        """Update the decisions for later images with an image that is not denoised."""
         try:
             self.symmetry(image, data)
         except SymDenoiseError as error:
@@ -171,13 +172,13 @@ class Images:
         }
 
     def as_now(self) -> Images:
-        """Return the same images, which keep their present state whatever comes next."""
+        """Return a copy in the present state, which later images do not change."""
         there = copy(self)
         there._decision = copy(self._decision)
         return there
 
     def elsewhere(self, asked: Request) -> Images:
-        """Return the same images in their present state for another process, which looks nothing up again."""
+        """Return a copy in the present state for another process, which need not look anything up again."""
         there = self.as_now()
         there._work, there._darks, there._backgrounds = asked, self._darks.elsewhere(asked), Backgrounds()
         return there
@@ -230,7 +231,7 @@ class Images:
 
 
 def misfit(images: Mapping[str, Images], descriptor: Document) -> SymDenoiseError | None:
-    """Return which of mask, exposure, dark or centre does not fit the stated image shape; None if all fit."""
+    """Return an error that names which of mask, exposure, dark and centre misfits the stated shape; None if all fit."""
     refused: list[SymDenoiseError] = []
     for key, each in images.items():
         height, width = stated_shape(descriptor["data_keys"][key]["shape"])[-2:]

@@ -42,7 +42,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
     source
         Makes the frame source of a stream from its descriptor; by default files that documents announce.
     replaced
-        Those of these files that may have been replaced by now.
+        Files that may have been replaced since they were announced.
     """
 
     def __init__(
@@ -139,8 +139,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
     def stream_datum(self, doc: Document) -> None:
         """Note where frames are, and process the rows whose event has come.
 
-        A step scan follows each announcement with an event. Where none comes before the next announcement, and no
-        data key needs one, the stream is flown: its frames are rows by themselves.
+        In a step scan, an event follows each announcement. If none comes before the next announcement, and no data
+        key needs one, the stream is a fly scan: each of its frames is a row.
         """
         stream = self._by_descriptor.get(doc["descriptor"])
         resource = self._resources.get(doc["stream_resource"])
@@ -252,7 +252,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
     @property
     def complaint(self) -> str | None:
-        """What is wrong with the folder of the derived files, in one line."""
+        """Problem with the folder of the derived files, in one line; None if there is none."""
         return self._taker.complaint
 
     @property
@@ -267,12 +267,12 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
     @property
     def waits_for_an_image(self) -> bool:
-        """Whether the first image will tell if what was asked for fits the run."""
+        """Whether the request contradicts the stated image shape, so that the first image has to show if it fits."""
         return self._misfit is not None
 
     @property
     def lack(self) -> str:
-        """Why nothing is denoised: what was asked for, and what the run has."""
+        """Reason why nothing is denoised: what was requested, and what the run has."""
         recipe, left_out = self._asked.recipe, self._left_out
         refused = {each["name"]: self._taker.refused(each["name"], image_keys(each, recipe)) for each in left_out}
         return said_lack(recipe, left_out, refused)

@@ -47,13 +47,13 @@ class Recorded:
 
     @cached_property
     def exposure(self) -> NDArray[Any] | None:
-        """Given relative exposure (y, x), or None."""
+        """Relative exposure (y, x) that was given with the recipe, or None."""
         sha256 = self._recipe.exposure_sha256
         return None if sha256 is None else self._array("exposure", sha256)
 
     @cached_property
     def fold(self) -> NDArray[Any] | None:
-        """Given map (y, x) uint8 of where mates may be used, or None."""
+        """Map (y, x) uint8 of where mates may be used, as given with the recipe, or None."""
         sha256 = self._recipe.fold_sha256
         return None if sha256 is None else self._array("fold", sha256)
 

@@ -62,10 +62,10 @@ class DerivedRows(RowTaker):
     making
         How rows are made.
     environment
-        What decides the bits of a row, if rows are not computed on this computer.
+        Properties that decide the bits of a row, if rows are computed on another computer; see `Work.environment`.
     finished_frame
-        Called in that thread after each frame was written with None, or with the reason why it is NaN. If it raises, no
-        row is written after this one.
+        Called in that thread after each frame has been written: with None, or with the reason why it is NaN. If it
+        raises, no row is written after this one.
     too_late
         Called before each frame; if it returns a reason not to denoise the frame any more, the frame becomes NaN.
     outlet
@@ -229,9 +229,7 @@ class DerivedRows(RowTaker):
         return made if self._environment is None else made | {"environment": self._environment}
 
     def refused(self, stream: str, keys: Sequence[str]) -> dict[str, str]:
-        """Return the names that Tiled does not accept; found out here, because later their documents would wait
-        forever.
-        """
+        """Return the data keys that Tiled does not accept: later, their documents would wait on disk forever."""
         remedy = "; rename the device or its stream, or denoise in memory with replay(run)"
         if reason := refused_stream(stream):
             return dict.fromkeys(keys, f"stream {stream!r}: {reason}{remedy}")
@@ -263,7 +261,7 @@ class DerivedRows(RowTaker):
         return opened
 
     def take(self, stream: Stream, event: Event, row: int) -> None:
-        """Denoise the images of one event and write them, if wanted; others only update what is decided by them."""
+        """Denoise the images of one event and write them, if the row is wanted; otherwise only update the decisions."""
         if row in self._wanted:
             self._write(stream, event)
         elif row < self._wanted[-1]:
@@ -284,7 +282,7 @@ class DerivedRows(RowTaker):
         self.append(stream, event, outcomes)
 
     def _look_at_shapes(self, stream: Stream, event: Event) -> None:
-        """Read the images of the first row, whose shapes the derived stream gets."""
+        """Read the images of the first row, from which the derived stream takes its shapes."""
         for key in stream.keys:
             try:
                 self._first[stream.name, key, event.seq_num, event.turn] = stream.image(key, event)

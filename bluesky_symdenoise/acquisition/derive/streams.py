@@ -1,4 +1,4 @@
-"""The known part of one stream of a raw run, and its events."""
+"""State of one stream of a raw run while its documents are read, and its events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Event:
-    """What is needed of an event; ``images`` are the ones that it holds itself, or their datum ids."""
+    """The needed parts of an event; ``images`` holds the images inside the event itself, or their datum ids."""
 
     seq_num: int
     turn: int
@@ -38,7 +38,7 @@ class Event:
 
 @dataclass
 class Stream:
-    """What is known so far of one stream with images; ``run`` is the uid of its raw run."""
+    """State of one stream with images; ``run`` is the uid of its raw run."""
 
     run: str
     name: str
@@ -72,7 +72,7 @@ class Stream:
         return not self.turns and all(each.startswith("STREAM:") for each in external)
 
     def look(self, event: Event) -> None:
-        """Let the images of a row that is not denoised decide what they would have decided."""
+        """Update the decisions for later rows with the images of a row that is not denoised."""
         for key, images in self.images.items():
             if images.settled:
                 continue
@@ -105,7 +105,7 @@ class Stream:
             self.shapes[key] = shape
             if shape != stated:
                 log.warning(
-                    "run %s, %s/%s: the data key states shape %s and its images have %s, which counts; mask and beam "
+                    "run %s, %s/%s: the data key states shape %s, but its images have %s, which is used; mask and beam "
                     "centre are those of (y, x) = %s; fix the device's description",
                     self.run[:8],
                     self.name,
@@ -117,7 +117,7 @@ class Stream:
         if shape != self.shapes[key]:
             raise SymDenoiseError(
                 f"an image of shape {shape}",
-                rule=f"those before it have {self.shapes[key]}, and {tuple(described['shape'] or ())} is stated",
+                rule=f"earlier ones have {self.shapes[key]}, and the data key states {tuple(described['shape'] or ())}",
                 remedy="take images of one shape in a run; this one can be denoised with `symdenoise denoise`",
             )
         # Boolean pixels are counts of 0 or 1.

@@ -39,7 +39,7 @@ class RowTaker:
         return set[str]().union(*(images.columns for images in stream.images.values()))
 
     def open(self, start: Document, descriptor: Document, keys: Sequence[str]) -> None:
-        """Begin: the first stream with images has come."""
+        """Begin: a first stream with images has come."""
 
     def begin(self, stream: Stream) -> None:
         """Prepare for a stream with images, before its first row."""

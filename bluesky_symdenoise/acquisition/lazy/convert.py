@@ -187,8 +187,8 @@ class _Image:
         if "time" not in run[stream] or any(recipe.get(name) for name in _KEEPS):
             raise SymDenoiseError(
                 f"pixels of {stream}/{key}",
-                rule="a run of chosen frames, without events, with a checked symmetry or settings from its documents "
-                "keeps its pixels",
+                rule="they stay stored in a run of chosen frames, without events, with a checked symmetry or with "
+                "settings from its documents",
                 remedy="leave it as it is",
             )
         again = Again(run, stream, key, denoiser)

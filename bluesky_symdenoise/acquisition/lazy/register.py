@@ -160,7 +160,7 @@ def _plan(work: Work, stored: TiledRun) -> _Plan:
         if keys and (not numbers or len(set(numbers)) != len(numbers)):
             raise SymDenoiseError(
                 f"stream {name!r}",
-                rule="it has no events" if not numbers else "two of its events have one number",
+                rule="it has no events" if not numbers else "two of its events have the same number",
                 remedy="replay the run instead",
             )
         for key in keys:

@@ -151,9 +151,9 @@ def merged_documents(paths: Sequence[Path], *, after: int) -> Iterator[tuple[int
 
 
 def foresee(paths: Sequence[Path], places: Places, replaced: Replaced, *, after: int = _HEAD) -> None:
-    """Find out, before documents are processed, which raw files were replaced since they came, or may be.
+    """Find out, before documents are processed, which raw files may have been replaced since they were received.
 
-    The process that took them ended when the last of them came: what changes its files a while after that is
+    The process that received them ended after the last one: whatever changes its files some time later belongs to
     another run.
 
     Parameters
@@ -190,7 +190,7 @@ def left_files(work: Work) -> Iterator[tuple[RunFile, Head]]:
 
 
 def left_with_other_settings(work: Work) -> Iterator[str]:
-    """Yield a line for each file of documents that came under another request and that no living process holds."""
+    """Yield a message for each file of documents received for another request that no living process holds."""
     for path in sorted(spool_folder(work.folder).glob(f"*{SUFFIX}")):
         head = head_of(path)
         if head is not None and not _is_for(head, work) and not is_held(path):

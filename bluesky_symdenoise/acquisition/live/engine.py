@@ -48,7 +48,7 @@ class FinishedError(SymDenoiseError):
 
 
 class Engine:
-    """Routes documents to the denoiser of their run.
+    """Route documents to the `RunReader` of their run.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ _DTYPES = {"number": "f8", "string": "U64"}
 
 
 class Gathered(RowTaker):
-    """Collect the rows of a run without reading images; the caller has read the darks.
+    """Collect the rows of a run without reading their images.
 
     Attributes
     ----------

@@ -151,7 +151,7 @@ def replay_with(
     older_than
         Seconds without a sign of life after which a run without a stop document counts as ended.
     finished_frame
-        Called after each frame was written with None, or with the reason why it is NaN. If it raises, the derived run
+        Called after each frame has been written: with None, or with the reason why it is NaN. If it raises, the run
         is left unfinished, and the next replay continues with its rows.
     scheduler
         Client of the Dask cluster that denoises; None: this process does.
@@ -238,7 +238,7 @@ def state(run: StoredRun, work: Work) -> str:
 
 
 def _ended(run: StoredRun, older_than: float | None) -> Document | None:
-    """Return the stop document, or the assumed one; None if only the documents tell."""
+    """Return the stop document, or the assumed one; None if it is known only after the documents have been read."""
     return _assumed_stop(run, older_than) if run.stop is None and run.last_seen is not None else run.stop
 
 

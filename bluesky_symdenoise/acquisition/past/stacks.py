@@ -84,7 +84,7 @@ def stacks_of(frames: Any, *, stream: str | None, data_key: str | None) -> list[
         raise SymDenoiseError(
             f"frames of shape {tuple(array.shape)}",
             rule="they must be (frame, y, x) with at least one frame, or runs of a catalogue",
-            remedy="give one array of all frames; of a single one, frame[None]",
+            remedy="give one array of all frames; for a single frame, frame[None]",
         )
     return [Stack("an array", tuple(array.shape), lambda index: np.asarray(array[index]), is_run=False)]
 

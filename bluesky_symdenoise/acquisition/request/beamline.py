@@ -98,7 +98,7 @@ class Beamline:
     def __post_init__(self) -> None:
         darks = [name for name in ("dark_stream", "dark_run", "dark_file") if getattr(self, name) is not None]
         if len(darks) > 1:
-            raise SymDenoiseError(", ".join(darks), rule="a frame has one dark", remedy="name one of them")
+            raise SymDenoiseError(", ".join(darks), rule="a frame can have one dark only", remedy="name one of them")
         if (self.beam_center_y is None) != (self.beam_center_x is None):
             raise SymDenoiseError(
                 "a beam centre with one coordinate",
@@ -243,7 +243,7 @@ class Settings:
         ]
 
     def _columns(self) -> dict[str, Found]:
-        """Return what an event may have, by name: its value is not known yet."""
+        """Return a placeholder for each column that events may have, by name: its values are not known yet."""
         return {
             name: Found(None, f"event column {name}")
             for name in self._beamline.columns(self._key)

@@ -43,12 +43,12 @@ class ImageOptions(TypedDict, total=False):
 
 
 class Options(ImageOptions, total=False):
-    """Image options, and where a run's own documents say more.
+    """Image options, and options for metadata from the run's own documents and for analysis.
 
     Attributes
     ----------
     beamline
-        Where the run's own documents say more: geometry, masks, doses, darks.
+        Names under which the run's own documents give geometry, masks, doses and darks.
     analysis
         Rings whose orientation, anisotropy and peak become columns of the derived run.
     """

@@ -55,7 +55,7 @@ class Request:
     activity
         ``callback`` or ``replay``: how the derived run came to be.
     beamline
-        Where the run's own documents say more.
+        Names under which the run's own documents give geometry, masks, doses and darks.
     dark
         Dark of all images, from a file.
     raw

@@ -21,8 +21,8 @@ _PLAIN = (*ImageOptions.__annotations__, "directory", "frames")
 def read_arguments(path: Path) -> dict[str, Any]:
     """Return arguments for `Work.planned`, named as those of `bluesky_symdenoise.DenoiseCallback`.
 
-    ``mask`` and ``exposure`` name files with one image each, from the folder of the TOML file on, and so does a
-    ``symmetry`` that `symdenoise symmetry -o` wrote; ``[beamline]`` holds
+    ``mask`` and ``exposure`` name files with one image each, relative to the folder of the TOML file, and so may
+    ``symmetry``: a file that `symdenoise symmetry -o` wrote. ``[beamline]`` holds
     the attributes of `bluesky_symdenoise.Beamline`, and each ``[[analysis]]`` those of a `bluesky_symdenoise.Ring`.
 
     Raises
@@ -36,11 +36,13 @@ def read_arguments(path: Path) -> dict[str, Any]:
         raise SymDenoiseError(str(path), rule=f"it cannot be read ({error})", remedy="give a TOML file") from error
     beamline, rings = said.pop("beamline", {}), said.pop("analysis", [])
     if not isinstance(beamline, dict):
-        raise SymDenoiseError(f"{path}: beamline", rule="it is a table", remedy="begin it with [beamline]")
+        raise SymDenoiseError(f"{path}: beamline", rule="it must be a table", remedy="begin it with [beamline]")
     _check_known(path, said, _PLAIN, "and tables [beamline], [[analysis]]")
     _check_known(path, beamline, tuple(each.name for each in fields(Beamline)), "in [beamline]")
     if not isinstance(rings, list) or not all(isinstance(ring, dict) for ring in rings):
-        raise SymDenoiseError(f"{path}: analysis", rule="it is tables", remedy="begin each ring with [[analysis]]")
+        raise SymDenoiseError(
+            f"{path}: analysis", rule="it must be an array of tables", remedy="begin each ring with [[analysis]]"
+        )
     for ring in rings:
         _check_known(path, ring, tuple(each.name for each in fields(Ring)), "in [[analysis]]")
     if str(said.get("symmetry")).endswith(".npz"):

@@ -1,4 +1,4 @@
-"""Runs of databroker's catalogues, read as the runs on a Tiled server, in SQL or in MongoDB, that they are."""
+"""Runs of databroker's catalogues, read as runs of the Tiled server behind them, which has them in SQL or MongoDB."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Columns(Mapping[str, Any]):
 class _Parts(Columns):
     """Columns of a stream in SQL, looked up with one request: Tiled's own client makes three for each.
 
-    It has the shape that the arrays have now.
+    The shapes are those that the arrays have now.
     """
 
     def __init__(self, stream: Any) -> None:

@@ -140,7 +140,7 @@ def unpacked(head: bytes, body: bytes) -> tuple[str, Document]:
 
 
 def _plain(value: Any, copy: Copy, within: tuple[int, ...]) -> Any:
-    """Return the plain value; `within` are the ids of the enclosing values, which it must not contain in turn."""
+    """Return the plain value; ``within`` holds the ids of the enclosing values, which must not occur in it again."""
     if type(value) in _ATOMS:
         return _atom(value)
     if len(within) > DEPTH or id(value) in within:

@@ -226,8 +226,8 @@ class _GrowingFile:
 class _ConsolidatedFiles:
     """Rows of numbered files, or of any other kind that Tiled has an adapter for.
 
-    A consolidator of Tiled's writer gives the files. It is made anew for each row and gets only the rows that it needs,
-    so that the number of a row alone decides what it is, whatever came before.
+    A consolidator of Tiled's writer gives the files. It is made anew for each row, with only the rows that it needs, so
+    that the result depends on the number of the row alone.
     """
 
     def __init__(self, resource: Document, descriptor: Document, count: Count, replaced: Replaced) -> None:

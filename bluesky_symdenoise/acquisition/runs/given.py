@@ -101,7 +101,7 @@ class GivenRun:
         return Layout(("time", *dims), tuple(said["shape"]), np.dtype(said.get("dtype_numpy", "<f8")), known=False)
 
     def images(self, asked: Request) -> None:
-        """Return None: only the documents tell."""
+        """Return None: the number is known only after the documents have been read."""
 
 
 class Backup(GivenRun):

@@ -66,7 +66,7 @@ class StoredRun(Protocol):
         ...
 
     def images(self, asked: Request) -> int | None:
-        """Return how many images are requested; None if only the documents tell."""
+        """Return how many images are requested; None if that is known only after the documents have been read."""
         ...
 
 

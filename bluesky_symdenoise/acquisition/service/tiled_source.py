@@ -250,7 +250,7 @@ class TiledSource:
         yield from self._compare(run, stored)
 
     def _compare(self, run: _Run, stored: BlueskyRun) -> Iterator[tuple[str, Document]]:
-        """Yield what the catalogue has and has not been given yet."""
+        """Yield documents for everything in the catalogue that has not been yielded yet."""
         for descriptor in stored.descriptors:
             if descriptor["name"] not in run.streams:
                 run.streams[descriptor["name"]] = _Stream(run.uid, descriptor)

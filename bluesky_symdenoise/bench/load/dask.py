@@ -1,4 +1,4 @@
-"""Replay on a Dask cluster: one and two workers, a killed one, and what the assembly of the file costs."""
+"""Replay on a Dask cluster with one and two workers and with a killed one, and the cost of assembling the file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured.
+    """Sizes and repetitions of the measurement.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ def _alone(frames: int, size: int) -> float:
 
 
 def _bare(processes: Executor, count: int, options: Options) -> float:
-    """Return frames per second of several such processes together: what the computer can do at that moment."""
+    """Return frames per second of several such processes together: the limit of this computer at that moment."""
     frames = max(8, options.frames // 4)
     return sum(each.result() for each in [processes.submit(_alone, frames, options.size) for _ in range(count)])
 
@@ -143,18 +143,18 @@ def scaling(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
         Row(f"{about}: this process, no cluster", alone, "frames/s", ""),
         Row(f"{about}: one worker", rate["1"], "frames/s", ""),
         Row(f"{about}: two workers", rate["2"], "frames/s", ""),
-        Row("  two of one, median of the pairs", float(np.median(ratios)), "", ">= 1.7"),
-        Row("  lowest and highest pair: lowest", min(ratios), "", ""),
-        Row("  highest", max(ratios), "", ""),
+        Row("  two workers over one, median of the pairs", float(np.median(ratios)), "", ">= 1.7"),
+        Row("  two workers over one, lowest pair", min(ratios), "", ""),
+        Row("  two workers over one, highest pair", max(ratios), "", ""),
         Row("  CPU time of the one thread that writes", float(np.median(own[1:])), "ms/frame", ""),
         Row("denoiser alone in one process", rate["bare 1"], "frames/s", ""),
-        Row("denoiser alone in two", rate["bare 2"], "frames/s", ""),
-        Row("  two of one: the computer's ceiling meanwhile", float(np.median(ceilings)), "", ""),
+        Row("denoiser alone in two processes", rate["bare 2"], "frames/s", ""),
+        Row("  two processes over one: the limit of the computer at that time", float(np.median(ceilings)), "", ""),
         Row("two workers, one of them killed", with_kill, "frames/s", ""),
         Row("  frames lost", options.frames - len(made["primary"]["seq_num"].read()), "", "0"),
         Row("  frames that failed", sum(e["frames"] for e in made.metadata["stop"]["provenance"]["failures"]), "", "0"),
-        Row("  chunks that differ from one process's", _differing(_compressed(made), serial), "", "0"),
-        Row("chunks with two workers that differ", 0 if same else len(serial), "", "0"),
+        Row("  chunks that differ from those of one process", _differing(_compressed(made), serial), "", "0"),
+        Row("chunks of two workers that differ from those of one process", 0 if same else len(serial), "", "0"),
     ]
 
 
@@ -194,11 +194,11 @@ def assembly(folder: Path, options: Options) -> list[Row]:
         stored = sum(dataset.id.get_storage_size() for dataset in datasets.values()) / options.frames
     per_frame = {name: 1000 * seconds / options.frames for name, seconds in taken.items()}
     return [
-        Row("assembly: image and sigma copied compressed", per_frame["copied"], "ms/frame", ""),
-        Row("  if they were compressed there", per_frame["compressed again"], "ms/frame", ""),
-        Row("bytes of a raw frame, uint16", counts.nbytes / 1e6, "MB", ""),
-        Row("bytes of a denoised one with sigma, float32", (row.intensity.nbytes + row.sigma.nbytes) / 1e6, "MB", ""),
-        Row("  compressed: written by the worker, read and written once more", stored / 1e6, "MB", ""),
+        Row("assembly: image and sigma copied as compressed chunks", per_frame["copied"], "ms/frame", ""),
+        Row("  if they were compressed again", per_frame["compressed again"], "ms/frame", ""),
+        Row("raw frame, uint16", counts.nbytes / 1e6, "MB", ""),
+        Row("denoised frame with sigma, float32", (row.intensity.nbytes + row.sigma.nbytes) / 1e6, "MB", ""),
+        Row("  compressed: written by the worker, then read and written once more", stored / 1e6, "MB", ""),
     ]
 
 
@@ -213,7 +213,7 @@ def main(
     options = Options(size=size, frames=frames, repeats=repeats)
     title = (
         f"{options.frames} frames, {options.repeats} pairs, single-threaded workers, "
-        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
+        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start"
     )
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as server:
         results = {

@@ -1,4 +1,4 @@
-"""What the callback costs a scan and what it delivers: every figure beside the same scan without the callback."""
+"""Cost of the callback for a scan, and its throughput, each compared with the same scan without the callback."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured.
+    """Sizes and repetitions of the measurement.
 
     Attributes
     ----------
@@ -142,13 +142,13 @@ def _longer(without: Figures, with_callback: Figures, key: str) -> float:
 
 
 def thread(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Return time that the RunEngine's thread spends in the callback; scan time with a denoiser that cannot follow."""
+    """Return the RunEngine thread's time in the callback, and the scan time with a denoiser that is too slow."""
     without, attached = _pair(server, folder, options, dwell=0.1)
     return [
-        Row("on the RunEngine's thread, per event, median", attached["median_ms"], "ms", "<= 1"),
-        Row("on the RunEngine's thread, per event, 99th percentile", attached["p99_ms"], "ms", "<= 5"),
-        Row("scan, 0.1 s dwell, without", without["scan_s"], "s", ""),
-        Row("scan, 0.1 s dwell, denoiser on one thread too slow for it", attached["scan_s"], "s", ""),
+        Row("time per event on the RunEngine's thread, median", attached["median_ms"], "ms", "<= 1"),
+        Row("time per event on the RunEngine's thread, 99th percentile", attached["p99_ms"], "ms", "<= 5"),
+        Row("scan, 0.1 s dwell, without callback", without["scan_s"], "s", ""),
+        Row("scan, 0.1 s dwell, with a denoiser that is too slow", attached["scan_s"], "s", ""),
         Row("  longer by", _longer(without, attached, "scan_s"), "%", "<= 2"),
         Row("  of that without: dwell", 0.1 * options.events, "s", ""),
         Row("  of that without: the RunEngine waits until Tiled has the raw run", without["writer_s"], "s", ""),
@@ -162,18 +162,18 @@ def load(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     with busy():
         without, attached = _pair(server, folder, options, dwell=0.1)
     return [
-        Row("interval under full CPU load, 0.1 s dwell, without", without["interval_ms"], "ms", ""),
+        Row("interval under full CPU load, 0.1 s dwell, without callback", without["interval_ms"], "ms", ""),
         Row("  longer by", _longer(without, attached, "interval_ms"), "%", "<= 2"),
-        Row("on the RunEngine's thread under full CPU load, median", attached["median_ms"], "ms", "<= 1"),
-        Row("on the RunEngine's thread under full CPU load, 99th percentile", attached["p99_ms"], "ms", "<= 5"),
+        Row("time per event under full CPU load, median", attached["median_ms"], "ms", "<= 1"),
+        Row("time per event under full CPU load, 99th percentile", attached["p99_ms"], "ms", "<= 5"),
     ]
 
 
 def zero(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Return scan time at zero dwell, where every core is wanted twice."""
+    """Return the scan time without pauses between events, when scan and denoiser compete for all cores."""
     without, attached = _pair(server, folder, options, dwell=0.0)
     return [
-        Row("scan, zero dwell, without", without["scan_s"], "s", ""),
+        Row("scan, zero dwell, without callback", without["scan_s"], "s", ""),
         Row("  longer by", _longer(without, attached, "scan_s"), "%", "reported"),
     ]
 
@@ -194,8 +194,8 @@ def throughput(server: ServerProcess, folder: Path, options: Options) -> list[Ro
     ours, theirs = float(np.median(through)), float(np.median(denoiser_alone))
     return [
         Row("denoiser alone", 1 / theirs, "frames/s", ""),
-        Row("from files to Tiled, the run's beginning and end included", 1 / ours, "frames/s", ""),
-        Row("  of the denoiser alone", 100 * theirs / ours, "%", ">= 90"),
+        Row("from files to Tiled, including the run's beginning and end", 1 / ours, "frames/s", ""),
+        Row("  relative to the denoiser alone", 100 * theirs / ours, "%", ">= 90"),
     ]
 
 
@@ -211,7 +211,7 @@ def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
         status = until(callback, lambda status: status.frames + status.failed == options.memory_events)
         after = resident(os.getpid()), resident(callback.worker_pid)
     return [
-        Row(f"frames of {options.memory_events} denoised", status.frames, "", ""),
+        Row(f"denoised frames, of {options.memory_events}", status.frames, "", ""),
         Row("RunEngine's process grew by", after[0] - before[0], "MB", "<= 50"),
         Row("worker grew by", after[1] - before[1], "MB", "<= 50"),
     ]
@@ -232,8 +232,8 @@ def latency(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
                     time.sleep(0.02)
                 waited.append(time.perf_counter() - begun)
     return [
-        Row("event to frame readable in Tiled, 256 x 256, median", float(np.median(waited)), "s", "<= 1"),
-        Row("event to frame readable in Tiled, 256 x 256, slowest (the run's first)", max(waited), "s", ""),
+        Row("from event to readable frame in Tiled, 256 x 256, median", float(np.median(waited)), "s", "<= 1"),
+        Row("from event to readable frame in Tiled, 256 x 256, slowest (the run's first)", max(waited), "s", ""),
     ]
 
 
@@ -263,16 +263,16 @@ def outage(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     run = denoised_for(server.client, uid)
     rows = 0 if run is None else run["primary"]["det"].shape[0]
     return [
-        Row("scan without, Tiled alive", seconds[0], "s", ""),
-        Row("scan with, Tiled killed", seconds[1], "s", ""),
+        Row("scan without callback, Tiled running", seconds[0], "s", ""),
+        Row("scan with callback, Tiled killed", seconds[1], "s", ""),
         Row("  longer by", 100 * (seconds[1] / seconds[0] - 1), "%", "unaffected"),
-        Row(f"rows of {options.events} in Tiled in the end", rows, "", f"{options.events}"),
+        Row(f"rows in Tiled at the end, of {options.events}", rows, "", f"{options.events}"),
         Row("frames that failed", status.failed, "", "0"),
     ]
 
 
 def inline(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Return the RunEngine thread's time in the callback for events that hold their frames, in one buffer for all."""
+    """Return the RunEngine thread's time in the callback, for events that hold their frames in one reused buffer."""
     events = max(100, options.events)
     run = compose_run()
     key = {"source": "bench", "dtype": "array", "dtype_numpy": "<u2", "shape": [options.size, options.size]}
@@ -298,10 +298,10 @@ def inline(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     counts = [] if found is None else np.asarray(found["primary"]["cam_counts_in"].read()).tolist()
     right = sum(a == b for a, b in zip(meant, counts, strict=False))
     return [
-        Row("frames inside events: on the RunEngine's thread, per event, median", _ms(inside, 0.5), "ms", "<= 1"),
-        Row("frames inside events: 99th percentile", _ms(inside, 0.99), "ms", "<= 5"),
+        Row("frames inside events: time per event, median", _ms(inside, 0.5), "ms", "<= 1"),
+        Row("frames inside events: time per event, 99th percentile", _ms(inside, 0.99), "ms", "<= 5"),
         Row("frames inside events: RunEngine's process grew by", after - before, "MB", "<= 100"),
-        Row(f"rows of {events} with the counts of their frame", right, "", f"{events}"),
+        Row(f"rows with the counts of their frame, of {events}", right, "", f"{events}"),
     ]
 
 
@@ -336,7 +336,7 @@ def main(
     results: dict[str, list[Row]] = {}
     title = (
         f"{options.events} events of {options.size} x {options.size}, medians of {options.repeats}, denoiser on "
-        f"{options.threads} thread(s), {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
+        f"{options.threads} thread(s), {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start"
     )
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as server:
         for name in only or tuple(FIGURES):

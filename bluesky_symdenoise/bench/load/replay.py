@@ -1,4 +1,4 @@
-"""Replay beside the denoiser alone: throughput at several sizes of frames, and memory over a long run."""
+"""Replay compared with the denoiser alone: throughput for several frame sizes, and memory over a long run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BLOCK = 20
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured.
+    """Sizes and repetitions of the measurement.
 
     Attributes
     ----------
@@ -98,11 +98,11 @@ def throughput(server: ServerProcess, folder: Path, options: Options, size: int)
     about = f"{size} x {size}"
     return [
         Row(f"{about}: denoiser alone", rate["alone"], "frames/s", ""),
-        Row(f"{about}: replay into Tiled, beginning and end included", rate["replay"], "frames/s", ""),
-        Row("  of the denoiser alone", 100 * rate["replay"] / rate["alone"], "%", ">= 90"),
-        Row("  over the second half of its rows", 100 * rate["sustained"] / rate["alone"], "%", ">= 90"),
+        Row(f"{about}: replay into Tiled, including beginning and end", rate["replay"], "frames/s", ""),
+        Row("  relative to the denoiser alone", 100 * rate["replay"] / rate["alone"], "%", ">= 90"),
+        Row("  the same over the second half of the rows", 100 * rate["sustained"] / rate["alone"], "%", ">= 90"),
         Row(f"{about}: replay in memory, {BLOCK} frames at a time", rate["memory"], "frames/s", ""),
-        Row("  of the denoiser alone", 100 * rate["memory"] / rate["alone"], "%", ""),
+        Row("  relative to the denoiser alone", 100 * rate["memory"] / rate["alone"], "%", ""),
     ]
 
 
@@ -122,9 +122,9 @@ def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     at = {part: measured[min(n - 1, int(part * n))] for part in (0.1, 0.5, 1.0)}
     return [
         Row(f"memory after {n // 10} frames of 64 x 64", at[0.1], "MB", ""),
-        Row(f"  grew by, after {n // 2}", at[0.5] - at[0.1], "MB", ""),
-        Row(f"  grew by, after {n}", at[1.0] - at[0.1], "MB", "<= 50"),
-        Row(f"  {n} raw frames are", n * counts[0].nbytes / 1e6, "MB", ""),
+        Row(f"  growth after {n // 2} frames", at[0.5] - at[0.1], "MB", ""),
+        Row(f"  growth after {n} frames", at[1.0] - at[0.1], "MB", "<= 50"),
+        Row(f"  size of {n} raw frames", n * counts[0].nbytes / 1e6, "MB", ""),
     ]
 
 
@@ -142,7 +142,7 @@ def main(
     about = header(model_file(), device=Denoiser.pretrained().environment()["device"])
     title = (
         f"{options.frames} frames a run, medians of {options.repeats}, denoiser on {options.threads} thread(s), "
-        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
+        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start"
     )
     results: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as server:

@@ -1,4 +1,4 @@
-"""What a lazy run costs its readers: one frame, the same again, and many clients at a time."""
+"""Time to read a lazy run: one frame, the same frame again, and many clients at a time."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def main(
 
 
 def _one_reader(denoiser: Denoiser, *, size: int, repeats: int) -> list[Figure]:
-    """Return one frame read for the first time, and again; medians, with the raw frame read and denoised beside it."""
+    """Return median times to read one frame first and again, and to read the raw frame and denoise it."""
     counts = np.random.default_rng(0).poisson(1.0, (repeats + 1, size, size)).astype(np.uint16)
     with tempfile.TemporaryDirectory() as folder:
         raw_uid, derived_uid = _made(Path(folder), counts, denoiser)
@@ -142,7 +142,7 @@ def _many_readers(denoiser: Denoiser, *, clients: int, frames: int, size: int, s
         "figure": f"{clients} clients, {frames} frames of {size} x {size}, cache for {share * frames:.0f}",
         "measured": f"{how}; {failed} errors; "
         f"memory +{grown / 2**20:.0f} MB over {cache / 2**20:.0f} MB of cache; {seconds:.0f} s",
-        "target": ("each computed once, " if share > 1 else "") + "no error, memory at most cache + 1 GB",
+        "target": ("each frame computed once, " if share > 1 else "") + "no errors, memory at most cache + 1 GB",
         "met": within and not failed and (once or share < 1),
         **outcomes,
         "errors": failed,

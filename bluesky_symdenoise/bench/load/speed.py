@@ -1,4 +1,4 @@
-"""The denoiser's own speed and memory on one large frame, beside BM3D and non-local means."""
+"""Speed and memory of the denoiser on one large frame, compared with BM3D and non-local means."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WANTED = {"float32": 2.5, "bfloat16": 5.0}
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured.
+    """Sizes and repetitions of the measurement.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ def main(
     options = Options(model=model, size=size, threads=tuple(threads or (1, 2)), repeats=repeats, part=part)
     title = (
         f"{options.size} x {options.size}, symmetry 1, medians of {options.repeats}, "
-        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
+        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start"
     )
     pixels = options.size**2
     ours: list[Row] = []
@@ -117,7 +117,7 @@ def main(
         theirs.append(Row(f"{name}, {cut.shape[0]} x {cut.shape[1]} scaled by area", seconds, "s", ""))
         for dtype, own in fastest.items():
             goal = ">= 50" if name == "BM3D" else ""
-            theirs.append(Row(f"  denoiser at its fastest, {dtype}", seconds / own, "times faster", goal))
+            theirs.append(Row(f"  denoiser at its best, {dtype}", seconds / own, "times faster", goal))
     results: dict[str, list[Row]] = {"denoiser": ours, "peers": theirs}
     report(results, vars(options), title=title, about=about, json_path=json_path)
     return results

@@ -1,4 +1,4 @@
-"""What tuning to one's own frames gains: tuned on half of a set's frames, scored on the photons of the other half."""
+"""Gain from tuning a model to a set's own frames: tuned on half of them, scored on the photons of the other half."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def run(
     """Tune to each set in each mode, and give the figures.
 
     Frames are thinned to ``level`` counts per pixel, as a fast scan would have counted them, and the photons left over
-    score them: held-out photons of frames that were not tuned on. In the mode `reference` the photons left over of the
-    other frames are what is tuned on.
+    score them: held-out photons of frames that were not tuned on. In the mode `reference`, the model is tuned on the
+    photons left over of the other frames.
     """
     found = {each.name: each for each in image_sets(data, ("train",))}
     if unknown := sorted(set(sets) - set(found)):
@@ -142,7 +142,7 @@ def _table(results: Sequence[dict[str, Any]], title: str) -> Table:
     for name in (
         "counts/px",
         "frames",
-        "loss of parent",
+        "parent's loss",
         "gain, mnat/px",
         "steps",
         "s",

@@ -123,7 +123,9 @@ def thin(
         Input, target, and the target's exposure in units of the input's, k = (1 - p) / p.
     """
     if not level > 0:
-        raise SymDenoiseError(f"level {level}", rule="it is counts per pixel, above 0", remedy="give 0.1, 1, 10 or 100")
+        raise SymDenoiseError(
+            f"level {level}", rule="it must be above 0, in counts per pixel", remedy="give 0.1, 1, 10 or 100"
+        )
     p = level / float(counts[~mask].mean())
     part = rng.binomial(counts.astype(np.int64), p).astype(np.float64)
     return part, counts - part, (1 - p) / p

@@ -1,4 +1,4 @@
-"""Pictures of the cases in which a denoiser gains and loses most beside its peers."""
+"""Pictures of the cases in which a denoiser gains and loses most against its peers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def gains(results: Sequence[Result], peers: Sequence[str]) -> list[tuple[float, Result, str]]:
-    """Return our PSNR over the best peer's in dB, our row and the peer's name; least first, undefined left out."""
+    """Return our PSNR minus the best peer's in dB, our row and the peer's name; smallest first, without undefined."""
     found = []
     for case in scored(list(results)).values():
         ours = case[OURS_FOLDED] if OURS_FOLDED in case else case.get(OURS)

@@ -19,9 +19,9 @@ LEVELS, CROP = (0.1, 1.0, 10.0), 96
 
 
 def tuned_floors(found: Iterable[Case], peers: Mapping[str, Peer]) -> dict[str, float]:
-    """Return the floor (counts per pixel of the input) with which each peer loses least likelihood over all cases.
+    """Return the floor (counts per pixel of the input) that minimises the loss of each peer over all cases.
 
-    The loss is the mean over cases of that per held-out photon, so that no case weighs more for its exposure. A peer
+    The loss is the mean over cases of the loss per held-out photon, so that long exposures do not weigh more. A peer
     that is not applicable anywhere is left out.
     """
     losses: dict[str, list[metrics.FloatArray]] = {}
@@ -39,7 +39,7 @@ def main(data: Data, json_path: JsonPath = None) -> dict[str, float]:
     """Tune the least rate that each peer of `quality` may foretell, on training sets, beside what is in use."""
     about = header()
     floors = tuned_floors(cases(data, roles=("train",), levels=LEVELS, crop=CROP), PEERS)
-    table = Table(title=f"floors from training sets, parts of at most {CROP} x {CROP} pixels")
+    table = Table(title=f"floors tuned on training sets, crops of at most {CROP} x {CROP} pixels")
     for column in ("peer", "tuned", "in use"):
         table.add_column(column, justify="left" if column == "peer" else "right")
     for name, floor in floors.items():

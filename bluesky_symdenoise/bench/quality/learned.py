@@ -12,7 +12,7 @@ _INVERTED = ("2", "2mm")
 
 
 def smae(given: Given) -> FloatArray | None:
-    """Return the symmetric masked autoencoder as published; None where inversion is no symmetry of the frame."""
+    """Return the symmetric masked autoencoder as published; None if the frame is not symmetric under inversion."""
     from bluesky_symdenoise.training import smae as training
 
     center = given.symmetry.beam_center
@@ -22,7 +22,7 @@ def smae(given: Given) -> FloatArray | None:
 
 
 def smae_mended(given: Given) -> FloatArray | None:
-    """Return `smae` with the detector's mask alone, so that zero is a count."""
+    """Return `smae` with only the detector's mask, so that pixels with zero counts are used."""
     from bluesky_symdenoise.training import smae as training
 
     center = given.symmetry.beam_center
@@ -32,7 +32,7 @@ def smae_mended(given: Given) -> FloatArray | None:
 
 
 def n2v(counts: FloatArray, mask: Mask) -> FloatArray:
-    """Return Noise2Void, our own, on the Anscombe-transformed frame, returned by the exact unbiased inverse."""
+    """Return our own Noise2Void of the Anscombe-transformed frame, followed by the exact unbiased inverse."""
     from bluesky_symdenoise.training.n2v import n2v as trained
 
     return unbiased_inverse_anscombe(trained(anscombe(filled(counts, mask)), mask))

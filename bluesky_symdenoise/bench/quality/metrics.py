@@ -233,7 +233,7 @@ def coverage(
 def decile_coverage(
     estimate: FloatArray, sigma: FloatArray, target: FloatArray, k: float, *, mask: Mask
 ) -> tuple[float, ...]:
-    """Return the least and the most `coverage` of the 68 % and of the 95 % interval over deciles of the estimate.
+    """Return the smallest and the largest `coverage` of the 68 % and of the 95 % interval over deciles of the estimate.
 
     Pixels of one value are of one decile, so that there may be fewer than ten. Parameters as in `coverage`.
     """
@@ -261,7 +261,7 @@ def predictive_nll(estimate: FloatArray, sigma: FloatArray, target: FloatArray, 
 def _covered(
     e: FloatArray, s: FloatArray, t: FloatArray, k: float, levels: tuple[float, ...]
 ) -> list[npt.NDArray[np.float64]]:
-    """Return, for each level, the share of each held-out count that is inside."""
+    """Return, for each level, the fraction of each held-out count that is inside the interval."""
     mean, extra = k * e, (k * s) ** 2
     upper = _predictive_cdf(t, mean, extra)
     lower = np.where(t > 0, _predictive_cdf(np.maximum(t - 1, 0), mean, extra), 0.0)

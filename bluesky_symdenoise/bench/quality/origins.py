@@ -74,7 +74,7 @@ def main(
 
 
 def _rows(origin: str, scored: dict[str, list[Result]]) -> list[dict[str, Any]]:
-    """Return one for each case, with the symmetry where the set has one."""
+    """Return one row for each case, scored with the symmetry if the set has one."""
     out: dict[tuple[str, str, float], dict[str, Any]] = {}
     for kind, results in scored.items():
         for row in results:
@@ -92,7 +92,8 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
     if not console.is_terminal:
         console.width = 150
     table = Table(
-        title="held-out likelihood, millinat per pixel over the model of simulations only", title_justify="left"
+        title="held-out likelihood in millinat per pixel, relative to the model trained on simulations only",
+        title_justify="left",
     )
     for index, name in enumerate(
         ("origin", "set", "counts/pixel", "its origin left out", "all", "dB left out", "dB all")
@@ -112,4 +113,4 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
     console.print(table)
     for kind, found in gains.items():
         better = int(np.sum(np.array(found) > 0))
-        console.print(f"{kind.replace('_', ' ')}: better than simulations only in {better} of {len(found)} cases")
+        console.print(f"{kind.replace('_', ' ')}: better than simulations alone in {better} of {len(found)} cases")

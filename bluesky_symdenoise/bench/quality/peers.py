@@ -1,4 +1,4 @@
-"""Peers: methods that users have as alternatives, on the same counts and mask."""
+"""Peers: other methods that users may choose, applied to the same counts and mask."""
 
 from __future__ import annotations
 

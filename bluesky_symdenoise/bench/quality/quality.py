@@ -1,4 +1,4 @@
-"""Quality on real images: every method denoises the same counts and is scored against independent ones."""
+"""Quality on real images: all methods denoise the same counts and are scored against independent ones."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def run(
     denoise
         The method under test; None scores the peers alone.
     peers
-        Beside it, by name.
+        Other methods by name.
     sets
-        Names of the sets to use; all of these roles if there is none.
+        Names of the sets to use; by default all with one of the roles.
 
     Returns
     -------

@@ -50,7 +50,7 @@ SCORES = (
     *STRATA_SCORES,
     "seconds",
 )
-"""What a row says of a method beside its names."""
+"""Scores of a method in a row, beside its names."""
 
 _FLUX_GOAL = 0.01
 
@@ -98,7 +98,7 @@ def summary(results: Iterable[Result], *, title: str | None = None) -> Table:
     table.add_column("method", no_wrap=True)
     for name in ("cases", "beats all peers", "mean excess", "worst flux/%", "seconds", "bad px"):
         table.add_column(name, justify="right")
-    table.add_column("against no symmetry: better, worse, worst loss", justify="right")
+    table.add_column("with symmetry against without: better, worse, worst loss", justify="right")
     for method in dict.fromkeys(name for rows in by_case.values() for name in rows):
         rows = [case[method] for case in by_case.values() if method in case]
         ours = method in (OURS, OURS_FOLDED)

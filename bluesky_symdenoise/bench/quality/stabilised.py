@@ -1,4 +1,4 @@
-"""Peers that expect noise of one width: they see the Anscombe transform, and the exact unbiased inverse ends it."""
+"""Peers for noise of constant width: applied to the Anscombe transform, followed by its exact unbiased inverse."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def unbiased_inverse_anscombe(stabilised: FloatArray) -> FloatArray:
 
 
 def nlm(counts: FloatArray, mask: Mask, *, h: float = 0.8, patch_size: int = 7, patch_distance: int = 11) -> FloatArray:
-    """Return non-local means on the Anscombe-transformed frame, returned by the exact unbiased inverse.
+    """Return non-local means of the Anscombe-transformed frame, followed by the exact unbiased inverse.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def nlm(counts: FloatArray, mask: Mask, *, h: float = 0.8, patch_size: int = 7, 
 
 
 def bm3d(counts: FloatArray, mask: Mask) -> FloatArray:
-    """Return BM3D (both stages, noise of 1) on the Anscombe-transformed frame, by the exact unbiased inverse.
+    """Return BM3D (both stages, noise of 1) of the Anscombe-transformed frame, followed by the exact unbiased inverse.
 
     The package `bm3d` of Tampere University is licensed for non-commercial use only: it is an optional extra of the
     benchmark and nothing else here may import it.

@@ -1,4 +1,4 @@
-"""Rings to measure on: simulated ones whose truth is known, and thinned ones of real images."""
+"""Rings for measurements: simulated ones whose truth is known, and thinned ones of real images."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def ring_of_the_fit(rng: np.random.Generator, level: float) -> tuple[Image, dict
 
 
 def ring_of_a_sample(rng: np.random.Generator, level: float) -> tuple[Image, dict[str, float]]:
-    """Return a ring as samples have it: sharper texture with a weaker crossed one, on a power law and a constant."""
+    """Return a ring as real samples have it: sharp texture with a weaker crossed one, on a power law and a constant."""
     grid = _Polar.grid()
     away = grid.azimuth - rng.uniform(0, np.pi)
     sharp = np.exp(rng.uniform(2, 5) * (np.cos(2 * away) - 1))

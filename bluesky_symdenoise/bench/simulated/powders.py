@@ -35,7 +35,7 @@ class Powder:
     Attributes
     ----------
     spread
-        Mean square displacement of two atoms, in square angstroms: at once, and for each angstrom between them.
+        Mean square displacement of two atoms in square angstroms: constant part, and part per angstrom of distance.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Powder:
 
     @property
     def symmetry(self) -> Symmetry:
-        """Symmetry of a powder's pattern that polarisation leaves."""
+        """Symmetry of a powder's pattern, as far as polarisation preserves it."""
         return Symmetry("2mm", CENTER)
 
     @cached_property
@@ -134,5 +134,5 @@ def structure_factor(q: Values, spread: tuple[float, float]) -> Values:
 
 
 def powders() -> list[Powder]:
-    """Return a nanocrystal, and a glass: neighbours are as far, order is lost with distance."""
+    """Return a nanocrystal, and a glass with the same nearest neighbours, whose order is lost with distance."""
     return [Powder("nanocrystal", (0.01, 0.0)), Powder("glass", (0.01, 0.02))]

@@ -1,1 +1,1 @@
-"""What is found in data whose truth is known."""
+"""Tests on data whose truth is known."""

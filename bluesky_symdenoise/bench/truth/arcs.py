@@ -1,4 +1,4 @@
-"""A weak arc without a mate, in a run of sparse frames: what is left of it in their mean."""
+"""How much of a weak arc without a mate is left in the mean of a run of sparse frames."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def series(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iter
     """Yield one run at each level: denoised without symmetry, with it, and with it where all frames together support
     it.
 
-    ``kept`` is how much brighter than its mate the arc is in the sum of the denoised frames, as a share of what is
-    true; ``rms`` the error of the pixels of single frames, in units of the mean rate, arc or not.
+    ``kept`` is the excess of the arc over its mate in the sum of the denoised frames, divided by the true excess;
+    ``rms`` is the error of the pixels of single frames, in the arc and outside, in units of the mean rate.
     """
     plain, exposure = pattern()
     broken = arc(plain, excess=EXCESS, half_width=HALF_WIDTH, half_angle=HALF_ANGLE)

@@ -72,7 +72,7 @@ def sums(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterat
     """Yield total flux, and flux of rings and sectors around the centre, against the truth.
 
     ``worst`` is the largest mean relative error of any part over the frames, and ``worst_in_sigma`` the largest in
-    units of what counting its photons could know in one frame.
+    units of the statistical error of its photons in one frame.
     """
     grid = View.about(CENTER, (SIDE, SIDE))
     parts = {

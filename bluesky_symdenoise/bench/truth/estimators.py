@@ -35,7 +35,7 @@ def estimates(
 
 
 def as_it_is(pattern: Pattern, image: Image) -> Estimate:
-    """Return the observation whose counts are the expected ones of a denoised image (y, x), NaN without one."""
+    """Return the estimate from a denoised image (y, x), with expected counts taken as counts; NaN is left out."""
     known = np.isfinite(image).astype(np.float64)
     return from_counts(pattern.annulus, Observed(np.nan_to_num(image), known, np.zeros_like(known)))
 

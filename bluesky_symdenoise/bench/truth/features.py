@@ -1,4 +1,4 @@
-"""What the denoiser keeps of small features, and what it makes up, on simulated frames whose truth is known."""
+"""Small features that the denoiser keeps, and false ones that it invents, on simulated frames whose truth is known."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def amplitude(significance: float, profile: Image, rate: Image) -> float:
 
 
 def injected(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterator[Row]:
-    """Yield spots of each width and significance on smooth frames: how much of them is left, and how many are seen.
+    """Yield, for spots of each width and significance on smooth frames, how much of them is kept and how many are seen.
 
     Each frame is denoised with and without the photons of its spots, so that the difference is due to them alone.
     ``kept`` is the difference within two widths (and three pixels) over the spots' counts.
@@ -126,8 +126,7 @@ def outside(mean: Image, sigma: Image, rate: Image, share: float) -> float:
 
 
 def symmetric(denoiser: Denoiser, rng: np.random.Generator, *, frames: int) -> Iterator[Row]:
-    """Yield a spot of 5 sigma where the symmetry has none, and one of a pair of 20 sigma taken away, denoised with
-    ``2``.
+    """Yield results for spots that break the symmetry ``2``: one of 5 sigma added, one of a pair of 20 sigma removed.
 
     ``kept`` is what is left of a spot over its counts; ``copied`` what appears at the mate's place, over the same.
     Both are differences of frames that share all other photons.

@@ -1,4 +1,4 @@
-"""SMAE beside the other estimates of a ring, on frames so few that it can be trained on each of them."""
+"""SMAE compared with the other estimates of a ring, on few frames, because it is trained on each of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SMAE = "SMAE, as it is"
 #: Mean counts per pixel of the ring.
 LEVELS = (0.5, 5.0)
 LEGEND = (
-    "SMAE: our reimplementation, trained on each frame by itself, zeros included; its image is read as counts are. "
-    "rms: over the frames that raw counts, denoised and SMAE determine, in the units above; few say little."
+    "SMAE: our reimplementation, trained on each frame by itself, zeros included; its image is analysed like counts. "
+    "rms: over frames with a result of raw counts, denoised and SMAE, in the units above; few frames say little."
 )
 
 
@@ -84,7 +84,9 @@ def run(
 
 def report(results: list[Result]) -> Table:
     """Return the table: a row for each quantity and level, a column for each method."""
-    table = Table(title=f"rings: {results[0]['pattern']}, {results[0]['frames']} frames, rms error beside SMAE's")
+    table = Table(
+        title=f"rings: {results[0]['pattern']}, {results[0]['frames']} frames, rms error of all methods and SMAE"
+    )
     for name in ("quantity", "counts/px", *METHODS, SMAE):
         table.add_column(name, justify="left" if name == "quantity" else "right")
     for quantity in QUANTITIES:

@@ -1,4 +1,4 @@
-"""The tables of `features` and `calibration`: what a model keeps, makes up and claims to know."""
+"""Tables of `features` and `calibration`: what a model keeps, what it invents, and whether its sigma is right."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def main(
 
 
 def tables(results: Sequence[Row]) -> list[Table]:
-    """Return one for each kind of result."""
+    """Return one table for each kind of result."""
     of = {what: [row for row in results if row["what"] == what] for what in dict.fromkeys(r["what"] for r in results)}
     return [
         _spots(of["spot"]),
         _table(
-            "regions per megapixel that exceed the truth by so many of their own sigma, where there is none",
+            "false features: regions per megapixel that exceed a featureless truth by this many of their own sigma",
             ("counts/pixel", "frame", *(f"{limit:g} sigma" for limit in features.THRESHOLDS), "pixels beyond 99.73 %"),
             [
                 (
@@ -104,7 +104,7 @@ def tables(results: Sequence[Row]) -> list[Table]:
         ),
         _table(
             "true rate within the interval",
-            ("pattern", "counts/pixel", "interval", "covered", "least and most covered decile of the rate"),
+            ("pattern", "counts/pixel", "interval", "covered", "lowest and highest coverage of a decile of the rate"),
             [
                 (
                     str(row["pattern"]),
@@ -117,7 +117,7 @@ def tables(results: Sequence[Row]) -> list[Table]:
             ],
         ),
         _table(
-            "flux against the truth, mean over frames, of the part that is worst",
+            "flux of the worst part relative to the truth, mean over frames",
             ("counts/pixel", "of", "error", "+-", "in sigma of one frame's photons"),
             [
                 (
@@ -131,7 +131,7 @@ def tables(results: Sequence[Row]) -> list[Table]:
             ],
         ),
         _table(
-            "rings after pyFAI: bias of a fit to the denoised profile, and spread of fits to raw frames",
+            "rings integrated by pyFAI: bias of a fit to the denoised profile, and spread of fits to raw frames",
             ("counts/pixel", "ring, pixels", "quantity", "bias", "sigma of one raw frame", "bias in sigma"),
             [
                 (
@@ -151,7 +151,7 @@ def tables(results: Sequence[Row]) -> list[Table]:
 def _spots(rows: Sequence[Row]) -> Table:
     found = {(row["level"], row["width"], row["significance"]): row for row in rows}
     return _table(
-        "spots on smooth frames, by significance in sigma: share of their counts that is left / share seen at "
+        "spots on smooth frames, by significance in sigma: share of their counts that is kept / share seen at "
         f"{features.DETECTED:g} sigma",
         ("counts/pixel", "width, pixels", *(f"{each:g}" for each in features.SIGNIFICANCES)),
         [

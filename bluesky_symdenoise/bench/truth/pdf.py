@@ -1,4 +1,4 @@
-"""What a pair distribution function gains from denoising: its error against exposure, beside that of raw counts."""
+"""Gain of a pair distribution function from denoising: its error against exposure, compared with raw counts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)
 #: Upper ends of the transform, per angstrom; for each method, the best one is used.
 Q_MAXIMA = (10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 25.0)
 LEGEND = (
-    "rms: of G(r) over 1.5 to 20 angstroms, per square angstrom, against an endless exposure; (q): the end of the "
-    "transform with which it is least, for each method apart. Azimuthal integration of raw counts is the maximum-"
-    "likelihood estimate of I(q)."
+    "rms: error of G(r) over 1.5 to 20 angstroms, per square angstrom, against an infinite exposure; (q): the end of "
+    "the transform for which it is smallest, chosen for each method. Azimuthal integration of raw counts is the "
+    "maximum-likelihood estimate of I(q)."
 )
 
 

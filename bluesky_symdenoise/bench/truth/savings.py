@@ -18,7 +18,7 @@ NOTABLE = 0.1
 def with_savings(results: list[Result]) -> list[Result]:
     """Return rows with ``saved_against_raw`` and ``saved_against_fit``.
 
-    They are how many times longer the other method has to count for the error of this row.
+    They are the factors by which the other method must count longer to reach the error of this row.
     """
     curves: dict[tuple[object, ...], list[tuple[float, float]]] = {}
     for row in results:
@@ -36,7 +36,7 @@ def with_savings(results: list[Result]) -> list[Result]:
 
 
 def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
-    """Return exposure at which a curve of (level, rms) has this row's rms, over the row's.
+    """Return the exposure at which a curve of (level, rms) reaches this row's rms, divided by the row's exposure.
 
     Beyond its ends the curve continues as 1/sqrt, tenfold at most.
     """
@@ -56,7 +56,7 @@ def _saved(row: Result, curve: list[tuple[float, float]]) -> float | None:
 
 
 def summary(results: list[Result]) -> list[Result]:
-    """Return one for each pattern and quantity, over its exposures.
+    """Return one row for each pattern and quantity, over its exposures.
 
     ``saved_against_...`` are geometric means, and ``chi2_...`` of each method means over frames, with standard errors.
     """
@@ -86,7 +86,7 @@ def _pooled(rows: list[Result]) -> tuple[float | None, float | None]:
 
 
 def verdict(factor: str | int | float | None) -> str:
-    """Return what denoising does to the exposure, in a word."""
+    """Return, in words, the effect of denoising on the exposure."""
     if factor is None:
         return "not compared"
     if number(factor) > 1 + NOTABLE:

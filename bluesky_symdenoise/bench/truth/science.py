@@ -1,4 +1,4 @@
-"""What measured quantities gain from denoising: errors against exposure, beside raw counts and a likelihood fit."""
+"""Gain of measured quantities from denoising: errors against exposure, beside raw counts and a likelihood fit."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ LEVELS = (0.05, 0.15, 0.5, 1.5, 5.0, 10.0)
 #: Fewest frames, determined by both raw counts and the denoised frame, for which figures are given.
 ENOUGH = 10
 LEGEND = (
-    "determined: frames, by raw counts, denoised as it is, denoised, fit (which is not where counts refute its form). "
-    "rms: over frames that raw counts and denoised determine; degrees, 1, pixels, pixels times the ring's mean. "
-    "chi2: reduced chi-squared of the claimed errors. "
-    "saved: how many times longer the other has to count for the error of the denoised frame."
+    "determined: number of frames with a result, for raw counts, denoised as it is, denoised, and the fit (no result "
+    "where counts refute its form). rms: over frames with a result of both raw counts and denoised, in degrees, 1, "
+    "pixels, or pixels times the ring's mean. chi2: reduced chi-squared of the stated errors. "
+    "saved: how many times longer the other method must count to reach the error of the denoised frame."
 )
 
 
@@ -55,7 +55,7 @@ def run(
     frames
         Number of frames for each pattern and level.
     replicates
-        Denoised frames behind the errors of one.
+        Number of denoised replicates from which the errors of one frame are estimated.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def report(results: list[Result], pattern: str) -> Table:
 
 
 def summary_table(found: list[Result]) -> Table:
-    """Return what denoising does, in exposure at equal error, and whether error bars are true."""
+    """Return the table of what denoising changes: the exposure at equal error, and whether error bars are correct."""
     table = Table(title="exposure saved by denoising, and reduced chi-squared of error bars, over all exposures")
     for name in ("pattern", "quantity"):
         table.add_column(name, no_wrap=True)

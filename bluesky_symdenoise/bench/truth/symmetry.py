@@ -156,7 +156,9 @@ def main(
             ]
             seen = [t.p_value < FALSE_ALARM if "arc" in case else bool(t.rejected[_WHERE]) for t in found]
             note(case, level, frames, excess, seen)
-    table = Table(title=f"share of patterns called asymmetric at {100 * FALSE_ALARM:g} %", title_justify="left")
+    table = Table(
+        title=f"share of patterns called asymmetric, for {100 * FALSE_ALARM:g} % false alarms", title_justify="left"
+    )
     for name in ("case", "counts/pixel", "frames", "difference", "tests", "share", "+/-"):
         table.add_column(name, justify="left" if name == "case" else "right")
     for row in results:

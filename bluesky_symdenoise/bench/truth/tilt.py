@@ -1,4 +1,4 @@
-"""What it is worth to know a detector's tilt: rings and arcs in pyFAI's own angles, denoised with it and without."""
+"""Effect of a known detector tilt: rings and arcs in pyFAI's own angles, denoised with it and without."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def main(
     about = header(model_file(model))
     denoiser = Denoiser.pretrained(model, device="cpu", threads=threads)
     rows: list[dict[str, Any]] = []
-    table = Table(title="rms error over the mean; likelihood above that without symmetry, 1e-3 nat/pixel")
+    table = Table(title="rms error over the mean; likelihood relative to no symmetry, 1e-3 nat/pixel")
     for name in ("tilt", "group", "counts/pixel", "tilt known", "not known", "no symmetry", "tilt known", "not known"):
         table.add_column(name, justify="right")
     for degrees in TILTS:
@@ -135,10 +135,8 @@ def main(
     for degrees in TILTS:
         first, again, share = timed_mates(degrees)
         timings.append({"degrees": degrees, "first_ms": first, "again_ms": again, "share": share})
-        text = (
-            f"mates under inversion, {_TIMED} x {_TIMED}, {degrees:g} degrees: {first:.0f} ms once, then {again:.1f} ms"
-        )
-        console.print(f"{text}; {share:.1%} of the pixels have one", soft_wrap=True)
+        text = f"mates under inversion, {_TIMED} x {_TIMED}, {degrees:g} degrees: {first:.0f} ms, then {again:.1f} ms"
+        console.print(f"{text}; {share:.1%} of the pixels have a mate", soft_wrap=True)
     report = {"denoised": rows, "mates": timings}
     write(json_path, about, report)
     return report

@@ -156,7 +156,7 @@ def _first_rows(events: Any) -> xr.Dataset:
 
 
 def _with_distinct_dims(columns: xr.Dataset) -> xr.Dataset:
-    """Return the same columns, with own names for an image that has two dimensions of one name, as Tiled may."""
+    """Return the same columns; where dimensions of an image share a name, as Tiled allows, they are renamed."""
     distinct: dict[Hashable, Any] = {}
     for name, column in columns.data_vars.items():
         dims = column.dims
@@ -167,7 +167,7 @@ def _with_distinct_dims(columns: xr.Dataset) -> xr.Dataset:
 
 
 def _without_rows(data_keys: Mapping[str, Any]) -> xr.Dataset:
-    """Return the columns, without rows, that a stream never written to would have had by its descriptor."""
+    """Return the columns of a stream that was never written to, without rows, as its descriptor describes them."""
     columns: dict[Hashable, Any] = {}
     for key, said in data_keys.items():
         shape = tuple(size or 0 for size in said["shape"])

@@ -1,4 +1,4 @@
-"""Documents of a derived run without pixels: those of a computed run, except where its images are."""
+"""Documents of a derived run without pixels: as with stored pixels, except for where its images are."""
 
 from __future__ import annotations
 

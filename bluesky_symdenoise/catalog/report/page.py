@@ -122,7 +122,7 @@ def _warned(stop: Mapping[str, Any], warnings: Sequence[str]) -> str:
 
 
 def _whole_run(columns: Mapping[str, Any], key: str) -> str:
-    """Return figures over all rows in one line."""
+    """Return one line of figures over all rows."""
     before, after = (np.asarray(columns.get(f"{key}_{name}", []), float) for name in ("counts_in", "counts_out"))
     groups = [str(group) for group in columns.get(f"{key}_symmetry", [])]
     if not groups:

@@ -59,7 +59,7 @@ def derived_writer(container: Container, *, batch_size: int = 1) -> Callable[[st
 class _Normalizer(RunNormalizer):  # type: ignore[misc]
     """Keep the server's answer to a start document, because event-model's router would blame its factories for it.
 
-    What is sent with the first row makes the nodes of a stream: that is not left to the end of a short run.
+    The documents of the first row create the nodes of a stream, so they are sent at once, even in a short run.
     """
 
     def __init__(self, refusals: list[Exception], **options: Any) -> None:
