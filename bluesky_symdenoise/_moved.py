@@ -44,7 +44,7 @@ MOVED = {
     "acquisition.recorded": "acquisition.derive.recorded",
     "acquisition.reader": "acquisition.derive.reader",
     "acquisition.run": "acquisition.derive.run",
-    "acquisition.aside": "acquisition.derive.aside",
+    "acquisition.aside": "acquisition.derive.call_queue",
     "acquisition.distributed": "acquisition.cluster.distributed",
     "acquisition.partition": "acquisition.cluster.partition",
     "acquisition.callback": "acquisition.live.callback",
@@ -134,6 +134,23 @@ MOVED = {
 }
 
 
+#: New names of classes that were renamed when their module moved, by old module and name.
+RENAMED = {
+    ("acquisition.aside", "Aside"): "CallQueue",
+    ("acquisition.documents", "Packed"): "PackedDocument",
+    ("acquisition.engine", "Report"): "RunListener",
+    ("acquisition.images", "Images"): "ImageDenoiser",
+    ("acquisition.inmemory", "LazyImages"): "DeferredImages",
+    ("acquisition.partition", "Packed"): "PackedSetup",
+    ("acquisition.partition", "Setup"): "PartitionSetup",
+    ("acquisition.poni", "Stand"): "DetectorPosition",
+    ("acquisition.sender", "Told"): "DeliveryListener",
+    ("acquisition.sources", "Source"): "DocumentSource",
+    ("acquisition.worker", "Setup"): "WorkerSetup",
+    ("catalog.parts", "Part"): "PartReader",
+}
+
+
 class _Moved(ModuleType):
     """A module under its old name, with the content of the module of the new name."""
 
@@ -142,7 +159,8 @@ class _Moved(ModuleType):
         self.__dict__["_now"] = now
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_now"], name)
+        old = self.__name__.removeprefix(f"{_PACKAGE}.")
+        return getattr(self.__dict__["_now"], RENAMED.get((old, name), name))
 
     def __dir__(self) -> list[str]:
         return dir(self.__dict__["_now"])

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bluesky_symdenoise._moved import MOVED
+from bluesky_symdenoise._moved import MOVED, RENAMED
 
 
 @pytest.mark.parametrize("old", sorted(MOVED))
@@ -20,6 +20,14 @@ def test_old_name_gives_the_same_and_warns(old: str) -> None:
     for name in vars(now):
         if not name.startswith("__"):
             assert getattr(module, name) is getattr(now, name)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("old", "name"), sorted(RENAMED))
+def test_old_name_gives_the_renamed_class(old: str, name: str) -> None:
+    now = importlib.import_module(f"bluesky_symdenoise.{MOVED[old]}")
+    module = importlib.import_module(f"bluesky_symdenoise.{old}")
+    assert getattr(module, name) is getattr(now, RENAMED[old, name])
 
 
 def test_warning_names_the_line_of_the_user() -> None:

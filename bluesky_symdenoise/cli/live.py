@@ -191,7 +191,7 @@ def watch(
     import logging
 
     from bluesky_symdenoise.acquisition.service.health import Health, served
-    from bluesky_symdenoise.acquisition.service.sources import KafkaSource, Source, ZmqSource
+    from bluesky_symdenoise.acquisition.service.sources import DocumentSource, KafkaSource, ZmqSource
     from bluesky_symdenoise.acquisition.service.tiled_source import TiledSource, endings_without_traceback
     from bluesky_symdenoise.acquisition.service.watch import Watch, only_one
     from bluesky_symdenoise.catalog.server.serve import stop_signal
@@ -218,7 +218,7 @@ def watch(
             only_one(work),
             served(health, host=host, port=port) as listening,
         ):
-            source: Source
+            source: DocumentSource
             if zmq:
                 source = ZmqSource(zmq)
             elif kafka:

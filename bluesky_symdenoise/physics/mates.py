@@ -46,7 +46,7 @@ class Operation(NamedTuple):
         if self.tilt is not None:
             dy, dx = self.tilt.flattened(dy, dx)
         dy, dx = self.yy * dy + self.yx * dx, self.xy * dy + self.xx * dx
-        return (dy, dx) if self.tilt is None else self.tilt.leaning(dy, dx)
+        return (dy, dx) if self.tilt is None else self.tilt.unflattened(dy, dx)
 
 
 IDENTITY = Operation(1, 0, 0, 1)

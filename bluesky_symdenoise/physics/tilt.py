@@ -57,13 +57,13 @@ class Tilt:
         return float(np.cos(np.radians(self.axis))), float(np.sin(np.radians(self.axis)))
 
     @property
-    def lean(self) -> tuple[float, float]:
+    def cos_sin(self) -> tuple[float, float]:
         """Cosine and sine of the tilt."""
         return float(np.cos(np.radians(self.degrees))), float(np.sin(np.radians(self.degrees)))
 
     def flattened(self, dy: NDArray[Any], dx: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return where directions of pixels (dy, dx) from the beam meet the plane: (uy, ux), NaN if sideways."""
-        (along, across), (cos, sin) = self.components(dy, dx), self.lean
+        (along, across), (cos, sin) = self.components(dy, dx), self.cos_sin
         depth = self.distance + sin * across
         across = cos * across
         # Excludes directions sideways and behind the sample.
@@ -71,9 +71,9 @@ class Tilt:
         scale = np.divide(self.distance, depth, out=np.full(depth.shape, np.nan), where=forward)
         return self._joined(along * scale, across * scale)
 
-    def leaning(self, uy: NDArray[Any], ux: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def unflattened(self, uy: NDArray[Any], ux: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the inverse of `flattened`: NaN where a direction does not meet the detector's plane."""
-        (along, across), (cos, sin) = self.components(uy, ux), self.lean
+        (along, across), (cos, sin) = self.components(uy, ux), self.cos_sin
         slope = self.distance * cos - across * sin
         across = np.divide(across * self.distance, slope, out=np.full(slope.shape, np.nan), where=slope > 0)
         return self._joined(along * (1 + across * (sin / self.distance)), across)
@@ -96,7 +96,7 @@ class Tilt:
 @lru_cache(2)
 def _solid_angle(tilt: Tilt, shape: tuple[int, int], beam_center: tuple[float, float]) -> NDArray[np.float64]:
     y, x = (np.arange(size) - center for size, center in zip(shape, beam_center, strict=True))
-    (along, across), (cos, sin) = tilt.components(y[:, None], x[None, :]), tilt.lean
+    (along, across), (cos, sin) = tilt.components(y[:, None], x[None, :]), tilt.cos_sin
     square = (along**2 + (cos * across) ** 2 + (tilt.distance + sin * across) ** 2) / tilt.distance**2
     angle = np.asarray(1 / (square * np.sqrt(square)))
     angle.flags.writeable = False

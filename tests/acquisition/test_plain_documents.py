@@ -22,7 +22,14 @@ from pydantic import BaseModel
 
 from bluesky_symdenoise.acquisition.live.backlog import Backlog, Head, documents_in, head_of, merged_documents
 from bluesky_symdenoise.acquisition.live.pool import LEAST, Pool
-from bluesky_symdenoise.acquisition.runs.documents import Packed, Unreadable, packed, plain, unpacked, unreadable
+from bluesky_symdenoise.acquisition.runs.documents import (
+    PackedDocument,
+    Unreadable,
+    packed,
+    plain,
+    unpacked,
+    unreadable,
+)
 from bluesky_symdenoise.acquisition.runs.routing import Owners
 from bluesky_symdenoise.catalog.store.lock import HeldError
 
@@ -223,7 +230,7 @@ def head(uid: str = "raw") -> Head:
     return Head(raw_uid=uid, derived_uid=f"of-{uid}", recipe_sha256="abc", container="http://here")
 
 
-def document(doc: dict[str, Any]) -> Packed:
+def document(doc: dict[str, Any]) -> PackedDocument:
     return packed("event", plain(doc))
 
 

@@ -294,7 +294,7 @@ class TestReplay:
     def test_a_dark_first_frame_does_not_decide_the_symmetry(self, client: Container, home: Path) -> None:
         """The shutter opened late: the first frame with counts decides for the run."""
         from bluesky_symdenoise.acquisition.derive.darks import Darks
-        from bluesky_symdenoise.acquisition.derive.images import Images
+        from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
         from bluesky_symdenoise.acquisition.request.request import Work
 
         work = Work.planned(
@@ -309,7 +309,7 @@ class TestReplay:
             streams=None,
             data_keys=None,
         )
-        images = Images(work, Darks(work, {}), key="det", start={}, descriptor={"data_keys": {}})
+        images = ImageDenoiser(work, Darks(work, {}), key="det", start={}, descriptor={"data_keys": {}})
         with pytest.raises(SymDenoiseError, match="none could be found"):
             images.symmetry(np.zeros((HEIGHT, WIDTH), np.uint32), {})
         assert images.symmetry(spots()[0], {}).point_group == "2mm"

@@ -69,7 +69,7 @@ def test_directions_and_solid_angles_are_those_of_pyfai(degrees: float, azimuth:
 def test_from_pixels_to_directions_and_back() -> None:
     tilt = Tilt(25.0, 35.0, 150.0)
     dy, dx = np.meshgrid(np.linspace(-150, 150, 31), np.linspace(-140, 160, 31))
-    back = tilt.leaning(*tilt.flattened(dy, dx))
+    back = tilt.unflattened(*tilt.flattened(dy, dx))
     np.testing.assert_allclose(back, (dy, dx), atol=1e-9)
 
 

@@ -16,7 +16,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-    from bluesky_symdenoise.acquisition.cluster.partition import Packed
+    from bluesky_symdenoise.acquisition.cluster.partition import PackedSetup
 
 #: Seconds allowed for a scheduler to answer, and for a cluster without workers to get one.
 ANSWER_S, PATIENCE_S = 10.0, 60.0
@@ -110,7 +110,7 @@ def prepared(client: Client, work: Work) -> tuple[RecordedSettings, Machine]:
     return model, result_of(future, "the model")
 
 
-def kept_on_cluster(client: Client, packed: Packed) -> Future:
+def kept_on_cluster(client: Client, packed: PackedSetup) -> Future:
     """Return a setup held as the result of a task: unlike scattered data, it is recomputed if its worker dies."""
     import dask
 
@@ -118,7 +118,7 @@ def kept_on_cluster(client: Client, packed: Packed) -> Future:
         return client.submit(_itself, packed, key=f"symdenoise-setup-{packed.sha256[:16]}-{uuid4().hex[:8]}")
 
 
-def _itself(packed: Packed) -> Packed:
+def _itself(packed: PackedSetup) -> PackedSetup:
     return packed
 
 

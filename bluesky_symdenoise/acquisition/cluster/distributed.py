@@ -18,8 +18,8 @@ import numpy as np
 from bluesky_symdenoise.acquisition.cluster.client import checked_client, kept_on_cluster, prepared, result_of
 from bluesky_symdenoise.acquisition.cluster.partition import (
     Partition,
+    PartitionSetup,
     RawRows,
-    Setup,
     TiledStream,
     checksum,
     denoise_partition,
@@ -33,7 +33,7 @@ from bluesky_symdenoise.acquisition.request.request import Request, Work
 from bluesky_symdenoise.acquisition.runs.frames import StoredFrames
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_files
 from bluesky_symdenoise.acquisition.runs.stored import StoredRun, StoredStream, TiledRun
-from bluesky_symdenoise.catalog.store.parts import Part
+from bluesky_symdenoise.catalog.store.parts import PartReader
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class ClusterRows(PassedOn):
                 self._raw[stream.name] = self._raw_rows(stream)
             plain = {each.name: getattr(self._work, each.name) for each in fields(Request)}
             asked = Request(**plain | {"model": self._model, "raw": None})
-            packed = Setup(
+            packed = PartitionSetup(
                 model=self._model,
                 machine=self._machine,
                 images={key: each.elsewhere(asked) for key, each in images.items()},
@@ -234,7 +234,7 @@ class ClusterRows(PassedOn):
         what = f"rows {events[0].seq_num} to {events[-1].seq_num} of {stream.name}"
         result_of(sent.future, what)
         try:
-            part = Part(path)
+            part = PartReader(path)
         except OSError as error:
             raise SymDenoiseError(
                 f"{what} in {path}",

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
-from bluesky_symdenoise.acquisition.derive.images import Images
+from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
 from bluesky_symdenoise.acquisition.derive.streams import Event
 from bluesky_symdenoise.acquisition.request.place import Place
 from bluesky_symdenoise.acquisition.runs.databroker import stream_arrays
 from bluesky_symdenoise.acquisition.runs.frames import StoredFrames
 from bluesky_symdenoise.acquisition.runs.raw_files import RawFiles
-from bluesky_symdenoise.catalog.store.parts import Part, PartWriter
+from bluesky_symdenoise.catalog.store.parts import PartReader, PartWriter
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.derived.row import Row
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -135,7 +135,7 @@ class RawRows:
 
 
 @dataclass(frozen=True)
-class Setup:
+class PartitionSetup:
     """Everything that many partitions of a stream share, in the state before the first of them.
 
     Attributes
@@ -148,32 +148,32 @@ class Setup:
 
     model: DenoiserSettings
     machine: Machine
-    images: Mapping[str, Images]
+    images: Mapping[str, ImageDenoiser]
     shapes: Mapping[str, Sequence[int]]
     raw: RawRows
     place: Place
 
-    def packed(self) -> Packed:
+    def packed(self) -> PackedSetup:
         """Return the setup ready to be sent to a worker. It includes the access keys of the Tiled client."""
         content = pickle.dumps(self)
-        return Packed(hashlib.sha256(content).hexdigest(), zlib.compress(content, 1))
+        return PackedSetup(hashlib.sha256(content).hexdigest(), zlib.compress(content, 1))
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedSetup:
     """A setup ready to be sent."""
 
     sha256: str
     content: bytes = field(repr=False, compare=False)
 
-    def unpacked(self) -> Setup:
+    def unpacked(self) -> PartitionSetup:
         """Return the setup, one object per process, so that files, connections and backgrounds are made once."""
         return _unpacked(self)
 
 
 @lru_cache(maxsize=4)
-def _unpacked(packed: Packed) -> Setup:
-    setup: Setup = pickle.loads(zlib.decompress(packed.content))
+def _unpacked(packed: PackedSetup) -> PartitionSetup:
+    setup: PartitionSetup = pickle.loads(zlib.decompress(packed.content))
     return setup
 
 
@@ -194,7 +194,7 @@ class Partition:
     events: tuple[Event, ...]
 
 
-def denoise_partition(packed: Packed, partition: Partition) -> None:
+def denoise_partition(packed: PackedSetup, partition: Partition) -> None:
     """Denoise the rows of a partition into its file; do nothing if another worker has written it already.
 
     Raises
@@ -227,14 +227,14 @@ def denoise_partition(packed: Packed, partition: Partition) -> None:
 
 def _is_done(path: Path) -> bool:
     try:
-        with Part(path) as part:
+        with PartReader(path) as part:
             return not part.failed
     except (OSError, KeyError, ValueError) as error:
         log.debug("%s is written anew: %s", path, error)
         return False
 
 
-def _outcome(setup: Setup, key: str, images: Images, event: Event) -> Row | Exception:
+def _outcome(setup: PartitionSetup, key: str, images: ImageDenoiser, event: Event) -> Row | Exception:
     try:
         image = setup.raw.read(key, event)
         return images.row(image.reshape(row_shape(image.shape, setup.shapes[key])), event.columns, event.time)
@@ -243,7 +243,7 @@ def _outcome(setup: Setup, key: str, images: Images, event: Event) -> Row | Exce
         return error
 
 
-def _check_machine(setup: Setup) -> None:
+def _check_machine(setup: PartitionSetup) -> None:
     here = Machine.here(setup.model)
     if here != setup.machine:
         raise SymDenoiseError(

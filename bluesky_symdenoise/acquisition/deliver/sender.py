@@ -24,7 +24,7 @@ GATHER_S = 0.25
 PATIENCE_S = 60.0
 
 
-class Told(Protocol):
+class DeliveryListener(Protocol):
     """Interface of an object that is informed of what became of runs."""
 
     def delivered(self, run: Delivered) -> None:
@@ -43,12 +43,12 @@ class Sender:
     ----------
     work
         Says where derived runs go, and how their frames do.
-    told
+    listener
         Informed of what became of each run.
     """
 
-    def __init__(self, work: Work, *, told: Told) -> None:
-        self._work, self._container, self._told = work, work.container, told
+    def __init__(self, work: Work, *, listener: DeliveryListener) -> None:
+        self._work, self._container, self._listener = work, work.container, listener
         self._deliveries: dict[str, Delivery] = {}
         self._refused: dict[str, str] = {}
         self._away: str | None = None
@@ -132,7 +132,7 @@ class Sender:
         if complete:
             with self._lock:
                 del self._deliveries[uid]
-            self._told.delivered(delivery.delivered())
+            self._listener.delivered(delivery.delivered())
         return True
 
     def _tell(self) -> None:
@@ -146,4 +146,4 @@ class Sender:
                     f"derived run {uid[:8]} waits in {delivery.spool.path}: Tiled does not take it ({reason}); "
                     "it is sent when the server is back, or by `symdenoise catch-up`"
                 )
-        self._told.kept(kept)
+        self._listener.kept(kept)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bluesky_symdenoise.acquisition.derive.images import Images
+from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
 from bluesky_symdenoise.acquisition.runs.documents import refused_value, unreadable
 
 log = logging.getLogger("bluesky_symdenoise")
@@ -42,7 +42,7 @@ class Complaints:
             error = refused_value(f"event document, key {key!r}", value)
             self.once(f"stream {stream}: {error}", about=key)
 
-    def missing(self, stream: str, images: Mapping[str, Images]) -> None:
+    def missing(self, stream: str, images: Mapping[str, ImageDenoiser]) -> None:
         """Log which settings of a stream's images were not found, or were found but not used."""
         for key, each in images.items():
             if each.unused_tilt is not None:

@@ -30,8 +30,8 @@ log = logging.getLogger("bluesky_symdenoise")
 Document = dict[str, Any]
 
 
-class Images:
-    """Images of one data key of one stream.
+class ImageDenoiser:
+    """Denoise the images of one data key of one stream, one after another.
 
     Settings that cannot be used raise an error with each image, so that the rows say why they are NaN.
     """
@@ -171,13 +171,13 @@ class Images:
             "darks": self._darks.count,
         }
 
-    def as_now(self) -> Images:
+    def as_now(self) -> ImageDenoiser:
         """Return a copy in the present state, which later images do not change."""
         there = copy(self)
         there._decision = copy(self._decision)
         return there
 
-    def elsewhere(self, asked: Request) -> Images:
+    def elsewhere(self, asked: Request) -> ImageDenoiser:
         """Return a copy in the present state for another process, which need not look anything up again."""
         there = self.as_now()
         there._work, there._darks, there._backgrounds = asked, self._darks.elsewhere(asked), Backgrounds()
@@ -230,7 +230,7 @@ class Images:
             )
 
 
-def misfit(images: Mapping[str, Images], descriptor: Document) -> SymDenoiseError | None:
+def misfit(images: Mapping[str, ImageDenoiser], descriptor: Document) -> SymDenoiseError | None:
     """Return an error that names which of mask, exposure, dark and centre misfits the stated shape; None if all fit."""
     refused: list[SymDenoiseError] = []
     for key, each in images.items():
@@ -244,7 +244,7 @@ def misfit(images: Mapping[str, Images], descriptor: Document) -> SymDenoiseErro
     return refused[0] if len(refused) == len(images) else None
 
 
-def fits(images: Images, shape: tuple[int, int]) -> bool:
+def fits(images: ImageDenoiser, shape: tuple[int, int]) -> bool:
     """Return whether mask, exposure, dark and centre fit images of this shape (y, x)."""
     try:
         images.refuse_misfit(shape)

@@ -11,7 +11,7 @@ from event_model import DocumentRouter, unpack_datum_page, unpack_event_page
 
 from bluesky_symdenoise.acquisition.derive.complaints import Complaints
 from bluesky_symdenoise.acquisition.derive.darks import Darks
-from bluesky_symdenoise.acquisition.derive.images import Images, fits, misfit
+from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser, fits, misfit
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream, said_lack
 from bluesky_symdenoise.acquisition.derive.taker import RowTaker
 from bluesky_symdenoise.acquisition.request.request import Request, image_keys, no_images
@@ -112,7 +112,9 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
                 f"stream {doc['name']!r}: its first descriptor described no image ({no_images(self._left_out[-1])}): "
                 "the events that came before this one are left out; have the device describe its image from the first"
             )
-        images = {key: Images(self._asked, self._darks, key=key, start=self._start, descriptor=doc) for key in keys}
+        images = {
+            key: ImageDenoiser(self._asked, self._darks, key=key, start=self._start, descriptor=doc) for key in keys
+        }
         if self.derived_uid is None and self._misfit is None and doc["name"] != self._asked.beamline.dark_stream:
             self._misfit = misfit(images, doc)
             if self._misfit is None:

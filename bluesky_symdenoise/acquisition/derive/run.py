@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.deliver.outlet import STRAIGHT, Outlet
-from bluesky_symdenoise.acquisition.derive.aside import Aside
+from bluesky_symdenoise.acquisition.derive.call_queue import CallQueue
 from bluesky_symdenoise.acquisition.derive.making import Making
 from bluesky_symdenoise.acquisition.derive.reader import HELD, RunReader
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
@@ -86,7 +86,7 @@ class DerivedRows(RowTaker):
         self._finished_frame, self._too_late, self._outlet = finished_frame, too_late, outlet
         self._wanted = work.recipe.rows
         self._start: Document = {}
-        self._aside = Aside()
+        self._calls = CallQueue()
         self._journal: Journal | None = None
         self._derived: DerivedRun | None = None
         #: Derived streams by stream name, from their first row on.
@@ -112,7 +112,7 @@ class DerivedRows(RowTaker):
     @property
     def busy(self) -> bool:  # type: ignore[override]
         """Whether rows wait to be written."""
-        return self._aside.busy
+        return self._calls.busy
 
     @property
     def journal(self) -> Path:
@@ -122,15 +122,15 @@ class DerivedRows(RowTaker):
 
     def settle(self) -> None:
         """Wait until all rows that were taken are written; raise the exception of the background thread, if any."""
-        self._aside.wait()
+        self._calls.wait()
 
     def abandon(self) -> None:
         """Discard the rows that are waiting to be written."""
-        self._aside.close()
+        self._calls.close()
 
     def leave(self) -> None:
         """Release the derived run without ending it; the next process that opens it continues with its rows."""
-        self._aside.close()
+        self._calls.close()
         if self._derived is not None:
             self._derived.leave()
         elif self._journal is not None:
@@ -138,12 +138,12 @@ class DerivedRows(RowTaker):
 
     def finish(self, streams: Collection[Stream]) -> None:
         """Write what is left: no further row comes."""
-        self._aside.wait()
+        self._calls.wait()
         if self._derived is not None:
             for stream in streams:
                 if self._held.get(stream.name):
                     self._append_held(stream)
-        self._aside.close()
+        self._calls.close()
 
     def close(self, streams: Collection[Stream], *, complete: bool, exit_status: str, reason: str) -> str | None:
         """End the derived run, and return what became of it in one line."""
@@ -222,7 +222,7 @@ class DerivedRows(RowTaker):
                 emit, work, journal=journal, start=own, uid=uid, time=clock.time(), arrays=arrays
             )
 
-        self._aside.put(begin, most=WAITING)
+        self._calls.put(begin, most=WAITING)
 
     def _provenance(self, stream: str, keys: Sequence[str]) -> Document:
         made = self._work.provenance(self._start["uid"], stream, keys)
@@ -242,7 +242,7 @@ class DerivedRows(RowTaker):
 
     def end_stream(self, stream: Stream) -> None:
         """Write the rows that wait for a shape."""
-        self._aside.put(partial(self._append_held, stream), most=WAITING)
+        self._calls.put(partial(self._append_held, stream), most=WAITING)
 
     def _ensure_open(self, stream: Stream) -> DerivedStream:
         assert self._derived is not None
@@ -272,7 +272,7 @@ class DerivedRows(RowTaker):
             if not self._making.shapes_known(stream):
                 self._look_at_shapes(stream, event)
             if self._making.shapes_known(stream):
-                self._aside.put(partial(self._ensure_open, stream), most=WAITING)
+                self._calls.put(partial(self._ensure_open, stream), most=WAITING)
         outcomes: dict[str, Outcome] = {}
         for key in stream.keys:
             try:
@@ -303,7 +303,7 @@ class DerivedRows(RowTaker):
                     stream.shapes.setdefault(key, tuple(stream.described["data_keys"][key]["shape"]))
         rows = (each for each in outcomes.values() if isinstance(each, Row))
         size = max(LEAST_BYTES, sum(row.intensity.nbytes + row.sigma.nbytes for row in rows))
-        self._aside.put(partial(self._append_now, stream, event, outcomes), most=max(WAITING, WAITING_BYTES // size))
+        self._calls.put(partial(self._append_now, stream, event, outcomes), most=max(WAITING, WAITING_BYTES // size))
 
     def _append_now(self, stream: Stream, event: Event, outcomes: Mapping[str, Outcome]) -> None:
         self._work.place.check_space(self._folder)

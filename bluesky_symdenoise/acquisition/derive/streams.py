@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.acquisition.derive.images import Images
+from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
 from bluesky_symdenoise.acquisition.request.request import all_image_keys, no_images
 from bluesky_symdenoise.acquisition.runs.documents import Unreadable, refused_value
 from bluesky_symdenoise.acquisition.runs.frames import FrameSource
@@ -46,7 +46,7 @@ class Stream:
     descriptor: Document
     frames: FrameSource
     legacy: LegacyFrames
-    images: dict[str, Images]
+    images: dict[str, ImageDenoiser]
     #: Whether frames are announced without events, as in a fly scan.
     flown: bool = False
     waiting: deque[Event] = field(default_factory=deque)

@@ -70,7 +70,7 @@ def evict(run: BlueskyRun, *, directory: str | Path | None = None, denoiser: Den
     """
     _refuse_unfinished(run)
     denoiser = denoiser or recorded_denoiser(run)
-    images = [_Image.of(run, stream, key, denoiser, directory) for stream, key in _images(run)]
+    images = [_StoredImage.of(run, stream, key, denoiser, directory) for stream, key in _images(run)]
     for image in images:
         image.refuse_different()
     for image in images:
@@ -168,7 +168,7 @@ def _note_bytes(run: BlueskyRun, count: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Image:
+class _StoredImage:
     """One image of a derived run with its pixel file, and how it would be registered."""
 
     run: Any
@@ -182,7 +182,9 @@ class _Image:
     arrays: dict[str, str]
 
     @classmethod
-    def of(cls, run: BlueskyRun, stream: str, key: str, denoiser: Denoiser, directory: str | Path | None) -> _Image:
+    def of(
+        cls, run: BlueskyRun, stream: str, key: str, denoiser: Denoiser, directory: str | Path | None
+    ) -> _StoredImage:
         recipe = run.start["provenance"]["recipe"]
         if "time" not in run[stream] or any(recipe.get(name) for name in _KEEPS):
             raise SymDenoiseError(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from bluesky_symdenoise.acquisition.deliver.spool import spool_folder
-from bluesky_symdenoise.acquisition.runs.documents import Packed, unpacked
+from bluesky_symdenoise.acquisition.runs.documents import PackedDocument, unpacked
 from bluesky_symdenoise.acquisition.runs.replaced import SLACK_S, Places, Replaced
 from bluesky_symdenoise.catalog.store.lock import HeldError, hold, is_held
 
@@ -80,10 +80,10 @@ class RunFile:
         """Return the file of a run, emptied of what an earlier process left in it."""
         made = cls(head.path(folder))
         os.ftruncate(made._file.fileno(), 0)
-        made.append(_HEAD, Packed(json.dumps(vars(head)).encode(), ()))
+        made.append(_HEAD, PackedDocument(json.dumps(vars(head)).encode(), ()))
         return made
 
-    def append(self, number: int, document: Packed) -> int:
+    def append(self, number: int, document: PackedDocument) -> int:
         """Add a record, and return where it begins.
 
         Raises
@@ -281,7 +281,7 @@ class Backlog:
         """Return the path of a run's file."""
         return self._files[uid].path if uid in self._files else None
 
-    def add(self, uid: str | None, document: Packed, time: float) -> int:
+    def add(self, uid: str | None, document: PackedDocument, time: float) -> int:
         """Keep a document of a run, and return its number."""
         number, self._next = self._next, self._next + 1
         entry = _Entry(uid, -1, len(document.head) + document.size, None, time)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 from bluesky_symdenoise.acquisition.deliver.probe import check_server
 from bluesky_symdenoise.acquisition.live.feeder import Feeder
 from bluesky_symdenoise.acquisition.live.status import Status
-from bluesky_symdenoise.acquisition.live.worker import Setup
+from bluesky_symdenoise.acquisition.live.worker import WorkerSetup
 from bluesky_symdenoise.acquisition.request.options import Options
 from bluesky_symdenoise.acquisition.request.place import Place
 from bluesky_symdenoise.acquisition.request.request import Transport, Work, check_choice
@@ -101,7 +101,7 @@ class DenoiseCallback:
         auth = client.context.http_client.auth
         self._slow, self._closing = slow, False
         self._feeder = Feeder(
-            Setup(
+            WorkerSetup(
                 work=work,
                 tokens={} if auth is None else dict(auth.tokens),
                 drop_after=DROP_AFTER_S if slow == "drop" else None,

@@ -27,7 +27,7 @@ MISSED = (
 )
 
 
-class Report(Protocol):
+class RunListener(Protocol):
     """Interface of an object that is informed of what became of frames and runs."""
 
     def frame(self, raw_uid: str, reason: str | None) -> None:
@@ -63,14 +63,14 @@ class Engine:
     def __init__(
         self,
         work: Work,
-        report: Report,
+        listener: RunListener,
         *,
         outlet: Outlet = STRAIGHT,
         too_late: Callable[[], str | None] = lambda: None,
         replaced: Replaced | None = None,
     ) -> None:
         self._replaced = replaced
-        self._work, self._report, self._outlet, self._too_late = work, report, outlet, too_late
+        self._work, self._listener, self._outlet, self._too_late = work, listener, outlet, too_late
         self._owners = Owners()
         self._open: dict[str, RunReader] = {}
         #: Runs whose start document was received and whose stop document was not, including runs that were given up.
@@ -115,7 +115,7 @@ class Engine:
         if uid in self._open:
             self._abandon(uid, reason)
         else:
-            self._report.error(reason)
+            self._listener.error(reason)
 
     def settle(self) -> None:
         """Wait until all rows that were denoised are written."""
@@ -145,7 +145,7 @@ class Engine:
         self._begun.add(uid)
         run = self._open[uid] = run_denoiser(
             self._work,
-            finished_frame=lambda reason: self._report.frame(uid, reason),
+            finished_frame=lambda reason: self._listener.frame(uid, reason),
             too_late=self._too_late,
             outlet=self._outlet,
             replaced=self._replaced,
@@ -161,7 +161,7 @@ class Engine:
             self._doubled[uid] = set()
             line = f"run {uid[:8]}: its documents come twice, each is used once; is the callback subscribed twice?"
             log.warning("%s", line)
-            self._report.error(line)
+            self._listener.error(line)
         return True
 
     def _is_repeated(self, uid: str, doc: Document) -> bool:
@@ -192,7 +192,7 @@ class Engine:
             self._missed.add(uid)
             line = f"run {uid[:8]}: {MISSED}"
             log.warning("%s", line)
-            self._report.error(line)
+            self._listener.error(line)
 
     def _stopped(self, uid: str) -> None:
         if uid in self._missed:
@@ -201,20 +201,20 @@ class Engine:
         elif uid in self._open:
             run = self._open[uid]
             if run.complaint is not None:
-                self._report.error(f"run {uid[:8]}: {run.complaint}")
+                self._listener.error(f"run {uid[:8]}: {run.complaint}")
             self._end(uid, run.outcome)
 
     def _end(self, uid: str, outcome: str) -> None:
         run = self._open.pop(uid, None)
         self._doubled.pop(uid, None)
-        self._report.ended(uid, outcome, None if run is None else run.derived_uid)
+        self._listener.ended(uid, outcome, None if run is None else run.derived_uid)
 
     def _abandon(self, uid: str, reason: str) -> None:
         try:
             self._open[uid].abandon(reason)
         except Exception as error:
             reason = f"{reason}; closing it failed too: {error}"
-        self._report.error(f"run {uid[:8]}: {reason}")
+        self._listener.error(f"run {uid[:8]}: {reason}")
         self._end(uid, reason)
 
     def _give_up(self, name: str, doc: Document, error: Exception, uid: str | None) -> None:
@@ -229,4 +229,4 @@ class Engine:
         if uid in self._open:
             self._abandon(uid, line)
         else:
-            self._report.error(f"{name} document: {line}")
+            self._listener.error(f"{name} document: {line}")

@@ -20,7 +20,7 @@ from bluesky_symdenoise.acquisition.live.backlog import Backlog, Head
 from bluesky_symdenoise.acquisition.live.pool import Pool
 from bluesky_symdenoise.acquisition.live.process import WorkerProcess
 from bluesky_symdenoise.acquisition.live.status import Status, Tally
-from bluesky_symdenoise.acquisition.live.worker import Setup
+from bluesky_symdenoise.acquisition.live.worker import WorkerSetup
 from bluesky_symdenoise.acquisition.runs.documents import packed, plain
 from bluesky_symdenoise.acquisition.runs.replaced import Places, Replaced
 from bluesky_symdenoise.acquisition.runs.routing import Owners
@@ -48,7 +48,7 @@ class Feeder:
         Settings for the worker.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: WorkerSetup) -> None:
         self._setup = setup
         self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._lock, self._tally = threading.Lock(), Tally()

@@ -13,7 +13,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-from bluesky_symdenoise.acquisition.live.worker import Setup
+from bluesky_symdenoise.acquisition.live.worker import WorkerSetup
 
 #: How long the worker's Tiled client tries again by itself: the sender knows better what to do about a dead server.
 _RETRY = {"TILED_RETRY_ATTEMPTS": "3", "TILED_RETRY_TIMEOUT": "5"}
@@ -33,7 +33,7 @@ class WorkerProcess:
         Called from a thread with each message of the worker, and with ``("gone",)`` when it has ended.
     """
 
-    def __init__(self, setup: Setup, *, nice: int, said: Callable[[tuple[Any, ...]], None]) -> None:
+    def __init__(self, setup: WorkerSetup, *, nice: int, said: Callable[[tuple[Any, ...]], None]) -> None:
         ours, theirs = Pipe()
         package = str(Path(__file__).resolve().parents[3])
         self._pipe, self._said = ours, said

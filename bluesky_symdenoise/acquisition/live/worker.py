@@ -35,7 +35,7 @@ ENDED_EARLY = (
 
 
 @dataclass(frozen=True)
-class Setup:
+class WorkerSetup:
     """Settings that a worker gets at its start.
 
     Attributes
@@ -62,7 +62,7 @@ class Setup:
 class _Worker:
     """Run the engine and the sender, and report to the process that started this one."""
 
-    def __init__(self, pipe: Connection, setup: Setup, replaced: Replaced) -> None:
+    def __init__(self, pipe: Connection, setup: WorkerSetup, replaced: Replaced) -> None:
         from bluesky_symdenoise.acquisition.deliver.sender import Sender
         from bluesky_symdenoise.acquisition.live.engine import Engine
 
@@ -81,7 +81,7 @@ class _Worker:
         self._leftover = self._left()
         #: Whether the RunEngine's process has ended.
         self._alone = False
-        self._sender = Sender(setup.work, told=self)
+        self._sender = Sender(setup.work, listener=self)
         self._places, self._replaced = Places(), replaced
         self._engine = Engine(setup.work, self, outlet=self._outlet, too_late=self._too_late, replaced=self._replaced)
 
@@ -334,7 +334,7 @@ def _warmed_up(work: Work) -> None:
     work.denoiser(np.ones((64, 64), np.uint8), symmetry="1")
 
 
-def _logged_in(setup: Setup) -> None:
+def _logged_in(setup: WorkerSetup) -> None:
     """Give a client that logged in with a name its tokens, which pickling leaves out."""
     auth = setup.work.container.context.http_client.auth
     if auth is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import h5py
 
-from bluesky_symdenoise.acquisition.past.in_memory import LazyImages, gathered
+from bluesky_symdenoise.acquisition.past.in_memory import DeferredImages, gathered
 from bluesky_symdenoise.acquisition.request.request import Request
 from bluesky_symdenoise.acquisition.runs.stored import StoredRun
 from bluesky_symdenoise.catalog.store.journal import Entered
@@ -88,7 +88,7 @@ def forecast(
     return Forecast(uid, asked.recipe.derived_uid(uid), state, images, seconds, int(size), finished)
 
 
-def _timed(images: LazyImages, row: int) -> tuple[float, Row]:
+def _timed(images: DeferredImages, row: int) -> tuple[float, Row]:
     images.denoised(row)
     begun = clock.perf_counter()
     made = images.denoised(row)

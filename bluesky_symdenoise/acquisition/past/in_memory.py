@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.acquisition.derive.images import Images
+from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
 from bluesky_symdenoise.acquisition.derive.reader import RunReader
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.derive.taker import RowTaker
@@ -48,10 +48,10 @@ class Gathered(RowTaker):
         self.streams: dict[str, Stream] = {}
         self.events: dict[str, list[Event]] = {}
 
-    def images(self, name: str) -> dict[str, LazyImages]:
+    def images(self, name: str) -> dict[str, DeferredImages]:
         """Return the images of one stream by data key."""
         stream = self.streams[name]
-        return {key: LazyImages(stream, key, self.events[name], self._asked.columns) for key in stream.keys}
+        return {key: DeferredImages(stream, key, self.events[name], self._asked.columns) for key in stream.keys}
 
     def columns(self, stream: Stream) -> set[str]:
         """Return all scalars that events hold."""
@@ -67,7 +67,7 @@ class Gathered(RowTaker):
         self.events.setdefault(stream.name, []).append(event)
 
 
-class LazyImages:
+class DeferredImages:
     """Images of one data key of one stream, each read and denoised when it is accessed.
 
     Whatever the order of access, each image gets the symmetry that it has in the order of the run.
@@ -77,7 +77,7 @@ class LazyImages:
         self._stream, self._key, self._events, self._columns = stream, key, events, columns
         self._images = stream.images[key]
         #: State of the decisions before each row, up to the row after which nothing changes.
-        self._before: list[Images] = []
+        self._before: list[ImageDenoiser] = []
         self._lock = threading.Lock()
 
     def counts(self, row: int) -> NDArray[Any]:
@@ -114,7 +114,7 @@ class LazyImages:
     def _read(self, row: int) -> NDArray[Any]:
         return self._stream.image(self._key, self._events[row])
 
-    def _as_of(self, row: int) -> Images:
+    def _as_of(self, row: int) -> ImageDenoiser:
         """Return the images in the state in which all rows before this one left them."""
         while len(self._before) < row and not self._images.settled:
             event = self._events[len(self._before)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.acquisition.request.poni import Stand, stand_of
+from bluesky_symdenoise.acquisition.request.poni import DetectorPosition, detector_position
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opening import mask_from, open_frames
 from bluesky_symdenoise.physics.dark import Dark, summed_dark
@@ -168,7 +168,7 @@ class Settings:
     ) -> None:
         self._beamline, self._key, self._start, self._descriptor = beamline, key, start, descriptor
         self._given = dict(given)
-        self._stand = self._stood()
+        self._position = self._found_position()
         found = None if "mask" in given else self._looked_up("mask", {})
         self.mask: NDArray[np.bool_] | None = given.get("mask")
         self._mask_source = "argument" if "mask" in given else None
@@ -179,7 +179,7 @@ class Settings:
         """Return a point group or ``auto``, on the detector as it is tilted, for an event with these columns."""
         found = self._first("symmetry", data)
         symbol = "auto" if found is None else checked_symmetry(str(found.value))
-        return on_tilt(symbol, None if self._stand is None else self._stand[0].tilt)
+        return on_tilt(symbol, None if self._position is None else self._position[0].tilt)
 
     def beam_center(self, data: Mapping[str, Any]) -> tuple[float, float] | None:
         """Return (y, x) in pixels for an event with these columns; None if it is not known."""
@@ -189,7 +189,7 @@ class Settings:
         found = [self._looked_up(f"beam_center_{axis}", data) for axis in "yx"]
         if found[0] is not None and found[1] is not None:
             return _number(found[0]), _number(found[1])
-        return None if self._stand is None else self._stand[0].beam_center
+        return None if self._position is None else self._position[0].beam_center
 
     def exposure_time(self, data: Mapping[str, Any]) -> float | None:
         """Return the exposure time in seconds for an event with these columns; None if it is not known."""
@@ -214,12 +214,12 @@ class Settings:
             center = Found(list(self._given["beam_center"]), "argument")
         elif center is not None and not isinstance(center.value, Found):
             center = Found(list(self.beam_center({}) or ()), center.source)
-        elif center is None and self._stand is not None:
-            center = Found(list(self._stand[0].beam_center), self._stand[1])
+        elif center is None and self._position is not None:
+            center = Found(list(self._position[0].beam_center), self._position[1])
         if center is not None or self._beamline.beam_center_y is not None:
             self._say(out, "beam_center", center or Found(None, "not found"), columns)
-        if self._stand is not None and (tilt := self._stand[0].tilt) is not None:
-            self._say(out, "tilt", Found([tilt.degrees, tilt.axis, tilt.distance], self._stand[1]), columns)
+        if self._position is not None and (tilt := self._position[0].tilt) is not None:
+            self._say(out, "tilt", Found([tilt.degrees, tilt.axis, tilt.distance], self._position[1]), columns)
         elif self.unused_tilt is not None:
             self._say(out, "tilt", Found(None, f"not used: {self.unused_tilt}"), columns)
         if self.mask is not None:
@@ -229,7 +229,7 @@ class Settings:
     @property
     def unused_tilt(self) -> str | None:
         """Why mates are sought as if the detector were not tilted, although it is; None if the tilt is used."""
-        return None if self._stand is None or self._given.get("symmetry") == "1" else self._stand[0].unused
+        return None if self._position is None or self._given.get("symmetry") == "1" else self._position[0].unused
 
     def missing(self) -> list[tuple[str, str]]:
         """Return the names that are found nowhere, each after its quantity, for quantities that were not given."""
@@ -278,7 +278,7 @@ class Settings:
         value = _within(self._start, name)
         return None if value is _NOTHING else Found(value, f"start metadata {name}")
 
-    def _stood(self) -> tuple[Stand, str] | None:
+    def _found_position(self) -> tuple[DetectorPosition, str] | None:
         """Return the position of the detector, and where it was found."""
         named = self._looked_up("poni", {})
         stated = self._beamline.poni_file if named is None else named.value
@@ -287,8 +287,8 @@ class Settings:
         shape = self._descriptor["data_keys"].get(self._key, {}).get("shape", ())[-2:]
         frames = (int(shape[0]), int(shape[1])) if len(shape) == 2 and None not in shape else None
         if named is not None and isinstance(stated, Mapping):
-            return stand_of(stated, key=self._key, shape=frames), named.source
-        return stand_of(str(stated), key=self._key, shape=frames), f"poni file {Path(str(stated)).name}"
+            return detector_position(stated, key=self._key, shape=frames), named.source
+        return detector_position(str(stated), key=self._key, shape=frames), f"poni file {Path(str(stated)).name}"
 
 
 def dark_from(path: str | Path, *, seconds: float | None) -> Dark:

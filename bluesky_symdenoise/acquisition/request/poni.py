@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stand:
+class DetectorPosition:
     """Position of a detector in the beam.
 
     Attributes
@@ -37,7 +37,9 @@ class Stand:
     unused: str | None = None
 
 
-def stand_of(stated: str | Path | Mapping[str, Any], *, key: str, shape: tuple[int, int] | None) -> Stand:
+def detector_position(
+    stated: str | Path | Mapping[str, Any], *, key: str, shape: tuple[int, int] | None
+) -> DetectorPosition:
     """Return the position of the detector of an image data key.
 
     Parameters
@@ -58,11 +60,11 @@ def stand_of(stated: str | Path | Mapping[str, Any], *, key: str, shape: tuple[i
         geometry.detector.shape = shape
     center = _center(geometry, "the geometry of the run" if isinstance(stated, Mapping) else str(stated))
     if shape is None:
-        return Stand(center)
+        return DetectorPosition(center)
     try:
-        return Stand(center, noticeable_tilt(geometry, shape, center))
+        return DetectorPosition(center, noticeable_tilt(geometry, shape, center))
     except SymDenoiseError as error:
-        return Stand(center, unused=f"{error.value}: {error.rule}")
+        return DetectorPosition(center, unused=f"{error.value}: {error.rule}")
 
 
 def check_poni(path: str | Path) -> None:
@@ -88,7 +90,7 @@ def poni_beam_center(path: str | Path) -> tuple[float, float]:
     SymDenoiseError
         If the geometry cannot be read, or the beam does not meet the detector's plane.
     """
-    return stand_of(path, key="", shape=None).beam_center
+    return detector_position(path, key="", shape=None).beam_center
 
 
 def _loaded(path: str | Path) -> AzimuthalIntegrator:

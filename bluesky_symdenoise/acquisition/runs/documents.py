@@ -93,7 +93,7 @@ def refused_value(what: str, value: Unreadable) -> SymDenoiseError:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedDocument:
     """A plain document ready to be sent: JSON, and the arrays that it refers to by their place in a body.
 
     Attributes
@@ -120,11 +120,11 @@ class Packed:
         return sum(map(_room, self.arrays))
 
 
-def packed(name: str, doc: Document) -> Packed:
+def packed(name: str, doc: Document) -> PackedDocument:
     """Pack a plain document."""
     body = _Body()
     head = json.dumps([name, doc], default=partial(_standing_for, body), separators=(",", ":")).encode()
-    return Packed(head, tuple(body.arrays))
+    return PackedDocument(head, tuple(body.arrays))
 
 
 def unpacked(head: bytes, body: bytes) -> tuple[str, Document]:
@@ -135,7 +135,7 @@ def unpacked(head: bytes, body: bytes) -> tuple[str, Document]:
     ValueError
         If the data were not made by `packed`. Nothing is unpickled.
     """
-    name, doc = json.loads(head, object_hook=partial(_stood_for, body))
+    name, doc = json.loads(head, object_hook=partial(_decoded, body))
     return str(name), doc
 
 
@@ -264,7 +264,7 @@ def _standing_for(body: _Body, value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} in a document that is said to be plain")
 
 
-def _stood_for(body: bytes, held: dict[str, Any]) -> Any:
+def _decoded(body: bytes, held: dict[str, Any]) -> Any:
     if len(held) != 1:
         return held
     ((key, value),) = held.items()

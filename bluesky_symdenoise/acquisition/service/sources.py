@@ -21,7 +21,7 @@ Document = dict[str, Any]
 IDLE_S = 0.5
 
 
-class Source(Protocol):
+class DocumentSource(Protocol):
     """Documents of runs, in order within each run; a document may come twice."""
 
     def __iter__(self) -> Iterator[tuple[str, Document] | None]:

@@ -317,7 +317,7 @@ def _events(stream: _Stream, columns: Mapping[str, Sequence[Any]], *, first: int
 
 
 @dataclass(frozen=True)
-class _Images:
+class _LiveArrays:
     """Images of one stream as they are when they are looked up, each with one request."""
 
     raw: Container
@@ -372,7 +372,7 @@ class _Growing:
             # Clients keep the shape that an array had when they were made.
             numbers = self.announced()
             self._known = min(len(numbers), *self._stream.rows.values())
-            images = _Images(self._raw, self._run.uid, self._stream.descriptor["name"])
+            images = _LiveArrays(self._raw, self._run.uid, self._stream.descriptor["name"])
             self._stored = StoredFrames(images, numbers, check=self._check)
         return np.asarray(self._stored.read(key, seq_num, turn))
 

@@ -19,7 +19,7 @@ from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.acquisition.runs.routing import Owners
 from bluesky_symdenoise.acquisition.service.catchup import finish, tidy, unfinished
 from bluesky_symdenoise.acquisition.service.health import Health
-from bluesky_symdenoise.acquisition.service.sources import Source
+from bluesky_symdenoise.acquisition.service.sources import DocumentSource
 from bluesky_symdenoise.catalog.store.lock import hold
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -67,7 +67,7 @@ class Watch:
     def __init__(
         self,
         work: Work,
-        source: Source,
+        source: DocumentSource,
         raw: Container,
         *,
         health: Health,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class DaskOptions:
     """Sizes and repetitions of the measurement.
 
     Attributes
@@ -71,7 +71,7 @@ def _alone(frames: int, size: int) -> float:
     return frames / (time.perf_counter() - begun)
 
 
-def _bare(processes: Executor, count: int, options: Options) -> float:
+def _bare(processes: Executor, count: int, options: DaskOptions) -> float:
     """Return frames per second of several such processes together: the limit of this computer at that moment."""
     frames = max(8, options.frames // 4)
     return sum(each.result() for each in [processes.submit(_alone, frames, options.size) for _ in range(count)])
@@ -85,7 +85,7 @@ def _compressed(run: Any) -> list[bytes]:
         return [each.id.read_direct_chunk((row, 0, 0, 0))[1] for each in datasets for row in range(len(each))]
 
 
-def scaling(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
+def scaling(server: ServerProcess, folder: Path, options: DaskOptions) -> list[FigureRow]:
     """Return frames per second with one and two workers, and with one of two killed."""
     # An extra, which the command's help does not need.
     from distributed import Client, LocalCluster
@@ -140,21 +140,25 @@ def scaling(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     ceilings = [b / a for a, b in zip(rates["bare 1"], rates["bare 2"], strict=True)]
     about = f"{options.size} x {options.size}"
     return [
-        Row(f"{about}: this process, no cluster", alone, "frames/s", ""),
-        Row(f"{about}: one worker", rate["1"], "frames/s", ""),
-        Row(f"{about}: two workers", rate["2"], "frames/s", ""),
-        Row("  two workers over one, median of the pairs", float(np.median(ratios)), "", ">= 1.7"),
-        Row("  two workers over one, lowest pair", min(ratios), "", ""),
-        Row("  two workers over one, highest pair", max(ratios), "", ""),
-        Row("  CPU time of the one thread that writes", float(np.median(own[1:])), "ms/frame", ""),
-        Row("denoiser alone in one process", rate["bare 1"], "frames/s", ""),
-        Row("denoiser alone in two processes", rate["bare 2"], "frames/s", ""),
-        Row("  two processes over one: the limit of the computer at that time", float(np.median(ceilings)), "", ""),
-        Row("two workers, one of them killed", with_kill, "frames/s", ""),
-        Row("  frames lost", options.frames - len(made["primary"]["seq_num"].read()), "", "0"),
-        Row("  frames that failed", sum(e["frames"] for e in made.metadata["stop"]["provenance"]["failures"]), "", "0"),
-        Row("  chunks that differ from those of one process", _differing(_compressed(made), serial), "", "0"),
-        Row("chunks of two workers that differ from those of one process", 0 if same else len(serial), "", "0"),
+        FigureRow(f"{about}: this process, no cluster", alone, "frames/s", ""),
+        FigureRow(f"{about}: one worker", rate["1"], "frames/s", ""),
+        FigureRow(f"{about}: two workers", rate["2"], "frames/s", ""),
+        FigureRow("  two workers over one, median of the pairs", float(np.median(ratios)), "", ">= 1.7"),
+        FigureRow("  two workers over one, lowest pair", min(ratios), "", ""),
+        FigureRow("  two workers over one, highest pair", max(ratios), "", ""),
+        FigureRow("  CPU time of the one thread that writes", float(np.median(own[1:])), "ms/frame", ""),
+        FigureRow("denoiser alone in one process", rate["bare 1"], "frames/s", ""),
+        FigureRow("denoiser alone in two processes", rate["bare 2"], "frames/s", ""),
+        FigureRow(
+            "  two processes over one: the limit of the computer at that time", float(np.median(ceilings)), "", ""
+        ),
+        FigureRow("two workers, one of them killed", with_kill, "frames/s", ""),
+        FigureRow("  frames lost", options.frames - len(made["primary"]["seq_num"].read()), "", "0"),
+        FigureRow(
+            "  frames that failed", sum(e["frames"] for e in made.metadata["stop"]["provenance"]["failures"]), "", "0"
+        ),
+        FigureRow("  chunks that differ from those of one process", _differing(_compressed(made), serial), "", "0"),
+        FigureRow("chunks of two workers that differ from those of one process", 0 if same else len(serial), "", "0"),
     ]
 
 
@@ -162,7 +166,7 @@ def _differing(one: list[bytes], other: list[bytes]) -> int:
     return abs(len(one) - len(other)) + sum(a != b for a, b in zip(one, other, strict=False))
 
 
-def assembly(folder: Path, options: Options) -> list[Row]:
+def assembly(folder: Path, options: DaskOptions) -> list[FigureRow]:
     """Return the time to copy denoised frames into the run's file, and how many bytes are transferred."""
     counts = np.random.default_rng(0).poisson(1.0, (options.size, options.size)).astype(np.uint16)
     denoiser, shape = Denoiser.pretrained(device="cpu", threads=1), (1, options.size, options.size)
@@ -173,7 +177,7 @@ def assembly(folder: Path, options: Options) -> list[Row]:
         for _ in range(options.frames):
             writer.append({"det": row})
     taken = {}
-    with Part(path) as part, h5py.File(folder / "whole.h5", "w", libver="v110") as file:
+    with PartReader(path) as part, h5py.File(folder / "whole.h5", "w", libver="v110") as file:
         datasets = add_images(add_entry(file), {"det": shape}, **COMPRESSION)
         for name in ("copied", "compressed again"):
             begun = time.perf_counter()
@@ -194,11 +198,11 @@ def assembly(folder: Path, options: Options) -> list[Row]:
         stored = sum(dataset.id.get_storage_size() for dataset in datasets.values()) / options.frames
     per_frame = {name: 1000 * seconds / options.frames for name, seconds in taken.items()}
     return [
-        Row("assembly: image and sigma copied as compressed chunks", per_frame["copied"], "ms/frame", ""),
-        Row("  if they were compressed again", per_frame["compressed again"], "ms/frame", ""),
-        Row("raw frame, uint16", counts.nbytes / 1e6, "MB", ""),
-        Row("denoised frame with sigma, float32", (row.intensity.nbytes + row.sigma.nbytes) / 1e6, "MB", ""),
-        Row("  compressed: written by the worker, then read and written once more", stored / 1e6, "MB", ""),
+        FigureRow("assembly: image and sigma copied as compressed chunks", per_frame["copied"], "ms/frame", ""),
+        FigureRow("  if they were compressed again", per_frame["compressed again"], "ms/frame", ""),
+        FigureRow("raw frame, uint16", counts.nbytes / 1e6, "MB", ""),
+        FigureRow("denoised frame with sigma, float32", (row.intensity.nbytes + row.sigma.nbytes) / 1e6, "MB", ""),
+        FigureRow("  compressed: written by the worker, then read and written once more", stored / 1e6, "MB", ""),
     ]
 
 

@@ -25,7 +25,7 @@ WANTED = {"float32": 2.5, "bfloat16": 5.0}
 
 
 @dataclass(frozen=True)
-class Options:
+class SpeedOptions:
     """Sizes and repetitions of the measurement.
 
     Attributes
@@ -62,7 +62,7 @@ def _status(key: str) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def timed(options: Options, *, threads: int, dtype: str) -> tuple[float, float]:
+def timed(options: SpeedOptions, *, threads: int, dtype: str) -> tuple[float, float]:
     """Return median seconds per frame, and the first frame's peak memory above the process with weights, in MB."""
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
@@ -95,7 +95,7 @@ def main(
         f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start"
     )
     pixels = options.size**2
-    ours: list[Row] = []
+    ours: list[FigureRow] = []
     fastest: dict[str, float] = {}
     spawn = multiprocessing.get_context("spawn")
     for dtype, wanted in WANTED.items():

@@ -62,7 +62,7 @@ def examine(uri: str, *, api_key: str | None, directory: str | Path | None = Non
         with httpx.Client(
             base_url=_api(uri), headers=headers, timeout=_PATIENCE_S, trust_env=False, limits=limits
         ) as http:
-            yield from _Server(http, directory=directory).findings()
+            yield from _ServerChecks(http, directory=directory).findings()
     except httpx.TransportError as error:
         yield Finding(
             "server",
@@ -104,7 +104,7 @@ def _installation() -> Iterator[Finding]:
         )
 
 
-class _Server:
+class _ServerChecks:
     def __init__(self, http: httpx.Client, *, directory: str | Path | None) -> None:
         self._http, self._directory = http, directory
         self._scopes: frozenset[str] | None = None

@@ -71,7 +71,7 @@ class PartWriter:
             self._temporary.unlink(missing_ok=True)
 
 
-class Part:
+class PartReader:
     """A complete part."""
 
     def __init__(self, path: Path) -> None:
@@ -89,7 +89,7 @@ class Part:
         for index, row in enumerate(self._said):
             yield {key: _outcome(data, key, index, said) for key, said in row.items()}
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> PartReader:
         return self
 
     def __exit__(self, *_: object) -> None:

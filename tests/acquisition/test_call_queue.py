@@ -9,27 +9,27 @@ from functools import partial
 
 import pytest
 
-from bluesky_symdenoise.acquisition.derive.aside import Aside
+from bluesky_symdenoise.acquisition.derive.call_queue import CallQueue
 
 
 def test_calls_are_made_in_order_in_another_thread() -> None:
     done: list[tuple[int, str]] = []
-    aside = Aside()
+    calls = CallQueue()
     for number in range(20):
-        aside.put(lambda number=number: done.append((number, threading.current_thread().name)), most=2)
-    aside.wait()
+        calls.put(lambda number=number: done.append((number, threading.current_thread().name)), most=2)
+    calls.wait()
     assert [number for number, _ in done] == list(range(20))
     assert threading.current_thread().name not in {name for _, name in done}
-    aside.close()
+    calls.close()
 
 
 def test_no_more_wait_than_may() -> None:
     gate, put = threading.Event(), list[int]()
-    aside = Aside()
+    calls = CallQueue()
 
     def give() -> None:
         for number in range(5):
-            aside.put(gate.wait, most=2)
+            calls.put(gate.wait, most=2)
             put.append(number)
 
     giver = threading.Thread(target=give)
@@ -39,12 +39,12 @@ def test_no_more_wait_than_may() -> None:
         time.sleep(0.01)
     giver.join(0.2)
     assert put == [0, 1]
-    assert aside.busy
+    assert calls.busy
     gate.set()
     giver.join()
-    aside.wait()
-    assert not aside.busy
-    aside.close()
+    calls.wait()
+    assert not calls.busy
+    calls.close()
 
 
 class _Gone(BaseException):
@@ -52,54 +52,54 @@ class _Gone(BaseException):
 
 
 @pytest.mark.parametrize("kind", [OSError, _Gone])
-@pytest.mark.parametrize("ask", [lambda aside: aside.put(int, most=1), lambda aside: aside.wait()], ids=["put", "wait"])
+@pytest.mark.parametrize("ask", [lambda calls: calls.put(int, most=1), lambda calls: calls.wait()], ids=["put", "wait"])
 def test_what_fails_is_raised_once_and_nothing_given_before_is_done(
-    kind: type[BaseException], ask: Callable[[Aside], None]
+    kind: type[BaseException], ask: Callable[[CallQueue], None]
 ) -> None:
     """After that it works again, so that a run that failed can be closed."""
     gate, done = threading.Event(), list[str]()
-    aside = Aside()
+    calls = CallQueue()
 
     def fail() -> None:
         gate.wait()
         raise kind("the disk is full")
 
-    aside.put(partial(done.append, "before"), most=3)
-    aside.put(fail, most=3)
-    aside.put(partial(done.append, "behind"), most=3)
+    calls.put(partial(done.append, "before"), most=3)
+    calls.put(fail, most=3)
+    calls.put(partial(done.append, "behind"), most=3)
     gate.set()
     with pytest.raises(kind, match="the disk is full"):
-        ask(aside)
+        ask(calls)
     assert done == ["before"]
-    aside.put(partial(done.append, "after"), most=3)
-    aside.wait()
+    calls.put(partial(done.append, "after"), most=3)
+    calls.wait()
     assert done == ["before", "after"]
-    aside.close()
+    calls.close()
 
 
 def test_closing_does_what_waits_and_only_logs_what_fails(caplog: pytest.LogCaptureFixture) -> None:
     done: list[int] = []
-    aside = Aside()
-    aside.put(partial(done.append, 1), most=3)
-    aside.put(partial(done.append, 2), most=3)
-    aside.put(lambda: done.index(3), most=3)
-    aside.close()
+    calls = CallQueue()
+    calls.put(partial(done.append, 1), most=3)
+    calls.put(partial(done.append, 2), most=3)
+    calls.put(lambda: done.index(3), most=3)
+    calls.close()
     assert done == [1, 2]
     assert "ValueError" in caplog.text
 
 
 def threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name.startswith("symdenoise-aside")}
+    return {thread for thread in threading.enumerate() if thread.name.startswith("symdenoise-calls")}
 
 
 def test_one_that_was_never_used_has_no_thread() -> None:
     """The first call starts it, and closing ends it: a run that writes no frames costs none."""
     before = threads()
-    aside = Aside()
-    aside.wait()
+    calls = CallQueue()
+    calls.wait()
     assert threads() == before
-    aside.put(int, most=1)
-    aside.wait()
+    calls.put(int, most=1)
+    calls.wait()
     (started,) = threads() - before
-    aside.close()
+    calls.close()
     assert not started.is_alive()

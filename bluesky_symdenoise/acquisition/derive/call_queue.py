@@ -10,14 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 log = logging.getLogger("bluesky_symdenoise")
 
 
-class Aside:
+class CallQueue:
     """Make calls in a background thread, in the order in which they are given.
 
     An exception of a call is raised once, by the next `put` or `wait`; calls that were given by then are skipped.
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="symdenoise-aside")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="symdenoise-calls")
         self._given: deque[Future[None]] = deque()
         self._failed = False
 
