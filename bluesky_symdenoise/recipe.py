@@ -157,7 +157,7 @@ def chosen_frames(frames: slice | range | Sequence[int] | None) -> str | None:
         rows = sorted({index(row) for row in frames})
     except TypeError as error:
         raise SymDenoiseError(
-            f"frames={frames!r}", rule="it must be a slice, a range or a list of rows", remedy="give slice(0, 100)"
+            f"rows={frames!r}", rule="it must be a slice, a range or a list of rows", remedy="give slice(0, 100)"
         ) from error
     if not rows or rows[0] < 0:
         raise _from_the_end(frames)
@@ -179,5 +179,5 @@ def rows_of(frames: str | None) -> Sequence[int]:
 
 def _from_the_end(frames: object) -> SymDenoiseError:
     return SymDenoiseError(
-        f"frames={frames!r}", rule="it must name at least one row, counted from 0", remedy="give slice(0, 100)"
+        f"rows={frames!r}", rule="it must name at least one row, counted from 0", remedy="give slice(0, 100)"
     )

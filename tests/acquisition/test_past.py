@@ -177,44 +177,44 @@ class TestChosenFrames:
     def test_rows_that_the_run_lacks_are_refused(self, client: Container, raw: Any, denoiser: Counting) -> None:
         before = len(client["denoised"])
         with pytest.raises(SymDenoiseError, match="no such rows"):
-            replay(raw, into=client["denoised"], denoiser=denoiser, frames=[FRAMES + 9])
+            replay(raw, into=client["denoised"], denoiser=denoiser, rows=[FRAMES + 9])
         assert len(client["denoised"]) == before
 
     def test_are_those_of_the_whole_run(self, client: Container, raw: Any, denoiser: Counting) -> None:
         """Also where a frame that is not wanted decides the symmetry."""
         whole = replay(raw, into=client["denoised"], denoiser=denoiser)
         before = denoiser.calls
-        part = replay(raw, into=client["denoised"], denoiser=denoiser, frames=[3, 2])
+        part = replay(raw, into=client["denoised"], denoiser=denoiser, rows=[3, 2])
         assert denoiser.calls == before + 2
         for one, other in zip(pixels(part), pixels(whole), strict=True):
             np.testing.assert_array_equal(one, other[2:])
         np.testing.assert_array_equal(part["primary"]["seq_num"].read(), [3, 4])
         np.testing.assert_array_equal(recompute(part, 1)["intensity"], pixels(whole)[0][3])
-        lazy = replay(raw, denoiser=denoiser, frames=slice(2, None)).compute()
+        lazy = replay(raw, denoiser=denoiser, rows=slice(2, None)).compute()
         np.testing.assert_array_equal(lazy.det_denoised, pixels(part)[0])
         both = aligned(raw, part)
         assert np.isnan(both.det_denoised[:2]).all()
         np.testing.assert_array_equal(both.det_denoised[2:], pixels(part)[0])
 
     def test_are_never_taken_for_the_whole(self, client: Container, raw: Any, denoiser: Counting) -> None:
-        part = replay(raw, into=client["denoised"], denoiser=denoiser, frames=range(2))
+        part = replay(raw, into=client["denoised"], denoiser=denoiser, rows=range(2))
         assert denoised_for(client, raw) is None
         whole = replay(raw, into=client["denoised"], denoiser=denoiser)
         assert whole.start["uid"] != part.start["uid"]
-        newest = replay(raw, into=client["denoised"], denoiser=denoiser, frames=range(1))
+        newest = replay(raw, into=client["denoised"], denoiser=denoiser, rows=range(1))
         assert denoised_for(client, raw).start["uid"] == whole.start["uid"]
         assert len(denoised_for(client, raw, latest=False)) == 1
         for made, frames in ((part, slice(2)), (newest, [0])):
-            assert denoised_for(client, raw, frames=frames).start["uid"] == made.start["uid"]
-        assert denoised_for(client, raw, frames=[3]) is None
-        assert len(denoised_for(client, raw, frames="any", latest=False)) == 3
+            assert denoised_for(client, raw, rows=frames).start["uid"] == made.start["uid"]
+        assert denoised_for(client, raw, rows=[3]) is None
+        assert len(denoised_for(client, raw, rows="any", latest=False)) == 3
         assert newest.start["uid"] in find(client, recipe=newest.start["provenance"]["recipe_sha256"])
 
     def test_of_a_scan_without_times_lie_where_they_belong(
         self, client: Container, home: Path, denoiser: Counting, write_run: Callable[..., str]
     ) -> None:
         flown = client["raw"][write_run(client["raw"], home / "frames", {"det": scan()}, events=False)]
-        part = replay(flown, into=client["denoised"], denoiser=denoiser, frames=[1, 3])
+        part = replay(flown, into=client["denoised"], denoiser=denoiser, rows=[1, 3])
         both = aligned(flown, part)
         assert np.isnan(both.det_denoised).all(dim=both.det_denoised.dims[1:]).values.tolist() == [True, False] * 2
         whole = replay(flown, denoiser=denoiser).compute()
@@ -242,7 +242,7 @@ class TestChosenFrames:
 
     @pytest.mark.parametrize("frames", [[], [-1], slice(-3, None), slice(5, 2), slice(None, None, -1), [0.5], "0"])
     def test_are_refused_where_they_name_none(self, frames: Any) -> None:
-        with pytest.raises(SymDenoiseError, match="frames="):
+        with pytest.raises(SymDenoiseError, match="rows="):
             chosen_frames(frames)
 
     def test_change_no_recipe_of_whole_runs(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -43,27 +44,25 @@ def documents(home: Path, n: int = 3, **options: Any) -> list[tuple[str, Any]]:
 
 def test_rows_of_a_list_must_be_there(home: Path, client: Container, denoiser: Denoiser) -> None:
     """Those of a slice or a range may go beyond the end."""
-    with pytest.raises(
-        SymDenoiseError, match=r"frames=50: the run has no such rows; stream 'primary' has 20"
-    ) as caught:
-        replay(documents(home, 20), denoiser=denoiser, frames=[1, 50])
+    with pytest.raises(SymDenoiseError, match=r"rows=50: the run has no such rows; stream 'primary' has 20") as caught:
+        replay(documents(home, 20), denoiser=denoiser, rows=[1, 50])
     assert "\n" not in str(caught.value)
     raw = written(client, documents(home, 3))
-    with pytest.raises(SymDenoiseError, match="frames=50"):
-        replay(raw, into=client["denoised"], denoiser=denoiser, frames=[1, 50])
-    assert denoised_for(client, raw, frames="any") is None
+    with pytest.raises(SymDenoiseError, match="rows=50"):
+        replay(raw, into=client["denoised"], denoiser=denoiser, rows=[1, 50])
+    assert denoised_for(client, raw, rows="any") is None
     with pytest.raises(SymDenoiseError, match="may go beyond the end, and must hold one of them"):
-        replay(raw, denoiser=denoiser, frames=slice(30, 40))
+        replay(raw, denoiser=denoiser, rows=slice(30, 40))
     for frames in (slice(2, 50), range(2, 50)):
-        assert replay(raw, denoiser=denoiser, frames=frames).sizes["time"] == 1
+        assert replay(raw, denoiser=denoiser, rows=frames).sizes["time"] == 1
 
 
 def test_rows_that_documents_turn_out_to_lack_are_named(
     home: Path, client: Container, denoiser: Denoiser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = replay(documents(home), into=client["denoised"], denoiser=denoiser, frames=[1, 50])
+    made = replay(documents(home), into=client["denoised"], denoiser=denoiser, rows=[1, 50])
     assert made["primary"]["det"].shape[0] == 1
-    assert "frames=50: the run has no such rows" in caplog.text
+    assert "rows=50: the run has no such rows" in caplog.text
 
 
 @pytest.mark.parametrize("asked", [{"streams": ["nope"]}, {"data_keys": ["nope"]}])
@@ -220,3 +219,18 @@ def test_a_run_remembers_how_many_views_it_was_made_from(home: Path, client: Con
     np.testing.assert_array_equal(recompute(averaged, 1)["intensity"], stored[1])
     with pytest.raises(SymDenoiseError, match="give 1 or 8"):
         DenoiserSettings(views=4)
+
+
+def test_rows_were_called_frames(home: Path, denoiser: Denoiser) -> None:
+    """The former name of the argument works for one release, with a warning, and makes the same derived run."""
+    run = documents(home)
+    with pytest.warns(DeprecationWarning, match="frames= is called rows= now"):
+        made = replay(run, denoiser=denoiser, frames=[1])
+    assert made.attrs["denoised_uid"] == replay(run, denoiser=denoiser, rows=[1]).attrs["denoised_uid"]
+    with pytest.raises(TypeError, match="give rows"):
+        replay(run, denoiser=denoiser, rows=[1], frames=[1])
+
+
+def test_denoised_runs_are_found_by_rows_under_the_former_name_too(client: Container) -> None:
+    with pytest.warns(DeprecationWarning, match="frames= is called rows= now"):
+        assert denoised_for(client, str(uuid4()), frames=[1]) is None

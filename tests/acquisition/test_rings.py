@@ -115,7 +115,7 @@ def test_replay_in_memory_gives_the_same_columns(live: Any, client: Container, h
     for name in NAMES:
         np.testing.assert_array_equal(held[name].values, column(live, name))
     # Control: other frames, other values.
-    part = replay(raw, denoiser=denoiser, analysis=RINGS[0], frames=[1, 3], **OPTIONS)
+    part = replay(raw, denoiser=denoiser, analysis=RINGS[0], rows=[1, 3], **OPTIONS)
     np.testing.assert_array_equal(part["det_orientation"].values, column(live, "det_orientation")[[1, 3]])
     assert (part["det_orientation"].values != column(live, "det_orientation")[:2]).all()
 

@@ -202,7 +202,7 @@ def test_the_report_shows_the_frames_that_are_asked_for(client: Container, run: 
 
 
 def test_a_report_of_a_part_names_its_rows(client: Container, home: Path, denoiser: Denoiser, run: Any) -> None:
-    page = report(client, derived(client, home, denoiser, rings(4), frames=[1, 3])).text
+    page = report(client, derived(client, home, denoiser, rings(4), rows=[1, 3])).text
     assert "<h3>Frame 0, row 1 of the raw run</h3>" in page
     assert "<h3>Frame 1, row 3 of the raw run</h3>" in page
     assert "<th>rows of the raw run</th><td>1:4:2</td>" in page

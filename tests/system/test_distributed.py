@@ -170,7 +170,7 @@ def sha256(path: Path) -> str:
     [
         {"mask": edge()},
         {"symmetry": "2", "beam_center": (63.5, 63.5), "exposure": np.linspace(0.5, 1.5, SIZE) * np.ones((SIZE, 1))},
-        {"frames": slice(1, None, 3)},
+        {"rows": slice(1, None, 3)},
         {"symmetry": "2", "beam_center": (63.5, 63.5), "analysis": Ring(inner=20, outer=40)},
     ],
     ids=["auto and mask", "2 and exposure", "some rows", "a ring"],
@@ -368,7 +368,7 @@ def test_finished_partitions_are_taken_over(
         other = replay(raw, into=catalog["denoised"], denoiser=denoiser, symmetry="1", scheduler=client)
     finally:
         client.run(mended)
-    assert_same(made, serial(raw, frames=whole))
+    assert_same(made, serial(raw, rows=whole))
     assert np.isnan(column(other, "det")).all()
     # Failed frames are done when the cause is mended.
     again = replay(raw, into=catalog["denoised"], denoiser=denoiser, symmetry="1", scheduler=client)
@@ -427,7 +427,7 @@ def test_command(
         main([*given, "--dask", cluster.scheduler_address])
     assert (end.value.code, "1 of 1 runs replayed" in capsys.readouterr().out) == (0, True)
     (made,) = catalog["denoised"].values()
-    assert_same(made, serial(raw, frames=slice(FAILS + 1, FRAMES)))
+    assert_same(made, serial(raw, rows=slice(FAILS + 1, FRAMES)))
 
 
 def test_command_without_a_scheduler(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import xarray as xr
 
+from bluesky_symdenoise._renamed import rows_from
 from bluesky_symdenoise.acquisition.cluster.distributed import cluster_denoiser
 from bluesky_symdenoise.acquisition.deliver.claim import Claim
 from bluesky_symdenoise.acquisition.deliver.outlet import straight_to_tiled
@@ -49,11 +50,12 @@ def replay(
     into: Container | None = None,
     denoiser: Denoiser | None = None,
     directory: str | Path | Place | None = None,
-    frames: slice | range | Sequence[int] | None = None,
+    rows: slice | range | Sequence[int] | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: bool | None = None,
     scheduler: Client | None = None,
+    frames: slice | range | Sequence[int] | None = None,
     **options: Unpack[Options],
 ) -> BlueskyRun | xr.Dataset | Forecast:
     """Denoise a stored run: lazily in memory, or into a catalogue as if it had been denoised live.
@@ -69,10 +71,10 @@ def replay(
         JSON Lines, as TiledWriter's ``backup_directory`` has them; or (name, document) pairs, start first.
     into
         Catalogue for derived runs, ``client["denoised"]``. None: nothing is written.
-    frames
+    rows
         Rows of each stream that are wanted, counted from 0, in the order of the run and each once; those of a list must
         be there, while a slice or a range may go beyond the end. Such a part of a run has another recipe and uid than
-        the whole; each of its frames is bit for bit as in the whole. `denoised_for(..., frames=frames)` finds it again.
+        the whole; each of its frames is bit for bit as in the whole. `denoised_for(..., rows=rows)` finds it again.
     force
         Make a complete derived run again: the one that is there is deleted first.
     dry_run
@@ -87,6 +89,8 @@ def replay(
         ``dask.annotate(resources={"GPU": 1})``; with a device ``auto`` a worker takes the GPU that it sees, which
         dask-cuda makes one each. Workers need the folder of the derived files, the model under its sha256, and this
         version of the package; they are given this client's Tiled key, so use TLS between computers.
+    frames
+        Former name of `rows`, accepted for one release.
     **options
         `mask`, `exposure`, `symmetry`, `beam_center`, `streams`, `data_keys`, `beamline`, `analysis`: see
         `bluesky_symdenoise.acquisition.request.options.Options`.
@@ -107,6 +111,7 @@ def replay(
     SymDenoiseError
         If the run has no image or no stop document, or a living process writes its derived run of this recipe.
     """
+    rows = rows_from(rows, frames)
     if into is None:
         if scheduler is not None:
             raise SymDenoiseError(
@@ -118,7 +123,7 @@ def replay(
         asked = Request.asked(
             activity="replay",
             denoiser=denoiser,
-            rows=frames,
+            rows=rows,
             raw=None if held is None else held.parent,
             **options,
         )
@@ -127,7 +132,7 @@ def replay(
             _refuse_missing_rows(stored, asked)
             return forecast(stored, asked, state="computed when it is read", compressed=False)
         return denoised_when_read(stored, asked)
-    work = Work.planned(into, activity="replay", denoiser=denoiser, directory=directory, rows=frames, **options)
+    work = Work.planned(into, activity="replay", denoiser=denoiser, directory=directory, rows=rows, **options)
     stored = raw_only(stored_run(run, columns=work.beamline.columns))
     if dry_run:
         return planned(stored, work, force=force)

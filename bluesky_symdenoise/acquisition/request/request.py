@@ -182,7 +182,7 @@ class Request:
         missing = ", ".join(str(row) for row in sorted(set(self.named)) if row >= most)
         if missing or not self.recipe.rows_among(most):
             raise SymDenoiseError(
-                f"frames={missing or self.recipe.frames}",
+                f"rows={missing or self.recipe.frames}",
                 rule="the run has no such rows; "
                 + ", ".join(f"stream {name!r} has {rows}, counted from 0" for name, rows in held.items()),
                 remedy="name rows that it has; a slice or a range may go beyond the end, and must hold one of them",

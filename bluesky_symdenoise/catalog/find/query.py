@@ -16,6 +16,7 @@ from bluesky_tiled_plugins.queries import PartialUID
 from tiled.client.utils import ClientError
 from tiled.queries import Key, KeyPresent, Like, SpecsQuery
 
+from bluesky_symdenoise._renamed import rows_from
 from bluesky_symdenoise.catalog.store.containers import run_at, run_in
 from bluesky_symdenoise.denoiser.registry import SHA256_LIKE
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 SPEC = "SymDenoised"
 ANY: Literal["any"] = "any"
-Frames = slice | range | Sequence[int] | Literal["any"] | None
+Rows = slice | range | Sequence[int] | Literal["any"] | None
 _FULL_UID = 36
 _PARTIAL_UID = re.compile(r"[0-9a-fA-F-]{8,35}")
 
@@ -41,14 +42,21 @@ def denoised_for(
     raw: str | BlueskyRun,
     *,
     model: str | None = None,
-    frames: Frames = None,
+    rows: Rows = None,
     latest: Literal[True] = True,
+    frames: Rows = None,
 ) -> BlueskyRun | None: ...
 
 
 @overload
 def denoised_for(
-    client: Container, raw: str | BlueskyRun, *, model: str | None = None, frames: Frames = None, latest: Literal[False]
+    client: Container,
+    raw: str | BlueskyRun,
+    *,
+    model: str | None = None,
+    rows: Rows = None,
+    latest: Literal[False],
+    frames: Rows = None,
 ) -> list[BlueskyRun]: ...
 
 
@@ -57,12 +65,13 @@ def denoised_for(
     raw: str | BlueskyRun,
     *,
     model: str | None = None,
-    frames: Frames = None,
+    rows: Rows = None,
     latest: bool = True,
+    frames: Rows = None,
 ) -> BlueskyRun | list[BlueskyRun] | None:
     """Return the newest denoised run of a raw run, or None; with ``latest=False`` a list of all, newest first.
 
-    Runs of chosen frames, as `replay(..., frames=...)` makes them, are found only with `frames`.
+    Runs of chosen rows, as `replay(..., rows=...)` makes them, are found only with `rows`.
 
     Parameters
     ----------
@@ -72,10 +81,12 @@ def denoised_for(
         The raw run or its uid; with the root client, the first eight or more characters of the uid.
     model
         Only runs of this model: its name, or eight or more characters of the sha256 of its weights.
-    frames
-        None: runs of all frames. Frames as given to `replay`: runs of these frames. ``any``: runs of any frames.
+    rows
+        None: runs of all rows. Rows as given to `replay`: runs of these rows. ``any``: runs of any rows.
     latest
         Whether to return the newest run only, or all.
+    frames
+        Former name of `rows`, accepted for one release.
 
     Raises
     ------
@@ -84,7 +95,8 @@ def denoised_for(
         cannot be reached.
     """
     uid = raw if isinstance(raw, str) else raw.start["uid"]
-    part = ANY if isinstance(frames, str) and frames == ANY else chosen_frames(frames)
+    rows = rows_from(rows, frames)
+    part = ANY if isinstance(rows, str) and rows == ANY else chosen_frames(rows)
     with _reachable(client):
         denoised = _denoised(client)
         found = _made_from(denoised, uid, model, part)
