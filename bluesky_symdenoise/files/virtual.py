@@ -1,4 +1,4 @@
-"""Virtual and linked datasets, followed to their end: HDF5 itself reads zeros where a source is missing."""
+"""Virtual and linked datasets, followed to their files, because HDF5 itself reads zeros where a source is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bluesky_symdenoise.files.opened import open_for_reading
 
 log = logging.getLogger("bluesky_symdenoise")
 
-#: How deep virtual sources may refer to others.
+#: Deepest nesting of virtual sources.
 _MOST_DEPTH = 8
 
 
@@ -39,7 +39,7 @@ class Pixels:
 
 
 def followed(dataset: Any, name: str, *, depth: int = 0) -> Pixels:
-    """Return where the pixels of a dataset are. Modules that are missing in all frames are said in a warning.
+    """Return where the pixels of a dataset are. Modules that are missing in all frames are logged.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def missing_source(dataset: Any, rows: slice, *, depth: int = 0) -> str | None:
 
 @contextmanager
 def _source(dataset: Any, mapping: Any) -> Iterator[tuple[Any, str, Path]]:
-    """Give the dataset that a part of a virtual one comes from, or None; what is missing then; and the opened file."""
+    """Return the source dataset of a part of a virtual one, or None and what is missing; and the opened file."""
     own, what = Path(dataset.file.filename), f"the file {mapping.file_name!r}"
     if mapping.file_name == ".":
         yield dataset.file.get(mapping.dset_name), f"its source {mapping.dset_name!r}", own

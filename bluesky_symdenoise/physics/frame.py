@@ -16,10 +16,10 @@ from bluesky_symdenoise.errors import SymDenoiseError
 CODES = {16: (2**16 - 1,), 32: (2**32 - 2, 2**32 - 1)}
 #: Codes of detectors whose values were stored in a wider type: codes only where several pixels hold them.
 NARROW_CODES = (2**15 - 1, 2**16 - 1, 2**31 - 1)
-#: Connected pixels with one large value, up to so many, may be counts if those around them have half of it.
+#: Up to so many connected pixels with one large value may be counts, if the pixels around them have half of it.
 PLAUSIBLE_PIXELS = 4
-#: More different negative values than these are no codes. Nor are negative ones of which so many, and so large a share
-#: of the frame, are scattered: apart from each other, or with counts apart from each other among them.
+#: Negative values are not codes if there are more different ones than this, or if so many pixels, and so large a share
+#: of the frame, have scattered ones: apart from each other, or with counts apart from each other among them.
 NEGATIVE_CODES, SCATTERED_PIXELS, SCATTERED_SHARE = 4, 50, 0.005
 
 
@@ -81,7 +81,7 @@ def sentinel_mask(counts: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _coded(frame: NDArray[Any], held: NDArray[np.bool_], value: int, *, alone: bool) -> NDArray[np.bool_]:
-    """Return which pixels (y, x) that hold a large value hold it as a code.
+    """Return which of the pixels (y, x) that hold a large value hold it as a code.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def _coded(frame: NDArray[Any], held: NDArray[np.bool_], value: int, *, alone: b
     labels, number = ndimage.label(held, np.ones((3, 3)))
     if not number:
         return held
-    # What is around each group of pixels: the values beside it that are counts, of which the largest is near a peak.
+    # Compare each group of pixels with the counts beside it, of which the largest is near a peak.
     around = np.where(held | ~np.isfinite(frame.astype(np.float64)), -np.inf, frame.astype(np.float64))
     beside = ndimage.maximum_filter(around, 3, mode="constant", cval=-np.inf)
     which = np.arange(1, number + 1)
@@ -166,7 +166,7 @@ def frame_from_counts(counts: NDArray[Any], *, mask: NDArray[np.bool_], exposure
     Raises
     ------
     SymDenoiseError
-        If negative values are no codes: a background was subtracted, and the values are not counts.
+        If negative values are not codes: a background was subtracted, and the values are not counts.
     """
     refuse_negative(counts, mask)
     bad = mask | sentinel_mask(counts)
@@ -177,7 +177,7 @@ def frame_from_counts(counts: NDArray[Any], *, mask: NDArray[np.bool_], exposure
 
 
 def refuse_negative(counts: NDArray[Any], mask: NDArray[np.bool_]) -> None:
-    """Raise SymDenoiseError if a frame (y, x) has negative values, outside the mask (True = bad), that are no codes.
+    """Raise SymDenoiseError if a frame (y, x) has negative values, outside the mask (True = bad), that are not codes.
 
     Detectors write few different negative codes, mostly in gaps between modules. Fractions, many different values, or
     values scattered among the counts are what is left after a background was subtracted.
@@ -188,7 +188,7 @@ def refuse_negative(counts: NDArray[Any], mask: NDArray[np.bool_]) -> None:
     if not below.any():
         return
     found = np.unique(counts[below])
-    # Pixels that differ from the four beside them.
+    # Pixels that differ from their four neighbours.
     y, x = below[1:] != below[:-1], below[:, 1:] != below[:, :-1]
     apart = np.count_nonzero(y[:-1, 1:-1] & y[1:, 1:-1] & x[1:-1, :-1] & x[1:-1, 1:])
     fractions = counts.dtype.kind == "f" and bool(np.any(found != np.floor(found)))

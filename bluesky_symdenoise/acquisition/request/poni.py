@@ -70,7 +70,7 @@ def detector_position(
 def check_poni(path: str | Path) -> None:
     """Raise SymDenoiseError if a .poni file cannot be read, or the beam does not meet the detector's plane.
 
-    What depends on the size of the images, which the file need not have, is checked with them.
+    What depends on the size of the images, which the file may lack, is checked with the first image.
     """
     geometry = _loaded(path)
     if geometry.detector.shape is not None or int(geometry.detector.orientation) not in (1, 2, 4):

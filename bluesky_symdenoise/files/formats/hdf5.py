@@ -34,7 +34,7 @@ _LENGTHS = {
     **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"), 1e-6),
     **dict.fromkeys(("nm",), 1e-9),
 }
-#: Pixels of the smallest frame that is found without its name, and nodes that are looked at.
+#: Fewest pixels of a frame that is found without its name, and most nodes that are examined.
 _LEAST_PIXELS, _MOST_NODES = 64, 10_000
 
 
@@ -70,7 +70,7 @@ def _dataset_names(file: Any, path: Path, name: str | None) -> list[str]:
 
 
 def _there(file: Any, names: list[str], path: Path) -> list[str]:
-    """Return the datasets of an Eiger master whose files are there; those of an aborted run end too early."""
+    """Return the datasets of an Eiger master whose files exist; in an aborted run, the last ones may be missing."""
     found = [name for name in names if file.get(name) is not None]
     if not found or names[: len(found)] != found:
         missing = next(name for name in names if name not in found)
@@ -105,7 +105,7 @@ def _choose(path: Path, candidates: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _candidates(file: Any) -> dict[str, tuple[int, ...]]:
-    """Return the datasets that may be frames, by name, links followed, and each dataset once."""
+    """Return the datasets that may be frames by name, each once; links are followed."""
     found = {}
     for name, node, _ in _nodes(file):
         base = posixpath.basename(name)
@@ -122,7 +122,7 @@ def _broken_links(file: Any) -> dict[str, Any]:
 
 
 def _nodes(file: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield name, node (None where a link leads nowhere) and link of all that a file holds or links to, once each."""
+    """Yield name, node (None for a broken link) and link of everything in a file or linked from it, each once."""
     seen: set[tuple[str, int]] = set()
     waiting = [("", file)]
     while waiting and len(seen) < _MOST_NODES:
@@ -131,7 +131,7 @@ def _nodes(file: Any) -> Iterator[tuple[str, Any, Any]]:
             name, link = f"{prefix}{key}", group.get(key, getlink=True)
             node = group.get(key)
             if node is not None:
-                # A node has an address in its file, whatever links lead to it.
+                # The address of a node in its file identifies it, whatever links lead to it.
                 place = (node.file.filename, h5py.h5o.get_info(node.id).addr)
                 if place in seen:
                     continue
@@ -202,7 +202,7 @@ def _hdf5_frames(path: Path, name: str) -> Iterator[ReadFrames]:
 
 
 def _nexus_center(file: Any, detector: str, path: Path) -> tuple[float, float] | None:
-    """Return NeXus ``beam_center_y, beam_center_x`` in pixels if both are constant, and say it if they are not used."""
+    """Return NeXus ``beam_center_y, beam_center_x`` in pixels if both are constant; log a warning if they are not used."""
     center = []
     for axis in "yx":
         node = _get(file, f"{detector}/beam_center_{axis}", path)
@@ -210,7 +210,7 @@ def _nexus_center(file: Any, detector: str, path: Path) -> tuple[float, float] |
         if values.size != 1:
             return None
         center.append((float(values[0]), _pixels_per_unit(file, detector, axis, node)))
-    # An Eiger whose beam centre was never configured says (0, 0).
+    # An Eiger without a configured beam centre writes (0, 0).
     if not any(value for value, _ in center):
         return None
     if any(factor is None for _, factor in center):
@@ -225,7 +225,7 @@ def _nexus_center(file: Any, detector: str, path: Path) -> tuple[float, float] |
 
 
 def _pixels_per_unit(file: Any, detector: str, axis: str, node: Any) -> float | None:
-    """Return how many pixels the unit of a beam centre is: 1, or by a length and the size of a pixel; else None."""
+    """Return the number of pixels in the unit of a beam centre, from the pixel size if it is a length; None if unknown."""
     unit = _text(node.attrs.get("units", "")).strip().lower()
     if unit in _PIXEL_UNITS:
         return 1.0
