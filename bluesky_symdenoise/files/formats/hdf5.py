@@ -202,7 +202,7 @@ def _hdf5_frames(path: Path, name: str) -> Iterator[ReadFrames]:
 
 
 def _nexus_center(file: Any, detector: str, path: Path) -> tuple[float, float] | None:
-    """Return NeXus ``beam_center_y, beam_center_x`` in pixels if both are constant; log a warning if they are not used."""
+    """Return NeXus ``beam_center_y, beam_center_x`` in pixels if both are constant; log why they are not used."""
     center = []
     for axis in "yx":
         node = _get(file, f"{detector}/beam_center_{axis}", path)
@@ -225,7 +225,7 @@ def _nexus_center(file: Any, detector: str, path: Path) -> tuple[float, float] |
 
 
 def _pixels_per_unit(file: Any, detector: str, axis: str, node: Any) -> float | None:
-    """Return the number of pixels in the unit of a beam centre, from the pixel size if it is a length; None if unknown."""
+    """Return the pixels in a unit of the beam centre, for a length from the pixel size; None if unknown."""
     unit = _text(node.attrs.get("units", "")).strip().lower()
     if unit in _PIXEL_UNITS:
         return 1.0
