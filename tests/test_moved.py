@@ -43,6 +43,6 @@ def test_warning_names_the_line_of_the_user() -> None:
     assert done.stderr.count("<string>:3: DeprecationWarning") == 1
 
 
-def test_name_that_never_was_is_not_found() -> None:
+def test_unknown_names_are_not_found() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("bluesky_symdenoise.acquisition.nothing")

@@ -72,7 +72,7 @@ def test_a_generic_detector_without_a_size_has_that_of_the_images(tmp_path: Path
             poni_beam_center(sizeless)
 
 
-def test_file_that_is_no_poni(tmp_path: Path) -> None:
+def test_missing_poni_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SymDenoiseError, match="poni"):
         poni_beam_center(tmp_path / "none.poni")
 
@@ -100,7 +100,7 @@ class TestPrecedence:
         )
         return settings, holds["column"] if "column" in levels else {}
 
-    def test_each_goes_before_those_below_it(self, tmp_path: Path) -> None:
+    def test_each_source_takes_precedence_over_those_below_it(self, tmp_path: Path) -> None:
         order = ["argument", "column", "configuration", "start", "poni"]
         sources = [
             "argument",
@@ -118,7 +118,7 @@ class TestPrecedence:
             else:
                 assert center == poni_beam_center(tmp_path / "b.poni")
 
-    def test_nothing_found_is_said(self, tmp_path: Path) -> None:
+    def test_missing_values_are_reported(self, tmp_path: Path) -> None:
         settings, data = self.settings(set(), tmp_path)
         assert settings.beam_center(data) is None
         assert settings.symmetry(data) == "auto"
@@ -136,7 +136,7 @@ class TestPrecedence:
         assert settings.symmetry({}) == "2mm"
         assert settings.record()["det_symmetry_source"] == "start metadata sample.symmetry"
 
-    def test_lists_are_entered_by_index(self) -> None:
+    def test_list_items_are_found_by_index(self) -> None:
         """In the start document and in a device's configuration; an index beyond the end is nothing."""
         beamline = Beamline(beam_center_y="beam_center.0", beam_center_x="beam_center.1")
         held = {"beam_center": [31.5, 40.0]}
@@ -154,7 +154,7 @@ class TestPrecedence:
         settings = Settings(Beamline(poni="none"), key="det", start={}, descriptor={"data_keys": {}}, given=given)
         assert settings.missing() == []
 
-    def test_value_that_is_no_number(self) -> None:
+    def test_value_that_is_not_a_number_is_refused(self) -> None:
         beamline = Beamline(exposure_time="t")
         settings = Settings(beamline, key="det", start={"t": "long"}, descriptor={"data_keys": {}}, given={})
         with pytest.raises(SymDenoiseError, match="start metadata t = 'long'"):
@@ -162,7 +162,7 @@ class TestPrecedence:
 
 
 class TestBeamline:
-    def test_travels_to_another_process(self) -> None:
+    def test_can_be_pickled_for_another_process(self) -> None:
         beamline = Beamline(symmetry="a", handlers={"X": "a:B"})
         assert pickle.loads(pickle.dumps(beamline)) == beamline
 
@@ -177,7 +177,7 @@ class TestBeamline:
         assert "beamline" not in Recipe(model_sha256="0", algorithm="1").to_dict()
         assert Beamline().to_recipe() is None
 
-    def test_file_counts_by_its_content(self, tmp_path: Path) -> None:
+    def test_file_is_identified_by_its_content(self, tmp_path: Path) -> None:
         said = set()
         for content in (b"a", b"b"):
             (tmp_path / "x.poni").write_bytes(content)
@@ -302,7 +302,7 @@ class TestInARun:
         ]
         np.testing.assert_array_equal(*images)
 
-    def test_symmetry_that_is_none_makes_nan_rows_with_the_reason(self, client: Container, denoiser: Denoiser) -> None:
+    def test_invalid_symmetry_makes_nan_rows_with_the_reason(self, client: Container, denoiser: Denoiser) -> None:
         done = Done(
             client,
             denoiser,

@@ -23,7 +23,7 @@ def test_calls_are_made_in_order_in_another_thread() -> None:
     calls.close()
 
 
-def test_no_more_wait_than_may() -> None:
+def test_put_blocks_when_too_many_calls_are_unfinished() -> None:
     gate, put = threading.Event(), list[int]()
     calls = CallQueue()
 
@@ -53,7 +53,7 @@ class _Gone(BaseException):
 
 @pytest.mark.parametrize("kind", [OSError, _Gone])
 @pytest.mark.parametrize("ask", [lambda calls: calls.put(int, most=1), lambda calls: calls.wait()], ids=["put", "wait"])
-def test_what_fails_is_raised_once_and_nothing_given_before_is_done(
+def test_exception_is_raised_once_and_calls_queued_behind_are_skipped(
     kind: type[BaseException], ask: Callable[[CallQueue], None]
 ) -> None:
     """After that it works again, so that a run that failed can be closed."""
@@ -77,7 +77,7 @@ def test_what_fails_is_raised_once_and_nothing_given_before_is_done(
     calls.close()
 
 
-def test_closing_does_what_waits_and_only_logs_what_fails(caplog: pytest.LogCaptureFixture) -> None:
+def test_close_makes_waiting_calls_and_only_logs_exceptions(caplog: pytest.LogCaptureFixture) -> None:
     done: list[int] = []
     calls = CallQueue()
     calls.put(partial(done.append, 1), most=3)
@@ -92,7 +92,7 @@ def threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("symdenoise-calls")}
 
 
-def test_one_that_was_never_used_has_no_thread() -> None:
+def test_unused_queue_has_no_thread() -> None:
     """The first call starts it, and closing ends it: a run that writes no frames costs none."""
     before = threads()
     calls = CallQueue()

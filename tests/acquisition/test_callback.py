@@ -118,7 +118,7 @@ class TestDerivedRun:
         assert (status.frames, status.failed, status.waiting, status.errors) == (3, 0, 0, ())
         assert status.runs == ((counted[0].uid, "3 frames denoised"),)
 
-    def test_stands_in_for_the_raw_run(self, counted: tuple[Scan, Any, Any]) -> None:
+    def test_derived_run_reads_like_the_raw_run(self, counted: tuple[Scan, Any, Any]) -> None:
         """Same stream, data key, shape and dimensions, so that code written for the raw run reads it."""
         _, raw, derived = counted
         assert list(derived) == list(raw) == ["primary"]
@@ -150,7 +150,7 @@ class TestDerivedRun:
         assert difference.shape == (3, 1, HEIGHT, WIDTH)
         np.testing.assert_array_equal(difference, rings()[:, np.newaxis] - images_of(derived))
 
-    def test_images_are_nearer_to_each_other_than_raw_ones(self, counted: tuple[Scan, Any, Any]) -> None:
+    def test_denoised_images_scatter_less_than_raw_ones(self, counted: tuple[Scan, Any, Any]) -> None:
         """The three frames show the same sample: their scatter is noise, and most of it is gone."""
         raw, denoised = rings().astype(float), images_of(counted[2])[:, 0]
         assert denoised.std(axis=0).mean() < 0.5 * raw.std(axis=0).mean()
@@ -315,7 +315,7 @@ def test_stream_that_is_configured_anew_goes_on_in_the_same_derived_stream(
     np.testing.assert_array_equal(column(derived, "det_counts_in"), rings().sum(axis=(1, 2)))
 
 
-def test_one_name_is_no_list_of_names(client: Container, denoiser: Denoiser) -> None:
+def test_single_name_is_refused_where_a_list_is_needed(client: Container, denoiser: Denoiser) -> None:
     with pytest.raises(SymDenoiseError, match="det"):
         DenoiseCallback(client["denoised"], denoiser=denoiser, data_keys="det").close()
 
@@ -563,7 +563,7 @@ class TestConstructor:
     def test_unknown_symmetry(self, client: Container, denoiser: Denoiser) -> None:
         self.refused("6mm", client["denoised"], denoiser=denoiser, symmetry="6mm")
 
-    def test_beam_centre_that_is_none(self, client: Container, denoiser: Denoiser) -> None:
+    def test_invalid_beam_centre_is_refused(self, client: Container, denoiser: Denoiser) -> None:
         for center in ((1.0,), (1.0, float("nan"))):
             self.refused("beam centre", client["denoised"], denoiser=denoiser, beam_center=center)
 

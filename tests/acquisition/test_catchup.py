@@ -143,7 +143,7 @@ class TestCommand:
         assert "no sign of life" in stop["reason"]
         assert stop["provenance"]["frames"] == FRAMES
 
-    def test_what_cannot_be_done_is_said(self, catalog: Container, command: Command, raw: Callable[..., str]) -> None:
+    def test_failed_runs_are_reported(self, catalog: Container, command: Command, raw: Callable[..., str]) -> None:
         """Exit status 1, the other runs done; when the file is back, nothing is left."""
         uid, other = raw(), raw()
         source = next(iter(catalog["raw"][uid]["primary"]["det"].data_sources())).assets[0].data_uri
@@ -159,7 +159,7 @@ class TestCommand:
 
 
 class TestTakenOver:
-    def test_rows_of_a_dead_writer(
+    def test_rows_of_a_dead_writer_are_kept(
         self, catalog: Container, raw: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Only the frames that are missing are denoised, and nothing shows that there was a gap."""
@@ -176,7 +176,7 @@ class TestTakenOver:
         tidy(work)
         assert [path.suffix for path in work.folder.iterdir() if path.is_file()] == [".h5", ".h5"]
 
-    def test_not_where_they_were_damaged(self, catalog: Container, raw: Callable[..., str]) -> None:
+    def test_damaged_rows_are_computed_again(self, catalog: Container, raw: Callable[..., str]) -> None:
         """A row with another checksum than it was entered with is computed again."""
         uid, whole = raw(), raw()
         work = work_on(catalog)
@@ -189,7 +189,9 @@ class TestTakenOver:
             np.testing.assert_array_equal(one, other)
 
     @pytest.mark.parametrize("damage", [b"", b"{", b"\x00" * 40, b"[]\n", b'{"file": 1}\n'])
-    def test_not_where_the_journal_is_torn(self, catalog: Container, raw: Callable[..., str], damage: bytes) -> None:
+    def test_rows_of_a_torn_journal_are_computed_again(
+        self, catalog: Container, raw: Callable[..., str], damage: bytes
+    ) -> None:
         uid = raw()
         work = work_on(catalog)
         cut_off(work, catalog["raw"][uid], 1)
@@ -199,7 +201,7 @@ class TestTakenOver:
         (outcome,) = [finish(item, work) for item in unfinished(catalog["raw"], work)]
         assert (outcome.ok, outcome.frames) == (True, FRAMES)
 
-    def test_not_from_another_environment(
+    def test_rows_of_another_environment_are_computed_again(
         self, catalog: Container, raw: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Two threads give other bits than one."""

@@ -74,7 +74,7 @@ class TestPooling:
         found = checked(drawn(80))
         assert found.usable[0] > 0.95
 
-    def test_of_too_few_counts_allow_no_mates(self) -> None:
+    def test_too_few_counts_allow_no_mates(self) -> None:
         few, many = (checked(drawn(n, level=0.02)).usable[0] for n in (1, 60))
         assert few < 0.1
         assert many > 0.8
@@ -148,7 +148,7 @@ class TestDenoising:
         with pytest.raises(SymDenoiseError, match="its own centre"):
             denoiser(frames[0], symmetry=found, beam_center=(3, 4))
 
-    def test_of_another_detector_is_refused(self, denoiser: Denoiser) -> None:
+    def test_check_of_another_detector_is_refused(self, denoiser: Denoiser) -> None:
         with pytest.raises(SymDenoiseError, match="frames of this detector"):
             denoiser(np.ones((140, 150), np.uint16), symmetry=checked(drawn(4)).symmetry)
 
@@ -178,7 +178,7 @@ class TestRuns:
         shown = np.asarray(denoised_for(client, live)["primary"]["det"][1]).squeeze()
         np.testing.assert_array_equal(shown, stored)
 
-    def test_of_one_run_count_once(self, raw: Any) -> None:
+    def test_a_run_given_twice_is_refused(self, raw: Any) -> None:
         with pytest.raises(SymDenoiseError, match="more than once"):
             check_symmetry([raw, raw], symmetry="2", beam_center=CENTER)
 

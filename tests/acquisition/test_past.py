@@ -110,7 +110,7 @@ class TestInMemory:
         assert lazy.det_symmetry[2] == ""
         assert np.isfinite(lazy.det_denoised[3]).all()
 
-    def test_of_several_streams_one_is_named(self, raw: Any, denoiser: Counting) -> None:
+    def test_one_of_several_streams_must_be_named(self, raw: Any, denoiser: Counting) -> None:
         with pytest.raises(SymDenoiseError, match="a Dataset holds one stream"):
             replay(raw, denoiser=denoiser, streams=["primary", "baseline"])
         with pytest.raises(SymDenoiseError, match=r"no image fits streams=\['baseline'\]; there is primary/det"):
@@ -141,7 +141,7 @@ class TestRequests:
         assert frames <= most
         assert (frames == 12) == (together == 1)
 
-    def test_one_that_cannot_be_read_costs_no_other(
+    def test_unreadable_frame_does_not_affect_the_others(
         self, long: Any, client: Container, home: Path, denoiser: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(tiled.client.utils, "TILED_RETRY_ATTEMPTS", 2)
@@ -180,7 +180,7 @@ class TestChosenFrames:
             replay(raw, into=client["denoised"], denoiser=denoiser, rows=[FRAMES + 9])
         assert len(client["denoised"]) == before
 
-    def test_are_those_of_the_whole_run(self, client: Container, raw: Any, denoiser: Counting) -> None:
+    def test_chosen_frames_are_those_of_the_whole_run(self, client: Container, raw: Any, denoiser: Counting) -> None:
         """Also where a frame that is not wanted decides the symmetry."""
         whole = replay(raw, into=client["denoised"], denoiser=denoiser)
         before = denoiser.calls
@@ -196,7 +196,7 @@ class TestChosenFrames:
         assert np.isnan(both.det_denoised[:2]).all()
         np.testing.assert_array_equal(both.det_denoised[2:], pixels(part)[0])
 
-    def test_are_never_taken_for_the_whole(self, client: Container, raw: Any, denoiser: Counting) -> None:
+    def test_a_part_is_never_taken_for_the_whole_run(self, client: Container, raw: Any, denoiser: Counting) -> None:
         part = replay(raw, into=client["denoised"], denoiser=denoiser, rows=range(2))
         assert denoised_for(client, raw) is None
         whole = replay(raw, into=client["denoised"], denoiser=denoiser)
@@ -210,7 +210,7 @@ class TestChosenFrames:
         assert len(denoised_for(client, raw, rows="any", latest=False)) == 3
         assert newest.start["uid"] in find(client, recipe=newest.start["provenance"]["recipe_sha256"])
 
-    def test_of_a_scan_without_times_lie_where_they_belong(
+    def test_chosen_frames_of_a_fly_scan_align_with_their_raw_frames(
         self, client: Container, home: Path, denoiser: Counting, write_run: Callable[..., str]
     ) -> None:
         flown = client["raw"][write_run(client["raw"], home / "frames", {"det": scan()}, events=False)]
@@ -235,17 +235,17 @@ class TestChosenFrames:
             (np.array([2]), "2:3:1"),
         ],
     )
-    def test_have_one_name(self, frames: Any, said: str | None) -> None:
+    def test_equal_rows_have_one_text(self, frames: Any, said: str | None) -> None:
         assert chosen_frames(frames) == said
         meant = np.arange(12)[slice(None) if frames is None else np.sort(frames) if np.iterable(frames) else frames]
         assert [row for row in rows_of(said)[:12] if row < 12] == meant.tolist()
 
     @pytest.mark.parametrize("frames", [[], [-1], slice(-3, None), slice(5, 2), slice(None, None, -1), [0.5], "0"])
-    def test_are_refused_where_they_name_none(self, frames: Any) -> None:
+    def test_empty_or_invalid_rows_are_refused(self, frames: Any) -> None:
         with pytest.raises(SymDenoiseError, match="rows="):
             chosen_frames(frames)
 
-    def test_change_no_recipe_of_whole_runs(self) -> None:
+    def test_recipes_of_whole_runs_have_no_entry_for_rows(self) -> None:
         recipe = Recipe(model_sha256="0" * 64, algorithm="1")
         assert "frames" not in recipe.to_dict()
         assert Recipe.from_dict(recipe.to_dict()) == recipe
@@ -372,7 +372,7 @@ class TestDocuments:
             with pytest.raises(SymDenoiseError, match="no stop document"):
                 replay(iter(documents[:-1]), into=client["denoised"], denoiser=denoiser, dry_run=dry_run)
 
-    def test_what_is_no_backup_is_named(self, backup: Path) -> None:
+    def test_other_files_are_refused_as_backups(self, backup: Path) -> None:
         uid = "7a80c1de-0000-4000-8000-000000000000"
         with pytest.raises(SymDenoiseError, match=f"{uid}.* give the run itself, .*raw.*{uid}"):
             replay(uid)

@@ -142,7 +142,7 @@ def test_dataarrays_and_arrays_without_a_masked_value_are_arrays() -> None:
         np.ma.masked_less(np.arange(3), 1),
     ],
 )
-def test_value_that_cannot_be_read_is_named_and_harms_nothing_else(value: Any) -> None:
+def test_unreadable_value_is_named_and_the_others_are_kept(value: Any) -> None:
     found = through({"data": {"good": 1, "bad": [0, value]}})
     assert found["data"]["good"] == 1
     ((name, why),) = unreadable(found)
@@ -162,7 +162,7 @@ class Part:
     children: list[Any] = dataclasses.field(default_factory=list)
 
 
-def test_objects_that_know_each_other_take_no_time() -> None:
+def test_objects_that_refer_to_each_other_are_packed_quickly() -> None:
     whole = Part()
     whole.children = [Part(whole), Part(whole)]
     found = plain({"whole": whole})
@@ -219,7 +219,7 @@ class TestPool:
         pool.prepare(LEAST)
         assert pool._kept == 3 * LEAST
 
-    def test_what_was_never_its_own_is_not_taken(self) -> None:
+    def test_memory_of_other_arrays_is_not_taken(self) -> None:
         pool, mine = Pool(), np.zeros((2, LEAST), np.uint8)
         pool.give_back(mine)
         pool.give_back(mine[0])
@@ -284,7 +284,7 @@ class TestBacklog:
         assert list(documents_in(path)) == []
         assert head_of(path) is None
 
-    def test_run_of_a_living_process_is_nobody_elses(self, tmp_path: Path) -> None:
+    def test_run_of_a_living_process_cannot_be_taken_over(self, tmp_path: Path) -> None:
         backlog = Backlog(tmp_path)
         backlog.begin(head())
         with pytest.raises(HeldError):

@@ -197,7 +197,7 @@ def test_fly_scan(engine: RunEngine, play: Callable[..., PlayDetector], frames: 
 
 
 @pytest.mark.parametrize(("period", "livetime"), [(0.1, 0.0), (0.0, 0.1), (0.1, 0.05)])
-def test_frames_keep_their_distance(
+def test_frames_are_at_least_one_period_apart(
     engine: RunEngine,
     play: Callable[..., PlayDetector],
     frames: np.ndarray,
@@ -320,7 +320,7 @@ def test_an_existing_file_is_never_replaced(engine: RunEngine, frames: np.ndarra
     assert only_file(folder).read_bytes() == before
 
 
-def test_what_is_not_frames_is_refused(folder: Path) -> None:
+def test_arrays_of_other_shapes_are_refused(folder: Path) -> None:
     provider = StaticPathProvider(UUIDFilenameProvider(), folder)
     for shape in ((20, 30), (0, 20, 30), (4, 1, 20, 30)):
         with pytest.raises(SymDenoiseError, match="at least one"):

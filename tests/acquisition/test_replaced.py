@@ -112,7 +112,7 @@ def reasons(run: Any) -> str:
 
 
 class TestWrittenAnew:
-    def test_by_the_next_staging(self, late: Any, client: Container, made: Callable[..., Made]) -> None:
+    def test_file_replaced_by_the_next_staging(self, late: Any, client: Container, made: Callable[..., Made]) -> None:
         """Where the denoiser was behind, the frames before are gone; those of the new file are there."""
         callback, go = late
         run, stack = made(), frames(6)
@@ -138,7 +138,7 @@ class TestWrittenAnew:
         assert "give each file a name of its own" in str(callback.status().errors)
 
     @pytest.mark.process
-    def test_by_the_next_run(
+    def test_file_replaced_by_the_next_run(
         self, client: Container, made: Callable[..., Made], keeping_busy: list[tuple[str, Any]]
     ) -> None:
         """In the worker process, which is told at once."""
@@ -159,7 +159,7 @@ class TestWrittenAnew:
         assert "announced a file of this name again" in reasons(derived(client, runs[0].uid))
         assert counts_in(derived(client, runs[1].uid)) == sums(stacks[1])
 
-    def test_found_in_documents_that_are_replayed(
+    def test_replacement_is_found_when_documents_are_replayed(
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made], tmp_path: Path
     ) -> None:
         run, stack = made(), frames(6)
@@ -173,7 +173,9 @@ class TestWrittenAnew:
         again = replay(path, into=client["denoised"], denoiser=denoiser, symmetry="1", force=True)
         np.testing.assert_array_equal(counts_in(again), expected)
 
-    def test_not_taken_from_tiled(self, client: Container, denoiser: Denoiser, made: Callable[..., Made]) -> None:
+    def test_replaced_frames_are_not_read_through_tiled(
+        self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
+    ) -> None:
         """Which keeps one file twice."""
         run, stack = made(), frames(6)
         stage_twice(run, stack)
@@ -205,7 +207,7 @@ class TestWrittenAnew:
                 found = places.take("stream_datum", {"stream_resource": uid, "indices": {"start": row}})
                 assert list(found) == (replaced if row == start else [])
 
-    def test_views_of_one_file_are_not_each_other(self) -> None:
+    def test_several_resources_of_one_file_do_not_count_as_replaced(self) -> None:
         """Two data keys, two specs, two slices, one resource for each event: nothing was written anew."""
         places = Places()
         resource = {"uri": "file:///same.h5", "data_key": "a", "parameters": {"dataset": "x"}}
@@ -229,7 +231,7 @@ class TestWrittenAnew:
             {"indices": {"start": np.arange(2)}, "stream_resource": "None", "resource": []},
         ],
     )
-    def test_malformed_documents_harm_nothing(self, doc: dict[str, Any]) -> None:
+    def test_malformed_documents_are_ignored(self, doc: dict[str, Any]) -> None:
         places = Places()
         for name in ("start", "stream_resource", "stream_datum", "resource", "datum", "datum_page", "stop"):
             assert places.take(name, doc) == {}
@@ -291,7 +293,7 @@ class TestOfAProcessThatHasEnded:
         assert np.isnan(counts_in(derived(client, runs[0].uid))).all()
         assert "the file changed after the process" in reasons(derived(client, runs[0].uid))
 
-    def test_late_change_after_a_run_is_said_in_a_replay(
+    def test_replay_warns_of_files_changed_after_the_run(
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made], caplog: pytest.LogCaptureFixture
     ) -> None:
         run, stack = made(), frames(3)
@@ -325,7 +327,9 @@ class TestNumbersThatGoOn:
         for number, image in enumerate(stack):
             tifffile.imwrite(run.folder / name / f"img_{number + first:04d}.tif", image)
 
-    def test_from_index_0_again(self, client: Container, denoiser: Denoiser, made: Callable[..., Made]) -> None:
+    def test_sequence_announced_again_from_index_0(
+        self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
+    ) -> None:
         """Are its frames 0 to 2, written anew, or 3 to 5, which are there as well?"""
         run, stack = made(), frames(6)
         self.folder(run, run.uid, stack)
@@ -379,7 +383,7 @@ class TestFramesOfAnEvent:
         np.testing.assert_array_equal(counts_in(found), [*sums(stack[:2]), NAN, NAN])
         assert "the stream began with 1" in reasons(found)
 
-    def test_second_descriptor_that_says_nothing_of_them(
+    def test_second_descriptor_without_the_number_of_frames(
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
     ) -> None:
         run, stack = made(), frames(4)
@@ -393,7 +397,7 @@ class TestFramesOfAnEvent:
         assert counts_in(derived(client, run.uid)) == sums(stack)
 
     @pytest.mark.parametrize("dataset", ["/", "empty", "scalar"])
-    def test_dataset_that_is_none(
+    def test_dataset_without_images_gives_nan_rows(
         self, dataset: str, client: Container, denoiser: Denoiser, made: Callable[..., Made]
     ) -> None:
         """Its rows are NaN, and the run ends."""

@@ -118,7 +118,7 @@ class TestRecompute:
             np.testing.assert_array_equal(again["sigma"], column(derived, "det_sigma")[index])
             assert not np.array_equal(again["intensity"], column(derived, "det")[1 - index])
 
-    def test_options_matter(self, live: Callable[..., Any]) -> None:
+    def test_mask_and_exposure_change_the_frame(self, live: Callable[..., Any]) -> None:
         """Control: without its mask and exposure a frame would be another."""
         one, other = (column(live(options)[1], "det") for options in OPTIONS)
         assert not np.array_equal(one, other)
@@ -273,7 +273,7 @@ class TestReplay:
         assert done["primary"]["det"].shape[0] == FRAMES
         assert done.metadata["stop"]["exit_status"] == "success"
 
-    def test_frames_that_failed_are_done_when_the_cause_is_mended(
+    def test_failed_frames_are_denoised_when_the_cause_is_fixed(
         self, acquired: Callable[..., Any], client: Container, denoiser: Denoiser
     ) -> None:
         """A run with NaN rows is replaced, not returned."""

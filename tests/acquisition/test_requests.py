@@ -57,7 +57,7 @@ def test_rows_of_a_list_must_be_there(home: Path, client: Container, denoiser: D
         assert replay(raw, denoiser=denoiser, rows=frames).sizes["time"] == 1
 
 
-def test_rows_that_documents_turn_out_to_lack_are_named(
+def test_rows_missing_from_documents_are_logged(
     home: Path, client: Container, denoiser: Denoiser, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = replay(documents(home), into=client["denoised"], denoiser=denoiser, rows=[1, 50])
@@ -66,7 +66,7 @@ def test_rows_that_documents_turn_out_to_lack_are_named(
 
 
 @pytest.mark.parametrize("asked", [{"streams": ["nope"]}, {"data_keys": ["nope"]}])
-def test_names_that_fit_nothing_are_said_with_those_that_there_are(
+def test_unknown_names_are_refused_with_the_existing_ones(
     home: Path, denoiser: Denoiser, asked: dict[str, list[str]]
 ) -> None:
     what = f"{next(iter(asked))}=['nope']"
@@ -131,7 +131,7 @@ def test_frames_whose_own_beam_centre_is_off_the_detector_are_nan(home: Path, de
 
 
 @pytest.mark.parametrize("what", ["mask", "exposure", "mask file", "dark file"])
-def test_what_is_of_another_shape_than_the_frames_is_refused(
+def test_arrays_of_another_shape_than_the_frames_are_refused(
     home: Path, client: Container, denoiser: Denoiser, tmp_path: Path, what: str
 ) -> None:
     """Before anything is written; a callback reports it once and leaves the run to a replay."""
@@ -163,7 +163,9 @@ def test_what_is_of_another_shape_than_the_frames_is_refused(
 # Rings
 
 
-def test_a_ring_off_the_detector_is_said_once(home: Path, denoiser: Denoiser, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_ring_off_the_detector_is_logged_once(
+    home: Path, denoiser: Denoiser, caplog: pytest.LogCaptureFixture
+) -> None:
     rings = (Ring(500, 600), Ring(700, 800, name="wide"))
     found = replay(documents(home), denoiser=denoiser, symmetry="2", beam_center=CENTER, analysis=rings)
     with caplog.at_level(logging.WARNING):
@@ -196,7 +198,7 @@ def test_a_spot_in_one_pixel_can_be_kept(home: Path, client: Container, denoiser
         register(written(client, documents(home)), client["denoised"], denoiser=keeping, symmetry="1")
 
 
-def test_what_is_not_kept_changes_no_recipe() -> None:
+def test_default_choice_of_defects_changes_no_recipe() -> None:
     plain, kept = (
         Request.asked(activity="test", denoiser=DenoiserSettings(defects=choice)).recipe for choice in ("find", "keep")
     )

@@ -215,9 +215,7 @@ def test_pixels_can_be_evicted_and_columns_stay(client: Container, home: Path, d
     np.testing.assert_array_equal(column(again, "det_orientation"), before[1])
 
 
-def test_ring_that_cannot_be_looked_at_does_not_cost_the_frame(
-    client: Container, home: Path, denoiser: Denoiser
-) -> None:
+def test_failed_ring_analysis_does_not_affect_the_frame(client: Container, home: Path, denoiser: Denoiser) -> None:
     """No symmetry, no beam centre: images are denoised, the columns are NaN."""
     raw = emitted(client, home)
     derived = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", analysis=Ring(8, 28))

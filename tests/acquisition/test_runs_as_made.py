@@ -394,7 +394,7 @@ class TestShapes:
         "shape", [(HEIGHT, WIDTH, 3), (HEIGHT, WIDTH, 4), (HEIGHT, 3, WIDTH), (1, HEIGHT, WIDTH, 3)]
     )
     @pytest.mark.parametrize("inside", [True, False])
-    def test_colour_images_are_left_out_and_it_is_said(
+    def test_colour_images_are_left_out_with_a_message(
         self,
         shape: tuple[int, ...],
         inside: bool,
@@ -465,7 +465,7 @@ class TestValues:
         assert found.start["level"] == {"here": 1}
         assert counts_in(found) == sums(stack)
 
-    def test_unreadable_value_beside_an_image_is_named_and_harms_nothing(
+    def test_unreadable_value_beside_an_image_is_named_and_the_image_is_denoised(
         self, callback: Any, client: Container, made: Callable[..., Made], caplog: pytest.LogCaptureFixture
     ) -> None:
         run, stack = made(), frames(2)
@@ -523,7 +523,9 @@ class TestValues:
         assert counts_in(derived(client, run.uid)) == sums(stack)
 
     @pytest.mark.parametrize("shape", [["48", "64"], [48.0, 64.0], [[48], [64]]])
-    def test_shape_that_says_nothing(self, shape: Any, live: Any, client: Container, made: Callable[..., Made]) -> None:
+    def test_stated_shape_without_sizes(
+        self, shape: Any, live: Any, client: Container, made: Callable[..., Made]
+    ) -> None:
         run = made()
         stream = run.stream(det=described([HEIGHT, WIDTH], None))
         run.event(stream, det=frames(1)[0])
@@ -565,7 +567,7 @@ class TestAttaching:
         return run.ended()
 
     @pytest.mark.parametrize("missed", [1, 2])
-    def test_in_the_middle_of_a_run(
+    def test_callback_attached_in_the_middle_of_a_run(
         self, missed: int, callback: Any, client: Container, made: Callable[..., Made], caplog: pytest.LogCaptureFixture
     ) -> None:
         """That run is not denoised, and it is said with the remedy; the next one is."""
@@ -580,7 +582,7 @@ class TestAttaching:
         assert denoised_for(client, early.uid) is None
         assert counts_in(derived(client, late.uid)) == sums(frames(1))
 
-    def test_twice(self, own_callback: Any, client: Container, made: Callable[..., Made]) -> None:
+    def test_callback_attached_twice(self, own_callback: Any, client: Container, made: Callable[..., Made]) -> None:
         """Each document is taken once, and it is said."""
         run = made()
         for name, doc in self.one_frame(run):
@@ -648,7 +650,7 @@ class TestPlaces:
 
 
 @pytest.mark.process
-def test_closing_in_a_hurry_says_what_is_not_done(
+def test_close_with_a_timeout_reports_what_is_not_done(
     client: Container, made: Callable[..., Made], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = made()

@@ -147,13 +147,13 @@ class TestErrors:
     """Reduced chi-squared of the claimed errors, about 1 within what so many frames can tell."""
 
     @pytest.mark.parametrize("level", [0.2, 2.0])
-    def test_likelihood_is_as_wrong_as_it_says(self, level: float) -> None:
+    def test_errors_of_the_likelihood_fit_are_as_stated(self, level: float) -> None:
         for name, column in pulls(from_likelihood, level, 150).items():
             determined = column[np.isfinite(column)]
             assert len(determined) > 100, name
             assert 0.65 < np.mean(determined**2) < 1.45, name
 
-    def test_counts_are_as_wrong_as_they_say(self) -> None:
+    def test_errors_of_estimates_from_counts_are_as_stated(self) -> None:
         found = pulls(from_counts, 1.0, 150, background=0.5)
         for name in QUANTITIES:
             assert 0.65 < np.mean(found[name] ** 2) < 1.45, name
@@ -189,7 +189,7 @@ class TestErrors:
         assert sum(np.isfinite(each["anisotropy"][0]) for each in found) <= 1
 
 
-def test_fit_says_nothing_where_counts_refute_its_form() -> None:
+def test_fit_gives_nothing_where_counts_refute_its_form() -> None:
     """A ring of four arcs, which no twofold texture describes; control: the ring it is made for stays."""
     rng = np.random.default_rng(12)
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
@@ -209,7 +209,7 @@ def shrinking(counts: np.ndarray) -> np.ndarray:
 class TestDenoised:
     """Errors and bias of a denoised frame, by replicates."""
 
-    def test_bias_of_the_denoiser_is_found_and_taken_off(self) -> None:
+    def test_bias_of_the_denoiser_is_found_and_subtracted(self) -> None:
         rng, level = np.random.default_rng(7), 4.0
         observed = seen(ring(level), rng)
         intensity = shrinking(observed.counts)
@@ -268,7 +268,7 @@ class TestRing:
             {"inner": 1, "outer": 2, "replicates": 1},
         ],
     )
-    def test_refuses_what_cannot_be_one(self, wrong) -> None:
+    def test_invalid_rings_are_refused(self, wrong) -> None:
         with pytest.raises(SymDenoiseError):
             Ring(**wrong)
 

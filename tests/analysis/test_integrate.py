@@ -65,16 +65,16 @@ def chi_squared(profiles, truth, sigma):
     return np.mean([((one.intensity - truth) / one[sigma]).values ** 2 for one in profiles])
 
 
-def test_errors_hold(profiles, integrator, rate):
+def test_stated_errors_match_the_actual_ones(profiles, integrator, rate):
     assert 0.6 < chi_squared(profiles, expected(integrator, rate), "sigma") < 1.6
 
 
-def test_errors_of_independent_pixels_do_not(profiles, integrator, rate):
+def test_errors_for_independent_pixels_are_too_small(profiles, integrator, rate):
     holds = chi_squared(profiles, expected(integrator, rate), "sigma")
     assert chi_squared(profiles, expected(integrator, rate), "sigma_independent") / holds > 9
 
 
-def test_a_sum_of_bins_has_the_error_that_the_covariance_says(profiles, integrator, rate):
+def test_a_sum_of_bins_has_the_error_given_by_the_covariance(profiles, integrator, rate):
     weight = integrator.integrate1d_ng(rate, BINS, unit="r_mm", method=("no", "histogram", "cython")).count
     truth = weight @ expected(integrator, rate)
     pull = [

@@ -120,7 +120,7 @@ def test_best_floor_is_the_best_of_all_floors(rng, rate, mask):
     assert max(each) > 1.2 * best.nll
 
 
-def test_nan_at_a_valid_pixel_spoils_every_score(rate, mask):
+def test_nan_at_a_valid_pixel_makes_every_score_nan(rate, mask):
     holed = rate.copy()
     holed[0, 0] = np.nan
     target = np.ones(SHAPE)

@@ -57,9 +57,7 @@ def test_exposure_saved_is_the_ratio_at_equal_error() -> None:
     ("ours", "fit", "against_raw", "against_fit"),
     [(2.0, 1.0, "gains", "gains"), (1.0, 1.05, "gains nothing", "gains nothing"), (1.0, 4.0, "gains nothing", "loses")],
 )
-def test_what_denoising_does_not_gain_is_said_plainly(
-    ours: float, fit: float, against_raw: str, against_fit: str
-) -> None:
+def test_losses_from_denoising_are_reported(ours: float, fit: float, against_raw: str, against_fit: str) -> None:
     (found,) = summary(with_savings(curves({RAW: 1.0, PLAIN: 9.0, OURS: ours, LIKELIHOOD: fit})))
     assert verdict(found["saved_against_raw"]) == against_raw
     assert verdict(found["saved_against_fit"]) == against_fit
@@ -77,7 +75,7 @@ def test_runs_and_shows_a_table(denoiser: Denoiser) -> None:
 
 
 @pytest.mark.train
-def test_smae_stands_beside_the_others_on_few_frames(denoiser: Denoiser) -> None:
+def test_smae_is_compared_on_few_frames(denoiser: Denoiser) -> None:
     results = few.run(SAMPLE, denoiser, frames=1, levels=(5.0,), replicates=2, budget=Budget(steps=2, channels=(4, 4)))
     assert {row["method"] for row in results} == {*science.METHODS, few.SMAE}
     assert few.report(results).row_count == len(QUANTITIES)

@@ -68,7 +68,7 @@ def test_a_blind_fold_copies_half_of_a_spot():
     )
 
 
-def test_noise_is_found_to_be_made_up():
+def test_noise_counts_as_false_features():
     """Raw counts: a percent of the pixels is two sigma up by chance, and a wide sigma hides that."""
     by_chance = next(row for row in features.made_up(RAW, np.random.default_rng(0), frames=1) if row["level"] == 10)
     hidden = next(

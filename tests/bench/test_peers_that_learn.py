@@ -70,7 +70,7 @@ def test_smae_denoises_a_symmetric_pattern_about_any_centre_and_leaves_alone_wha
     assert after < before / 3
 
 
-def test_smae_never_sees_the_half_that_it_foretells(rng):
+def test_smae_never_sees_the_half_that_it_predicts(rng):
     """A photon more changes the training, but a network that is not trained gives a half from its mates alone."""
     counts = rng.poisson(2.0, (32, 32)).astype(float)
     spotted = counts.copy()

@@ -335,9 +335,7 @@ def test_a_failed_frame_does_not_decide_how_the_others_are_stored(place: Place, 
 # Of the websockets library, about how Tiled's client calls it.
 @pytest.mark.filterwarnings(r"ignore:connect\(\) must be used as a context manager:DeprecationWarning")
 @pytest.mark.parametrize("make", [odd_rows, lambda: [{"det": empty_row(SHAPE, COLUMNS)}, odd_rows()[1]]])
-def test_who_follows_live_sees_the_types_that_are_stored(
-    place: Place, make: Callable[[], list[dict[str, Row]]]
-) -> None:
+def test_live_subscribers_get_the_stored_types(place: Place, make: Callable[[], list[dict[str, Row]]]) -> None:
     seen: queue.SimpleQueue[Any] = queue.SimpleQueue()
     uid = str(uuid.uuid4())
     tables = []

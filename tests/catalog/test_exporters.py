@@ -76,7 +76,7 @@ def report(client: Container, run: Any, parameters: str = "") -> httpx.Response:
 # --- pictures
 
 
-def test_images_of_a_denoised_run_have_the_picture_that_suits_them(client: Container, run: Any) -> None:
+def test_denoised_images_are_drawn_by_our_own_exporter(client: Container, run: Any) -> None:
     path = f"array/full/denoised/{run.start['uid']}/primary/"
     for name in ("det", "det_sigma"):
         assert [spec.name for spec in run.base["primary"].base[name].specs] == ["SymDenoisedImage"]

@@ -128,7 +128,7 @@ def test_denoised_runs_of_one_model(client, model, names):
     assert first is None if not names else first.start["uid"] == _uid(names[0])
 
 
-def test_find_gives_all_denoised_runs_last_written_first_and_nobody_elses(client):
+def test_find_gives_all_our_denoised_runs_newest_first(client):
     assert _names(find(client)) == ["writing", "other", "mid", "old", "new"]
     assert _names(find(client["denoised"])) == _names(find(client))
     assert all(isinstance(run, SymDenoisedRun) for run in find(client).values())

@@ -58,7 +58,7 @@ def test_a_single_count_stands_out():
     assert len(colours(image)) == 2
 
 
-def test_what_has_no_value_is_hatched_and_nothing_else():
+def test_only_pixels_without_a_value_are_hatched():
     frame = np.ones((50, 60))
     frame[:10], frame[20, 5] = np.nan, np.inf
     image = opened(frame)
@@ -79,7 +79,7 @@ def test_large_frames_and_stacks_stay_small_and_show_the_same_pixels():
 
 
 @pytest.mark.parametrize("shape", [(5,), (0, 1, 30, 40)])
-def test_what_is_no_frame_has_no_picture(shape: tuple[int, ...]):
+def test_arrays_without_a_frame_have_no_picture(shape: tuple[int, ...]):
     with pytest.raises(ValueError, match="holds no frame"):
         frames_png(np.ones(shape))
 
@@ -180,7 +180,7 @@ def test_with_geometry_it_is_over_q_of_the_formula():
         {"geometry": [1, 2]},
     ],
 )
-def test_metadata_that_are_no_geometry_are_none(start: dict):
+def test_invalid_geometry_in_metadata_is_ignored(start: dict):
     assert stated_geometry(start, {"det": {"data": {"det_distance": 1.0}}}, "det") is None
 
 

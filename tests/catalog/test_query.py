@@ -106,7 +106,7 @@ def test_a_partial_uid_that_fits_two_runs_is_refused(client, derive, write_run, 
 
 
 @pytest.mark.parametrize("uid", ["1234", "%%%%%%%%", "________"])
-def test_a_partial_uid_that_says_too_little_is_refused(client, raw, uid):
+def test_a_partial_uid_that_is_too_short_is_refused(client, raw, uid):
     with pytest.raises(SymDenoiseError, match="eight characters or more"):
         denoised_for(client, uid)
 
@@ -232,7 +232,7 @@ def test_a_stream_that_is_not_there_is_named(client, raw, derive):
         aligned(client["raw"][raw], client["denoised"][derive(raw)], stream="baseline")
 
 
-def test_events_that_share_their_time_are_not_guessed_apart(client, derive, write_run, folder):
+def test_events_that_share_their_time_are_not_matched(client, derive, write_run, folder):
     same = [TIMES[0]] * 3
     uid = write_run(client["raw"], folder / "frames", {"det": FRAMES}, times=same)
     run = client["raw"][uid]

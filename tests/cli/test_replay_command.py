@@ -84,7 +84,7 @@ def test_what_a_run_lacks_is_named_beside_what_it_has(command: Command, raw: Cal
     assert (status, f"stream 'primary' has {FRAMES}" in said) == (1, True)
 
 
-def test_what_failed_is_said(catalog: Container, command: Command, raw: Callable[..., str], tmp_path: Path) -> None:
+def test_failures_are_printed(catalog: Container, command: Command, raw: Callable[..., str], tmp_path: Path) -> None:
     """Exit status 1, and the other runs are done."""
     good = raw()
     torn = tmp_path / "cut.jsonl"
@@ -98,7 +98,7 @@ def test_what_failed_is_said(catalog: Container, command: Command, raw: Callable
     assert denoised_for(catalog, good) is not None
 
 
-def test_a_run_that_is_not_there_costs_no_other(catalog: Container, command: Command, raw: Callable[..., str]) -> None:
+def test_a_missing_run_does_not_stop_the_others(catalog: Container, command: Command, raw: Callable[..., str]) -> None:
     """It is named as failed; where none is there, nothing is done."""
     good = raw()
     status, said = command("nosuchuid", good, "--dry-run")
@@ -124,7 +124,7 @@ def test_a_run_that_is_not_there_costs_no_other(catalog: Container, command: Com
         (("missing.jsonl",), "cannot be read"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(command: Command, options: tuple[str, ...], match: str) -> None:
+def test_contradictory_arguments_are_refused(command: Command, options: tuple[str, ...], match: str) -> None:
     status, said = command(*options)
     assert status in (1, 2)
     assert match in said

@@ -112,7 +112,7 @@ def test_negative_fractions_are_refused_with_the_remedy(denoiser, values, negati
 
 @SEARCH
 @given(value=st.sampled_from([np.nan, np.inf, -np.inf]) | st.floats(-1e30, -1e-30), at=st.integers(0, 19))
-def test_an_exposure_that_is_none_is_refused(denoiser, value, at):
+def test_an_invalid_exposure_is_refused(denoiser, value, at):
     exposure = np.ones((4, 5))
     exposure.flat[at] = value
     with pytest.raises(SymDenoiseError, match="exposure with the value"):
@@ -170,6 +170,6 @@ def test_an_empty_frame_is_dark_and_not_nan(denoiser, symbol):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (129, 257), (700, 900)])
-def test_sizes_are_no_matter(denoiser, shape):
+def test_frames_of_any_size_are_denoised(denoiser, shape):
     counts = np.random.default_rng(0).poisson(1.0, shape)
     sound(denoiser(counts, symmetry="4", beam_center=(0.0, 0.0)), counts, None, None, "4")

@@ -522,13 +522,13 @@ def test_a_frame_without_pixels_is_refused(denoiser, counts):
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (0, 5, 5), (0, 5), (2, 0, 5), (5, 0)])
-def test_what_is_no_frame_is_refused(denoiser, shape):
+def test_arrays_that_are_not_frames_are_refused(denoiser, shape):
     with pytest.raises(SymDenoiseError, match=r"counts of shape \(.*at least one frame of at least one pixel"):
         denoiser(np.zeros(shape))
 
 
 @pytest.mark.parametrize("dtype", [bool, complex, "U3", object, "M8[s]"])
-def test_dtypes_that_are_no_counts_are_refused(denoiser, dtype):
+def test_dtypes_that_cannot_be_counts_are_refused(denoiser, dtype):
     with pytest.raises(SymDenoiseError, match=r"counts of dtype .*integers or floats"):
         denoiser(np.zeros((4, 4)).astype(dtype))
 

@@ -106,7 +106,7 @@ class TestRegistry:
     @pytest.mark.parametrize(
         "name", ["", "a b", "../up", "a/b", ".hidden", "-x", "7th", "x" * 65, "deadbeef", "a.safetensors", "mü", "a\n"]
     )
-    def test_a_name_that_is_none_is_refused(self, tmp_path: Path, models: Path, name: str) -> None:
+    def test_an_invalid_name_is_refused(self, tmp_path: Path, models: Path, name: str) -> None:
         with pytest.raises(SymDenoiseError, match="must be a letter"):
             registry.add(name, tiny(tmp_path).read_bytes(), {"version": "1"}, "")
         assert not models.exists()
@@ -222,7 +222,7 @@ class TestImport:
         ],
         ids=["other", "size", "depth", "text", "negative", "none", "null", "tensors", "half", "nan", "ff", "empty"],
     )
-    def test_what_is_no_network_of_ours_is_refused(self, tmp_path: Path, content: bytes) -> None:
+    def test_files_with_other_networks_are_refused(self, tmp_path: Path, content: bytes) -> None:
         """Although the record has its sha256."""
         path = tiny(tmp_path)
         path.write_bytes(content)

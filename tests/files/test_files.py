@@ -119,7 +119,7 @@ def test_counts_with_mask_centre_and_symmetry(tmp_path: Path, counts: np.ndarray
         assert stack.dtype == np.uint16
 
 
-def test_a_file_that_says_nothing_more_gives_none(tmp_path: Path, counts: np.ndarray) -> None:
+def test_a_file_without_metadata_has_no_mask_centre_or_symmetry(tmp_path: Path, counts: np.ndarray) -> None:
     with open_frames(write_h5(tmp_path / "a.h5", "anything/at/all", counts)) as stack:
         check(stack, counts)
         assert (stack.mask, stack.beam_center, stack.symmetry) == (None, None, None)

@@ -45,7 +45,7 @@ def test_a_shadow_on_one_side_is_seen_by_the_operations_that_move_it():
     assert by_operation[MIRROR_Y].p_regions > 1e-3
 
 
-def test_a_frame_without_counts_is_not_judged():
+def test_a_frame_without_counts_is_not_tested():
     nothing = frame_from_counts(np.zeros(SHAPE, int), mask=np.zeros(SHAPE, bool), exposure=np.ones(SHAPE))
     (test,) = pair_tests(nothing, Symmetry("2", CENTER))
     assert test.regions == 0

@@ -124,7 +124,7 @@ class TestDark:
         assert dark.exposures(5.0) == 8.0
         assert Dark(dark.counts, dark.mask, frames=4).exposures(None) == 4.0
 
-    def test_one_known_exposure_time_is_no_use(self) -> None:
+    def test_a_single_known_exposure_time_is_refused(self) -> None:
         dark = Dark(np.zeros((1, 1)), np.zeros((1, 1), bool), frames=4, seconds=10.0)
         with pytest.raises(SymDenoiseError, match="frame is not"):
             dark.exposures(None)

@@ -107,7 +107,7 @@ def test_the_brighter_region_is_named(rng):
     assert not image[65, 65]
 
 
-def test_more_frames_see_less(rng):
+def test_more_frames_detect_smaller_differences(rng):
     """A sparse frame can reject nothing and must not be folded on its word; a run of them can."""
     sums = [pair_sums(frame_of(rng.poisson(symmetric(0.02))), INVERSION, CENTER) for _ in range(40)]
     alone, pooled = asymmetry(sums[0]), asymmetry(reduce(add, sums))
@@ -118,7 +118,7 @@ def test_more_frames_see_less(rng):
     assert pooled.foldable[inner].mean() > 0.5
 
 
-def test_empty_frames_say_nothing():
+def test_empty_frames_reject_nothing_and_allow_no_mates():
     for frame in (frame_of(np.zeros(SHAPE)), frame_of(np.ones(SHAPE), np.zeros(SHAPE))):
         found = asymmetry(pair_sums(frame, INVERSION, CENTER))
         assert found.p_value == 1

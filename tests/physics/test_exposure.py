@@ -75,7 +75,7 @@ def test_dead_pixels_of_the_flat_field_stay_dead():
     assert exposure_from_geometry(geometry(), SHAPE, flat=flat)[3, 4] == 0
 
 
-def test_what_cannot_be_an_exposure_is_refused():
+def test_invalid_exposures_are_refused():
     bad = np.ones(SHAPE)
     bad[0, 0] = np.nan
     flat_detector = {"beam_center": CENTER, "distance": DISTANCE, "pixel_size": (PIXEL, PIXEL)}

@@ -396,7 +396,7 @@ def test_a_centre_three_pixels_off_is_refined(level, limit):
         assert np.hypot(*np.subtract(found, center)) < limit
 
 
-def test_no_centre_is_refined_where_nothing_fixes_one(rng):
+def test_no_centre_is_refined_in_patterns_without_one(rng):
     for frame in (frame_of(np.full(SHAPE, 3.0)), frame_of(np.zeros(SHAPE)), frame_of(np.ones(SHAPE), np.zeros(SHAPE))):
         assert refined_beam_center(frame, CENTER) is None
     assert refined_beam_center(frame_of(np.ones((1, 1))), (0.0, 0.0)) is None

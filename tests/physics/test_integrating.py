@@ -46,7 +46,7 @@ def test_one_frame_tells_the_gain(photons):
     assert found.gain == pytest.approx(2.0, rel=0.1)
 
 
-def test_what_is_not_symmetric_is_no_noise():
+def test_asymmetric_blocks_are_not_taken_for_noise():
     """A shadow and a spot on one side; control: a wrong centre is taken for noise."""
     rng = np.random.default_rng(7)
     rate = pattern(20.0)
@@ -57,7 +57,7 @@ def test_what_is_not_symmetric_is_no_noise():
     assert found_readout([frame], Symmetry("2", (CENTER[0] + 9, CENTER[1]))).gain != pytest.approx(2.0, rel=0.02)
 
 
-def test_frames_that_cannot_tell_are_refused():
+def test_frames_from_which_no_gain_follows_are_refused():
     flat = ccd(np.random.default_rng(8), np.full((16, 16), 3.0), Readout(1.0, 1.0))
     with pytest.raises(SymDenoiseError, match="give gain and read noise"):
         found_readout([flat], Symmetry("2", (7.5, 7.5)))

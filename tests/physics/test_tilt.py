@@ -198,13 +198,13 @@ def test_a_tilt_that_cannot_be_used_is_refused() -> None:
     "written", ["", "15", "15:90", "15:90:0", "0:90:100", "60.001:0:100", "15:90:100:1", "-5:0:100", "1.0001:0:100"]
 )
 @pytest.mark.parametrize("group", ["2", "auto"])
-def test_what_is_no_tilt_is_refused(group: str, written: str) -> None:
+def test_invalid_tilts_are_refused(group: str, written: str) -> None:
     with pytest.raises(SymDenoiseError, match=r"a tilt is GROUP~TILT:AXIS:DISTANCE"):
         checked_symmetry(f"{group}~{written}")
 
 
 @pytest.mark.parametrize("group", ["1", "3", "", "2mm@x"])
-def test_what_is_no_group_is_refused_on_a_tilted_detector_too(group: str) -> None:
+def test_unknown_groups_are_refused_on_a_tilted_detector_too(group: str) -> None:
     with pytest.raises(SymDenoiseError, match="symmetry"):
         checked_symmetry(f"{group}~15:90:100")
 
@@ -284,7 +284,7 @@ class TestBeamline:
 
     @pytest.mark.server
     @pytest.mark.parametrize("asked", ["auto", "2"])
-    def test_a_run_is_denoised_on_the_detector_as_it_leans(
+    def test_a_run_is_denoised_with_the_tilt_of_its_detector(
         self, client: Container, denoiser: Denoiser, home: Path, tmp_path: Path, asked: str
     ) -> None:
         """The derived run says so, can be computed again and found, and reads the same if the server computes it."""

@@ -186,7 +186,7 @@ class TestTwoProposals:
             assert refused.status_code == 404
             assert f"secret of {name}" not in refused.text
 
-    def test_another_runs_file_is_not_had_through_ones_own(self, facility: Facility) -> None:
+    def test_another_runs_file_cannot_be_read_through_ones_own(self, facility: Facility) -> None:
         """The number of the other's asset, asked for at one's own node."""
         array = facility.client("service")["raw"][facility.raw["bob"]].base["primary"].base["det"]
         asset = array.data_sources()[0].assets[0].id
@@ -361,7 +361,7 @@ class TestAServerWithoutAPolicy:
             prepare(catalog, frames=frames_folder, access_tags=["everyone"])
 
     @pytest.mark.parametrize("attach", [threaded, worker])
-    def test_both_runs_are_without_tags_then(self, catalog: Container, frames_folder: Path, attach: Any) -> None:
+    def test_both_runs_are_without_tags(self, catalog: Container, frames_folder: Path, attach: Any) -> None:
         start = {"tiled_access_tags": ["proposal-1"]}
         uid, status = scan(catalog["raw"], catalog["denoised"], frames_folder, start=start, attach=attach)
         assert status.ok, status

@@ -201,7 +201,7 @@ def test_is_bit_for_bit_what_one_process_writes(
     assert dict(catalog["raw"][raw.start["uid"]].metadata) == metadata
 
 
-def test_darks_and_columns_travel(
+def test_darks_and_columns_are_sent_to_the_workers(
     client: Client, catalog: Container, denoiser: Denoiser, raw: Any, serial: Callable[..., Any], tmp_path: Path
 ) -> None:
     """What was looked up in files that only this process sees, and the columns beside each image."""
@@ -301,7 +301,7 @@ def test_worker_that_sees_the_files_asks_no_server(
 
 
 @pytest.mark.parametrize("resumed_by", ["cluster", "process"])
-def test_interrupted_replay_goes_on(
+def test_interrupted_replay_can_be_continued(
     client: Client,
     catalog: Container,
     denoiser: Denoiser,
@@ -400,7 +400,7 @@ def test_what_keeps_a_worker_from_its_task_fails_the_replay(
     assert made.metadata["stop"]["provenance"]["complete"]
 
 
-def test_what_cannot_be_meant_is_refused(
+def test_contradictory_arguments_are_refused(
     client: Client, catalog: Container, denoiser: Denoiser, raw: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(SymDenoiseError, match="scheduler= without into="):

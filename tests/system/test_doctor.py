@@ -196,7 +196,7 @@ def test_a_root_that_is_itself_a_catalogue_of_runs(tmp_path: Path) -> None:
     assert "specs" in found["root"][2]
 
 
-def test_anybody_may_read(tmp_path: Path) -> None:
+def test_a_server_that_anybody_may_read_gives_a_warning(tmp_path: Path) -> None:
     config = configuration()
     config["authentication"]["allow_anonymous_access"] = True
     with tiled_process(tmp_path / "server", config) as server:

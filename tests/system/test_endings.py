@@ -199,7 +199,7 @@ def test_process_that_ended_before_its_documents_were_on_disk(
     assert left_on_disk(home) == []
 
 
-def test_run_whose_process_ends_in_the_middle_says_so(
+def test_run_whose_process_ends_in_the_middle_is_marked_as_failed(
     ended: Callable[..., Ended], served: tuple[Container, Path]
 ) -> None:
     client, _ = served

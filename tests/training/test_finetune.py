@@ -129,7 +129,7 @@ def test_exposures_of_one_scene_are_told_from_those_of_two(rng: np.random.Genera
     assert same_scene(one, replace(one, counts=np.zeros(SHAPE, int))) is None
 
 
-def test_a_frame_that_repeats_its_neighbour_foretells_it(rng: np.random.Generator) -> None:
+def test_frames_of_one_scene_are_targets_of_each_other(rng: np.random.Generator) -> None:
     stack = rng.poisson([pattern(), pattern(), pattern(1.5)])
     repeated = with_repeats(shots_of(stack))
     np.testing.assert_array_equal(repeated[0].target, stack[1])
@@ -167,7 +167,7 @@ def test_crops_are_well_formed(rng: np.random.Generator, symmetry: Symmetry, pai
 # Figures
 
 
-def test_noise_is_no_gain(rng: np.random.Generator) -> None:
+def test_noise_is_not_taken_for_a_gain(rng: np.random.Generator) -> None:
     """Two standard errors: about one in 44 by chance, and more than that for few frames."""
     parent = rng.normal(size=(4000, 5))
     none = [Paired.of(one, one + change) for one, change in zip(parent, rng.normal(0, 1e-3, (4000, 5)), strict=True)]
@@ -194,7 +194,7 @@ def test_the_loss_is_that_of_the_posterior(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(*(held_out_losses(denoiser, shots, seed=1) for _ in range(2)))
 
 
-def test_inventions_are_counted() -> None:
+def test_false_features_are_counted() -> None:
     """A denoiser that draws a spot into every frame shows one more feature in each."""
     denoiser = Denoiser.pretrained(device="cpu", threads=1)
 
@@ -258,7 +258,7 @@ def test_no_time_means_no_steps_and_no_gain(parent: Denoiser, rng: np.random.Gen
 
 
 @pytest.mark.train
-def test_a_model_that_invents_is_not_accepted(parent: Denoiser, rng: np.random.Generator) -> None:
+def test_a_model_with_more_false_features_is_not_accepted(parent: Denoiser, rng: np.random.Generator) -> None:
     tuned = tuned_with(parent, rng)
     worse = Paired.of(np.zeros(9), np.arange(1.0, 10))
     assert not replace(tuned, features=worse).accepted
@@ -312,7 +312,7 @@ def test_a_long_run_is_sampled_and_not_loaded() -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.zeros(SHAPE), np.zeros((0, *SHAPE)), [[1, 2]]])
-def test_what_is_no_stack_of_frames_is_refused(wrong: Any) -> None:
+def test_arrays_that_are_not_stacks_of_frames_are_refused(wrong: Any) -> None:
     with pytest.raises(SymDenoiseError, match=r"they must be \(frame, y, x\)"):
         stacks_of(wrong, stream=None, data_key=None)
 
@@ -378,7 +378,7 @@ def test_ctrl_c_leaves_nothing(untrained: Path, rng: np.random.Generator, monkey
 
 
 @pytest.mark.train
-def test_a_better_exposed_reference_is_foretold(untrained: Path, rng: np.random.Generator) -> None:
+def test_a_better_exposed_reference_is_the_target(untrained: Path, rng: np.random.Generator) -> None:
     low, high = frames(rng, scale=0.5), frames(rng, scale=20.0)
     done = finetune(low, name="pairs", reference=high, parent=untrained, config=QUICK, progress=False)
     assert done.accepted
@@ -401,7 +401,7 @@ def test_a_better_exposed_reference_is_foretold(untrained: Path, rng: np.random.
         ({"symmetry": "6mm"}, "counts are not interpolated"),
     ],
 )
-def test_what_cannot_work_is_refused_at_once(
+def test_invalid_arguments_are_refused_before_frames_are_read(
     rng: np.random.Generator, untrained: Path, change: dict[str, Any], rule: str
 ) -> None:
     stack: Any = frames(rng)

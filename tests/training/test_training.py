@@ -296,7 +296,7 @@ def test_recipes_are_read_from_toml(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["name = ", 'name = "a"', 'name = "a"\nversion = "1"\nstep = 3', "channels = 8"])
-def test_what_is_no_recipe_is_refused(tmp_path, content):
+def test_files_that_are_not_recipes_are_refused(tmp_path, content):
     path = tmp_path / "r.toml"
     path.write_text(content)
     with pytest.raises(
@@ -394,7 +394,7 @@ def test_losses_of_a_known_rate_are_least_at_it(rng, monkeypatch, kind):
 
 
 @pytest.mark.parametrize("kind", ["expected", "rate"])
-def test_counts_beside_what_is_expected_are_foretold_as_counts(rng, monkeypatch, kind):
+def test_losses_of_known_rates_and_of_counts_are_mixed_in_one_batch(rng, monkeypatch, kind):
     """In one batch: the truth where it is known, photons where they were counted; many photons say the same."""
     rate = 0.4 + rng.gamma(3.0, 0.5, (SIZE, SIZE))
     exposure = {"expected": 30.0, "rate": 1e5}[kind]
