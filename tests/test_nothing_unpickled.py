@@ -1,4 +1,4 @@
-"""Bytes from a file or the network never become code: no pickles, and weights from safetensors only."""
+"""Nothing from a file or the network is unpickled; weights are read from safetensors only."""
 
 from __future__ import annotations
 

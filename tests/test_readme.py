@@ -1,4 +1,4 @@
-"""README.md and the pages in docs: what they tell a reader to paste works, and what they point to is there."""
+"""README.md and the pages in docs: code blocks run, and links lead somewhere."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class TestPrecedence:
         assert settings.record()["det_symmetry_source"] == "start metadata sample.symmetry"
 
     def test_list_items_are_found_by_index(self) -> None:
-        """In the start document and in a device's configuration; an index beyond the end is nothing."""
+        """In the start document and in a device's configuration; an index beyond the end finds nothing."""
         beamline = Beamline(beam_center_y="beam_center.0", beam_center_x="beam_center.1")
         held = {"beam_center": [31.5, 40.0]}
         for start, configuration in ((held, {}), ({}, {"det": {"data": held}})):
@@ -287,7 +287,7 @@ class TestInARun:
     def test_names_that_the_run_lacks_are_logged_once(
         self, denoiser: Denoiser, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Not those that it has, nor those that an argument goes before; the fallback stays."""
+        """Names that the run has, or that an argument overrides, are not logged; the fallback is used."""
         names = {"beam_center_y": "nonsense.name", "beam_center_x": "cx", "i0": "{key}_i0", "symmetry": "none"}
         documents = a_run(frames(2), start={"cx": 30.0}, columns={"det_i0": [1.0, 2.0]})
         found = replay(documents, denoiser=denoiser, symmetry="1", beamline=Beamline(**names)).compute()
@@ -366,7 +366,7 @@ class TestDarks:
         done.is_computed_again()
 
     def test_frame_without_its_dark_is_nan_and_says_so(self, client: Container, denoiser: Denoiser) -> None:
-        """Counts with a dark and counts without one must not look alike."""
+        """Frames with and without dark correction must not look alike."""
         for beamline in (Beamline(dark_stream="dark"), Beamline(dark_run="uid_of_dark")):
             done = Done(client, denoiser, a_run(frames(1)), beamline=beamline)
             assert done.status.failed == 1

@@ -1,4 +1,4 @@
-"""What is done in a thread beside: in order, each once, and no failure goes unsaid."""
+"""Calls queued for a background thread are made in order, once each, and every exception is raised or logged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_put_blocks_when_too_many_calls_are_unfinished() -> None:
 
 
 class _Gone(BaseException):
-    """As `KeyboardInterrupt`, no Exception."""
+    """A BaseException that, like `KeyboardInterrupt`, is not an Exception."""
 
 
 @pytest.mark.parametrize("kind", [OSError, _Gone])
@@ -56,7 +56,7 @@ class _Gone(BaseException):
 def test_exception_is_raised_once_and_calls_queued_behind_are_skipped(
     kind: type[BaseException], ask: Callable[[CallQueue], None]
 ) -> None:
-    """After that it works again, so that a run that failed can be closed."""
+    """The queue can be used again afterwards, so that a run that failed can be closed."""
     gate, done = threading.Event(), list[str]()
     calls = CallQueue()
 

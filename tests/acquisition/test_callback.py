@@ -1,4 +1,4 @@
-"""The callback on a RunEngine: what it writes while a scan runs, and that no trouble of its own stops a scan."""
+"""The callback on a RunEngine: what it writes while a scan runs, and that no error of its own stops a scan."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class TestDerivedRun:
         np.testing.assert_array_equal(difference, rings()[:, np.newaxis] - images_of(derived))
 
     def test_denoised_images_scatter_less_than_raw_ones(self, counted: tuple[Scan, Any, Any]) -> None:
-        """The three frames show the same sample: their scatter is noise, and most of it is gone."""
+        """The three frames show the same sample, so their scatter is noise, most of which is removed."""
         raw, denoised = rings().astype(float), images_of(counted[2])[:, 0]
         assert denoised.std(axis=0).mean() < 0.5 * raw.std(axis=0).mean()
         assert (images_of(counted[2], "det_sigma") > 0).all()
@@ -363,7 +363,7 @@ def test_frame_announced_without_event_has_a_row(client: Container, denoiser: De
 
 
 class TestTrouble:
-    """What goes wrong with denoising is reported, and stops neither the scan nor the frames beside it."""
+    """Errors of denoising are reported, and stop neither the scan nor other frames."""
 
     @staticmethod
     def only_second_row_is_nan(derived: Any, reason: str) -> None:
@@ -465,7 +465,7 @@ class TestTrouble:
     def test_server_of_derived_runs_is_gone(
         self, engine: RunEngine, denoiser: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """During one scan and before the next: both complete, and each has its line."""
+        """During one scan and before the next: both scans complete, and each has an error line."""
         monkeypatch.setattr(tiled.client.utils, "TILED_RETRY_ATTEMPTS", 1)
         det = detector(rings(), tmp_path / "raw")
         (tmp_path / "raw").mkdir()
@@ -547,7 +547,7 @@ class TestTrouble:
 
 
 class TestConstructor:
-    """What cannot work is refused before a scan starts, in one line that says what to do."""
+    """Invalid arguments are refused before a scan starts, in one line with the remedy."""
 
     @staticmethod
     def refused(match: str, *arguments: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Raw runs that were missed are found and finished; of what a dead writer had done, what is whole is taken over."""
+"""Missed raw runs are found and finished; intact rows of a dead writer are kept."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def pixels(catalog: Container, uid: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def counted(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """How often the network was asked so far."""
+    """Number of calls of the network so far."""
     calls = 0
     original = Denoiser.__call__
 
@@ -133,7 +133,7 @@ class TestCommand:
     def test_a_run_without_end_is_taken_only_when_it_is_old(
         self, catalog: Container, command: Command, frames_folder: Path, raw: Callable[..., str]
     ) -> None:
-        """Its derived run says that it failed, and holds what there was."""
+        """Its derived run is marked as failed, and holds the frames that exist."""
         uid = raw(start={"time": 1.7e9}, ended=False)
         assert command() == (0, "0 of 0 runs caught up\n")
         assert "without a stop document" in command("--dry-run")[1]
@@ -144,7 +144,7 @@ class TestCommand:
         assert stop["provenance"]["frames"] == FRAMES
 
     def test_failed_runs_are_reported(self, catalog: Container, command: Command, raw: Callable[..., str]) -> None:
-        """Exit status 1, the other runs done; when the file is back, nothing is left."""
+        """Exit status 1, and the other runs are done; once the file is back, the run can be finished."""
         uid, other = raw(), raw()
         source = next(iter(catalog["raw"][uid]["primary"]["det"].data_sources())).assets[0].data_uri
         path = Path(source.removeprefix("file://localhost"))
@@ -162,7 +162,7 @@ class TestTakenOver:
     def test_rows_of_a_dead_writer_are_kept(
         self, catalog: Container, raw: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Only the frames that are missing are denoised, and nothing shows that there was a gap."""
+        """Only missing frames are denoised, and the result is as if there had been no interruption."""
         uid, whole = raw(), raw()
         work = work_on(catalog)
         cut_off(work, catalog["raw"][uid], 1)

@@ -1,4 +1,4 @@
-"""A symmetry checked on all frames of a run: what one sparse frame cannot show, and what is done about it."""
+"""A symmetry checked on all frames of a run shows differences that one sparse frame cannot show."""
 
 from __future__ import annotations
 

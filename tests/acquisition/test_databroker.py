@@ -96,7 +96,7 @@ def test_in_memory(mongo: Any, denoiser: Denoiser, held: str) -> None:
 
 @pytest.mark.parametrize("held", HELD)
 def test_into_a_catalogue(mongo: Any, client: Container, denoiser: Denoiser, held: str) -> None:
-    """The derived run lies in SQL; what was done once is not done again, whoever asks."""
+    """The derived run is stored in SQL, and is not made again whichever object the run is given as."""
     run = replay(HELD[held](mongo), into=client["denoised"], denoiser=denoiser)
     assert run.start["raw_uid"] == run_of(mongo).start["uid"]
     assert len(client["denoised"]) == 1

@@ -141,7 +141,7 @@ def replayed(seen: Seen, run: int = 0) -> Any:
 
 
 class TestFlyScan:
-    """No events and no times: rows by number alone."""
+    """Without events and times, rows are identified by number."""
 
     @staticmethod
     def plan(dets: list[PlayDetector], frames: int) -> Any:
@@ -203,12 +203,12 @@ def test_step_scan_of_the_detector_alone_has_events(
 
 
 class TestInterrupted:
-    """What stops, rewinds or mixes runs leaves the right rows and the matching exit status."""
+    """Aborted, rewound and interleaved runs have the right rows and exit status."""
 
     def test_rewound_point_is_a_row_of_its_own_and_the_last_one_wins(
         self, engine: RunEngine, detector: Callable[..., PlayDetector], seen: Callable[..., Seen]
     ) -> None:
-        """As in the raw run: both events of one number are rows, so that the two runs align."""
+        """As in the raw run, both events with the same number are rows, so that the two runs align."""
         det, frames, paused = detector(counted(4)), counted(4), []
 
         @bpp.stage_decorator([det])
@@ -460,7 +460,7 @@ class TestFiles:
     def test_second_hdf5_file_that_may_count_either_way_is_left_out_with_the_reason(
         self, seen: Callable[..., Seen], home: Path
     ) -> None:
-        """Its first index is the number of rows before it, and it has that row: both ways would give a frame."""
+        """Its first index is the number of rows before it, and the file has that row: both counts give a frame."""
         frames, files = counted(9), []
         for name, stack in (("a", frames[:3]), ("b", frames[3:])):
             path = home / "frames" / f"either-{name}.h5"
@@ -502,7 +502,7 @@ class TestFiles:
         assert list(column(done.derived(), "det_counts_in")) == sums(frames)
 
     def test_file_that_never_comes_is_waited_for_once(self) -> None:
-        """Not once a frame: a scan of thousands would be waited for for hours."""
+        """Waiting for each frame would take hours for a scan of thousands."""
         patience = Patience(0.05)
         tries: list[int] = []
 

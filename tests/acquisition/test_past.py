@@ -1,4 +1,4 @@
-"""Past runs denoised in memory, in part, again, or from documents: every frame bit for bit as in the whole run."""
+"""Past runs denoised in memory, in part, again, or from documents: all frames are bit for bit as in the whole run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ AXES = {"dimensions": [[["stage"], "primary"]]}
 
 
 class Counting(Denoiser):
-    """A denoiser that counts what it is asked."""
+    """A denoiser that counts its calls."""
 
     calls = 0
 
@@ -59,7 +59,7 @@ def raw(client: Container, home: Path, write_run: Callable[..., str]) -> Any:
 
 
 def same(one: xr.Dataset, other: xr.Dataset) -> None:
-    """All but the milliseconds that it took, and the order of the columns."""
+    """Two datasets are equal except for the time taken and the order of columns."""
     one, other = one.drop_vars("det_ms"), other.drop_vars("det_ms")
     xr.testing.assert_identical(one, other[list(one.data_vars)])
 
@@ -85,7 +85,7 @@ class TestInMemory:
     def test_order_of_computing_does_not_matter(
         self, client: Container, home: Path, denoiser: Counting, write_run: Callable[..., str]
     ) -> None:
-        """The first frame with counts gives the centre for the run; alone, the last one would have found another."""
+        """The first frame with counts gives the centre for the run; the last one alone would give another."""
         counts = scan().copy()
         counts[-1] = np.roll(counts[-1], 4, axis=1)
         raw = client["raw"][write_run(client["raw"], home / "frames", {"det": counts})]
@@ -118,7 +118,7 @@ class TestInMemory:
 
 
 class TestRequests:
-    """How stored frames come, and derived ones go, over HTTP."""
+    """Number of HTTP requests for reading stored frames and writing derived ones."""
 
     @pytest.fixture
     def long(self, client: Container, home: Path, write_run: Callable[..., str]) -> Any:
@@ -160,7 +160,7 @@ class TestRequests:
     def test_the_first_row_can_be_read_while_the_others_are_denoised(
         self, raw: Any, client: Container, denoiser: Counting
     ) -> None:
-        """The others go together: of a short run nothing but them is left for its end."""
+        """The documents of the other rows are sent together at the end of a short run."""
         work = Work.planned(client["denoised"], activity="replay", denoiser=denoiser)
         rows: list[int] = []
 
@@ -350,7 +350,7 @@ class TestDocuments:
     def test_a_backup_that_was_cut_off_has_not_ended(
         self, client: Container, backup: Path, denoiser: Counting, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Its torn last line is left out; what there is can be seen in memory, with a warning."""
+        """Its incomplete last line is left out; the other rows can be read in memory, with a warning."""
         whole = backup.read_bytes()
         backup.write_bytes(whole[: whole.rindex(b'{"name": "stop"') + 30])
         for dry_run in (False, True):

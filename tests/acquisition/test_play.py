@@ -326,5 +326,5 @@ def test_arrays_of_other_shapes_are_refused(folder: Path) -> None:
         with pytest.raises(SymDenoiseError, match="at least one"):
             PlayDetector(np.zeros(shape, np.uint16), provider)
     for period in (-1.0, float("nan")):
-        with pytest.raises(SymDenoiseError, match="not negative"):
+        with pytest.raises(SymDenoiseError, match="not be negative"):
             PlayDetector(np.zeros((1, 2, 2), np.uint16), provider, period=period)

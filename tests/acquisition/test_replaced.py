@@ -1,4 +1,4 @@
-"""Files that are written anew under their name, or configured anew, while the denoiser is behind."""
+"""Raw files that are replaced or reconfigured while the denoiser is behind."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Late(Denoiser):
-    """Works on once it is told to."""
+    """A denoiser that waits until the test lets it continue."""
 
     go = threading.Event()
 
@@ -113,7 +113,7 @@ def reasons(run: Any) -> str:
 
 class TestWrittenAnew:
     def test_file_replaced_by_the_next_staging(self, late: Any, client: Container, made: Callable[..., Made]) -> None:
-        """Where the denoiser was behind, the frames before are gone; those of the new file are there."""
+        """If the denoiser is behind, frames of the old file are lost and those of the new one are denoised."""
         callback, go = late
         run, stack = made(), frames(6)
         stream = run.stream(det=described([1, HEIGHT, WIDTH]))
@@ -141,7 +141,7 @@ class TestWrittenAnew:
     def test_file_replaced_by_the_next_run(
         self, client: Container, made: Callable[..., Made], keeping_busy: list[tuple[str, Any]]
     ) -> None:
-        """In the worker process, which is told at once."""
+        """The worker process is informed at once."""
         runs, stacks = [made(), made()], [frames(6)[:3], frames(6)[3:]]
         name = f"{runs[0].uid}.h5"
         settings = DenoiserSettings(threads=1)
@@ -176,7 +176,7 @@ class TestWrittenAnew:
     def test_replaced_frames_are_not_read_through_tiled(
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
     ) -> None:
-        """Which keeps one file twice."""
+        """Tiled refers to the same file twice."""
         run, stack = made(), frames(6)
         stage_twice(run, stack)
         writer = TiledWriter(client["raw"], batch_size=1)
@@ -254,7 +254,7 @@ class TestWrittenAnew:
 
 
 class TestOfAProcessThatHasEnded:
-    """Its documents are on disk, and the next process takes runs meanwhile."""
+    """Documents of a process that has ended are on disk while the next process already takes runs."""
 
     @pytest.mark.parametrize("finished_by", ["the next callback", "catch-up"])
     def test_file_that_the_next_process_writes(
@@ -330,7 +330,7 @@ class TestNumbersThatGoOn:
     def test_sequence_announced_again_from_index_0(
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
     ) -> None:
-        """Are its frames 0 to 2, written anew, or 3 to 5, which are there as well?"""
+        """It is ambiguous whether these are frames 0 to 2, written again, or frames 3 to 5, which exist as well."""
         run, stack = made(), frames(6)
         self.folder(run, run.uid, stack)
         stream = run.stream(det=described([1, HEIGHT, WIDTH]))
@@ -432,7 +432,7 @@ class TestFramesOfAnEvent:
     def test_file_with_a_multiple_of_the_frames_that_were_announced(
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Nothing in the documents contradicts: it is said when the run ends."""
+        """The documents are consistent: a warning is logged when the run ends."""
         run, stack = made(), frames(6)
         stream = run.stream(det=described([HEIGHT, WIDTH]))
         resource = run.hdf5("a", stack)

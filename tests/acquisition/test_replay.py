@@ -119,7 +119,7 @@ class TestRecompute:
             assert not np.array_equal(again["intensity"], column(derived, "det")[1 - index])
 
     def test_mask_and_exposure_change_the_frame(self, live: Callable[..., Any]) -> None:
-        """Control: without its mask and exposure a frame would be another."""
+        """Control: without mask and exposure, the frame differs."""
         one, other = (column(live(options)[1], "det") for options in OPTIONS)
         assert not np.array_equal(one, other)
 

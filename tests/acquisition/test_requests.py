@@ -1,4 +1,4 @@
-"""What is asked of a run: done where it can be, and else refused in one line, before anything is written."""
+"""Requests are carried out, or refused in one line before anything is written."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def test_map_grows_while_the_scan_lasts(client: Container, home: Path, denoiser:
 def test_map_grows_from_the_events(
     live: Any, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What draws a raw scan's detector totals draws these: LiveGrid, and BestEffortCallback unasked by the hints."""
+    """LiveGrid, and BestEffortCallback because of the hints, draw these columns like those of a raw scan."""
     matplotlib.use("agg")
     grid = LiveGrid((2, 3), "det_orientation", title="orientation")
     best = BestEffortCallback()
@@ -216,7 +216,7 @@ def test_pixels_can_be_evicted_and_columns_stay(client: Container, home: Path, d
 
 
 def test_failed_ring_analysis_does_not_affect_the_frame(client: Container, home: Path, denoiser: Denoiser) -> None:
-    """No symmetry, no beam centre: images are denoised, the columns are NaN."""
+    """Without a symmetry and a beam centre, images are denoised and the columns are NaN."""
     raw = emitted(client, home)
     derived = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", analysis=Ring(8, 28))
     assert np.isfinite(column(derived, "det")).all()

@@ -1,4 +1,4 @@
-"""Runs as people make them: each derived row shows the frame that was taken, or is NaN and says why."""
+"""Unusual runs: each derived row shows the frame that was taken, or is NaN with a reason."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class TestRestaging:
     def test_replay_through_tiled_does_not_take_one_stream_for_the_other(
         self, client: Container, denoiser: Denoiser, made: Callable[..., Made]
     ) -> None:
-        """Tiled's writer keeps the files of such a run, and not which of their rows are whose."""
+        """Tiled's writer stores the files of such a run, but not which rows belong to which stream."""
         run = made()
         documents, _ = self.darks_and_projections(run)
         writer = TiledWriter(client["raw"], batch_size=1)
@@ -210,7 +210,7 @@ class TestRestaging:
     def test_frames_before_the_first_announced_one(
         self, where: str, live: Any, client: Container, made: Callable[..., Made]
     ) -> None:
-        """Two warm-up frames that no document tells of, after one or five frames in the file before."""
+        """Two warm-up frames that no document announces, after one or five frames in the previous file."""
         run, stack = made(), frames(8)
         stream = run.stream(det=described([1, HEIGHT, WIDTH]))
         first = run.hdf5("a", stack if where == "the same file" else stack[:5])
@@ -230,7 +230,7 @@ class TestRestaging:
 def test_point_that_is_taken_again_before_the_other_detector_has_announced(
     live: Any, client: Container, made: Callable[..., Made]
 ) -> None:
-    """The first take keeps the frame that it had, though its row waits for the other detector."""
+    """The first event keeps its own frame, although its row waits for the other detector."""
     run, stack = made(), frames(6)
     stream = run.stream(det=described([1, HEIGHT, WIDTH]), late=described([1, HEIGHT, WIDTH]))
     det, late = run.hdf5("det", stack[:3]), run.hdf5("late", stack[3:], key="late")
@@ -246,7 +246,7 @@ def test_point_that_is_taken_again_before_the_other_detector_has_announced(
 
 
 class TestShapes:
-    """What the data key states may be wrong: the file's own shape counts."""
+    """If the data key states a wrong shape, that of the file is used."""
 
     @pytest.mark.parametrize("kind", ["hdf5", "tiffs"])
     @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ class TestShapes:
     def test_mask_of_the_region_that_the_file_holds(
         self, fitting: bool, client: Container, denoiser: Denoiser, made: Callable[..., Made]
     ) -> None:
-        """It does not fit what is stated: the first image tells whether the run is refused."""
+        """The mask contradicts the stated shape: the first image decides whether the run is refused."""
         run, stack = made(), frames(2)
         stream = run.stream(det=described([1, HEIGHT + 8, WIDTH + 9]))
         resource = run.hdf5("a", stack)
@@ -374,7 +374,7 @@ class TestShapes:
     def test_first_images_that_cannot_be_read_leave_the_shape_to_the_next(
         self, unreadable: int, live: Any, client: Container, made: Callable[..., Made]
     ) -> None:
-        """A dozen of them, and what is stated has to do: later images of another shape are left out, and it is said."""
+        """After a dozen of them the stated shape is used: images of another shape are left out with a message."""
         run, stack = made(), frames(2)
         stream = run.stream(det=described([WIDTH, HEIGHT], None))
         for image in (*[object()] * unreadable, *stack):
@@ -570,7 +570,7 @@ class TestAttaching:
     def test_callback_attached_in_the_middle_of_a_run(
         self, missed: int, callback: Any, client: Container, made: Callable[..., Made], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """That run is not denoised, and it is said with the remedy; the next one is."""
+        """That run is not denoised, which is reported with the remedy; the next one is denoised."""
         early, late = made(), made()
         for name, doc in self.one_frame(early)[missed:]:
             callback(name, doc)
@@ -583,7 +583,7 @@ class TestAttaching:
         assert counts_in(derived(client, late.uid)) == sums(frames(1))
 
     def test_callback_attached_twice(self, own_callback: Any, client: Container, made: Callable[..., Made]) -> None:
-        """Each document is taken once, and it is said."""
+        """Each document is processed once, and a message says so."""
         run = made()
         for name, doc in self.one_frame(run):
             own_callback(name, doc)

@@ -1,4 +1,4 @@
-"""Runs as users really make them: each row shows the image that was meant or is NaN with a reason, nothing else."""
+"""Random unusual runs: each row shows the right image or is NaN with a reason."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ class TestLive:
     def test_each_row_shows_what_was_meant_or_says_why_not(
         self, plan: Run, client: Container, unchanged: Denoiser, files: Path
     ) -> None:
-        """And the run after it, or beside it, is as if the strange one had never been."""
+        """The run after it, or at the same time, is not affected."""
         with read_aloud() as said, made(plan, files) as strange, made(Run(), files) as usual:
             with Collecting(client["denoised"], unchanged) as callback:
                 for name, doc in (in_turn if plan.beside else one_after_the_other)(strange, usual):
@@ -232,7 +232,7 @@ class TestThroughTiled:
     def test_live_and_replayed(
         self, plan: Run, client: Container, denoiser: Denoiser, unchanged: Denoiser, files: Path
     ) -> None:
-        """Live a row shows what was meant, replayed what Tiled has of it, or each says why not."""
+        """A live row shows the right image, and a replayed row the image in Tiled; otherwise each has a reason."""
         writer, refused = TiledWriter(client["raw"], batch_size=1), ""
         with read_aloud() as said, made(plan, files) as strange:
             with ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1") as callback:

@@ -1,4 +1,4 @@
-"""Orientation, anisotropy and peaks of a ring: right on average, and as wrong as they say."""
+"""Orientation, anisotropy and peaks of a ring are right on average, with correct errors."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def pulls(estimator, level: float, frames: int, background: float = 0.0) -> dict
 
 
 class TestWithoutNoise:
-    """What is put in comes out."""
+    """Without noise, the true values are returned."""
 
     @pytest.mark.parametrize("estimator", [from_counts, from_likelihood])
     @pytest.mark.parametrize("background", [0.0, 0.7])
@@ -144,7 +144,7 @@ class TestWithoutNoise:
 
 
 class TestErrors:
-    """Reduced chi-squared of the claimed errors, about 1 within what so many frames can tell."""
+    """Reduced chi-squared of the stated errors is 1 within its statistical error."""
 
     @pytest.mark.parametrize("level", [0.2, 2.0])
     def test_errors_of_the_likelihood_fit_are_as_stated(self, level: float) -> None:
@@ -190,7 +190,7 @@ class TestErrors:
 
 
 def test_fit_gives_nothing_where_counts_refute_its_form() -> None:
-    """A ring of four arcs, which no twofold texture describes; control: the ring it is made for stays."""
+    """A ring of four arcs, which no twofold texture describes; control: a ring of the assumed form has a result."""
     rng = np.random.default_rng(12)
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     four = 1 + 0.9 * np.cos(4 * np.arctan2(y - CENTER[0], x - CENTER[1]))

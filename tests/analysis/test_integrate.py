@@ -1,4 +1,4 @@
-"""Profiles of denoised frames: their errors hold, and those of independent pixels do not."""
+"""Profiles of denoised frames have correct errors; those for independent pixels are too small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark's own laws: a score that could be fooled would fool its readers."""
+"""Scores of the benchmark have their stated properties."""
 
 from __future__ import annotations
 

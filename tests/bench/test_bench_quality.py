@@ -1,4 +1,4 @@
-"""Peers do what their names say, on every case alike, and the comparison counts only what was measured."""
+"""Peers do what their names say, and the comparison counts only cases with a score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bench of measured quantities: its truth is true, and its savings are what they are called."""
+"""The bench of measured quantities: its truth and its exposure savings are correct."""
 
 from __future__ import annotations
 

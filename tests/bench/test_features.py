@@ -1,4 +1,4 @@
-"""The benchmark of features and claims: methods whose faults are known must be found to have them."""
+"""The benchmark of features finds the known faults of simple methods."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def one_thread():
 
 @pytest.mark.parametrize("rate", [0.3, 1.0])
 def test_the_published_mask_makes_the_estimate_too_large_by_the_share_of_empty_pixels(rng, rate):
-    """It knows only counts above zero, whose mean is rate/(1 - exp(-rate)); mended, zero is a count."""
+    """It uses only counts above zero, whose mean is rate/(1 - exp(-rate)); with the corrected mask, zero is a count."""
     counts = frozen(rng.poisson(rate, (64, 64)).astype(float))
     mask = np.zeros(counts.shape, bool)
     published, mended = (
@@ -71,7 +71,7 @@ def test_smae_denoises_a_symmetric_pattern_about_any_centre_and_leaves_alone_wha
 
 
 def test_smae_never_sees_the_half_that_it_predicts(rng):
-    """A photon more changes the training, but a network that is not trained gives a half from its mates alone."""
+    """One more photon changes the training, but an untrained network predicts a half from its mates alone."""
     counts = rng.poisson(2.0, (32, 32)).astype(float)
     spotted = counts.copy()
     spotted[5, 7] += 2
@@ -103,7 +103,7 @@ def test_learning_peers_are_seeded_and_leave_no_trace_in_torch(rng):
 
 
 def test_noise2void_denoises_and_does_not_learn_to_copy(rng):
-    """The blind spot is what does it: the same network shown its target copies the noise."""
+    """Control: the same network without the blind spot copies the noise."""
     rate = pattern((64, 64), (31.5, 31.5))
     noisy = stabilised.anscombe(frozen(rng.poisson(rate).astype(float)))
     mask = np.zeros(rate.shape, bool)

@@ -116,7 +116,7 @@ def test_a_scan_that_ended_before_its_first_frame_has_the_columns_and_no_rows(ra
 
 
 def test_each_way_in_which_a_scan_has_no_rows_meets_each_other(raw, derive):
-    """What the raw writer registered and what ours did need not be the same."""
+    """The raw writer and ours may have registered different columns."""
     for scan in (raw(until=DESCRIPTOR), raw(until=NO_FRAMES)):
         for until in (DESCRIPTOR, NO_FRAMES):
             assert aligned(scan, derive(scan, until=until)).sizes["time"] == 0
@@ -153,7 +153,7 @@ def test_a_run_of_nothing_has_no_stream(client, derive):
 
 
 def test_denoised_images_keep_their_name_where_no_raw_frame_was_announced(raw, derive):
-    """Control: else the denoised image would stand where the raw one is looked for."""
+    """Control: otherwise the denoised image would be found under the raw name."""
     scan = raw(2, announced=False)
     both = aligned(scan, derive(scan, 2))
     assert "det" not in both

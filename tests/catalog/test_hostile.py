@@ -1,4 +1,4 @@
-"""A server with lazy arrays, asked from outside by somebody who means harm: refusals only, nothing read elsewhere."""
+"""Malicious requests to a server with lazy arrays are refused, and nothing outside its storage is read."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def refused(answer: httpx.Response) -> str:
 
 
 def test_the_untouched_registration_is_read(server: Server) -> None:
-    """Control: what is changed below is all that makes the difference."""
+    """Control: without the changes below, the registration is accepted."""
     answer = server.read(server.good, slice="1", format="application/octet-stream")
     assert answer.status_code == 200
     assert np.isfinite(np.frombuffer(answer.content, np.float32)).all()
@@ -257,7 +257,7 @@ class TestPlaces:
 
 
 class TestSizes:
-    """Little data that becomes much."""
+    """Small files that expand to large data."""
 
     def bomb(self, path: Path, kind: str) -> None:
         with h5py.File(path, "w") as file:

@@ -1,4 +1,4 @@
-"""A folder of runs is served to whoever has its key, by one server at a time, and to nobody's harm."""
+"""A folder of runs is served by one server at a time, to those who have its key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever array comes: a result without silent NaN, or one line that names value, rule and remedy; inputs stay."""
+"""Any array gives a result without unexpected NaN, or one line with value, rule and remedy; inputs are unchanged."""
 
 from __future__ import annotations
 

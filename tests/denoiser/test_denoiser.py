@@ -209,7 +209,7 @@ def test_zero_counts_are_no_gap(denoiser):
 
 
 def test_neighbours_of_a_hot_code_do_not_see_it(denoiser, counts):
-    """What a masked pixel holds has no influence."""
+    """The value of a masked pixel has no influence."""
     mask = np.zeros(SHAPE, bool)
     mask[70, 60:64] = True
     other = counts.copy()
@@ -293,7 +293,7 @@ def test_expected_counts_follow_the_exposure(denoiser, rng):
 
 
 def test_bright_pixels_keep_their_counts(denoiser, rng):
-    """A Bragg spot is no noise: where its counts say so, they win over the prior."""
+    """A Bragg spot is not noise: its counts outweigh the prior."""
     sharp = np.exp(-4 * np.log(2) * (np.arange(-2, 3) / 0.8) ** 2)
     counts = rng.poisson(1.0, SHAPE)
     counts[58:63, 68:73] += rng.poisson(20_000 * np.outer(sharp, sharp))
@@ -303,7 +303,7 @@ def test_bright_pixels_keep_their_counts(denoiser, rng):
 
 
 def test_hot_and_dead_pixels_are_masked_and_reported(denoiser, rng):
-    """As if a mask had named them; the rest of the stack does not notice."""
+    """As with a mask of these pixels; other frames of the stack are not affected."""
     counts = rng.poisson(60.0, (2, *SHAPE))
     counts[0, 60, 70], counts[0, 30, 40] = 10**6, 0
     bad = np.zeros(SHAPE, bool)
@@ -332,7 +332,7 @@ def test_results_are_bit_identical(denoiser, counts):
 
 
 def test_a_stack_is_denoised_frame_by_frame(denoiser, rng):
-    """What stands beside a frame in its stack has no influence, but for the symmetry that they share."""
+    """Other frames of the stack have no influence, except through the common symmetry."""
     stack = frozen(rng.poisson([pattern(photons_per_pixel=level) for level in (0.2, 5.0, 1.0)]))
     symmetry = denoiser.resolve(stack, symmetry="auto")
     assert symmetry.point_group != "1"
@@ -353,7 +353,7 @@ def test_bfloat16_changes_a_small_part_of_sigma(denoiser, counts):
 
 
 def test_eight_views_make_no_difference_between_up_and_down(denoiser, rng):
-    """A frame turned or mirrored gives the result turned or mirrored; seen once, it does so only nearly."""
+    """A turned or mirrored frame gives a turned or mirrored result; with one view, it does so only approximately."""
     counts = rng.poisson(pattern((128, 128), (60.0, 66.0)))
     eight = Denoiser(denoiser.model, threads=1, views=8)
     for there, back in ((np.flipud, np.flipud), (np.rot90, lambda image: np.rot90(image, -1))):
@@ -366,7 +366,7 @@ def test_eight_views_make_no_difference_between_up_and_down(denoiser, rng):
 
 @pytest.mark.parametrize(("height", "kept"), [(100, 0.85), (1000, 0.97), (20_000, 0.99)])
 def test_a_lone_bright_pixel_stays(denoiser, rng, height, kept):
-    """Though nothing around it says that it should be: its own counts refute the prior by far."""
+    """Its own counts refute the prior, although its surroundings do not predict it."""
     counts = rng.poisson(1.0, (128, 128))
     counts[40, 50] = counts[90, 71] = height
     result = Denoiser(denoiser.model, threads=1, defects="keep")(counts, symmetry="1")

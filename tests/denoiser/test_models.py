@@ -189,7 +189,7 @@ def not_finite() -> bytes:
 
 
 class TestImport:
-    """What comes from elsewhere is checked, and never run."""
+    """Imported files are checked, and never executed."""
 
     def test_only_safetensors(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """A pickle could run anything."""

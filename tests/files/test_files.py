@@ -1,4 +1,4 @@
-"""Plain detector files in, NeXus-style HDF5 out: what a beamline leaves on disk opens, or says why not."""
+"""Plain detector files are opened, or refused with a reason; results are written as NeXus-style HDF5."""
 
 from __future__ import annotations
 

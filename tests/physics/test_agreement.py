@@ -1,4 +1,4 @@
-"""The test of a symmetry: honest p-values where it holds, small ones where it does not."""
+"""The test of a symmetry gives uniform p-values where it holds, and small ones where it does not."""
 
 from __future__ import annotations
 

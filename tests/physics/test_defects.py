@@ -84,7 +84,7 @@ def test_a_bragg_peak_is_never_hot(level, width):
 
 @pytest.mark.parametrize(("level", "hot"), [(0.1, 2000), (10.0, 2e4), (100.0, 2e5)])
 def test_hot_pixels_are_found(rng, level, hot):
-    """Alone, beside each other, at the edge, beside a gap; what is not beyond all doubt stays."""
+    """Alone, beside each other, at the edge, beside a gap; doubtful pixels are kept."""
     counts = rng.poisson(level, SHAPE).astype(float)
     where = [(20, 20), (40, 50), (40, 51), (0, 70), (61, 30)]
     for at in where:

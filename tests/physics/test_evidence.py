@@ -94,7 +94,7 @@ def test_sums_merge_in_any_order(rng):
 
 
 def test_the_brighter_region_is_named(rng):
-    """With its sign, and that of the region opposite; the fold is not used there."""
+    """With its sign, as is the opposite region; mates are not used there."""
     found = asymmetry(pair_sums(frame_of(rng.poisson(one_sided(20.0, 0.5))), INVERSION, CENTER))
     # Sectors 0 to 3 are the quarter of rising y and x; 8 to 11 are their mates.
     assert found.rejected[0, :4].all()
@@ -108,7 +108,7 @@ def test_the_brighter_region_is_named(rng):
 
 
 def test_more_frames_detect_smaller_differences(rng):
-    """A sparse frame can reject nothing and must not be folded on its word; a run of them can."""
+    """A single sparse frame can reject nothing and allows no mates; a run of such frames can."""
     sums = [pair_sums(frame_of(rng.poisson(symmetric(0.02))), INVERSION, CENTER) for _ in range(40)]
     alone, pooled = asymmetry(sums[0]), asymmetry(reduce(add, sums))
     inner = np.s_[1, :]

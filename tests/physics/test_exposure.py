@@ -1,4 +1,4 @@
-"""Flat field, solid angle and polarisation are exposure: what they dim agrees with its mates again."""
+"""Flat field, solid angle and polarisation as exposure: dimmed pixels agree with their mates again."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_polarised_ring_is_a_ring_by_its_exposure():
 
 
 def test_a_tilted_detector_is_brightest_at_normal_incidence():
-    """And not where the beam meets it."""
+    """Not where the beam meets it."""
     tilted = exposure_from_geometry(geometry(rot1=0.3), SHAPE)
     level = exposure_from_geometry(geometry(), SHAPE, polarization=0.9)
     np.testing.assert_array_equal(np.unravel_index(np.argmax(tilted), SHAPE), CENTER)

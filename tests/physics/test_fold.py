@@ -1,4 +1,4 @@
-"""Symmetry is checked, not believed: the tests have their stated law, and what breaks a symmetry is kept out."""
+"""Symmetry is tested before mates are used: tests have their stated distribution, asymmetric parts are kept out."""
 
 from __future__ import annotations
 
@@ -453,7 +453,7 @@ def test_a_pattern_with_one_mirror_has_that_one(rng, symbol):
 @pytest.mark.parametrize("level", [0.1, 1.0, 30.0])
 @pytest.mark.parametrize("center", [None, CENTER])
 def test_a_flat_frame_has_no_symmetry_to_use(rng, level, center):
-    """It agrees with every symmetry, and so tells nothing of any."""
+    """It agrees with every symmetry, and so supports none."""
     assert supported_symmetry(frame_of(rng.poisson(level, SHAPE)), center) == Symmetry()
     assert supported_symmetry(frame_of(np.full(SHAPE, level)), center) == Symmetry()
 

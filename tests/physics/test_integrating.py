@@ -22,7 +22,7 @@ def pattern(photons):
 
 
 def ccd(rng, rate, readout, *, dark=0.0):
-    """What the detector writes of a rate in photons: no whole numbers, negative where it is dark."""
+    """Signal of the detector for a rate in photons: fractional, and negative in dark areas."""
     signal = readout.gain * rng.poisson(rate) + rng.normal(0, readout.read_noise, rate.shape) + dark
     return frozen(signal.astype(np.float32))
 

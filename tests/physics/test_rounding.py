@@ -1,4 +1,4 @@
-"""Digits that are worth storing, and the name of the work that they came from."""
+"""Rounding of stored values, and identity of recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Point groups move counts: exactly, back again, and never from off the detector."""
+"""Point groups move counts exactly and reversibly, and never from off the detector."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_pairs_of_any_operation_share_no_photon(operation):
 
 @pytest.mark.parametrize("angle", [0, 30, 45, 77.5, 90, -60, 180])
 def test_oblique_mirrors_pair_pixels_near_their_true_mates(angle):
-    """Each pixel has one mate whose mate it is, less than a pixel from the true place, along no axis interpolated."""
+    """Each pixel is the mate of its mate, which is less than a pixel from the true place; nothing is interpolated."""
     symmetry = Symmetry(f"m@{angle:g}", (6.2, 8.4))
     (operation,) = symmetry.operations
     index = frozen(np.arange(1, 1 + SHAPE[0] * SHAPE[1]).reshape(SHAPE))

@@ -34,7 +34,7 @@ def frame_of(counts: np.ndarray, symmetry: Symmetry) -> Frame:
 
 
 def untilted(symmetry: Symmetry) -> Symmetry:
-    """What was done before tilts were known."""
+    """Mates as computed without a tilt."""
     return Symmetry(symmetry.group, symmetry.beam_center)
 
 
@@ -150,7 +150,7 @@ def test_auto_finds_the_group_of_directions(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("group", ["2", "inf"])
 def test_a_known_tilt_denoises_better(rng: np.random.Generator, denoiser: Denoiser, group: str) -> None:
-    """Below the error of both the same without the tilt, and no symmetry at all."""
+    """The error is smaller than without the tilt, and than without symmetry."""
     geometry = tilted_detector(15)
     truth = expected_counts(geometry, group, level=0.5)
     counts = rng.poisson(truth)
@@ -178,7 +178,7 @@ def test_the_benchmark_says_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_tilt_that_moves_no_mate_is_left_out() -> None:
-    """0.01 degrees on a detector of 200 pixels; nor is the shape forgotten: on 4000 pixels it counts."""
+    """0.01 degrees on a detector of 200 pixels; on 4000 pixels, the same tilt is used."""
     assert Symmetry.on(tilted_detector(0.0), "2mm").point_group == "2mm"
     assert Symmetry.on(tilted_detector(0.01, dist=0.1), "2mm").point_group == "2mm"
     assert Symmetry.on(tilted_detector(0.1, dist=0.1, shape=(4000, 4000)), "2mm").tilt is not None
@@ -211,7 +211,7 @@ def test_unknown_groups_are_refused_on_a_tilted_detector_too(group: str) -> None
 
 @pytest.mark.parametrize("symbol", ["2~15:90:1200", "2mm@-30~0.001:-35.5:99.25", "inf~60:359.999:1"])
 def test_symbols_that_say_one_are_taken_and_written_back(symbol: str) -> None:
-    """With all digits: one tilt has one name, in recipes and in searches."""
+    """With all digits, so that one tilt has one name in recipes and searches."""
     group, tilt = split_tilt(symbol)
     assert checked_point_group(symbol) == f"{group}~{tilt}" == checked_point_group(f"{group}~{tilt}")
     assert split_tilt(f"{group}~{tilt}") == (group, tilt)

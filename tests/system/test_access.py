@@ -1,4 +1,4 @@
-"""Two users of two proposals on one server, and the service that denoises for both: nobody sees what is not theirs."""
+"""Two users of two proposals on one server, and a service that denoises for both: each sees only their own runs."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class TestTwoProposals:
 
 
 class TestTheServiceThatDenoises:
-    """What it may not tag as the raw run is tagged, it does not write."""
+    """The service writes no run that it may not give the tags of the raw run."""
 
     def test_the_derived_run_carries_the_raw_runs_tags(self, facility: Facility) -> None:
         root = facility.client("service")
@@ -354,7 +354,7 @@ def test_runs_computed_on_read_are_ones_own_only(facility: Facility) -> None:
 
 
 class TestAServerWithoutAPolicy:
-    """It drops all tags without a word."""
+    """Such a server silently drops all tags."""
 
     def test_a_tag_for_the_containers_is_refused(self, catalog: Container, frames_folder: Path) -> None:
         with pytest.raises(SymDenoiseError, match=r"everyone of raw: .*no access policy"):
@@ -371,7 +371,7 @@ class TestAServerWithoutAPolicy:
     def test_a_run_whose_raw_run_is_elsewhere_is_not_written(
         self, catalog: Container, frames_folder: Path, attach: Any
     ) -> None:
-        """There it may be restricted, and here all could read it."""
+        """The raw run may be restricted, while anybody could read the derived one."""
         start = {"tiled_access_tags": ["proposal-1"]}
         other = catalog.create_container("other")
         _, status = scan(other, catalog["denoised"], frames_folder, start=start, attach=attach)

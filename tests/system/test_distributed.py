@@ -204,7 +204,7 @@ def test_is_bit_for_bit_what_one_process_writes(
 def test_darks_and_columns_are_sent_to_the_workers(
     client: Client, catalog: Container, denoiser: Denoiser, raw: Any, serial: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """What was looked up in files that only this process sees, and the columns beside each image."""
+    """Values from files that only this process can read, and the columns beside each image."""
     dark = tmp_path / "dark.npy"
     np.save(dark, np.random.default_rng(1).poisson(3, (4, SIZE, SIZE)).astype(np.uint16))
     beamline = Beamline(dark_file=dark, dark_seconds=1.0, exposure_time="x")
@@ -337,7 +337,7 @@ def test_interrupted_replay_can_be_continued(
 def test_finished_partitions_are_taken_over(
     client: Client, catalog: Container, denoiser: Denoiser, raw: Any, frames_folder: Path, serial: Callable[..., Any]
 ) -> None:
-    """With all of them done, workers whose denoiser is broken give the run all the same; without them they do not."""
+    """If all partitions are finished, even workers with a broken denoiser give the run; otherwise they do not."""
     whole = slice(FAILS + 1, FAILS + 5)
     work = Work.planned(catalog["denoised"], activity="replay", denoiser=denoiser, rows=whole)
 
@@ -390,7 +390,7 @@ def test_a_model_that_workers_lack_gives_the_remedy(
 def test_what_keeps_a_worker_from_its_task_fails_the_replay(
     client: Client, catalog: Container, denoiser: Denoiser, raw: Any
 ) -> None:
-    """In one line; and the run is done when the cause is mended."""
+    """In one line; the run can be replayed when the cause is fixed."""
     full = Place(free_bytes=2**62)
     with pytest.raises(SymDenoiseError, match=r"MiB free: writing stops below .*; free disk space") as caught:
         replay(raw, into=catalog["denoised"], denoiser=denoiser, directory=full, scheduler=client)

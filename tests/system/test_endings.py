@@ -1,4 +1,4 @@
-"""However a RunEngine's process ends, the frames it took are denoised: at once, at the next start, or on demand."""
+"""However a RunEngine's process ends, its frames are denoised: at once, at the next start, or on demand."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_documents_wait_for_a_server_that_comes_back_at_another_address(tmp_path
 def test_process_that_ended_before_its_documents_were_on_disk(
     ended: Callable[..., Ended], served: tuple[Container, Path], catch_up: Callable[..., str]
 ) -> None:
-    """It had some milliseconds; the raw run is in the catalogue, and `catch-up` finds it there."""
+    """The raw run is in the catalogue, where `catch-up` finds it."""
     client, home = served
     done = ended("os._exit at once")
     wait_until_gone(done.worker)

@@ -151,7 +151,7 @@ class TestCrash:
         assert left_in_spool(home) == []
 
     def test_worker_that_hangs_keeps_no_document_from_the_disk(self, home: Path, client: Container) -> None:
-        """As one whose file system does not answer: what comes meanwhile survives the end of both processes."""
+        """As if its file system hangs: documents received meanwhile survive the end of both processes."""
         frames = np.random.default_rng(5).poisson(2.0, (12, 256, 256)).astype(np.uint16)
         callback = callback_on(client)
         os.kill(callback.worker_pid, signal.SIGSTOP)
@@ -218,7 +218,7 @@ def inline(frames: np.ndarray) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.process
 class TestServerAway:
-    """Tiled may come and go: frames and documents are on disk, and end up there once."""
+    """While Tiled is away, frames and documents are kept on disk; later they are sent once."""
 
     def test_run_taken_while_it_was_away_is_there_when_it_is_back(self, tmp_path: Path, raw_folder: Path) -> None:
         home, frames = tmp_path / "home", rings(4)

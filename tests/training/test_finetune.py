@@ -1,4 +1,4 @@
-"""Tuning to one's own frames: independent evidence, figures that decide, and nothing registered that is not better."""
+"""Tuning to a user's own frames: independent targets, scores, and only better models are registered."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ QUICK = TrainConfig(
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A registry of one's own; few frames to look for inventions in; torch as it was."""
+    """A separate registry, few frames for false features, and torch's settings restored."""
     monkeypatch.setenv(registry.MODELS_VARIABLE, str(tmp_path / "models"))
     monkeypatch.setattr(scores, "FRAMES", 2)
     threads, state = torch.get_num_threads(), torch.get_rng_state()
@@ -168,7 +168,7 @@ def test_crops_are_well_formed(rng: np.random.Generator, symmetry: Symmetry, pai
 
 
 def test_noise_is_not_taken_for_a_gain(rng: np.random.Generator) -> None:
-    """Two standard errors: about one in 44 by chance, and more than that for few frames."""
+    """Two standard errors, about one case in 44 by chance; for few frames the limit is larger."""
     parent = rng.normal(size=(4000, 5))
     none = [Paired.of(one, one + change) for one, change in zip(parent, rng.normal(0, 1e-3, (4000, 5)), strict=True)]
     assert np.mean([each.better for each in none]) == pytest.approx(0.0228, abs=0.008)
@@ -195,7 +195,7 @@ def test_the_loss_is_that_of_the_posterior(rng: np.random.Generator) -> None:
 
 
 def test_false_features_are_counted() -> None:
-    """A denoiser that draws a spot into every frame shows one more feature in each."""
+    """A denoiser that adds a spot to every frame has one more feature in each."""
     denoiser = Denoiser.pretrained(device="cpu", threads=1)
 
     class Inventive(Denoiser):
@@ -269,7 +269,7 @@ def test_a_model_with_more_false_features_is_not_accepted(parent: Denoiser, rng:
 def test_simulated_frames_hold_the_network_to_its_parent(
     parent: Denoiser, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pull is what keeps it from changing where there are no peaks."""
+    """The divergence term keeps the network from changing where there are no peaks."""
     flat = np.full((128, 128), 2.0)
 
     def moved(anchor: float) -> float:
@@ -338,7 +338,7 @@ def test_a_better_model_is_registered_with_its_lineage(untrained: Path, rng: np.
 
 
 def test_where_there_was_no_time_to_tune_that_is_said(untrained: Path, rng: np.random.Generator) -> None:
-    """Not that the tuned model is no better."""
+    """The message does not say that the tuned model is no better."""
     done = finetune(frames(rng), name="ring", parent=untrained, config=QUICK, minutes=1e-4, progress=False)
     assert not done.accepted
     assert "no tuning step was made" in done.said

@@ -172,7 +172,7 @@ def test_ctrl_c_ends_the_step_and_leaves_a_checkpoint(finished, tmp_path, monkey
 
 @pytest.mark.train
 def test_a_training_goes_on_with_what_it_began_with_only(finished, tmp_path, rng):
-    """Its card would say what is not so."""
+    """Otherwise its model card would be wrong."""
     for name in ("checkpoint.pt", "history.jsonl"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
     with pytest.raises(SymDenoiseError, match="it began with other real frames"):
@@ -354,7 +354,7 @@ def test_a_sample_without_targets_costs_nothing():
 
 
 def test_bright_pixels_weigh_more_where_that_is_wanted(rng):
-    """By the root of the brightness of their surroundings."""
+    """By the square root of the brightness of their surroundings."""
     net = PriorNet(Architecture((8, 8)))
     counts = np.ones((SIZE, SIZE))
     counts[:32] = 100.0
@@ -395,7 +395,7 @@ def test_losses_of_a_known_rate_are_least_at_it(rng, monkeypatch, kind):
 
 @pytest.mark.parametrize("kind", ["expected", "rate"])
 def test_losses_of_known_rates_and_of_counts_are_mixed_in_one_batch(rng, monkeypatch, kind):
-    """In one batch: the truth where it is known, photons where they were counted; many photons say the same."""
+    """In one batch, known rates and counts are targets; with many photons both losses agree."""
     rate = 0.4 + rng.gamma(3.0, 0.5, (SIZE, SIZE))
     exposure = {"expected": 30.0, "rate": 1e5}[kind]
     full = np.full((SIZE, SIZE), exposure)
@@ -465,7 +465,7 @@ def test_without_the_conjugate_head_the_networks_answer_is_the_result(tmp_path, 
 @pytest.mark.train
 @pytest.mark.parametrize("outputs", [3, 5])
 def test_weights_without_the_shares_of_log_rates_go_on_and_start_a_training(tmp_path, rng, outputs):
-    """They give what they gave, and a network with more outputs that starts from them gives the same."""
+    """Their results are unchanged, and a network with more outputs that starts from them gives the same."""
     old = PriorNet(Architecture(TINY.channels, outputs=outputs))
     torch.nn.init.normal_(old.head.weight, std=0.1)
     path = save_weights(old, tmp_path, name="old", version="1", training={})
@@ -495,7 +495,7 @@ def test_the_output_may_be_the_pixels_own_rate():
 
 
 def test_the_output_may_be_the_mean_of_opposite_neighbours():
-    """On a slope that is what the pixel's rate is, whatever it counted itself."""
+    """On a slope, this mean is the pixel's rate, whatever its own counts."""
     net = PriorNet(Architecture((8, 8)))
     net.head.get_parameter("bias").data[28:32] = 0.5  # the share of the pair down right and up left
     slope = torch.exp(torch.arange(SIZE) / 60)[:, None] * torch.exp(-torch.arange(SIZE) / 120)
