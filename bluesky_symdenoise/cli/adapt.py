@@ -37,7 +37,9 @@ def finetune(
     ] = None,
     data_key: Annotated[str | None, typer.Option(help="Data key of the images; by default the first.")] = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="Minutes for the whole command.")] = 4.5,
-    seed: Annotated[int, typer.Option(min=0, help="Same frames, seed and threads: same weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed: equal frames, seed and threads give equal weights.")
+    ] = 0,
     recipe: Annotated[
         Path | None, typer.Option(help="Tuning recipe (TOML, the keys of a training recipe) instead of the package's.")
     ] = None,

@@ -49,7 +49,7 @@ def prepare(
     access_tag: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of both containers, in place of those they have; on a server with an access policy. May be repeated."
+            help="Access tag of both containers, replacing theirs; for servers with an access policy. Repeatable."
         ),
     ] = None,
 ) -> None:

@@ -31,7 +31,7 @@ def register(
     beam_center: Center = None,
     noise: Noise = None,
     model: ModelName = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, here and when it is read.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, here and when frames are read.")] = None,
 ) -> None:
     """Write denoised runs of raw RUNs that store no pixels: the server denoises frames when they are read."""
     from bluesky_symdenoise.acquisition.lazy.register import register as register_run

@@ -44,7 +44,7 @@ def catch_up(
     uri: Uri,
     since: Annotated[datetime | None, typer.Option(help="Only raw runs that began after this, local time.")] = None,
     older_than: OlderThan = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
     settings: SettingsFile = None,
     symmetry: Symmetry = "auto",
     beam_center: Center = None,
@@ -176,7 +176,7 @@ def watch(
         float, typer.Option(min=1, metavar="SECONDS", help="Interval between searches for runs that were missed.")
     ] = 300,
     older_than: OlderThan = None,
-    host: Annotated[str, typer.Option(help="Where /healthz and /metrics listen.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address on which /healthz and /metrics listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of /healthz and /metrics; 0 takes a free one.")] = 9464,
     model: ModelName = None,
     device: Device = "auto",

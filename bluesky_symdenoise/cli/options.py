@@ -22,7 +22,7 @@ Symmetry = Annotated[
 Center = Annotated[tuple[float, float] | None, typer.Option(metavar="Y X", help="Beam centre in pixels.")]
 Defects = Annotated[
     str,
-    typer.Option(help="find: mask hot and dead pixels that a frame shows; keep: mask what the mask says, no more."),
+    typer.Option(help="find: mask hot and dead pixels that a frame shows; keep: mask only what the mask says."),
 ]
 Noise = Annotated[
     str | None,

@@ -62,10 +62,10 @@ def replay(
     ] = None,
     stream: Annotated[list[str] | None, typer.Option(help="Stream to denoise; repeatable.")] = None,
     data_key: Annotated[list[str] | None, typer.Option(help="Image to denoise; repeatable.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Make complete derived runs again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace complete derived runs, too.")] = False,
     older_than: OlderThan = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, how long it takes and how many bytes.")
+        bool, typer.Option("--dry-run", help="Print what would be done, how long it would take and how many bytes.")
     ] = False,
     settings: SettingsFile = None,
     symmetry: Symmetry = "auto",

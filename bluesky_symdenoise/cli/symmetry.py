@@ -37,7 +37,8 @@ def check(
         ),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Draw what differs, what could be seen, where mates may be used.")
+        Path | None,
+        typer.Option(metavar="PNG", help="Picture of what differs, what could be seen, and where mates may be used."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace these files if they exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,

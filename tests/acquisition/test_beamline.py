@@ -19,7 +19,7 @@ from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
 from bluesky_symdenoise.acquisition.past.recompute import Again, recompute
 from bluesky_symdenoise.acquisition.past.replay import replay
 from bluesky_symdenoise.acquisition.request.beamline import Beamline, Settings
-from bluesky_symdenoise.acquisition.request.poni import check_poni, poni_beam_center, stand_of
+from bluesky_symdenoise.acquisition.request.poni import check_poni, detector_position, poni_beam_center
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import Recipe
@@ -64,7 +64,7 @@ def test_a_generic_detector_without_a_size_has_that_of_the_images(tmp_path: Path
             f"poni_version: 2.1\nDetector: Detector\nDetector_config: {json.dumps(config)}\n"
             "Distance: 0.2\nPoni1: 0.005\nPoni2: 0.007\nRot1: 0.0\nRot2: 0.0\nRot3: 0.0\nWavelength: 1e-10\n"
         )
-    found = [stand_of(path, key="det", shape=(200, 240)).beam_center for path in (sized, sizeless)]
+    found = [detector_position(path, key="det", shape=(200, 240)).beam_center for path in (sized, sizeless)]
     assert found[0] == pytest.approx(found[1])
     check_poni(sizeless)
     if orientation != 3:
