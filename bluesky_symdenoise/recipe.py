@@ -91,7 +91,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
-        """Return the inverse of `to_dict`."""
+        """Make the recipe from the values of `to_dict`."""
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
         }
@@ -168,7 +168,7 @@ def chosen_frames(frames: slice | range | Sequence[int] | None) -> str | None:
 
 
 def rows_of(frames: str | None) -> Sequence[int]:
-    """Return the inverse of `chosen_frames`: rows in order, without end if there is none."""
+    """Return the rows, in order, that a text from `chosen_frames` stands for; None, and ``5::1``, have no end."""
     if frames is None:
         return range(sys.maxsize)
     if ":" not in frames:

@@ -46,7 +46,7 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How the images were made; once the run has stopped, also how that ended, under ``outcome``."""
+        """Provenance: how the images were made and, once the run has stopped, its ``outcome``."""
         made: dict[str, Any] = deepcopy(dict(self.start.get("provenance", {})))
         ended = (self.metadata.get("stop") or {}).get("provenance")
         return made if ended is None else made | {"outcome": deepcopy(dict(ended))}

@@ -65,7 +65,7 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Architecture:
-        """Return the inverse of `to_dict`."""
+        """Make the architecture from the values of `to_dict`."""
         return cls(
             channels=tuple(stored["channels"]),
             conjugate=bool(stored.get("conjugate", True)),

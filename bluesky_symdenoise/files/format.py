@@ -1,4 +1,4 @@
-"""What a file format is, and the common form of its plain files: consecutive frames, and how to read them."""
+"""Definition of a file format, and the common form of its plain files: consecutive frames with a reader."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _MOST_DEPTH = 8
 
 @dataclass
 class Pixels:
-    """Where the pixels of a dataset are.
+    """Location of the pixels of a dataset.
 
     Attributes
     ----------

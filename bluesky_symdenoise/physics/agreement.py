@@ -19,7 +19,7 @@ TESTABLE = 25
 
 @dataclass(frozen=True)
 class PairTest:
-    """How well mates under one operation agree, each pair of pixels taken once.
+    """Agreement of the mates under one operation, each pair of pixels taken once.
 
     Attributes
     ----------

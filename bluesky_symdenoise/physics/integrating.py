@@ -28,7 +28,7 @@ LIFT = 3.0
 
 @dataclass(frozen=True)
 class Readout:
-    """How an integrating detector turns photons into numbers: signal = gain * photons + noise.
+    """Response of an integrating detector to photons: signal = gain * photons + noise.
 
     Attributes
     ----------

@@ -72,7 +72,7 @@ class Tilt:
         return self._joined(along * scale, across * scale)
 
     def unflattened(self, uy: NDArray[Any], ux: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the inverse of `flattened`: NaN where a direction does not meet the detector's plane."""
+        """Return the place on the detector for one on the plane of `flattened`; NaN if its direction misses it."""
         (along, across), (cos, sin) = self.components(uy, ux), self.cos_sin
         slope = self.distance * cos - across * sin
         across = np.divide(across * self.distance, slope, out=np.full(slope.shape, np.nan), where=slope > 0)

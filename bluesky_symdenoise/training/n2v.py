@@ -80,6 +80,6 @@ def _batch(
 
 
 def _inside(start: NDArray[np.int64], step: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Return where a step leads, in the opposite direction if it would leave the patch."""
+    """Return where a step leads; a step that would leave the patch is reversed."""
     there = start + step
     return np.where((there < 0) | (there >= size), start - step, there)

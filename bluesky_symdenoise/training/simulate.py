@@ -13,7 +13,7 @@ Image = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class View:
-    """What the detector sees: pixel coordinates about the beam centre; radius in pixels, azimuth in radians."""
+    """Pixel coordinates of a detector about the beam centre; radius in pixels, azimuth in radians."""
 
     y: Image
     x: Image

@@ -20,7 +20,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Claim:
-    """What a writer knows about the raw run, and about other processes that may be writing its derived run.
+    """Conditions under which a writer may replace an existing derived run.
 
     Attributes
     ----------

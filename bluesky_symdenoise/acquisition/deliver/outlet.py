@@ -1,4 +1,4 @@
-"""Where the documents of a derived run go: straight to Tiled, or to a spool first."""
+"""Destination of the documents of a derived run: straight to Tiled, or a spool first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the dark of an image comes from: a stream of its run, another run, or a file."""
+"""Darks of the images of a run: from a stream of the run, another run, or a file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Darks:
 
     @property
     def count(self) -> int:
-        """How many darks were taken."""
+        """Number of darks from streams so far."""
         return sum(len(taken) for taken in self._taken.values())
 
     def elsewhere(self, asked: Request) -> Darks:

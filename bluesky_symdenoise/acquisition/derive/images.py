@@ -92,7 +92,7 @@ class ImageDenoiser:
 
     @property
     def unused_tilt(self) -> str | None:
-        """Why a known tilt is not used; None if there is none, or it is used."""
+        """Reason why a known tilt is not used; None if it is used, or there is none."""
         return None if self._settings is None else self._settings.unused_tilt
 
     def refuse_misfit(self, shape: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""How a derived run and its rows are made."""
+"""Making of a derived run and its rows; lazy runs replace parts of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bluesky_symdenoise.derived.row import Row
 
 
 class Making:
-    """Make rows by denoising each image."""
+    """Make a derived run, and its rows by denoising each image."""
 
     def derived_run(self, emit: Emit, work: Work, **made: Any) -> DerivedRun:
         """Return the derived run, to which streams are added."""

@@ -264,7 +264,7 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
 
     @property
     def held(self) -> dict[str, int]:
-        """How many rows each stream of images has had so far, wanted or not."""
+        """Number of rows of each stream of images so far, wanted or not."""
         return {stream.name: stream.rows for stream in self._streams.values() if not self._is_dark(stream)}
 
     @property

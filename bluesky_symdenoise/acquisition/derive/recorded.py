@@ -1,4 +1,4 @@
-"""What a derived run recorded about its images, used to compute one of them again."""
+"""Records of a derived run about its images, from which one of them is computed again."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class RowTaker:
     has_run
         Whether there is a derived run.
     complaint
-        What is wrong with the folder of its files, in one line.
+        Problem with the folder of its files, in one line; None if there is none.
     """
 
     reads_later = False
@@ -94,7 +94,7 @@ class PassedOn(RowTaker):
 
     @property
     def complaint(self) -> str | None:  # type: ignore[override]
-        """What the other taker says is wrong with the folder of its files, in one line."""
+        """Problem of the other taker with the folder of its files, in one line."""
         return self._to.complaint
 
     def refused(self, stream: str, keys: Sequence[str]) -> dict[str, str]:

@@ -120,7 +120,7 @@ class Feeder:
 
     @property
     def unfinished(self) -> str:
-        """What is not done yet, in words."""
+        """Description of the work that is not done yet."""
         if self.waiting:
             runs = ", ".join(sorted(uid[:8] for uid in self._backlog.runs)) or "no run"
             return f"{self.waiting} documents of {runs} are not processed yet"

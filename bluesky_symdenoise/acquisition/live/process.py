@@ -15,7 +15,7 @@ from typing import Any
 
 from bluesky_symdenoise.acquisition.live.worker import WorkerSetup
 
-#: How long the worker's Tiled client tries again by itself: the sender knows better what to do about a dead server.
+#: Few and short retries for the worker's Tiled client: the sender handles a server that is away.
 _RETRY = {"TILED_RETRY_ATTEMPTS": "3", "TILED_RETRY_TIMEOUT": "5"}
 _START = "import sys; sys.path.append(sys.argv[3]); from bluesky_symdenoise.acquisition.live.worker import main; main()"
 

@@ -78,9 +78,9 @@ def finetune(
     """Tune a model to your runs, and register it if frames that it was not tuned on show that it got better.
 
     No clean image is needed: the photons of a frame are split and one part is predicted from the other, or the next
-    frame is, where it repeats the scene; symmetry mates are evidence as they will be in use. A third of what the
-    network sees is simulated, most of it without any peak, and there it is held to its parent, so that it does not
-    learn to invent. Nothing is written before the end.
+    frame is predicted if it repeats the scene. Symmetry mates are input, as they will be in use. A third of the samples
+    is simulated, most of them without any peak; on these the network is held to its parent, so that it does not learn
+    to invent features. Nothing is written before the end.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a replay would do, how long it would take and how many bytes it would write, from one frame of each image."""
+"""Forecast of a replay, its time and the bytes that it would write, from denoising one frame of each image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMPLETE = "complete"
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a replay would do.
+    """Forecast of a replay.
 
     Attributes
     ----------

@@ -145,7 +145,7 @@ class Found:
 
 
 class Settings:
-    """What is known about the images of one data key of one stream.
+    """Settings for the images of one data key of one stream, from arguments and metadata.
 
     Parameters
     ----------
@@ -228,7 +228,7 @@ class Settings:
 
     @property
     def unused_tilt(self) -> str | None:
-        """Why mates are sought as if the detector were not tilted, although it is; None if the tilt is used."""
+        """Reason why a tilt of the detector is not used to find mates; None if it is used, or there is none."""
         return None if self._position is None or self._given.get("symmetry") == "1" else self._position[0].unused
 
     def missing(self) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Where derived files go: the folder from the start document, its owner and mode, and the free space to keep."""
+"""Place of derived files: the folder from the start document, its owner and mode, and the free space to keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to do with every frame of a run, and where the result goes, checked before a run starts."""
+"""Settings for denoising a run and for the place of its results, checked before the run starts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Transport = Literal["files", "http"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to do with every frame.
+    """Settings for denoising every frame.
 
     Attributes
     ----------
@@ -213,7 +213,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Work(Request):
-    """What to do with every frame, and where the result goes.
+    """Settings for denoising every frame, and for the place of the results.
 
     Attributes
     ----------

@@ -1,1 +1,1 @@
-"""Where raw runs and their frames come from: documents, files, Tiled and databroker."""
+"""Sources of raw runs and their frames: documents, files, Tiled and databroker."""

@@ -1,4 +1,4 @@
-"""How a file counts its rows: settled once for each resource, over all streams of a run.
+"""Numbering of the rows of a file: decided once for each resource, over all streams of a run.
 
 By the event model, the indices of a stream_datum count the rows of its own resource from 0. Some devices, and documents
 converted from older ones, continue in each new file where the previous file ended. The first index of a later resource
@@ -26,7 +26,7 @@ SETTLE_S = 10.0
 
 @dataclass
 class Count:
-    """How the indices of one resource are counted.
+    """Numbering of the rows of one resource.
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ class Count:
 
 @dataclass
 class _Device:
-    """What is known of one data key: the rows so far by stream and by file, and how it was seen to count."""
+    """State of one data key: the rows so far by stream and by file, and how its rows were numbered so far."""
 
     rows: Counter[str] = field(default_factory=Counter)
     places: Counter[tuple[str, str]] = field(default_factory=Counter)

@@ -28,7 +28,7 @@ Named = tuple[str, Document]
 
 @dataclass(frozen=True)
 class Layout:
-    """How an image is laid out in an array of all rows.
+    """Layout of an image in an array of all rows.
 
     Attributes
     ----------

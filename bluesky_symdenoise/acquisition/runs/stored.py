@@ -212,7 +212,7 @@ class TiledRun:
 
     @cached_property
     def _used(self) -> dict[tuple[str, str | None], set[str]]:
-        """Images that each file, with the dataset in it, belongs to."""
+        """Names of the images that are stored in each file and dataset."""
         used: dict[tuple[str, str | None], set[str]] = {}
         for stream in self.streams.values():
             for key, array in stream.external():

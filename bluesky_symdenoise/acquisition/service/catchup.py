@@ -64,7 +64,7 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one unfinished run.
+    """Result of finishing one run.
 
     Attributes
     ----------

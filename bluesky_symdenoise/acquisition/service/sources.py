@@ -1,4 +1,4 @@
-"""Where a service's documents come from: 0MQ and Kafka; Tiled's own streaming is in `tiled_source`.
+"""Sources of documents for a service: 0MQ and Kafka; Tiled's own streaming is in `tiled_source`.
 
 Nothing here unpickles what comes from the network.
 """

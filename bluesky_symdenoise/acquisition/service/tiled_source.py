@@ -63,7 +63,7 @@ def endings_without_traceback() -> Iterator[None]:
 
 @dataclass
 class _Stream:
-    """What is known of one growing stream; only the iterating thread writes it."""
+    """State of one growing stream; only the iterating thread writes it."""
 
     run: str
     descriptor: Document

@@ -73,7 +73,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Population:
-    """What was inserted.
+    """Inserted runs.
 
     Attributes
     ----------

@@ -27,7 +27,7 @@ _USABLE_SYMMETRY = {"2": "2", "m": "m", "2mm": "2mm", "inf": "2"}
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What a method is shown of a case.
+    """Part of a case that a method is given.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Case:
 
     @property
     def given(self) -> Given:
-        """What a method may know: nothing of the held-out counts."""
+        """Part of the case that a method is given: without the held-out counts."""
         symmetry = Symmetry() if self.symmetry == "1" else Symmetry(self.symmetry, self.beam_center)
         return Given(self.counts, self.mask, symmetry, self.rings)
 
@@ -97,7 +97,7 @@ class Case:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Where the frames of one set are, and what the file says about them."""
+    """Location and attributes of the frames of one set."""
 
     name: str
     path: Path

@@ -59,7 +59,7 @@ def arc(rate: Image, *, excess: float, half_width: float, half_angle: float) -> 
 def tested(
     rng: np.random.Generator, rate: Image, exposure: Image, *, frames: int, operations: Sequence[Operation]
 ) -> list[Asymmetry]:
-    """Return the test of Poisson frames of one rate, pooled, for each operation."""
+    """Return the test of pooled Poisson frames of one rate, for each operation."""
     drawn = [Frame(rng.poisson(rate * exposure).astype(np.float64), exposure, 1.0) for _ in range(frames)]
     return [asymmetry(reduce(add, (pair_sums(frame, op, CENTER) for frame in drawn))) for op in operations]
 

@@ -189,7 +189,7 @@ def _numbered(columns: xr.Dataset, rows: Sequence[int]) -> xr.Dataset:
 
 
 def _pixel_dims(name: Hashable, image: xr.DataArray, raw: xr.Dataset) -> tuple[Hashable, ...]:
-    """Return the dimensions of the raw image that this one belongs to, if it has the same pixels, else its own."""
+    """Return the dimensions of the raw image that this one was made from, if its size is the same, else its own."""
     # A denoised image and its sigma have the same dimensions.
     stem = str(name).removesuffix("_sigma").removesuffix("_denoised")
     own = tuple(f"{stem}_denoised_dim{i}" for i in range(image.ndim - 1))

@@ -24,7 +24,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class LazyKey:
-    """How one image of a stream is registered.
+    """Registration of one image of a stream.
 
     Attributes
     ----------
@@ -117,7 +117,7 @@ class LazyRun(DerivedRun):
 
 
 class LazyStream:
-    """Events of one stream, and one reference for all rows of each image."""
+    """Write the events of one stream, and one reference for all rows of each image."""
 
     bytes_written = 0
 

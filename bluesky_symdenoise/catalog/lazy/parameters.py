@@ -79,7 +79,7 @@ class LazyImage:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> LazyImage:
-        """Return the inverse of `to_dict`, of untrusted input.
+        """Make the parameters from the values of `to_dict`, which are not trusted.
 
         Raises
         ------

@@ -51,7 +51,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class FrameFigures:
-    """What the page shows of one frame; `raw_row` is set if the run is a part of its raw run."""
+    """Figures and pictures of one frame on the page; `raw_row` is set if the run is a part of its raw run."""
 
     number: int
     raw_row: int | None

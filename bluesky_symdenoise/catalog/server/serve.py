@@ -352,7 +352,7 @@ def _listening(port: int) -> Iterator[socket.socket]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Log only warnings while the server runs: requests and greetings are of no use to the embedding program."""
+    """Log only warnings while the server runs: messages about requests and start-up are of no use to the program."""
     before = {name: logging.getLogger(name).level for name in _CHATTY}
     try:
         for name in _CHATTY:
