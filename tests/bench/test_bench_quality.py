@@ -1,4 +1,4 @@
-"""Peers do what their names say, and the comparison counts only cases with a score."""
+"""Peers do what their names say, on every case alike, and the comparison counts only what was measured."""
 
 from __future__ import annotations
 
@@ -237,9 +237,9 @@ def test_a_predictive_distribution_may_win_where_the_mean_does_not():
         row("b", 2.1, method="bm3d"),
     ]
     assert figure(rows, "held-out likelihood")["value"] == "1: 1 of 2"
-    assert figure(rows, "the same with our own predictive")["value"] == "1: 1 of 2"
+    assert figure(rows, "the same of its own predictive")["value"] == "1: 1 of 2"
     rows[2]["predictive_nll"] = 2.05
-    assert figure(rows, "the same with our own predictive")["value"] == "1: 2 of 2"
+    assert figure(rows, "the same of its own predictive")["value"] == "1: 2 of 2"
 
 
 def test_intervals_are_judged_over_all_pixels_and_in_every_decile():

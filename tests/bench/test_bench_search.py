@@ -52,7 +52,7 @@ def test_every_search_is_measured_with_its_plan_on_postgresql(tmp_path: Path) ->
     assert {one.nodes for one in figures} == {12 + 4 * 12 + 5 * 8}
     found = {one.search: one.found for one in figures}
     assert found["denoised_for(client, uid)"] == 1
-    assert found["denoised_for(client, uid), no such run"] == 0
+    assert found["denoised_for, there is none"] == 0
     assert found["newest 10 of a model"] == 2
     for one in figures:
         assert 0 < one.database_ms < one.median_ms

@@ -27,7 +27,7 @@ from bluesky_symdenoise.bench.load.scans import run_documents
 from bluesky_symdenoise.bench.load.server import ServerProcess, served
 from bluesky_symdenoise.bench.options import JsonPath, Side
 from bluesky_symdenoise.bench.record import header
-from bluesky_symdenoise.catalog.store.parts import Part, PartWriter
+from bluesky_symdenoise.catalog.store.parts import PartReader, PartWriter
 from bluesky_symdenoise.catalog.store.writer import COMPRESSION
 from bluesky_symdenoise.denoiser.identity import model_file
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DaskOptions:
+class Options:
     """Sizes and repetitions of the measurement.
 
     Attributes
@@ -71,7 +71,7 @@ def _alone(frames: int, size: int) -> float:
     return frames / (time.perf_counter() - begun)
 
 
-def _bare(processes: Executor, count: int, options: DaskOptions) -> float:
+def _bare(processes: Executor, count: int, options: Options) -> float:
     """Return frames per second of several such processes together: the limit of this computer at that moment."""
     frames = max(8, options.frames // 4)
     return sum(each.result() for each in [processes.submit(_alone, frames, options.size) for _ in range(count)])
@@ -85,7 +85,7 @@ def _compressed(run: Any) -> list[bytes]:
         return [each.id.read_direct_chunk((row, 0, 0, 0))[1] for each in datasets for row in range(len(each))]
 
 
-def scaling(server: ServerProcess, folder: Path, options: DaskOptions) -> list[FigureRow]:
+def scaling(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return frames per second with one and two workers, and with one of two killed."""
     # An extra, which the command's help does not need.
     from distributed import Client, LocalCluster
@@ -140,25 +140,21 @@ def scaling(server: ServerProcess, folder: Path, options: DaskOptions) -> list[F
     ceilings = [b / a for a, b in zip(rates["bare 1"], rates["bare 2"], strict=True)]
     about = f"{options.size} x {options.size}"
     return [
-        FigureRow(f"{about}: this process, no cluster", alone, "frames/s", ""),
-        FigureRow(f"{about}: one worker", rate["1"], "frames/s", ""),
-        FigureRow(f"{about}: two workers", rate["2"], "frames/s", ""),
-        FigureRow("  two workers over one, median of the pairs", float(np.median(ratios)), "", ">= 1.7"),
-        FigureRow("  two workers over one, lowest pair", min(ratios), "", ""),
-        FigureRow("  two workers over one, highest pair", max(ratios), "", ""),
-        FigureRow("  CPU time of the one thread that writes", float(np.median(own[1:])), "ms/frame", ""),
-        FigureRow("denoiser alone in one process", rate["bare 1"], "frames/s", ""),
-        FigureRow("denoiser alone in two processes", rate["bare 2"], "frames/s", ""),
-        FigureRow(
-            "  two processes over one: the limit of the computer at that time", float(np.median(ceilings)), "", ""
-        ),
-        FigureRow("two workers, one of them killed", with_kill, "frames/s", ""),
-        FigureRow("  frames lost", options.frames - len(made["primary"]["seq_num"].read()), "", "0"),
-        FigureRow(
-            "  frames that failed", sum(e["frames"] for e in made.metadata["stop"]["provenance"]["failures"]), "", "0"
-        ),
-        FigureRow("  chunks that differ from those of one process", _differing(_compressed(made), serial), "", "0"),
-        FigureRow("chunks of two workers that differ from those of one process", 0 if same else len(serial), "", "0"),
+        Row(f"{about}: this process, no cluster", alone, "frames/s", ""),
+        Row(f"{about}: one worker", rate["1"], "frames/s", ""),
+        Row(f"{about}: two workers", rate["2"], "frames/s", ""),
+        Row("  two of one, median of the pairs", float(np.median(ratios)), "", ">= 1.7"),
+        Row("  lowest and highest pair: lowest", min(ratios), "", ""),
+        Row("  highest", max(ratios), "", ""),
+        Row("  CPU time of the one thread that writes", float(np.median(own[1:])), "ms/frame", ""),
+        Row("denoiser alone in one process", rate["bare 1"], "frames/s", ""),
+        Row("denoiser alone in two", rate["bare 2"], "frames/s", ""),
+        Row("  two of one: the computer's ceiling meanwhile", float(np.median(ceilings)), "", ""),
+        Row("two workers, one of them killed", with_kill, "frames/s", ""),
+        Row("  frames lost", options.frames - len(made["primary"]["seq_num"].read()), "", "0"),
+        Row("  frames that failed", sum(e["frames"] for e in made.metadata["stop"]["provenance"]["failures"]), "", "0"),
+        Row("  chunks that differ from one process's", _differing(_compressed(made), serial), "", "0"),
+        Row("chunks with two workers that differ", 0 if same else len(serial), "", "0"),
     ]
 
 
@@ -166,7 +162,7 @@ def _differing(one: list[bytes], other: list[bytes]) -> int:
     return abs(len(one) - len(other)) + sum(a != b for a, b in zip(one, other, strict=False))
 
 
-def assembly(folder: Path, options: DaskOptions) -> list[FigureRow]:
+def assembly(folder: Path, options: Options) -> list[Row]:
     """Return the time to copy denoised frames into the run's file, and how many bytes are transferred."""
     counts = np.random.default_rng(0).poisson(1.0, (options.size, options.size)).astype(np.uint16)
     denoiser, shape = Denoiser.pretrained(device="cpu", threads=1), (1, options.size, options.size)
@@ -198,11 +194,11 @@ def assembly(folder: Path, options: DaskOptions) -> list[FigureRow]:
         stored = sum(dataset.id.get_storage_size() for dataset in datasets.values()) / options.frames
     per_frame = {name: 1000 * seconds / options.frames for name, seconds in taken.items()}
     return [
-        FigureRow("assembly: image and sigma copied as compressed chunks", per_frame["copied"], "ms/frame", ""),
-        FigureRow("  if they were compressed again", per_frame["compressed again"], "ms/frame", ""),
-        FigureRow("raw frame, uint16", counts.nbytes / 1e6, "MB", ""),
-        FigureRow("denoised frame with sigma, float32", (row.intensity.nbytes + row.sigma.nbytes) / 1e6, "MB", ""),
-        FigureRow("  compressed: written by the worker, then read and written once more", stored / 1e6, "MB", ""),
+        Row("assembly: image and sigma copied compressed", per_frame["copied"], "ms/frame", ""),
+        Row("  if they were compressed there", per_frame["compressed again"], "ms/frame", ""),
+        Row("bytes of a raw frame, uint16", counts.nbytes / 1e6, "MB", ""),
+        Row("bytes of a denoised one with sigma, float32", (row.intensity.nbytes + row.sigma.nbytes) / 1e6, "MB", ""),
+        Row("  compressed: written by the worker, read and written once more", stored / 1e6, "MB", ""),
     ]
 
 
@@ -217,7 +213,7 @@ def main(
     options = Options(size=size, frames=frames, repeats=repeats)
     title = (
         f"{options.frames} frames, {options.repeats} pairs, single-threaded workers, "
-        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start"
+        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
     )
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as server:
         results = {

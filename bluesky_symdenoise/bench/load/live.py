@@ -49,7 +49,7 @@ Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
-class LiveOptions:
+class Options:
     """Sizes and repetitions of the measurement.
 
     Attributes
@@ -72,7 +72,7 @@ class LiveOptions:
 
 
 @dataclass(frozen=True)
-class FigureRow:
+class Row:
     """One line of the table."""
 
     figure: str
@@ -85,7 +85,7 @@ def _attached(server: ServerProcess, options: Options) -> DenoiseCallback:
     return DenoiseCallback(server.client["denoised"], denoiser=DenoiserSettings(threads=options.threads), symmetry="1")
 
 
-def _scan(server: ServerProcess, folder: Path, options: LiveOptions, *, dwell: float, callback: Any) -> Figures:
+def _scan(server: ServerProcess, folder: Path, options: Options, *, dwell: float, callback: Any) -> Figures:
     """Make one scan; return its seconds, and milliseconds between events and inside the callback."""
     moments: list[float] = []
     inside: list[float] = []
@@ -122,7 +122,7 @@ def _scan(server: ServerProcess, folder: Path, options: LiveOptions, *, dwell: f
     }
 
 
-def _pair(server: ServerProcess, folder: Path, options: LiveOptions, *, dwell: float) -> tuple[Figures, Figures]:
+def _pair(server: ServerProcess, folder: Path, options: Options, *, dwell: float) -> tuple[Figures, Figures]:
     """Return medians of the same scan without and with the callback, alternating."""
     measured: tuple[list[Figures], list[Figures]] = ([], [])
     for repeat in range(options.repeats):
@@ -141,14 +141,14 @@ def _longer(without: Figures, with_callback: Figures, key: str) -> float:
     return 100 * (with_callback[key] / without[key] - 1)
 
 
-def thread(server: ServerProcess, folder: Path, options: LiveOptions) -> list[FigureRow]:
+def thread(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return the RunEngine thread's time in the callback, and the scan time with a denoiser that is too slow."""
     without, attached = _pair(server, folder, options, dwell=0.1)
     return [
-        Row("time per event on the RunEngine's thread, median", attached["median_ms"], "ms", "<= 1"),
-        Row("time per event on the RunEngine's thread, 99th percentile", attached["p99_ms"], "ms", "<= 5"),
-        Row("scan, 0.1 s dwell, without callback", without["scan_s"], "s", ""),
-        Row("scan, 0.1 s dwell, with a denoiser that is too slow", attached["scan_s"], "s", ""),
+        Row("on the RunEngine's thread, per event, median", attached["median_ms"], "ms", "<= 1"),
+        Row("on the RunEngine's thread, per event, 99th percentile", attached["p99_ms"], "ms", "<= 5"),
+        Row("scan, 0.1 s dwell, without", without["scan_s"], "s", ""),
+        Row("scan, 0.1 s dwell, denoiser on one thread too slow for it", attached["scan_s"], "s", ""),
         Row("  longer by", _longer(without, attached, "scan_s"), "%", "<= 2"),
         Row("  of that without: dwell", 0.1 * options.events, "s", ""),
         Row("  of that without: the RunEngine waits until Tiled has the raw run", without["writer_s"], "s", ""),
@@ -158,28 +158,28 @@ def thread(server: ServerProcess, folder: Path, options: LiveOptions) -> list[Fi
 
 
 def load(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Return the interval between events while every core is busy with other work."""
+    """Return the interval between events while all cores are busy with other work."""
     with busy():
         without, attached = _pair(server, folder, options, dwell=0.1)
     return [
-        FigureRow("interval under full CPU load, 0.1 s dwell, without callback", without["interval_ms"], "ms", ""),
-        FigureRow("  longer by", _longer(without, attached, "interval_ms"), "%", "<= 2"),
-        FigureRow("time per event under full CPU load, median", attached["median_ms"], "ms", "<= 1"),
-        FigureRow("time per event under full CPU load, 99th percentile", attached["p99_ms"], "ms", "<= 5"),
+        Row("interval under full CPU load, 0.1 s dwell, without", without["interval_ms"], "ms", ""),
+        Row("  longer by", _longer(without, attached, "interval_ms"), "%", "<= 2"),
+        Row("on the RunEngine's thread under full CPU load, median", attached["median_ms"], "ms", "<= 1"),
+        Row("on the RunEngine's thread under full CPU load, 99th percentile", attached["p99_ms"], "ms", "<= 5"),
     ]
 
 
-def zero(server: ServerProcess, folder: Path, options: LiveOptions) -> list[FigureRow]:
+def zero(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return the scan time without pauses between events, when scan and denoiser compete for all cores."""
     without, attached = _pair(server, folder, options, dwell=0.0)
     return [
-        FigureRow("scan, zero dwell, without callback", without["scan_s"], "s", ""),
-        FigureRow("  longer by", _longer(without, attached, "scan_s"), "%", "reported"),
+        Row("scan, zero dwell, without", without["scan_s"], "s", ""),
+        Row("  longer by", _longer(without, attached, "scan_s"), "%", "reported"),
     ]
 
 
 def throughput(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
-    """Return frames per second from files to Tiled, beside the denoiser in a separate loop."""
+    """Return frames per second from files to Tiled, compared with the denoiser alone in a loop."""
     frames = frames_of(options.size)
     denoiser_alone, through = [], []
     for _ in range(options.repeats):
@@ -193,13 +193,13 @@ def throughput(server: ServerProcess, folder: Path, options: Options) -> list[Ro
             through.append((time.perf_counter() - begun) / options.events)
     ours, theirs = float(np.median(through)), float(np.median(denoiser_alone))
     return [
-        FigureRow("denoiser alone", 1 / theirs, "frames/s", ""),
-        FigureRow("from files to Tiled, including the run's beginning and end", 1 / ours, "frames/s", ""),
-        FigureRow("  relative to the denoiser alone", 100 * theirs / ours, "%", ">= 90"),
+        Row("denoiser alone", 1 / theirs, "frames/s", ""),
+        Row("from files to Tiled, the run's beginning and end included", 1 / ours, "frames/s", ""),
+        Row("  of the denoiser alone", 100 * theirs / ours, "%", ">= 90"),
     ]
 
 
-def memory(server: ServerProcess, folder: Path, options: LiveOptions) -> list[FigureRow]:
+def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return growth of the resident memory of both processes over a long run of small frames."""
     documents = run_documents(folder, frames_of(64, 64), options.memory_events)
     with _attached(server, options) as callback:
@@ -211,13 +211,13 @@ def memory(server: ServerProcess, folder: Path, options: LiveOptions) -> list[Fi
         status = until(callback, lambda status: status.frames + status.failed == options.memory_events)
         after = resident(os.getpid()), resident(callback.worker_pid)
     return [
-        FigureRow(f"denoised frames, of {options.memory_events}", status.frames, "", ""),
-        FigureRow("RunEngine's process grew by", after[0] - before[0], "MB", "<= 50"),
-        FigureRow("worker grew by", after[1] - before[1], "MB", "<= 50"),
+        Row(f"frames of {options.memory_events} denoised", status.frames, "", ""),
+        Row("RunEngine's process grew by", after[0] - before[0], "MB", "<= 50"),
+        Row("worker grew by", after[1] - before[1], "MB", "<= 50"),
     ]
 
 
-def latency(server: ServerProcess, folder: Path, options: LiveOptions) -> list[FigureRow]:
+def latency(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return seconds from an event to its denoised frame in Tiled, 256 x 256."""
     documents = run_documents(folder, frames_of(256), 12)
     waited: list[float] = []
@@ -232,12 +232,12 @@ def latency(server: ServerProcess, folder: Path, options: LiveOptions) -> list[F
                     time.sleep(0.02)
                 waited.append(time.perf_counter() - begun)
     return [
-        FigureRow("from event to readable frame in Tiled, 256 x 256, median", float(np.median(waited)), "s", "<= 1"),
-        FigureRow("from event to readable frame in Tiled, 256 x 256, slowest (the run's first)", max(waited), "s", ""),
+        Row("event to frame readable in Tiled, 256 x 256, median", float(np.median(waited)), "s", "<= 1"),
+        Row("event to frame readable in Tiled, 256 x 256, slowest (the run's first)", max(waited), "s", ""),
     ]
 
 
-def outage(server: ServerProcess, folder: Path, options: LiveOptions) -> list[FigureRow]:
+def outage(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return figures of a scan during which Tiled is killed, and restarted after it; the raw run goes to files only."""
     seconds: list[float] = []
     uid = ""
@@ -263,15 +263,15 @@ def outage(server: ServerProcess, folder: Path, options: LiveOptions) -> list[Fi
     run = denoised_for(server.client, uid)
     rows = 0 if run is None else run["primary"]["det"].shape[0]
     return [
-        FigureRow("scan without callback, Tiled running", seconds[0], "s", ""),
-        FigureRow("scan with callback, Tiled killed", seconds[1], "s", ""),
-        FigureRow("  longer by", 100 * (seconds[1] / seconds[0] - 1), "%", "unaffected"),
-        FigureRow(f"rows in Tiled at the end, of {options.events}", rows, "", f"{options.events}"),
-        FigureRow("frames that failed", status.failed, "", "0"),
+        Row("scan without, Tiled alive", seconds[0], "s", ""),
+        Row("scan with, Tiled killed", seconds[1], "s", ""),
+        Row("  longer by", 100 * (seconds[1] / seconds[0] - 1), "%", "unaffected"),
+        Row(f"rows of {options.events} in Tiled in the end", rows, "", f"{options.events}"),
+        Row("frames that failed", status.failed, "", "0"),
     ]
 
 
-def inline(server: ServerProcess, folder: Path, options: LiveOptions) -> list[FigureRow]:
+def inline(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return the RunEngine thread's time in the callback, for events that hold their frames in one reused buffer."""
     events = max(100, options.events)
     run = compose_run()
@@ -298,10 +298,10 @@ def inline(server: ServerProcess, folder: Path, options: LiveOptions) -> list[Fi
     counts = [] if found is None else np.asarray(found["primary"]["cam_counts_in"].read()).tolist()
     right = sum(a == b for a, b in zip(meant, counts, strict=False))
     return [
-        FigureRow("frames inside events: time per event, median", _ms(inside, 0.5), "ms", "<= 1"),
-        FigureRow("frames inside events: time per event, 99th percentile", _ms(inside, 0.99), "ms", "<= 5"),
-        FigureRow("frames inside events: RunEngine's process grew by", after - before, "MB", "<= 100"),
-        FigureRow(f"rows with the counts of their frame, of {events}", right, "", f"{events}"),
+        Row("frames inside events: on the RunEngine's thread, per event, median", _ms(inside, 0.5), "ms", "<= 1"),
+        Row("frames inside events: 99th percentile", _ms(inside, 0.99), "ms", "<= 5"),
+        Row("frames inside events: RunEngine's process grew by", after - before, "MB", "<= 100"),
+        Row(f"rows of {events} with the counts of their frame", right, "", f"{events}"),
     ]
 
 
@@ -310,7 +310,7 @@ def _ms(seconds: Sequence[float], quantile: float) -> float:
 
 
 #: All measurements by name.
-FIGURES: dict[str, Callable[[ServerProcess, Path, LiveOptions], list[FigureRow]]] = {
+FIGURES: dict[str, Callable[[ServerProcess, Path, Options], list[Row]]] = {
     each.__name__: each for each in (thread, inline, load, zero, throughput, memory, latency, outage)
 }
 
@@ -336,7 +336,7 @@ def main(
     results: dict[str, list[Row]] = {}
     title = (
         f"{options.events} events of {options.size} x {options.size}, medians of {options.repeats}, denoiser on "
-        f"{options.threads} thread(s), {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start"
+        f"{options.threads} thread(s), {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
     )
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as server:
         for name in only or tuple(FIGURES):

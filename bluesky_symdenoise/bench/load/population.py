@@ -73,7 +73,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Population:
-    """Inserted runs.
+    """What was inserted.
 
     Attributes
     ----------

@@ -28,8 +28,8 @@ def private_postgres(directory: str | Path) -> Iterator[str]:
     """Run a new, empty PostgreSQL while the context lasts, and yield the URI of its database.
 
     It listens on a free port of 127.0.0.1 and asks for a random password, which the URI holds. Its data lie in a
-    temporary folder inside `directory` or, if PostgreSQL's user cannot access that, inside the system's own; they are
-    removed at the end. If we are root, which may not run PostgreSQL, its user is ``postgres``.
+    temporary folder inside `directory`, or of the system where PostgreSQL's user cannot get there (as root, which may
+    not run PostgreSQL, the user is ``postgres``); they are removed at the end.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ BLOCK = 20
 
 
 @dataclass(frozen=True)
-class ReplayOptions:
+class Options:
     """Sizes and repetitions of the measurement.
 
     Attributes
@@ -62,7 +62,7 @@ def _written(server: ServerProcess, folder: Path, counts: np.ndarray[Any, Any], 
     return server.client["raw"][documents[0][1]["uid"]]
 
 
-def throughput(server: ServerProcess, folder: Path, options: ReplayOptions, size: int) -> list[FigureRow]:
+def throughput(server: ServerProcess, folder: Path, options: Options, size: int) -> list[Row]:
     """Return frames per second of the denoiser in a loop, of a replay into the catalogue, and of one in memory."""
     counts = np.random.default_rng(0).poisson(1.0, (4, size, size)).astype(np.uint16)
     run = _written(server, folder, counts, options.frames)
@@ -97,16 +97,16 @@ def throughput(server: ServerProcess, folder: Path, options: ReplayOptions, size
     rate = {name: options.frames / float(np.median(seconds)) for name, seconds in taken.items()}
     about = f"{size} x {size}"
     return [
-        FigureRow(f"{about}: denoiser alone", rate["alone"], "frames/s", ""),
-        FigureRow(f"{about}: replay into Tiled, including beginning and end", rate["replay"], "frames/s", ""),
-        FigureRow("  relative to the denoiser alone", 100 * rate["replay"] / rate["alone"], "%", ">= 90"),
-        FigureRow("  the same over the second half of the rows", 100 * rate["sustained"] / rate["alone"], "%", ">= 90"),
-        FigureRow(f"{about}: replay in memory, {BLOCK} frames at a time", rate["memory"], "frames/s", ""),
-        FigureRow("  relative to the denoiser alone", 100 * rate["memory"] / rate["alone"], "%", ""),
+        Row(f"{about}: denoiser alone", rate["alone"], "frames/s", ""),
+        Row(f"{about}: replay into Tiled, beginning and end included", rate["replay"], "frames/s", ""),
+        Row("  of the denoiser alone", 100 * rate["replay"] / rate["alone"], "%", ">= 90"),
+        Row("  over the second half of its rows", 100 * rate["sustained"] / rate["alone"], "%", ">= 90"),
+        Row(f"{about}: replay in memory, {BLOCK} frames at a time", rate["memory"], "frames/s", ""),
+        Row("  of the denoiser alone", 100 * rate["memory"] / rate["alone"], "%", ""),
     ]
 
 
-def memory(server: ServerProcess, folder: Path, options: ReplayOptions) -> list[FigureRow]:
+def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return growth of this process's resident memory over a long run of small frames, after its first tenth."""
     counts = np.random.default_rng(0).poisson(1.0, (64, 64, 64)).astype(np.uint16)
     run = _written(server, folder, counts, options.memory_frames)
@@ -121,10 +121,10 @@ def memory(server: ServerProcess, folder: Path, options: ReplayOptions) -> list[
     n = options.memory_frames
     at = {part: measured[min(n - 1, int(part * n))] for part in (0.1, 0.5, 1.0)}
     return [
-        FigureRow(f"memory after {n // 10} frames of 64 x 64", at[0.1], "MB", ""),
-        FigureRow(f"  growth after {n // 2} frames", at[0.5] - at[0.1], "MB", ""),
-        FigureRow(f"  growth after {n} frames", at[1.0] - at[0.1], "MB", "<= 50"),
-        FigureRow(f"  size of {n} raw frames", n * counts[0].nbytes / 1e6, "MB", ""),
+        Row(f"memory after {n // 10} frames of 64 x 64", at[0.1], "MB", ""),
+        Row(f"  grew by, after {n // 2}", at[0.5] - at[0.1], "MB", ""),
+        Row(f"  grew by, after {n}", at[1.0] - at[0.1], "MB", "<= 50"),
+        Row(f"  {n} raw frames are", n * counts[0].nbytes / 1e6, "MB", ""),
     ]
 
 
@@ -142,9 +142,9 @@ def main(
     about = header(model_file(), device=Denoiser.pretrained().environment()["device"])
     title = (
         f"{options.frames} frames a run, medians of {options.repeats}, denoiser on {options.threads} thread(s), "
-        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start"
+        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
     )
-    results: dict[str, list[FigureRow]] = {}
+    results: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory() as home, served(Path(home)) as server:
         folder = Path(home) / "frames"
         for side in options.sizes:

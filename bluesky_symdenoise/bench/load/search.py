@@ -173,9 +173,7 @@ def _since(index: int) -> float:
 
 _SEARCHES: dict[str, Callable[[Container, int], list[Any]]] = {
     "denoised_for(client, uid)": lambda client, i: [denoised_for(client, population.raw_uid(i))],
-    "denoised_for(client, uid), no such run": lambda client, i: denoised_for(
-        client, population.derived_uid(i), latest=False
-    ),
+    "denoised_for, there is none": lambda client, i: denoised_for(client, population.derived_uid(i), latest=False),
     "newest 10 of a tag": lambda client, i: _of_tag(find(client), i),
     "newest 10 of a tag and a model": lambda client, i: _of_tag(find(client, model=population.model(i)), i),
     "newest 10 of a tag since a time": lambda client, i: _of_tag(find(client, since=_since(i)), i),

@@ -142,7 +142,7 @@ def _many_readers(denoiser: Denoiser, *, clients: int, frames: int, size: int, s
         "figure": f"{clients} clients, {frames} frames of {size} x {size}, cache for {share * frames:.0f}",
         "measured": f"{how}; {failed} errors; "
         f"memory +{grown / 2**20:.0f} MB over {cache / 2**20:.0f} MB of cache; {seconds:.0f} s",
-        "target": ("each frame computed once, " if share > 1 else "") + "no errors, memory at most cache + 1 GB",
+        "target": ("each computed once, " if share > 1 else "") + "no error, memory at most cache + 1 GB",
         "met": within and not failed and (once or share < 1),
         **outcomes,
         "errors": failed,

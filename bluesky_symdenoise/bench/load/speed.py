@@ -25,7 +25,7 @@ WANTED = {"float32": 2.5, "bfloat16": 5.0}
 
 
 @dataclass(frozen=True)
-class SpeedOptions:
+class Options:
     """Sizes and repetitions of the measurement.
 
     Attributes
@@ -62,14 +62,14 @@ def _status(key: str) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def timed(options: SpeedOptions, *, threads: int, dtype: str) -> tuple[float, float]:
+def timed(options: Options, *, threads: int, dtype: str) -> tuple[float, float]:
     """Return median seconds per frame, and the first frame's peak memory above the process with weights, in MB."""
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     denoiser = Denoiser.pretrained(options.model, device="cpu", threads=threads, dtype=dtype)
     counts = frame(options.size)
     denoiser(counts[:128, :128], symmetry="1")
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak memory
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
     before = _status("VmRSS")
     seconds = []
     for _ in range(1 + options.repeats):
@@ -92,15 +92,15 @@ def main(
     options = Options(model=model, size=size, threads=tuple(threads or (1, 2)), repeats=repeats, part=part)
     title = (
         f"{options.size} x {options.size}, symmetry 1, medians of {options.repeats}, "
-        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start"
+        f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"
     )
     pixels = options.size**2
-    ours: list[FigureRow] = []
+    ours: list[Row] = []
     fastest: dict[str, float] = {}
     spawn = multiprocessing.get_context("spawn")
     for dtype, wanted in WANTED.items():
         for cores in options.threads:
-            # A process of its own: memory that another case left behind would hide this one's.
+            # Use a process of its own: memory that another case left behind would hide this one's peak.
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:
                 seconds, peak = pool.submit(timed, options, threads=cores, dtype=dtype).result()
             goal = f">= {wanted:g}" if cores == 2 else ""
@@ -117,7 +117,7 @@ def main(
         theirs.append(Row(f"{name}, {cut.shape[0]} x {cut.shape[1]} scaled by area", seconds, "s", ""))
         for dtype, own in fastest.items():
             goal = ">= 50" if name == "BM3D" else ""
-            theirs.append(Row(f"  denoiser at its best, {dtype}", seconds / own, "times faster", goal))
+            theirs.append(Row(f"  denoiser at its fastest, {dtype}", seconds / own, "times faster", goal))
     results: dict[str, list[Row]] = {"denoiser": ours, "peers": theirs}
     report(results, vars(options), title=title, about=about, json_path=json_path)
     return results

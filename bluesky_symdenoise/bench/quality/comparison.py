@@ -72,10 +72,10 @@ def compared(results: Iterable[Result]) -> dict[str, Any]:
         name: {level: _won([case for case in by_case if _level(_ours(case)) == level], name) for level in levels}
         for name in (EVERY, *peers)
     }
-    predicted = {level: _predicted([case for case in by_case if _level(_ours(case)) == level]) for level in levels}
+    foretold = {level: _foretold([case for case in by_case if _level(_ours(case)) == level]) for level in levels}
     figures = [
         _likelihood("held-out likelihood better than every peer's", won[EVERY]),
-        _likelihood("the same with our own predictive distribution, peers' Poisson", predicted),
+        _likelihood("the same of its own predictive distribution, peers' Poisson", foretold),
         _over_bm3d(by_case),
     ]
     figures += [_over(by_case, name) for name in ("smae", "smae_mended")]
@@ -93,7 +93,7 @@ def compared(results: Iterable[Result]) -> dict[str, Any]:
 def likelihood_table(comparison: Mapping[str, Any], *, title: str) -> Table:
     """Return the table of cases won in held-out likelihood, by peer and level."""
     won = comparison["likelihood"]
-    table = Table(title=f"{title}: cases with a better held-out likelihood than the peer")
+    table = Table(title=f"{title}: held-out likelihood better than the peer's, cases")
     table.add_column("peer", no_wrap=True)
     for level in won[EVERY]:
         table.add_column(level if level == "repeats" else f"{level} counts/pixel", justify="right")
@@ -133,8 +133,8 @@ def _won(cases: list[Rows], peer: str) -> tuple[int, int]:
     return sum(number(_ours(case)["nll"]) < number(case[peer]["nll"]) for case in tried), len(tried)
 
 
-def _predicted(cases: list[Rows]) -> tuple[int, int]:
-    """Return cases won if sigma counts: without a sigma, the peers' estimates are taken as Poisson means."""
+def _foretold(cases: list[Rows]) -> tuple[int, int]:
+    """Return cases won with sigma counting: peers have none, their estimates are Poisson means."""
     as_nll: list[Rows] = []
     for case in cases:
         ours = _ours(case)
@@ -236,7 +236,7 @@ def _flux(by_case: Iterable[Rows]) -> Figure:
         max(0.01 if number(row["level"]) <= 0.1 else 0.003, 2 * number(row["flux_standard_error"])) for row in rows
     ]
     excess = float(np.max(size / allowed))
-    found = f"worst {100 * size.max():.2f} %, at most {excess:.2f} times the allowed error"
+    found = f"worst {100 * size.max():.2f} %, at most {excess:.2f} times what is allowed"
     return Figure(name, target, found, len(rows), 0, excess <= 1)
 
 
