@@ -77,7 +77,7 @@ def test_the_first_frame_decides_for_those_that_follow(home: Path, client: Conta
     frames[0] = np.random.default_rng(3).poisson(rate())
     raw = written(client, step_scan(home / "frames", frames))
     made = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1")
-    part = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", frames=[2])
+    part = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", rows=[2])
     assert np.isfinite(made["primary"]["det"].read()).all()
     np.testing.assert_array_equal(np.asarray(part["primary"]["det"][0]), np.asarray(made["primary"]["det"][2]))
 
