@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.denoiser.weights import Model, load_recorded
+if TYPE_CHECKING:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.denoiser.weights import Model
 
 #: The arrays of a large frame in float64 are many times the frame: only one frame has them at a time.
 INFERENCE = threading.BoundedSemaphore(1)
@@ -36,10 +38,15 @@ class _Wanted:
 
 @lru_cache(maxsize=16)
 def _denoiser(wanted: _Wanted, device: str, threads: int) -> Denoiser:
+    # Torch takes seconds to import, and most servers are started without a lazy array being read.
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
     return Denoiser(_model(wanted, device), device=device, threads=threads)
 
 
 @lru_cache(maxsize=8)
 def _model(wanted: _Wanted, device: str) -> Model:
+    from bluesky_symdenoise.denoiser.weights import load_recorded
+
     # A network lives on one device: each device has its own.
     return load_recorded(wanted.name, wanted.sha256)
