@@ -22,6 +22,7 @@ def test_old_name_gives_the_same_and_warns(old: str) -> None:
             assert getattr(module, name) is getattr(now, name)
 
 
+@pytest.mark.process
 def test_warning_names_the_line_of_the_user() -> None:
     code = "\n".join(
         [
