@@ -234,6 +234,7 @@ class TestWrittenAnew:
         for name in ("start", "stream_resource", "stream_datum", "resource", "datum", "datum_page", "stop"):
             assert places.take(name, doc) == {}
 
+    @pytest.mark.process
     def test_detector_opens_its_file_again(self, late: Any, made: Callable[..., Made]) -> None:
         """Between two frames the denoiser has no file open."""
         callback, go = late
@@ -251,6 +252,7 @@ class TestWrittenAnew:
         fed(callback, [("stop", run.run.compose_stop())])
 
 
+@pytest.mark.process
 class TestOfAProcessThatHasEnded:
     """Its documents are on disk, and the next process takes runs meanwhile."""
 
