@@ -3,15 +3,72 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import sys
+import uuid
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import raw_runs
+import stamina
 from tiled.client.container import Container
 
 from bluesky_symdenoise.catalog.server.serve import embedded_catalog
+from bluesky_symdenoise.catalog.store.containers import prepare
+
+#: Rooms whose files take longest, which begin first: what is short fills the gaps at the end.
+LONGEST = ("system", "acquisition", "catalog", "training", "bench")
+
+_started: list[str] = []
+
+
+def pytest_configure() -> None:
+    """Leave one thread to each process: there are as many processes as processors."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.addaudithook(_note_start)
+
+
+def _note_start(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"):
+        _started.append(f"{event} {arguments[:2]}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the rooms whose files take longest."""
+
+    def place(item: pytest.Item) -> int:
+        room = item.path.parent.name
+        return LONGEST.index(room) if room in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Fail a test that starts processes in its fixtures without saying so."""
+    yield from _only_if_marked(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Fail a test that starts processes without saying so."""
+    yield from _only_if_marked(item)
+
+
+def _only_if_marked(item: pytest.Item) -> Generator[None, None, None]:
+    before = len(_started)
+    yield
+    if item.get_closest_marker("process") is None:
+        assert _started[before:] == [], "a test that starts a process is marked with 'process'"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_pause_before_tiled_is_asked_again() -> Iterator[None]:
+    """What Tiled's client sends again goes at once, and a second time only."""
+    stamina.set_testing(True, attempts=2, cap=True)
+    yield
+    stamina.set_testing(False)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -52,17 +109,29 @@ def engine() -> Any:
     return RunEngine(call_returns_result=True)
 
 
-@pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Container]:
-    """Client of a served catalogue with empty containers ``raw`` and ``denoised``."""
-    with embedded_catalog(tmp_path / "catalog") as client:
+@pytest.fixture(scope="session")
+def catalogs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
+    """Client of a server that holds a catalogue for each test that wants an empty one, and may read all their files."""
+    base = tmp_path_factory.getbasetemp()
+    with embedded_catalog(base / "catalogs", readable=[base]) as client:
         yield client
 
 
 @pytest.fixture
+def catalog(catalogs: Container, frames_folder: Path) -> Container:
+    """Client of a served catalogue with empty containers ``raw`` and ``denoised``."""
+    made = catalogs.create_container(uuid.uuid4().hex)
+    prepare(made, frames=frames_folder.with_name("denoised"))
+    return made
+
+
+@pytest.fixture
 def frames_folder(tmp_path: Path) -> Path:
-    """Folder from which the server of `catalog` reads frames."""
-    return tmp_path / "catalog" / "frames"
+    """Folder from which the server of `catalog` reads frames; beside it lies that of its denoised frames."""
+    folder = tmp_path / "catalog" / "frames"
+    folder.mkdir(parents=True)
+    folder.with_name("denoised").mkdir()
+    return folder
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ def test_old_name_gives_the_renamed_class(old: str, name: str) -> None:
     assert getattr(module, name) is getattr(now, RENAMED[old, name])
 
 
+@pytest.mark.process
 def test_warning_names_the_line_of_the_user() -> None:
     code = "\n".join(
         [

@@ -22,7 +22,8 @@ from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devi
 from tiled.client.container import DEFAULT_STRUCTURE_CLIENT_DISPATCH
 
 import bluesky_symdenoise
-from bluesky_symdenoise import Beamline, DenoiseCallback, embedded_catalog
+from bluesky_symdenoise import Beamline, DenoiseCallback, Denoiser, embedded_catalog
+from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
 from bluesky_symdenoise.acquisition.play import PlayDetector
 from bluesky_symdenoise.acquisition.request.toml import _PLAIN, read_arguments
 from bluesky_symdenoise.acquisition.service.health import Health
@@ -78,8 +79,11 @@ def taken(folder: Path, number: int, start: dict[str, Any] | None = None) -> Non
         RE = RunEngine(start or {})
         with init_devices():
             det = PlayDetector(frames, StaticPathProvider(UUIDFilenameProvider(), folder / "frames"), name="det")
-        RE.subscribe(TiledWriter(client["raw"], batch_size=1))
-        with DenoiseCallback(client["denoised"], symmetry="2mm", beam_center=(23.5, 23.5)) as callback:
+        RE.subscribe(TiledWriter(client["raw"]))
+        denoiser = Denoiser.pretrained(threads=1)
+        with ThreadedDenoiseCallback(
+            client["denoised"], denoiser=denoiser, symmetry="2mm", beam_center=(23.5, 23.5)
+        ) as callback:
             RE.subscribe(callback)
             RE(bp.count([det], num=number))
     # What the package's entry point does where it is installed.
@@ -146,6 +150,7 @@ def test_past_scans_are_replayed_as_it_is_printed(tmp_path, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.process
 @runs("beamline")
 def test_the_callback_is_attached_as_it_is_printed(attached, tmp_path, monkeypatch):
     assert blocks("beamline")[0] in README.read_text()
@@ -154,6 +159,7 @@ def test_the_callback_is_attached_as_it_is_printed(attached, tmp_path, monkeypat
     assert [type(each).__name__ for each in attached["subscribed"]] == ["TiledWriter", "DenoiseCallback"]
 
 
+@pytest.mark.process
 @runs("settings")
 def test_the_callback_is_set_as_it_is_printed(attached, tmp_path):
     group = grp.getgrgid(os.getgid()).gr_name
@@ -161,6 +167,7 @@ def test_the_callback_is_set_as_it_is_printed(attached, tmp_path):
     names["callback"].close()
 
 
+@pytest.mark.process
 @runs("rings")
 def test_rings_are_asked_for_as_it_is_printed(attached):
     run("rings", attached)

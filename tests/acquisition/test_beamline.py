@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,7 @@ class Done:
         self.uid = documents[0][1]["uid"]
         self.status: Status = callback.close(timeout=120)
 
-    @property
+    @cached_property
     def derived(self) -> Any:
         return denoised_for(self.client, self.uid)
 

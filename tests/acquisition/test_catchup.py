@@ -41,7 +41,7 @@ def command(catalog: Container, capsys: pytest.CaptureFixture[str], monkeypatch:
     def run(*options: str) -> tuple[int, str]:
         status = 0
         try:
-            main(["catch-up", str(catalog.context.api_uri), "--threads", "1", *options])
+            main(["catch-up", catalog.uri, "--threads", "1", *options])
         except SystemExit as end:
             status = int(end.code or 0)
         return status, capsys.readouterr().out

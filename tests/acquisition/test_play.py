@@ -112,6 +112,7 @@ def test_count_plays_the_frames_and_announces_them(
     assert named(docs, "stop")[0]["exit_status"] == "success"
 
 
+@pytest.mark.process
 def test_file_is_compressed_like_an_eigers_and_closed_after_the_run(
     engine: RunEngine, play: Callable[..., PlayDetector], frames: np.ndarray, folder: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_plays_a_lazy_stack_from_files(
         np.testing.assert_array_equal(read(resource), frames)
 
 
+@pytest.mark.process
 def test_frames_can_be_read_while_the_run_goes_on(
     engine: RunEngine, play: Callable[..., PlayDetector], frames: np.ndarray, folder: Path
 ) -> None:
@@ -258,6 +260,7 @@ def test_a_slow_frame_does_not_hold_up_the_event_loop(
     assert max(late) < 0.25
 
 
+@pytest.mark.process
 def test_abort_closes_the_file_with_the_frames_so_far(
     engine: RunEngine, play: Callable[..., PlayDetector], frames: np.ndarray, folder: Path
 ) -> None:
@@ -295,6 +298,7 @@ class FailingFrames(SlowFrames):
         return super().__getitem__(index)
 
 
+@pytest.mark.process
 def test_a_frame_that_cannot_be_read_fails_the_run_at_once_with_its_reason(
     engine: RunEngine, play: Callable[..., PlayDetector], frames: np.ndarray, folder: Path
 ) -> None:

@@ -236,6 +236,7 @@ class TestWrittenAnew:
         for name in ("start", "stream_resource", "stream_datum", "resource", "datum", "datum_page", "stop"):
             assert places.take(name, doc) == {}
 
+    @pytest.mark.process
     def test_detector_opens_its_file_again(self, late: Any, made: Callable[..., Made]) -> None:
         """Between two frames the denoiser has no file open."""
         callback, go = late
@@ -253,6 +254,7 @@ class TestWrittenAnew:
         fed(callback, [("stop", run.run.compose_stop())])
 
 
+@pytest.mark.process
 class TestOfAProcessThatHasEnded:
     """Documents of a process that has ended are on disk while the next process already takes runs."""
 

@@ -456,6 +456,7 @@ def test_the_symmetry_and_centre_reach_the_denoiser(data):
     assert asked == {("1", (50.0, 33.0)), ("2", (50.0, 33.0)), ("1", None), ("2mm", (50.0, 33.0))}
 
 
+@pytest.mark.process
 def test_benchmarks_import_no_torch():
     import subprocess
 

@@ -138,6 +138,7 @@ def test_without_bm3d_the_error_says_what_to_install(monkeypatch, mask):
         stabilised.bm3d(np.ones(mask.shape), mask)
 
 
+@pytest.mark.process
 def test_quick_peers_import_no_bm3d():
     """Its licence forbids commercial use: nothing may load it that was not asked for it."""
     import subprocess

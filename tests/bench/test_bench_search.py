@@ -17,6 +17,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 pytestmark = pytest.mark.server
 
 
+@pytest.mark.process
 def test_copies_of_runs_are_whole_and_found(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/catalog.db"
     with catalogue(uri, tmp_path) as client:

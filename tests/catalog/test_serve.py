@@ -128,16 +128,31 @@ def test_a_folder_that_tiled_cannot_address_is_refused(tmp_path):
         embedded_config(tmp_path / "run #1", api_key="abc")
 
 
+@pytest.mark.process
+def test_a_server_imports_no_torch_before_a_lazy_array_is_read(tmp_path):
+    code = (
+        "import sys\n"
+        "from bluesky_symdenoise.catalog.server.serve import embedded_config\n"
+        "adapters = embedded_config(sys.argv[1], api_key='abc').trees[0].args['adapters_by_mimetype']\n"
+        "assert 'application/x-symdenoise' in adapters, adapters\n"
+        "assert 'bluesky_symdenoise.catalog.adapter' in sys.modules\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
 # --- the embedded server
 
 
 @pytest.mark.server
-def test_a_new_folder_has_two_empty_catalogues_of_runs(catalog):
-    assert set(catalog) == {"raw", "denoised"}
-    assert not catalog.specs
-    for name in catalog:
-        assert [(spec.name, spec.version) for spec in catalog[name].specs] == [("CatalogOfBlueskyRuns", "3.0")]
-        assert len(catalog[name]) == 0
+def test_a_new_folder_has_two_empty_catalogues_of_runs_for_this_computer_only(tmp_path):
+    with embedded_catalog(tmp_path) as catalog:
+        assert set(catalog) == {"raw", "denoised"}
+        assert not catalog.specs
+        for name in catalog:
+            assert [(spec.name, spec.version) for spec in catalog[name].specs] == [("CatalogOfBlueskyRuns", "3.0")]
+            assert len(catalog[name]) == 0
+        assert catalog.context.api_uri.host == "127.0.0.1"
 
 
 @pytest.mark.server
@@ -170,11 +185,6 @@ def test_only_the_key_opens_the_server(tmp_path, monkeypatch):
         assert httpx.get(url).status_code == 401
         assert httpx.get(url, headers={"Authorization": "Apikey wrong"}).status_code == 401
         assert httpx.get(url, headers={"Authorization": "Apikey fromEnvironment1"}).status_code == 200
-
-
-@pytest.mark.server
-def test_the_server_is_reachable_from_this_computer_only(catalog):
-    assert catalog.context.api_uri.host == "127.0.0.1"
 
 
 @pytest.mark.server

@@ -99,6 +99,7 @@ class TestFrontDoor:
     def test_help_shows_every_command(self, command: list[str]) -> None:
         assert "Usage" in invoked(*command, "--help").stdout
 
+    @pytest.mark.process
     def test_help_and_import_are_fast(self) -> None:
         """Neither loads torch or Tiled; loading the denoiser does, so that the test would notice."""
         heavy = "import sys; print([m for m in ('torch', 'tiled', 'bluesky', 'h5py') if m in sys.modules])"
@@ -350,6 +351,7 @@ class TestBenches:
 class TestErrors:
     """As the shell sees them: status 2, one line on stderr, nothing on stdout."""
 
+    @pytest.mark.process
     def test_no_traceback(self, tmp_path: Path) -> None:
         command = [sys.executable, "-c", "from bluesky_symdenoise.cli import main; main()"]
         done = subprocess.run([*command, "serve", str(tmp_path)], capture_output=True, text=True, check=False)

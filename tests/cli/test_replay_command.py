@@ -28,7 +28,7 @@ def command(catalog: Container, capsys: pytest.CaptureFixture[str], monkeypatch:
     def run(*options: str) -> tuple[int, str]:
         status = 0
         try:
-            main(["replay", str(catalog.context.api_uri), "--threads", "1", "--symmetry", "1", *options])
+            main(["replay", catalog.uri, "--threads", "1", "--symmetry", "1", *options])
         except SystemExit as end:
             status = int(end.code or 0)
         said = capsys.readouterr()

@@ -84,6 +84,7 @@ class TestRegistry:
         assert "other" not in invoked("models", "list")
         assert list((tmp_path / "elsewhere").iterdir()) == []
 
+    @pytest.mark.process
     def test_it_lies_in_the_users_data_directory(self, tmp_path: Path) -> None:
         code = "from bluesky_symdenoise.denoiser.registry import models_folder; print(models_folder())"
         environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path), "HOME": str(tmp_path)}
@@ -91,6 +92,7 @@ class TestRegistry:
         said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         assert Path(said.stdout.strip()).is_relative_to(tmp_path)
 
+    @pytest.mark.process
     def test_listing_needs_no_torch(self) -> None:
         code = (
             "import contextlib, sys\n"

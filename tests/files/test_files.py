@@ -318,6 +318,7 @@ def test_master_and_its_data_files_together_are_refused(eiger: Path) -> None:
         open_frames(f"{eiger.parent}/run_1_*.h5")
 
 
+@pytest.mark.process
 def test_file_that_another_process_is_still_writing_opens(tmp_path: Path, counts: np.ndarray) -> None:
     np.save(tmp_path / "counts.npy", counts)
     writer = (

@@ -30,7 +30,7 @@ def counts(n: int) -> np.ndarray:
 def work(uri: str, how: str, frames: int, folder: Path) -> None:
     """Take a whole run, more of it than the worker is given at a time, and end; `cut` ends it in the middle."""
     client = from_uri(uri, api_key=os.environ["TILED_API_KEY"], trust_env=False)
-    writer = TiledWriter(client["raw"], batch_size=1)
+    writer = TiledWriter(client["raw"])
     callback = DenoiseCallback(client["denoised"], denoiser=DenoiserSettings(threads=1), symmetry="1", nice=0)
     documents = list(step_scan(folder, counts(frames)))
     if how.startswith("cut"):

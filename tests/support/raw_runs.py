@@ -28,7 +28,8 @@ def write_run(
     ended: bool = True,
 ) -> str:
     """Write stacks of frames (n, H, W) as external HDF5, and scalars in events; return the run's uid."""
-    writer = TiledWriter(container, batch_size=1)
+    # All events in one request; a run that does not end would keep them back.
+    writer = TiledWriter(container) if ended else TiledWriter(container, batch_size=1)
     metadata = dict(start or {})
     run = compose_run(uid=metadata.pop("uid", None), time=metadata.pop("time", None), metadata=metadata)
     writer("start", run.start_doc)

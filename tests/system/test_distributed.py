@@ -138,15 +138,17 @@ def without_times(documents: Any) -> list[Any]:
 def assert_same(one: Any, other: Any) -> None:
     """Two derived runs are the same bit for bit, but for times."""
     assert one.start["uid"] == other.start["uid"]
-    names = [name for name in other["primary"] if name != "det_ms" and not name.startswith("ts_")]
+    mine, theirs = one["primary"], other["primary"]
+    names = [name for name in theirs if name != "det_ms" and not name.startswith("ts_")]
     assert {"det", "det_sigma", "det_counts_in", "det_symmetry", "seq_num", "time"} <= set(names)
-    assert set(one["primary"]) == set(other["primary"])
+    assert set(mine) == set(theirs)
+    left, right = mine.read(names), theirs.read(names)
     for name in names:
-        np.testing.assert_array_equal(column(one, name), column(other, name), err_msg=name)
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
     assert without_times(one.documents()) == without_times(other.documents())
     for key in ("det", "det_sigma"):
         assert chunks(one, key) == chunks(other, key)
-    images = column(one, "det")
+    images = left["det"]
     assert not np.array_equal(images[-1], images[-2], equal_nan=True)
 
 
@@ -422,7 +424,7 @@ def test_command(
 ) -> None:
     """`symdenoise replay --dask ADDRESS`; without --threads a worker takes its own share, here one."""
     monkeypatch.setenv("TILED_API_KEY", str(catalog.context.api_key))
-    given = ["replay", str(catalog.context.api_uri), raw.start["uid"], "--rows", f"{FAILS + 1}:{FRAMES}"]
+    given = ["replay", catalog.uri, raw.start["uid"], "--rows", f"{FAILS + 1}:{FRAMES}"]
     with pytest.raises(SystemExit) as end:
         main([*given, "--dask", cluster.scheduler_address])
     assert (end.value.code, "1 of 1 runs replayed" in capsys.readouterr().out) == (0, True)
@@ -436,6 +438,6 @@ def test_command_without_a_scheduler(
     monkeypatch.setenv("TILED_API_KEY", str(catalog.context.api_key))
     monkeypatch.setattr("bluesky_symdenoise.acquisition.cluster.client.ANSWER_S", 0.5)
     with pytest.raises(SystemExit) as end:
-        main(["replay", str(catalog.context.api_uri), raw.start["uid"], "--dask", "tcp://127.0.0.1:9"])
+        main(["replay", catalog.uri, raw.start["uid"], "--dask", "tcp://127.0.0.1:9"])
     assert end.value.code
     assert "it does not answer" in capsys.readouterr().err

@@ -61,7 +61,7 @@ class Victim:
 
 @contextmanager
 def victim(client: Container) -> Iterator[Victim]:
-    command = [sys.executable, killed.__file__, client.context.api_uri.__str__()]
+    command = [sys.executable, killed.__file__, client.uri]
     process = subprocess.Popen(
         [*command, str(client.context.api_key)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -144,14 +144,14 @@ def compare(one: SymDenoisedRun, other: SymDenoisedRun, raw: Any, counts: np.nda
             True,
             FRAMES,
         )
-    columns = [name for name in one["primary"] if name != "det_ms" and not name.startswith("ts_")]
+    stream = one["primary"]
+    columns = [name for name in stream if name != "det_ms" and not name.startswith("ts_")]
     assert {"det", "det_sigma", "det_counts_in", "det_symmetry", "seq_num", "time"} <= set(columns)
+    left, right = stream.read(columns), other["primary"].read(columns)
     for name in columns:
-        left, right = (np.asarray(run["primary"][name].read()) for run in (one, other))
-        np.testing.assert_array_equal(left, right, err_msg=name)
-    np.testing.assert_array_equal(one["primary"]["seq_num"].read(), np.arange(1, FRAMES + 1))
-    np.testing.assert_array_equal(one["primary"]["time"].read(), raw["primary"]["time"].read())
-    np.testing.assert_array_equal(one["primary"]["det_counts_in"].read(), counts.sum(axis=(1, 2)))
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+    np.testing.assert_array_equal(left["seq_num"], np.arange(1, FRAMES + 1))
+    np.testing.assert_array_equal(left["time"], raw["primary"].read(["time"])["time"])
+    np.testing.assert_array_equal(left["det_counts_in"], counts.sum(axis=(1, 2)))
     # Negative control: frames of different events differ.
-    images = np.asarray(one["primary"]["det"].read())
-    assert not np.array_equal(images[1], images[2])
+    assert not np.array_equal(left["det"][1], left["det"][2])

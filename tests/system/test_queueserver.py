@@ -103,7 +103,7 @@ def test_frames_taken_before_the_environment_ends_are_all_denoised(
     asked, client, home = manager
     asked.open()
     asked.take(2)
-    asked.take(16)
+    asked.take(8)
     asked.end(how)
     deadline = time.monotonic() + 240
     spool = home / "catalog" / "denoised"

@@ -47,9 +47,21 @@ class Place:
     def environment(self) -> dict[str, str]:
         return os.environ | {"TILED_API_KEY": KEY, KEY_VARIABLE: KEY, "PYTHONUNBUFFERED": "1"}
 
-    def scan(self, *, frames: int = FRAMES, dwell: float = 0.2) -> subprocess.Popen[Any]:
-        command = [sys.executable, process_scan.__file__, self.uri, str(self.frames), str(frames), str(dwell)]
+    def scan(self, *, frames: int = FRAMES, allowed: int = FRAMES) -> subprocess.Popen[Any]:
+        """Begin a scan, which waits when so many frames are taken."""
+        self.allow(allowed)
+        command = [sys.executable, process_scan.__file__, self.uri, str(self.frames), str(frames), str(self._allowed)]
         return subprocess.Popen(command, env=self.environment(), stdout=subprocess.PIPE, text=True)
+
+    def allow(self, frames: int) -> None:
+        """Let the scan go on until so many frames are taken."""
+        new = self._allowed.with_suffix(".new")
+        new.write_text(str(frames))
+        new.replace(self._allowed)
+
+    @property
+    def _allowed(self) -> Path:
+        return self.frames.parent / "allowed"
 
     def watch(self, log: Path, *options: str) -> subprocess.Popen[Any]:
         program = [sys.executable, "-c", "from bluesky_symdenoise.cli import main; main()"]
@@ -135,7 +147,7 @@ def test_follows_a_scan_and_stops_cleanly(tmp_path: Path, cache: str) -> None:
 
 def test_killed_or_stopped_it_goes_on_where_it_was(tmp_path: Path) -> None:
     """SIGKILL and SIGTERM in the middle of a scan; a second instance is refused; the third finishes the run."""
-    frames = 48
+    frames = 12
     with served(tmp_path / "catalogue", "memory") as place, ExitStack() as stack:
         logs = [tmp_path / f"{i}.log" for i in range(4)]
 
@@ -153,16 +165,20 @@ def test_killed_or_stopped_it_goes_on_where_it_was(tmp_path: Path) -> None:
         address(logs[0])
         second = place.watch(logs[1])
         assert second.wait(PATIENCE_S) == 2
-        scan = place.scan(frames=frames, dwell=1.0)
+        scan = place.scan(frames=frames, allowed=4)
         some(first, logs[0], 2)
         first.kill()
         first.wait()
         third = stack.enter_context(stopped_at_the_end(place.watch(logs[2])))
+        place.allow(8)
         some(third, logs[2], entries() + 2)
         third.send_signal(signal.SIGTERM)
         assert third.wait(PATIENCE_S) == 0
         before = entries()
+        place.allow(10)
         last = stack.enter_context(stopped_at_the_end(place.watch(logs[3])))
+        address(logs[3])
+        place.allow(frames)
         uid = scan.communicate(timeout=PATIENCE_S)[0].strip()
         run = finished(place, uid)
         assert before >= 4

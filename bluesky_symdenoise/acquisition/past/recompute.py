@@ -72,8 +72,9 @@ def recompute(
         raise SymDenoiseError(f"row {index}", rule=f"stream {stream!r} has {rows} rows", remedy=f"give 0 to {rows - 1}")
     again = Again(run, stream, key, denoiser or recorded_denoiser(run))
     raw_row, raw = again.recipe.rows[index], raw_for(run)
-    TiledRun(raw).refuse_other_rows(stream, key, raw[stream][key])
-    row = again.row(index, np.asarray(raw[stream][key][raw_row : raw_row + 1])[0])
+    image = raw[stream][key]
+    TiledRun(raw).refuse_other_rows(stream, key, image)
+    row = again.row(index, np.asarray(image[raw_row : raw_row + 1])[0])
     dims = (*(f"dim_{i}" for i in range(row.intensity.ndim - 2)), "y", "x")
     return xr.Dataset({"intensity": (dims, row.intensity), "sigma": (dims, row.sigma)})
 

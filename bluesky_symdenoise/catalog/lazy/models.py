@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.denoiser.weights import Model, load_recorded
+if TYPE_CHECKING:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.denoiser.weights import Model
 
 #: The float64 arrays of a large frame take many times its memory, so only one frame is computed at a time.
 INFERENCE = threading.BoundedSemaphore(1)
@@ -36,10 +38,15 @@ class _Wanted:
 
 @lru_cache(maxsize=16)
 def _denoiser(wanted: _Wanted, device: str, threads: int) -> Denoiser:
+    # Torch takes seconds to import, and most servers are started without a lazy array being read.
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+
     return Denoiser(_model(wanted, device), device=device, threads=threads)
 
 
 @lru_cache(maxsize=8)
 def _model(wanted: _Wanted, device: str) -> Model:
+    from bluesky_symdenoise.denoiser.weights import load_recorded
+
     # A network lives on one device, so that each device gets its own copy.
     return load_recorded(wanted.name, wanted.sha256)

@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
-from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.derived.decision import Decision
 from bluesky_symdenoise.derived.row import Row, denoised_row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -21,6 +20,9 @@ from bluesky_symdenoise.files.source import Stamp
 from bluesky_symdenoise.physics.counts.verdict import checked_noise
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group, checked_symmetry
 from bluesky_symdenoise.recipe import OPTIONAL, Recipe
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 #: Mimetype of data sources whose pixels are computed on reading.
 MIMETYPE = "application/x-symdenoise"
