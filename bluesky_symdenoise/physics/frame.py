@@ -18,9 +18,11 @@ CODES = {16: (2**16 - 1,), 32: (2**32 - 2, 2**32 - 1)}
 NARROW_CODES = (2**15 - 1, 2**16 - 1, 2**31 - 1)
 #: Up to so many connected pixels with one large value may be counts, if the pixels around them have half of it.
 PLAUSIBLE_PIXELS = 4
+#: More pixels with one large value than these are not looked at one by one: they are gaps, or saturated.
+MANY_PIXELS = 4096
 #: Negative values are not codes if there are more different ones than this, or if so many pixels, and so large a share
 #: of the frame, have scattered ones: apart from each other, or with counts apart from each other among them.
-NEGATIVE_CODES, SCATTERED_PIXELS, SCATTERED_SHARE = 4, 50, 0.005
+NEGATIVE_CODES, SCATTERED_PIXELS, SCATTERED_SHARE = 4, 50, 0.02
 
 
 @dataclass(frozen=True)
@@ -81,26 +83,34 @@ def sentinel_mask(counts: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _coded(frame: NDArray[Any], held: NDArray[np.bool_], value: int, *, alone: bool) -> NDArray[np.bool_]:
-    """Return which of the pixels (y, x) that hold a large value hold it as a code.
+    """Return which pixels (y, x) that hold a large value hold it as a code.
 
     Parameters
     ----------
     alone
         Whether a single pixel may be one.
     """
-    labels, number = ndimage.label(held, np.ones((3, 3)))
-    if not number:
+    y, x = np.nonzero(held)
+    if not y.size or y.size > MANY_PIXELS:
         return held
-    # Compare each group of pixels with the counts beside it, of which the largest is near a peak.
-    around = np.where(held | ~np.isfinite(frame.astype(np.float64)), -np.inf, frame.astype(np.float64))
-    beside = ndimage.maximum_filter(around, 3, mode="constant", cval=-np.inf)
-    which = np.arange(1, number + 1)
-    plausible = np.asarray(ndimage.maximum(beside, labels, which)) >= value / 2
-    pixels = np.asarray(ndimage.sum_labels(held, labels, which))
+    labels, number = ndimage.label(held, np.ones((3, 3)))
+    group = labels[y, x] - 1
+    # The largest count beside each group of pixels: it is near the value in a peak, and far from it around a gap.
+    beside = np.zeros(number)
+    for dy, dx in ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)):
+        row, column = y + dy, x + dx
+        inside = (row >= 0) & (row < held.shape[0]) & (column >= 0) & (column < held.shape[1])
+        there = frame[row[inside], column[inside]].astype(np.float64)
+        there[~np.isfinite(there) | held[row[inside], column[inside]]] = 0
+        np.maximum.at(beside, group[inside], there)
+    plausible = beside >= value / 2
+    pixels = np.bincount(group, minlength=number)
     if not alone and pixels[~plausible].sum() < 2:
         plausible[:] = True
     coded = ~plausible | (pixels > PLAUSIBLE_PIXELS)
-    return np.concatenate([[False], coded])[labels]
+    found = np.zeros(held.shape, bool)
+    found[y, x] = coded[group]
+    return found
 
 
 def mostly_masked(

@@ -34,8 +34,9 @@ _LENGTHS = {
     **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"), 1e-6),
     **dict.fromkeys(("nm",), 1e-9),
 }
-#: Fewest pixels of a frame that is found without its name, and most nodes that are examined.
-_LEAST_PIXELS, _MOST_NODES = 64, 10_000
+#: Fewest pixels of a frame that is found without its name, most nodes that are examined, and most groups that lead to
+#: each other by ``default``.
+_LEAST_PIXELS, _MOST_NODES, _MOST_DEFAULTS = 64, 10_000, 16
 
 
 def _parts(path: Path, name: str | None) -> list[Part]:
@@ -124,31 +125,43 @@ def _broken_links(file: Any) -> dict[str, Any]:
 def _nodes(file: Any) -> Iterator[tuple[str, Any, Any]]:
     """Yield name, node (None for a broken link) and link of everything in a file or linked from it, each once."""
     seen: set[tuple[str, int]] = set()
-    waiting = [("", file)]
-    while waiting and len(seen) < _MOST_NODES:
+    waiting, number = [("", file)], 0
+    while waiting:
         prefix, group = waiting.pop(0)
         for key in group:
-            name, link = f"{prefix}{key}", group.get(key, getlink=True)
-            node = group.get(key)
+            if (number := number + 1) > _MOST_NODES:
+                return
+            name, node = f"{prefix}{key}", _at(group, key)
             if node is not None:
                 # The address of a node in its file identifies it, whatever links lead to it.
-                place = (node.file.filename, h5py.h5o.get_info(node.id).addr)
+                place = (str(Path(node.file.filename).resolve()), h5py.h5o.get_info(node.id).addr)
                 if place in seen:
                     continue
                 seen.add(place)
-            yield name, node, link
+            yield name, node, group.get(key, getlink=True)
             if isinstance(node, h5py.Group):
                 waiting.append((f"{name}/", node))
+
+
+def _at(group: Any, name: str) -> Any:
+    """Return a node of a group; None if there is none, or a link leads nowhere or in a circle."""
+    try:
+        return group.get(name)
+    except (RuntimeError, OSError) as error:
+        log.debug("%s of %s cannot be opened: %s", name, group.name, error)
+        return None
 
 
 def _nexus_signal(file: Any) -> str | None:
     """Follow the NeXus attributes ``default`` and ``signal`` from the root to the dataset to plot."""
     node = file
-    # "." is the group itself.
-    while isinstance(node, h5py.Group) and _text(node.attrs.get("default", ".")) != ".":
-        node = node.get(_text(node.attrs["default"]))
+    # "." means the group itself. Files may lead in a circle.
+    for _ in range(_MOST_DEFAULTS):
+        if not isinstance(node, h5py.Group) or _text(node.attrs.get("default", ".")) == ".":
+            break
+        node = _at(node, _text(node.attrs["default"]))
     if isinstance(node, h5py.Group) and "signal" in node.attrs:
-        signal = node.get(_text(node.attrs["signal"]))
+        signal = _at(node, _text(node.attrs["signal"]))
         if isinstance(signal, h5py.Dataset) and signal.ndim >= 2:
             return str(signal.name)
     return None
@@ -173,15 +186,18 @@ def _hdf5_part(file: Any, path: Path, name: str) -> Part:
     group = file[posixpath.dirname(name) or "/"]
     detector = "/" + name.strip("/").split("/")[0] + "/instrument/detector"
     masks = (f"{group.name}/mask", f"{detector}/detectorSpecific/pixel_mask", f"{detector}/pixel_mask")
-    mask = next((node for each in masks if (node := _get(file, each, path)) is not None), None)
+    nodes = (_get(file, each, path) for each in masks)
+    mask = next((node for node in nodes if isinstance(node, h5py.Dataset)), None)
     pixels = followed(dataset, f"{path}::{name}")
+    if mask is not None:
+        followed(mask, f"{path}::{mask.name}")
     known = None if mask is None else _as_mask(mask[()], shape[1:], f"{path}::{mask.name}")
     attrs = [node.attrs for node in (dataset, group, file)]
     center = next((each["beam_center"] for each in attrs if "beam_center" in each), None)
     symmetry = next((_text(each["symmetry"]) for each in attrs if "symmetry" in each), None)
     return Part(
         path,
-        shape,
+        shape if pixels.frames is None else (min(shape[0], pixels.frames), *shape[1:]),
         dataset.dtype,
         lambda: _hdf5_frames(path, name),
         linked=tuple(file for file in pixels.files if not file.samefile(path)),
@@ -213,9 +229,10 @@ def _nexus_center(file: Any, detector: str, path: Path) -> tuple[float, float] |
     # An Eiger without a configured beam centre writes (0, 0).
     if not any(value for value, _ in center):
         return None
-    if any(factor is None for _, factor in center):
+    if any(factor is None or not np.isfinite(value * factor) for value, factor in center):
         log.warning(
-            "%s: the beam centre (y, x) = %s of %s is not used: its unit is not known; give beam_center in pixels",
+            "%s: the beam centre (y, x) = %s of %s is not used: its unit is not known, or it is not finite; give "
+            "beam_center in pixels",
             path,
             tuple(value for value, _ in center),
             detector,
@@ -234,7 +251,7 @@ def _pixels_per_unit(file: Any, detector: str, axis: str, node: Any) -> float | 
         return None
     metres = _LENGTHS.get(_text(size.attrs.get("units", "")).strip().lower())
     pixel = float(np.ravel(size[()])[0])
-    return None if metres is None or not pixel > 0 else _LENGTHS[unit] / (pixel * metres)
+    return None if metres is None or not (np.isfinite(pixel) and pixel > 0) else _LENGTHS[unit] / (pixel * metres)
 
 
 def _as_center(value: Any, path: Path) -> tuple[float, float]:
@@ -263,6 +280,7 @@ def _as_mask(stored: Array, shape: tuple[int, ...], what: str) -> NDArray[np.boo
 
 
 def _text(value: Any) -> str:
+    value = value.ravel()[0] if isinstance(value, np.ndarray) and value.size == 1 else value
     return value.decode() if isinstance(value, bytes) else str(value)
 
 

@@ -14,15 +14,15 @@ from bluesky_symdenoise.physics.counts.curve import Curve, transfer_curve
 from bluesky_symdenoise.physics.frame import sentinel_mask
 
 #: Variance over mean of counts: within `SURE` nothing is said, and sigma is right to 15 %. Below the least the noise is
-#: too small, which structure cannot make it. Above, structure, differences between pixels and count-rate corrections
-#: (to 30 %) may be the reason: only beyond the most it is something else.
-LEAST, SURE, MOST = 0.7, (0.8, 1.3), 2.2
+#: too small, which structure cannot make it. Above, speckle, spots, unequal pixels and corrected rates may be the
+#: reason, but where counts are few they add little: beyond the most in the limit of no counts it is something else.
+LEAST, SURE, MOST = 0.7, (0.8, 1.3), 1.8
 #: Largest share of its own signal, squared, by which the pixels of a counting detector differ from each other: it adds
 #: to the variance with the square of the mean. So do count-rate corrections, at most by this at the brightest level.
 NONUNIFORM, RATE_CORRECTED = 0.11**2, 0.9
 #: A part of the variance that does not grow with the mean (read noise): its least share of the variance of the darkest
 #: level, and how much better than without it the curve must fit (chi-squared); and what is doubtful.
-CONSTANT, BETTER, SURE_CONSTANT, SURE_BETTER = 0.3, 30.0, 0.2, 12.0
+CONSTANT, BETTER, SURE_CONSTANT, SURE_BETTER = 0.5, 50.0, 0.2, 12.0
 #: Levels, and ratio of the brightest to the darkest, that a line is fitted to. Levels whose ratio is so many times the
 #: least are structure. The error of each is at least this share of its ratio.
 FITTED_LEVELS, FITTED_RANGE, STRUCTURE, LEAST_ERROR = 5, 1.5, 2.5, 0.02
@@ -32,6 +32,8 @@ JUDGED_BLOCKS, Z = 200, 4.0
 STEP_PIXELS, STEP_VALUES = 50, 4
 #: Different values of a frame that are looked at, the largest as a multiple of a step, and how far it may be off one.
 MOST_VALUES, MOST_STEPS, OFF_STEP = 2000, 100_000, 0.05
+#: Pixels of a frame that are enough, taken in bands of rows.
+MOST_PIXELS, BAND = 2**21, 64
 #: Frames of one image that are looked at until one can be judged.
 MOST_FRAMES = 4
 
@@ -50,6 +52,8 @@ class Line:
         Units per photon.
     counting_gain
         Gain of the best curve without a constant.
+    darkest, darkest_error
+        Ratio of variance and mean in the limit of no counts, and its standard error.
     better
         Chi-squared by which the constant improves the fit.
     share
@@ -59,6 +63,8 @@ class Line:
     constant: float
     gain: float
     counting_gain: float
+    darkest: float
+    darkest_error: float
     better: float
     share: float
 
@@ -100,6 +106,8 @@ def verdict(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Verdi
     mask
         (y, x), True = bad; codes of the detector are added.
     """
+    if image.dtype.kind == "b":
+        return Verdict("too few")
     bad = sentinel_mask(image) if mask is None else sentinel_mask(image) | mask
     values = image[~bad]
     if not values.size or values.min() == values.max():
@@ -109,7 +117,7 @@ def verdict(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Verdi
         return Verdict(
             "not counts", f"all its values are multiples of {step:.4g}: counts are multiples of 1", step=step
         )
-    curve = transfer_curve(image, bad)
+    curve = transfer_curve(*_sampled(image, bad))
     if curve is None or curve.blocks.sum() < JUDGED_BLOCKS:
         return Verdict("too few", curve=curve, step=step)
     line = fitted_line(curve)
@@ -119,6 +127,8 @@ def verdict(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Verdi
 
 def fitted_line(curve: Curve) -> Line | None:
     """Return the fit of a photon transfer curve; None if its levels are too few or too alike."""
+    if not curve.ratio.min() > 0:
+        return None
     plain = curve.ratio <= STRUCTURE * curve.ratio.min()
     m, ratio = curve.mean[plain], curve.ratio[plain]
     if len(m) < FITTED_LEVELS or m[-1] < FITTED_RANGE * m[0]:
@@ -128,13 +138,37 @@ def fitted_line(curve: Curve) -> Line | None:
     low, high = [-np.inf, 0.0, 0.0], [np.inf, np.inf, max(NONUNIFORM, RATE_CORRECTED / m[-1])]
     free = lsq_linear(design, ratio / error, bounds=(low, high))
     counting = lsq_linear(design[:, 1:], ratio / error, bounds=(low[1:], high[1:]))
+    darkest, darkest_error = _in_the_dark(design[:, 1:], ratio / error)
     return Line(
         constant=float(free.x[0]),
         gain=float(free.x[1]),
         counting_gain=float(counting.x[0]),
+        darkest=darkest,
+        darkest_error=darkest_error,
         better=float(2 * (counting.cost - free.cost)),
         share=float(free.x[0] / (ratio[0] * m[0])),
     )
+
+
+def _sampled(image: NDArray[Any], bad: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return bands of rows, evenly spread, of a frame that is larger than is needed; their first rows are masked."""
+    if image.size <= MOST_PIXELS:
+        return image, bad
+    bands = np.arange(0, image.shape[0] - BAND, BAND)
+    chosen = bands[:: -(-len(bands) * BAND * image.shape[1] // MOST_PIXELS)]
+    rows = (chosen[:, None] + np.arange(BAND)).ravel()
+    # No difference is taken between one band and the next.
+    masked = bad[rows] | (np.arange(len(rows)) % BAND == 0)[:, None]
+    return image[rows], masked
+
+
+def _in_the_dark(design: NDArray[np.float64], ratio: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the ratio where the mean is 0, of a straight line that does not fall, and its standard error."""
+    (at_zero, slope), *_ = np.linalg.lstsq(design, ratio, rcond=None)
+    if slope <= 0:
+        weight = design[:, 0] ** 2
+        return float((design[:, 0] * ratio).sum() / weight.sum()), float(1 / np.sqrt(weight.sum()))
+    return float(at_zero), float(np.sqrt(np.linalg.pinv(design.T @ design)[0, 0]))
 
 
 def _judged(curve: Curve, line: Line | None, step: float | None) -> tuple[Kind, str]:
@@ -145,15 +179,12 @@ def _judged(curve: Curve, line: Line | None, step: float | None) -> tuple[Kind, 
             said += f"; it looks like the mean of {1 / step:.0f} exposures"
         return "not counts", said
     if line is None:
-        # Without levels to compare, differences between pixels may explain all that is above 1.
-        most = (1 + NONUNIFORM * float(np.average(curve.mean, weights=curve.blocks))) * MOST
-        sure = SURE[0] <= ratio <= SURE[1]
-        return ("not counts", said) if ratio - slack > most else ("counts", "") if sure else ("doubtful", said)
+        return ("counts", "") if SURE[0] <= ratio <= SURE[1] else ("doubtful", said)
     fitted = f"{said}: variance = {line.gain:.2g} mean {line.constant:+.2g}, as with an offset or read noise"
-    if line.better > BETTER and (line.share > CONSTANT or (line.share < -CONSTANT and ratio > MOST)):
+    if line.better > BETTER and line.share > CONSTANT:
         return "not counts", fitted
-    if line.counting_gain > MOST:
-        return "not counts", f"{said}, and it is {line.counting_gain:.2g} at all levels"
+    if line.darkest - Z * line.darkest_error > MOST:
+        return "not counts", f"{said}, and it is {line.darkest:.2g} where counts are few, too"
     if line.better > SURE_BETTER and abs(line.share) > SURE_CONSTANT:
         return "doubtful", fitted
     if line.counting_gain > SURE[1] or (ratio < SURE[0] and line.counting_gain < SURE[0]):
