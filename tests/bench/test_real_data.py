@@ -65,6 +65,7 @@ def test_auto_finds_the_symmetry_of_muscle_and_its_centre() -> None:
         np.testing.assert_allclose(found.beam_center, stack.beam_center, atol=0.5)
 
 
+@pytest.mark.process
 def test_the_main_job_runs_on_real_frames(tmp_path: Path) -> None:
     """`symdenoise demo --images` through detector, RunEngine, callback and catalogue."""
     command = ["demo", "--images", f"{FOLDER}/muscle_p40.h5", "--symmetry", "2mm", "--frames", "2", "--json"]

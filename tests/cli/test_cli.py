@@ -317,6 +317,7 @@ class TestBenches:
         }
         assert found == {module for module, _ in BENCHES.values()}
 
+    @pytest.mark.process
     def test_help_lists_them_and_imports_none(self) -> None:
         listed = (
             "import contextlib, io, sys\n"
@@ -333,6 +334,7 @@ class TestBenches:
         assert modules == "[]"
         assert all(f" {name} " in said for name in BENCHES)
 
+    @pytest.mark.process
     def test_help_needs_no_extra(self) -> None:
         extras = "('distributed', 'asyncpg', 'bm3d', 'pystog', 'skimage')"
         code = (

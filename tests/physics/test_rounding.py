@@ -139,6 +139,7 @@ OTHER = {
     "views": 8,
     "fold_sha256": "0" * 64,
     "analysis": (Ring(10, 20).to_text(),),
+    "noise": "poisson",
 }
 
 
