@@ -713,3 +713,106 @@ def test_a_nexus_default_of_dot_means_the_group_itself(tmp_path: Path) -> None:
         file["image"] = np.ones((2, 5, 6))
     with open_frames(tmp_path / "dot.h5") as stack:
         assert stack.shape == (2, 5, 6)
+
+
+# ---------------------------------------------------------------- what files lead to
+
+
+def virtual(path: Path, shape: tuple[int, ...], *mappings: tuple[Any, str, tuple[int, ...]]) -> Path:
+    """A virtual dataset ``data``: for each source where its pixels go, its file and its shape."""
+    layout = h5py.VirtualLayout(shape, np.uint16)
+    for where, name, source in mappings:
+        layout[where] = h5py.VirtualSource(name, "data", source)
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("data", layout)
+    return path
+
+
+def test_groups_that_lead_to_each_other_end(tmp_path: Path, counts: np.ndarray) -> None:
+    path = write_h5(tmp_path / "circle.h5", "somewhere/frames", counts)
+    with h5py.File(path, "a") as file:
+        file.attrs["default"] = "somewhere"
+        file["somewhere"].attrs["default"] = "/somewhere"
+        file["one"], file["two"] = h5py.SoftLink("/two"), h5py.SoftLink("/one")
+        file["self"] = h5py.ExternalLink("circle.h5", "/")
+    with open_frames(path) as stack:
+        check(stack, counts)
+
+
+def test_frames_that_no_source_holds_are_not_zeros(
+    tmp_path: Path, counts: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the end they are left out; between others they are an error."""
+    two = (2, *SHAPE[1:])
+    write_h5(tmp_path / "a.h5", "data", counts[:2])
+    write_h5(tmp_path / "b.h5", "data", counts[2:4])
+    with open_frames(virtual(tmp_path / "end.h5", SHAPE, (np.s_[:2], "a.h5", two))) as stack:
+        check(stack, counts[:2])
+    assert "only its first 2 of 6 frames are in files" in caplog.text
+    gap = virtual(tmp_path / "gap.h5", SHAPE, (np.s_[:2], "a.h5", two), (np.s_[4:6], "b.h5", two))
+    with pytest.raises(SymDenoiseError, match="2 of its 6 frames, the first is 2, are in none of its files"):
+        open_frames(gap)
+    rows = Hdf5Rows(gap, "data", frames=1, patience=0.1)
+    np.testing.assert_array_equal(rows.read(5).squeeze(), counts[3])
+    with pytest.raises(SymDenoiseError, match="a source that holds it"):
+        rows.read(3)
+
+
+def test_gaps_between_modules_are_masked(tmp_path: Path, counts: np.ndarray) -> None:
+    half = SHAPE[1] // 2
+    write_h5(tmp_path / "upper.h5", "data", counts[:, : half - 2])
+    path = virtual(tmp_path / "v.h5", SHAPE, (np.s_[:, : half - 2], "upper.h5", (SHAPE[0], half - 2, SHAPE[2])))
+    with open_frames(path) as stack:
+        assert stack.mask is not None
+        assert stack.mask[half - 2 :].all()
+        assert not stack.mask[: half - 2].any()
+
+
+def test_names_of_sources_are_read_as_hdf5_reads_them(tmp_path: Path, counts: np.ndarray) -> None:
+    """A doubled per cent sign is one, files of a moved folder lie beside each other, and links are followed."""
+    folder = tmp_path / "moved"
+    folder.mkdir()
+    write_h5(folder / "50%b.h5", "data", counts)
+    for name, source in (("escaped.h5", "50%%b.h5"), ("absolute.h5", f"{tmp_path}/gone/50%%b.h5")):
+        path = virtual(folder / name, SHAPE, (np.s_[:], source, SHAPE))
+        (tmp_path / f"link_{name}").symlink_to(path)
+        for each in (path, tmp_path / f"link_{name}"):
+            with open_frames(each) as stack:
+                check(stack, counts)
+    (folder / "50%b.h5").unlink()
+    with pytest.raises(SymDenoiseError, match=r"'50%b\.h5' with its frames is missing"):
+        open_frames(folder / "escaped.h5")
+
+
+def test_files_of_a_sequence_behind_a_missing_one_are_said(
+    tmp_path: Path, counts: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    two = (2, *SHAPE[1:])
+    for number in (0, 1, 3):
+        write_h5(tmp_path / f"q{number}.h5", "data", counts[:2])
+    source = h5py.VirtualSource("q%b.h5", "data", two, maxshape=two)
+    unlimited = h5py.h5s.UNLIMITED
+    space = h5py.h5s.create_simple((2 * 2, *SHAPE[1:]), (unlimited, *SHAPE[1:]))
+    space.select_hyperslab((0, 0, 0), (unlimited, 1, 1), stride=(2, 1, 1), block=two)
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_virtual(space, b"q%b.h5", b"data", source.sel.id)
+        h5py.h5d.create(file.id, b"data", h5py.h5t.NATIVE_UINT16, space, plist)
+    with open_frames(tmp_path / "v.h5") as stack:
+        assert stack.shape[0] == 4
+    assert "file q2.h5 is missing, so that the frames of 1 files after it are left out" in caplog.text
+
+
+@pytest.mark.parametrize(("center", "size"), [(np.nan, 0.172), (15.0, np.inf)])
+def test_a_beam_centre_that_is_not_finite_is_not_used(
+    tmp_path: Path, counts: np.ndarray, center: float, size: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_h5(tmp_path / "a.nxs", "entry/data/data", counts)
+    with h5py.File(path, "a") as file:
+        for axis in "yx":
+            file[f"{DETECTOR}/beam_center_{axis}"], file[f"{DETECTOR}/{axis}_pixel_size"] = center, size
+            for name in (f"beam_center_{axis}", f"{axis}_pixel_size"):
+                file[f"{DETECTOR}/{name}"].attrs["units"] = np.array([b"mm"])
+    with open_frames(path) as stack:
+        assert stack.beam_center is None
+    assert "is not used" in caplog.text

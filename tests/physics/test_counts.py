@@ -184,3 +184,23 @@ class TestDoubts:
         assert checked_noise("poisson") == "poisson"
         with pytest.raises(SymDenoiseError, match="noise='gaussian'"):
             checked_noise("gaussian")
+
+
+class TestSpeed:
+    def test_large_frames_are_judged_by_a_part(self, rng):
+        frame = rng.poisson(3.0, (2048, 2048))
+        assert kind(frame) == "counts"
+        assert kind(np.round(2.4 * frame + 100)) == "not counts"
+
+
+class TestStructure:
+    @pytest.mark.parametrize("level", [1.0, 10.0, 100.0])
+    def test_bright_speckle_is_doubtful_at_most(self, rng, level):
+        """Its contrast adds to the variance as unequal pixels do."""
+        field = ndimage.gaussian_filter(rng.standard_normal((2, *SHAPE)), (0, 1, 1))
+        speckle = (field**2).sum(axis=0)
+        halo = pattern(1.0) * (0.5 + 0.5 * speckle / speckle.mean())
+        assert kind(rng.poisson(level * halo)) != "not counts"
+
+    def test_a_ramp_without_noise_is_refused(self):
+        assert kind(np.tile(np.arange(1, 385, dtype=np.uint16), (384, 1))) == "not counts"
