@@ -11,6 +11,7 @@ import heapq
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,11 @@ class Head:
     def path(self, folder: Path) -> Path:
         """Return the path of the file in a folder."""
         return folder / f"{self.derived_uid}{SUFFIX}"
+
+
+#: Held while this process forks, and while a file is locked and not yet known: a fork closes the files that are known,
+#: and would keep the lock of another one as long as it lives.
+FORKING = threading.Lock()
 
 
 class RunFile:
@@ -275,7 +281,8 @@ class Backlog:
         OSError
             If it cannot be made; the run's documents then stay in memory.
         """
-        self._files[head.raw_uid] = RunFile.begin(self._folder, head)
+        with FORKING:
+            self._files[head.raw_uid] = RunFile.begin(self._folder, head)
 
     def path(self, uid: str) -> Path | None:
         """Return the path of a run's file."""

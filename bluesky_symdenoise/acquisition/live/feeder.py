@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bluesky_symdenoise.acquisition.deliver.spool import spool_folder
-from bluesky_symdenoise.acquisition.live.backlog import Backlog, Head
+from bluesky_symdenoise.acquisition.live.backlog import FORKING, Backlog, Head
 from bluesky_symdenoise.acquisition.live.pool import Pool
 from bluesky_symdenoise.acquisition.live.process import WorkerProcess
 from bluesky_symdenoise.acquisition.live.status import Status, Tally
@@ -358,8 +358,9 @@ _ALIVE: weakref.WeakSet[Feeder] = weakref.WeakSet()
 
 
 def _forget_in_fork() -> None:
+    FORKING.release()
     for feeder in list(_ALIVE):
         feeder.forget_in_fork()
 
 
-os.register_at_fork(after_in_child=_forget_in_fork)
+os.register_at_fork(before=FORKING.acquire, after_in_parent=FORKING.release, after_in_child=_forget_in_fork)
