@@ -83,7 +83,6 @@ class Decision:
             If the image does not hold counts, or does not have the requested symmetry.
         """
         if not self.holds_counts:
-            counts = _has_counts(image)
             if self._noise is None:
                 try:
                     self.doubt = doubts_of_counts(image, mask)
@@ -91,7 +90,7 @@ class Decision:
                     # One reason for all frames of a run, whose numbers differ a little.
                     said = self._refusal = self._refusal or error
                     raise SymDenoiseError(said.value, rule=said.rule, remedy=said.remedy) from error
-            self.holds_counts = counts
+            self.holds_counts = _has_counts(image)
         found = self.symmetry
         if found is None:
             found = denoiser.resolve(image, mask=mask, exposure=exposure, symmetry=symmetry, beam_center=center)
@@ -127,7 +126,7 @@ def doubts_of_counts(image: NDArray[Any], mask: Given) -> str | None:
         If it plainly holds something else than photon counts.
     """
     refuse_clipped_image(image, mask)
-    return doubts(image, mask) if _has_counts(image) else None
+    return doubts(image, mask)
 
 
 def _has_counts(image: NDArray[Any]) -> bool:

@@ -109,12 +109,14 @@ def missing_source(dataset: Any, rows: slice, *, depth: int = 0) -> str | None:
     for mapping in dataset.virtual_sources():
         if _numbered(mapping.file_name):
             return None
-        if dataset.ndim > 2 and not set(wanted) & set(_rows(mapping, dataset, None)):
+        held = _rows(mapping, dataset, None)
+        if not any(row in held for row in wanted):
             continue
         with _source(dataset, mapping) as (node, what, _):
             if node is None:
                 return what
-            covered |= set(wanted) & set(_rows(mapping, dataset, node))
+            held = _rows(mapping, dataset, node)
+            covered.update(row for row in wanted if row in held)
             if deeper := missing_source(node, slice(None), depth=depth + 1):
                 return deeper
     return None if covered.issuperset(wanted) else "a source that holds it"

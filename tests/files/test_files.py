@@ -816,3 +816,19 @@ def test_a_beam_centre_that_is_not_finite_is_not_used(
     with open_frames(path) as stack:
         assert stack.beam_center is None
     assert "is not used" in caplog.text
+
+
+def test_pixels_whose_mask_is_in_a_missing_file_are_masked(tmp_path: Path, counts: np.ndarray) -> None:
+    half = SHAPE[1] // 2
+    for name, rows in (("upper.h5", half), ("lower.h5", SHAPE[1] - half)):
+        write_h5(tmp_path / name, "data", np.zeros((rows, SHAPE[2]), np.uint16))
+    parts = (np.s_[:half], "upper.h5", (half, SHAPE[2])), (np.s_[half:], "lower.h5", (SHAPE[1] - half, SHAPE[2]))
+    virtual(tmp_path / "mask.h5", SHAPE[1:], *parts)
+    path = write_h5(tmp_path / "frames.h5", "counts", counts)
+    with h5py.File(path, "a") as file:
+        file["mask"] = h5py.ExternalLink("mask.h5", "data")
+    (tmp_path / "lower.h5").unlink()
+    with open_frames(path) as stack:
+        assert stack.mask is not None
+        assert stack.mask[half:].all()
+        assert not stack.mask[:half].any()

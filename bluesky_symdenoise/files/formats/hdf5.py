@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.format import Array, Format, Part, ReadFrames, stack_shape
+from bluesky_symdenoise.files.format import Format, Part, ReadFrames, stack_shape
 from bluesky_symdenoise.files.formats.hdf5_stored import stored_row
 from bluesky_symdenoise.files.opened import open_for_reading
 from bluesky_symdenoise.files.rows import Hdf5Rows
@@ -189,9 +189,7 @@ def _hdf5_part(file: Any, path: Path, name: str) -> Part:
     nodes = (_get(file, each, path) for each in masks)
     mask = next((node for node in nodes if isinstance(node, h5py.Dataset)), None)
     pixels = followed(dataset, f"{path}::{name}")
-    if mask is not None:
-        followed(mask, f"{path}::{mask.name}")
-    known = None if mask is None else _as_mask(mask[()], shape[1:], f"{path}::{mask.name}")
+    known = None if mask is None else _as_mask(mask, shape[1:], f"{path}::{mask.name}")
     attrs = [node.attrs for node in (dataset, group, file)]
     center = next((each["beam_center"] for each in attrs if "beam_center" in each), None)
     symmetry = next((_text(each["symmetry"]) for each in attrs if "symmetry" in each), None)
@@ -265,7 +263,8 @@ def _as_center(value: Any, path: Path) -> tuple[float, float]:
     return float(center[0]), float(center[1])
 
 
-def _as_mask(stored: Array, shape: tuple[int, ...], what: str) -> NDArray[np.bool_]:
+def _as_mask(dataset: Any, shape: tuple[int, ...], what: str) -> NDArray[np.bool_]:
+    gone, stored = followed(dataset, what).gone, dataset[()]
     mask = stored[0] if stored.ndim == 3 and len(stored) == 1 else stored
     if mask.shape != shape:
         raise SymDenoiseError(
@@ -273,7 +272,8 @@ def _as_mask(stored: Array, shape: tuple[int, ...], what: str) -> NDArray[np.boo
             rule=f"a mask must have the shape of a frame, {shape}",
             remedy="name the dataset that the mask belongs to, or repair the file",
         )
-    bad = np.asarray(mask != 0)
+    # What a missing file says of its pixels is not known.
+    bad = np.asarray(mask != 0) if gone is None else (mask != 0) | gone
     if said := mostly_masked(bad, what, "if that is wrong, `symdenoise denoise --ignore-file-mask` does without it"):
         log.warning("%s", said)
     return bad

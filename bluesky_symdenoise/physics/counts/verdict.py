@@ -197,7 +197,7 @@ def _step(values: NDArray[Any]) -> float | None:
     found = np.unique(np.abs(values[values != 0]))[:MOST_VALUES]
     if len(found) < STEP_VALUES or np.count_nonzero(values) < STEP_PIXELS:
         return None
-    if values.dtype.kind in "iub":
+    if values.dtype.kind in "iu":
         step = float(np.gcd.reduce(found.astype(np.int64)))
         return None if step == 1 else step
     found = found.astype(np.float64)
