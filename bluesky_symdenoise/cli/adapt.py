@@ -11,7 +11,7 @@ import typer
 
 from bluesky_symdenoise.cli.catalog import opened
 from bluesky_symdenoise.cli.lazy import Catalog, Runs, run_named
-from bluesky_symdenoise.cli.options import Center, InvertMask, ModelName, Symmetry
+from bluesky_symdenoise.cli.options import Center, InvertMask, ModelName, Symmetry, given_mask
 from bluesky_symdenoise.cli.root import app
 
 #: Fewer minutes than this may not suffice; a warning is printed.
@@ -53,7 +53,6 @@ def finetune(
     """
     from bluesky_symdenoise.acquisition.past.finetune import finetune as tune
     from bluesky_symdenoise.denoiser.infer import Denoiser
-    from bluesky_symdenoise.files import inverted_mask_from, mask_from
     from bluesky_symdenoise.training.fit import TrainConfig
     from bluesky_symdenoise.training.tune import TUNING
 
@@ -67,7 +66,7 @@ def finetune(
             name=name,
             reference=[run_named(client, "raw", uid) for uid in reference] if reference else None,
             parent=parent,
-            mask=None if mask is None else (inverted_mask_from if invert_mask else mask_from)(mask),
+            mask=given_mask(mask, inverted=invert_mask),
             symmetry=symmetry,
             beam_center=beam_center,
             stream=stream,

@@ -25,7 +25,7 @@ BENCHES = {
     ),
     "floors": (
         "quality.floors",
-        "Tune the least rate that each peer of `quality` may foretell, on training sets, beside what is in use.",
+        "Tune the least rate that each peer of `quality` may predict, on training sets, beside what is in use.",
     ),
     "features": (
         "truth.honesty",

@@ -18,6 +18,7 @@ from bluesky_symdenoise.cli.options import (
     Noise,
     Symmetry,
     Views,
+    given_mask,
 )
 from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -104,16 +105,16 @@ def denoise(
     from bluesky_symdenoise.denoiser.infer import Denoiser
     from bluesky_symdenoise.denoiser.stack import empty_result
     from bluesky_symdenoise.derived.decision import doubts_of_counts
-    from bluesky_symdenoise.files import NexusWriter, inverted_mask_from, mask_from, open_frames
+    from bluesky_symdenoise.files import NexusWriter, open_frames
     from bluesky_symdenoise.physics.counts.verdict import checked_noise
     from bluesky_symdenoise.physics.frame import as_mask
 
     denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
     with open_frames(file) as stack:
         bad = None if ignore_file_mask else stack.mask
-        if mask is not None:
-            read = inverted_mask_from if invert_mask else mask_from
-            given = as_mask(read(mask), (stack.shape[1], stack.shape[2]))
+        given = given_mask(mask, inverted=invert_mask)
+        if given is not None:
+            given = as_mask(given, (stack.shape[1], stack.shape[2]))
             bad = given if bad is None else bad | given
         first = stack[:POOLED]
         if checked_noise(noise) is None and (doubt := doubts_of_counts(first, bad)):
@@ -161,7 +162,6 @@ def train(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Train a denoiser from a recipe; training can be stopped and continued at any time."""
-    from bluesky_symdenoise.files import inverted_mask_from, mask_from
     from bluesky_symdenoise.training.fit import TrainConfig, fit
     from bluesky_symdenoise.training.pairs import real_frames
 
@@ -172,8 +172,7 @@ def train(
             "--query, --mask", rule="these options choose among a catalogue's runs", remedy="add --from"
         )
     if catalog is not None:
-        read = inverted_mask_from if invert_mask else mask_from
-        real += _frames_of_catalog(catalog, query or [], None if mask is None else read(mask), recipe.seed)
+        real += _frames_of_catalog(catalog, query or [], given_mask(mask, inverted=invert_mask), recipe.seed)
     typer.echo(fit(recipe, output=output, real=real, initial=initial, device=device))
 
 

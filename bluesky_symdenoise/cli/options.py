@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 # Those that benches have too are declared there: imports point downward.
 from bluesky_symdenoise.bench.options import ModelName as ModelName
 from bluesky_symdenoise.bench.options import Views as Views
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Symmetry = Annotated[
     str,
@@ -59,3 +62,12 @@ OlderThan = Annotated[
         min=0, metavar="HOURS", help="Also runs without a stop document that gave no sign of life for this long."
     ),
 ]
+
+
+def given_mask(path: Path | None, *, inverted: bool) -> NDArray[Any] | None:
+    """Return the mask (y, x), True = bad, that --mask and --invert-mask name; None without --mask."""
+    from bluesky_symdenoise.files import inverted_mask_from, mask_from
+
+    if path is None:
+        return None
+    return inverted_mask_from(path) if inverted else mask_from(path)

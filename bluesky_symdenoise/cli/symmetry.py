@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bluesky_symdenoise.cli.options import Center, IgnoreFileMask, InvertMask, Symmetry
+from bluesky_symdenoise.cli.options import Center, IgnoreFileMask, InvertMask, Symmetry, given_mask
 from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -60,10 +60,9 @@ def check(
     from bluesky_symdenoise.catalog.report.picture import check_figure, png
     from bluesky_symdenoise.cli.catalog import opened
     from bluesky_symdenoise.cli.lazy import run_named
-    from bluesky_symdenoise.files import inverted_mask_from, mask_from, open_frames
+    from bluesky_symdenoise.files import open_frames
 
-    read = inverted_mask_from if invert_mask else mask_from
-    given = None if mask is None else read(mask)
+    given = given_mask(mask, inverted=invert_mask)
     if catalog is not None:
         with opened(catalog) as client:
             done = check_symmetry(

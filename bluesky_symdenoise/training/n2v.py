@@ -52,8 +52,8 @@ def n2v(image: NDArray[Any], mask: NDArray[np.bool_], *, budget: Budget = BUDGET
         optimiser.step()
     with torch.inference_mode():
         whole = torch.from_numpy(scaled)[None, None]
-        foretold = sum((torch.flip(net(torch.flip(whole, flip)), flip) for flip in FLIPS), torch.zeros_like(whole))
-    return np.asarray(foretold[0, 0].double().numpy() / len(FLIPS) * width + center)
+        predicted = sum((torch.flip(net(torch.flip(whole, flip)), flip) for flip in FLIPS), torch.zeros_like(whole))
+    return np.asarray(predicted[0, 0].double().numpy() / len(FLIPS) * width + center)
 
 
 def _batch(

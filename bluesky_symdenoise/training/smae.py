@@ -170,8 +170,8 @@ def _trained(first: Tensor, second: Tensor, weight: Tensor, budget: Budget) -> U
     for _ in range(budget.steps):
         flip = FLIPS[rng.integers(len(FLIPS))]
         source, target = (first, second) if rng.integers(2) else (second, first)
-        foretold = net(torch.flip(source, flip))
-        loss = ((foretold - torch.flip(target, flip)) ** 2 * torch.flip(weight, flip)).sum() / measured
+        predicted = net(torch.flip(source, flip))
+        loss = ((predicted - torch.flip(target, flip)) ** 2 * torch.flip(weight, flip)).sum() / measured
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

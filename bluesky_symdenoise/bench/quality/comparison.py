@@ -72,10 +72,10 @@ def compared(results: Iterable[Result]) -> dict[str, Any]:
         name: {level: _won([case for case in by_case if _level(_ours(case)) == level], name) for level in levels}
         for name in (EVERY, *peers)
     }
-    foretold = {level: _foretold([case for case in by_case if _level(_ours(case)) == level]) for level in levels}
+    predicted = {level: _predicted([case for case in by_case if _level(_ours(case)) == level]) for level in levels}
     figures = [
         _likelihood("held-out likelihood better than every peer's", won[EVERY]),
-        _likelihood("the same of its own predictive distribution, peers' Poisson", foretold),
+        _likelihood("the same of its own predictive distribution, peers' Poisson", predicted),
         _over_bm3d(by_case),
     ]
     figures += [_over(by_case, name) for name in ("smae", "smae_mended")]
@@ -133,7 +133,7 @@ def _won(cases: list[Rows], peer: str) -> tuple[int, int]:
     return sum(number(_ours(case)["nll"]) < number(case[peer]["nll"]) for case in tried), len(tried)
 
 
-def _foretold(cases: list[Rows]) -> tuple[int, int]:
+def _predicted(cases: list[Rows]) -> tuple[int, int]:
     """Return cases won with sigma counting: peers have none, their estimates are Poisson means."""
     as_nll: list[Rows] = []
     for case in cases:

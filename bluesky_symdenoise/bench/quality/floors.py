@@ -36,7 +36,7 @@ def tuned_floors(found: Iterable[Case], peers: Mapping[str, Peer]) -> dict[str, 
 
 
 def main(data: Data, json_path: JsonPath = None) -> dict[str, float]:
-    """Tune the least rate that each peer of `quality` may foretell, on training sets, beside what is in use."""
+    """Tune the least rate that each peer of `quality` may predict, on training sets, beside what is in use."""
     about = header()
     floors = tuned_floors(cases(data, roles=("train",), levels=LEVELS, crop=CROP), PEERS)
     table = Table(title=f"floors tuned on training sets, crops of at most {CROP} x {CROP} pixels")
