@@ -34,12 +34,15 @@ class Dark:
         Number of frames.
     seconds
         Exposure time of each frame; None if it is not known.
+    averaged
+        Number of exposures of which each frame is the mean, for integrating detectors.
     """
 
     counts: NDArray[np.float64]
     mask: NDArray[np.bool_]
     frames: int
     seconds: float | None = None
+    averaged: int = 1
 
     def exposures(self, seconds: float | None) -> float:
         """Return how many exposures of `seconds` the dark is worth: its number of frames if no time is known.
@@ -104,6 +107,33 @@ def summed_dark(frames: Iterable[NDArray[Any]], *, seconds: float | None = None)
         raise SymDenoiseError("dark without frames", rule="it needs at least one", remedy="check where it comes from")
     bad = bad | hot_pixels(counts, bad)
     return Dark(counts=np.where(bad, 0.0, counts), mask=bad, frames=number, seconds=seconds)
+
+
+def summed_signal(frames: Iterable[NDArray[Any]], *, seconds: float | None = None, averaged: int = 1) -> Dark:
+    """Return frames (y, x) that an integrating detector took without a beam as one `Dark`, an offset of its signal.
+
+    A hot pixel has more dark signal, which the offset takes away, so that only pixels without a finite value are
+    masked.
+
+    Parameters
+    ----------
+    averaged
+        Number of exposures of which each frame is the mean.
+
+    Raises
+    ------
+    SymDenoiseError
+        If there is no frame.
+    """
+    total: NDArray[np.float64] | None = None
+    number = 0
+    for frame in frames:
+        total = frame.astype(np.float64) + (0 if total is None else total)
+        number += 1
+    if total is None:
+        raise SymDenoiseError("dark without frames", rule="it needs at least one", remedy="check where it comes from")
+    bad = ~np.isfinite(total)
+    return Dark(counts=np.where(bad, 0.0, total), mask=bad, frames=number, seconds=seconds, averaged=averaged)
 
 
 def hot_pixels(counts: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

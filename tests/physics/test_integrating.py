@@ -66,7 +66,7 @@ def test_frames_from_which_no_gain_follows_are_refused():
     with pytest.raises(SymDenoiseError, match="noise is estimated from pairs of mates"):
         found_readout([flat], Symmetry())
     for gain, noise in ((0, 1), (-1, 1), (1, -1), (np.nan, 1)):
-        with pytest.raises(SymDenoiseError, match="a gain is positive"):
+        with pytest.raises(SymDenoiseError, match="a gain is positive|must be finite"):
             Readout(gain, noise)
     with pytest.raises(SymDenoiseError, match="dark of shape"):
         pseudo_counts(flat, Readout(1.0, 1.0), dark=np.zeros((3, 3)))
@@ -93,7 +93,7 @@ def test_codes_are_no_signal_and_negative_values_are():
     assert np.isnan(counts).tolist() == [[False, True, False]]
     counts, _ = pseudo_counts(np.array([[-2.5, np.nan, 65535.0]], np.float32), Readout(1.0, 2.0))
     assert np.isnan(counts).tolist() == [[False, True, False]]
-    assert counts[0, 0] == 3.5
+    assert counts[0, 0] == 1.5
 
 
 def test_a_ccd_frame_is_denoised_without_bias():

@@ -1,18 +1,17 @@
-"""Integrating detectors (CCD, flat panel): gain and read noise, and the equivalent counts for the likelihood."""
+"""Gain and read noise of an integrating detector, from its frames."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.fold import block_sum
 from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.mates import first_of_pair, mate
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
@@ -22,71 +21,6 @@ BLOCK, FEWEST_PAIRS = 8, 16
 FEWEST_BLOCKS = 50
 #: Blocks whose noise is further from the fitted line, in standard deviations, are taken as not symmetric.
 OUTLIER_Z = 4.0
-#: The offset that keeps read noise above zero, in its standard deviations: 1 value in 700 is then cut at zero.
-LIFT = 3.0
-
-
-@dataclass(frozen=True)
-class Readout:
-    """Response of an integrating detector to photons: signal = gain * photons + noise.
-
-    Attributes
-    ----------
-    gain
-        Units of the signal (ADU) per photon.
-    read_noise
-        Standard deviation of a pixel without photons, in the same units.
-    """
-
-    gain: float
-    read_noise: float
-
-    def __post_init__(self) -> None:
-        if not (self.gain > 0 and np.isfinite(self.gain) and self.read_noise >= 0 and np.isfinite(self.read_noise)):
-            raise SymDenoiseError(
-                f"gain {self.gain}, read noise {self.read_noise}",
-                rule="a gain is positive and a read noise is not negative",
-                remedy="give both in units of the signal, or take found_readout",
-            )
-
-
-def pseudo_counts(
-    signal: NDArray[Any], readout: Readout, *, dark: ArrayLike | None = None, dark_frames: int | None = None
-) -> tuple[NDArray[np.float32], Background]:
-    """Return the counts equivalent to an integrating detector's frames (..., y, x), and their background.
-
-    y = (signal - dark)/gain + b is nearly Poisson(photons + b) when b is the variance of the read noise in photons:
-    mean and variance are right. Below 9 photons^2 of variance b is three standard deviations, so that no noise is cut
-    at zero, and errors are stated larger than they are. `bluesky_symdenoise.Denoiser` takes b off again:
-    ``denoiser(counts, background=background)``.
-
-    Parameters
-    ----------
-    signal
-        Signal as the detector wrote it. Integer codes and non-finite values become NaN; negative floats are signal.
-    dark
-        (y, x) mean of dark frames, or a number.
-    dark_frames
-        Number of frames averaged in the dark; their read noise is then part of the background's error.
-
-    Raises
-    ------
-    SymDenoiseError
-        If the dark has another shape.
-    """
-    shape = (signal.shape[-2], signal.shape[-1])
-    offset = np.asarray(0.0 if dark is None else dark, np.float64)
-    if offset.ndim and offset.shape != shape:
-        raise SymDenoiseError(
-            f"dark of shape {offset.shape}", rule=f"the frames have {shape}", remedy="give one (y, x) mean dark frame"
-        )
-    bad = ~np.isfinite(signal) if signal.dtype.kind == "f" else sentinel_mask(signal)
-    noise = readout.read_noise / readout.gain
-    lift = max(noise**2, LIFT * noise)
-    photons = (signal.astype(np.float64) - offset) / readout.gain + lift
-    counts = np.where(bad, np.nan, np.maximum(photons, 0.0)).astype(np.float32)
-    error = noise / np.sqrt(dark_frames) if dark_frames else 0.0
-    return counts, Background(np.full(shape, lift, np.float32), np.full(shape, error, np.float32))
 
 
 def found_readout(

@@ -1,0 +1,254 @@
+"""The readout of an integrating detector as a value, and the counts that are equivalent to its signal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.dark import Background, Dark
+from bluesky_symdenoise.physics.fold import block_sum
+from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
+
+#: A number, or a map (y, x) of each pixel's.
+Value = float | NDArray[np.float64]
+#: Attributes of a `Readout` that may be maps.
+MAPS = ("gain", "read_noise", "offset", "offset_error")
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """Response of an integrating detector to photons.
+
+    One exposure gives signal = offset + gain * photons + noise; the frame may be the mean of several.
+
+    Attributes
+    ----------
+    gain
+        Units of the signal (ADU, electrons, keV) per photon; (y, x) if pixels differ.
+    read_noise
+        Standard deviation of one exposure's pixel without photons, in the same units; (y, x) if pixels differ.
+    offset
+        Signal of a pixel without photons; (y, x) if pixels differ. 0 for frames whose dark was subtracted.
+    saturation
+        Signal from which on a pixel is masked; None if no pixel is saturated.
+    frames
+        Number of exposures of which each frame is the mean.
+    blur
+        Standard deviation, in pixels, of the spread of light between pixels, which makes their noise alike. Frames are
+        then too smooth for their number of photons, while sums over many pixels are right.
+    offset_error
+        Standard deviation of the offset, common to all frames; (y, x) if pixels differ. Unless the offset was averaged
+        from few darks it is 0.
+
+    Raises
+    ------
+    SymDenoiseError
+        If a value cannot be used.
+    """
+
+    gain: Value
+    read_noise: Value = 0.0
+    offset: Value = 0.0
+    saturation: float | None = None
+    frames: int = 1
+    blur: float = 0.0
+    offset_error: Value = 0.0
+
+    def __post_init__(self) -> None:
+        for name in MAPS:
+            object.__setattr__(self, name, _value(name, getattr(self, name)))
+        gain, noise = np.asarray(self.gain), np.asarray(self.read_noise)
+        # A pixel of a map whose gain is NaN is masked.
+        if not (np.all((gain > 0) | np.isnan(gain)) and np.isfinite(gain).any() and np.all(noise >= 0)):
+            raise SymDenoiseError(
+                f"gain {_said(gain)}, read noise {_said(noise)}",
+                rule="a gain is positive and a read noise is not negative",
+                remedy="give both in units of the signal, or find them with `symdenoise readout`",
+            )
+        if not (isinstance(self.frames, int) and self.frames >= 1):
+            raise SymDenoiseError(
+                f"frames={self.frames!r}", rule="a frame is the mean of at least 1 exposure", remedy="give their number"
+            )
+        if not (self.blur >= 0 and np.isfinite(self.blur) and np.all(np.asarray(self.offset_error) >= 0)):
+            raise SymDenoiseError(
+                f"blur {self.blur}, error of the offset {_said(np.asarray(self.offset_error))}",
+                rule="neither is negative",
+                remedy="give the blur in pixels, and the error in units of the signal",
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Readout) and all(
+            np.array_equal(np.asarray(getattr(self, each.name)), np.asarray(getattr(other, each.name)), equal_nan=True)
+            if each.name in MAPS
+            else getattr(self, each.name) == getattr(other, each.name)
+            for each in fields(self)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def noise(self) -> Value:
+        """Standard deviation of a frame's pixel without photons, in photons of all its exposures."""
+        value: Value = np.sqrt(self.frames) * np.asarray(self.read_noise) / np.asarray(self.gain)
+        return value
+
+    def with_dark(self, dark: Dark, *, seconds: float | None = None) -> Readout:
+        """Return this readout with the mean of dark frames as its offset.
+
+        Parameters
+        ----------
+        dark
+            From `bluesky_symdenoise.physics.dark.summed_signal`.
+        seconds
+            Exposure time of the frames; None if it is not known.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the dark was exposed for another time: of an offset, no part is known to grow with the time.
+        """
+        if seconds is not None and dark.seconds is not None and not np.isclose(seconds, dark.seconds, rtol=1e-3):
+            raise SymDenoiseError(
+                f"dark of {dark.seconds} s for a frame of {seconds} s",
+                rule="the offset of an integrating detector does not grow with the exposure time as counts do",
+                remedy="take the dark with the exposure time of the frames",
+            )
+        error = np.asarray(self.read_noise) / np.sqrt(dark.frames * dark.averaged)
+        return replace(self, offset=np.where(dark.mask, np.nan, dark.counts / dark.frames), offset_error=error)
+
+    def saturated(self, signal: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return the pixels (..., y, x) that are saturated."""
+        if self.saturation is None:
+            return np.zeros(signal.shape, bool)
+        return np.asarray(signal >= self.saturation)
+
+    def equivalent(self, signal: NDArray[Any], mask: ArrayLike | None = None) -> tuple[NDArray[np.float32], Background]:
+        """Return the counts equivalent to frames (..., y, x) of this detector, NaN where masked, and their background.
+
+        y = photons + b with photons = frames (signal - offset)/gain and b the variance of the read noise in photons has
+        mean and variance photons + b, as Poisson counts have. Where noise makes y negative, what is lacking is taken
+        from the pixels around, so that sums over more than a few pixels are right. `bluesky_symdenoise.Denoiser` takes
+        b off again.
+
+        Parameters
+        ----------
+        signal
+            Signal as the detector wrote it. Integer codes, non-finite and saturated values become NaN; negative floats
+            are signal.
+        mask
+            (y, x), True = bad.
+
+        Raises
+        ------
+        SymDenoiseError
+            If a map of the readout has another shape than the frames.
+        """
+        shape = (signal.shape[-2], signal.shape[-1])
+        bad = self.unusable(signal) | as_mask(mask, shape)
+        photons = np.broadcast_to(self.photons(signal), signal.shape)
+        variance = np.broadcast_to(np.square(self.noise), shape)
+        bad |= ~np.isfinite(photons) | ~np.isfinite(variance)
+        lifted = np.where(bad, 0.0, photons + variance).reshape(-1, *shape)
+        counts = np.stack([without_negative(frame) for frame in lifted]).reshape(signal.shape)
+        error = np.broadcast_to(self.frames * np.asarray(self.offset_error) / np.asarray(self.gain), shape)
+        background = Background(np.nan_to_num(variance).astype(np.float32), np.nan_to_num(error).astype(np.float32))
+        return np.where(bad, np.nan, counts).astype(np.float32), background
+
+    def photons(self, signal: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the photons of all exposures of frames (..., y, x), negative within noise; NaN where a map is NaN.
+
+        Raises
+        ------
+        SymDenoiseError
+            If a map of the readout has another shape than the frames.
+        """
+        shape = signal.shape[-2:]
+        for name in MAPS:
+            held = np.shape(getattr(self, name))
+            if held and held != shape:
+                raise SymDenoiseError(
+                    f"{name} of shape {held}",
+                    rule=f"the frames have {shape}",
+                    remedy="give one (y, x) map, or a number",
+                )
+        return np.asarray(self.frames * (signal.astype(np.float64) - self.offset) / self.gain)
+
+    def unusable(self, signal: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return the pixels (..., y, x) that hold no signal: codes of integers, no finite value, or saturated."""
+        if signal.dtype.kind == "f":
+            bad = ~np.isfinite(signal)
+        elif signal.dtype.kind == "i":
+            # Negative integers are signal: a dark was subtracted.
+            held = np.iinfo(signal.dtype)
+            bad = (signal == held.max) | (signal == held.min)
+        else:
+            bad = sentinel_mask(signal)
+        return bad | self.saturated(signal)
+
+
+def without_negative(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a frame (y, x) whose negative values are 0 and taken from the values around.
+
+    Blocks of 2, 4, 8, ... pixels keep their sums, if these are positive; else the block that holds them does.
+    """
+    if not (values < 0).any():
+        return values
+    height, width = values.shape
+    levels = [values]
+    while max(levels[-1].shape) > 1:
+        levels.append(block_sum(levels[-1], 2))
+    kept = np.maximum(levels[-1], 0.0)
+    for level in reversed(levels[:-1]):
+        positive = np.maximum(level, 0.0)
+        total = block_sum(positive, 2)
+        share = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
+        wide = np.repeat(np.repeat(share, 2, axis=0), 2, axis=1)
+        kept = positive * wide[: level.shape[0], : level.shape[1]]
+    return kept[:height, :width]
+
+
+def pseudo_counts(
+    signal: NDArray[Any], readout: Readout, *, dark: ArrayLike | None = None, dark_frames: int | None = None
+) -> tuple[NDArray[np.float32], Background]:
+    """Return the counts equivalent to an integrating detector's frames (..., y, x), and their background.
+
+    As `Readout.equivalent`; ``Denoiser(...)(signal, readout=readout)`` does all of it.
+
+    Parameters
+    ----------
+    dark
+        (y, x) mean of dark frames, or a number; by default the readout's offset.
+    dark_frames
+        Number of frames averaged in the dark; their read noise is then part of the background's error.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the dark has another shape.
+    """
+    if dark is not None:
+        error = np.asarray(readout.read_noise) / np.sqrt(dark_frames) if dark_frames else 0.0
+        readout = replace(readout, offset=np.asarray(dark, np.float64), offset_error=error)
+    return readout.equivalent(signal)
+
+
+def _value(name: str, given: Any) -> Value:
+    value = np.array(given, np.float64)
+    if value.ndim not in (0, 2):
+        raise SymDenoiseError(
+            f"{name} of shape {value.shape}", rule="it is a number or a map (y, x)", remedy="give one"
+        )
+    if value.ndim == 0:
+        if not np.isfinite(value):
+            raise SymDenoiseError(f"{name} {value}", rule="it must be finite", remedy="give a finite number")
+        return float(value)
+    value.flags.writeable = False
+    return value
+
+
+def _said(value: NDArray[np.float64]) -> str:
+    return f"{value:.4g}" if value.ndim == 0 else f"from {np.nanmin(value):.4g} to {np.nanmax(value):.4g}"
