@@ -89,7 +89,15 @@ def denoised_row(
 ) -> Row:
     """Return one image as stored: denoised, rounded as the recipe says, with its scalars."""
     begun = clock.perf_counter()
-    result = denoiser(image, mask=mask, exposure=exposure, symmetry=symmetry, background=background)
+    result = denoiser(
+        image,
+        mask=mask,
+        exposure=exposure,
+        symmetry=symmetry,
+        # Without a symmetry, the centre given with the recipe is used for sums only.
+        beam_center=recipe.beam_center if symmetry.beam_center is None else None,
+        background=background,
+    )
     intensity, sigma = result["intensity"].values, result["sigma"].values
     shape = (image.shape[-2], image.shape[-1])
     measured = ~(as_mask(mask, shape) | sentinel_mask(image)) & (as_exposure(exposure, shape) > 0)
