@@ -381,11 +381,9 @@ class Denoiser:
         own_y, own_n = net.own(y, n)
         mean, kappa = prior(ratio, log_kappa, mean, own_y, own_n)
         shape = own_y + kappa
-        total = y.sum(dtype=torch.float64)
-        mean = flux_kept(total, n, shape, own_n, kappa, mean)
+        mean = flux_kept(y.sum(dtype=torch.float64), n, shape, own_n, kappa, mean)
         if self.sums == "agree":
             mean = agreeing(y, n, own_y, own_n, kappa, mean, ring)
-            mean = flux_kept(total, n, shape, own_n, kappa, mean)
         rate = own_n + kappa / mean
         # A pixel seen only by its mates is returned at the median exposure, which is 1.
         exposure = torch.where(n > 0, n, 1.0)

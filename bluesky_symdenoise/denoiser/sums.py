@@ -9,6 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from bluesky_symdenoise.denoiser.bands import flux_kept
 from bluesky_symdenoise.physics.fold import RING_WIDTH
 
 #: Fewest counts, measured or expected, of a window whose sum is corrected.
@@ -42,7 +43,7 @@ def agreeing(
     centre. Their s is what the frame shows of a ring there: the larger of 1 - 1/z2 and 1 - 3/c2, or 0. z2 is the mean
     of (Y - X)^2 / sum(h^2 x) nearby, the evidence that sums disagree; c2 that of X log(r / r')^2, the evidence that the
     denoised profile has a ring: its mean rates r in this window and r' in one three times as wide. Where a frame shows
-    no ring, its noise is thus not put back.
+    no ring, its noise is thus not put back. The expected counts of the whole frame stay as they are.
 
     Parameters
     ----------
@@ -55,11 +56,18 @@ def agreeing(
     ring
         (y, x) number of each pixel's ring of half a pixel, from 1, and 0 for none; None where there is no centre.
     """
-    mean = mean * _of_boxes(counts, *_expected(exposure, own_counts, own_exposure, kappa, mean))
-    if ring is None:
-        return mean
-    height, width = ring.shape
     expected, change = _expected(exposure, own_counts, own_exposure, kappa, mean)
+    total = expected.sum(dtype=torch.float64)
+    mean = mean * _of_boxes(counts, expected, change)
+    if ring is not None:
+        expected, change = _expected(exposure, own_counts, own_exposure, kappa, mean)
+        mean = mean * _of_rings(counts, exposure, expected, change, ring)
+    return flux_kept(total, exposure, own_counts + kappa, own_exposure, kappa, mean)
+
+
+def _of_rings(counts: Tensor, exposure: Tensor, expected: Tensor, change: Tensor, ring: NDArray[np.int64]) -> Tensor:
+    """Return the factor (1, 1, y, x) that makes rings agree."""
+    height, width = ring.shape
     # Count from the innermost ring that the detector has: with the beam far off it, the numbers are large.
     number = np.where(ring > 0, ring - ring[ring > 0].min(initial=np.iinfo(np.int64).max) + 1, 0).ravel()
 
@@ -70,9 +78,8 @@ def agreeing(
 
     found = ring_factor(profile(counts), profile(exposure), profile(expected), profile(change))
     found[0] = 1.0
-    factor = torch.from_numpy(found.astype(np.float32)[number].reshape(height, width)).to(mean.device)
-    padding = (0, mean.shape[3] - width, 0, mean.shape[2] - height)
-    return mean * F.pad(factor, padding, value=1.0)
+    factor = torch.from_numpy(found.astype(np.float32)[number].reshape(1, 1, height, width)).to(counts.device)
+    return F.pad(factor, (0, counts.shape[3] - width, 0, counts.shape[2] - height), value=1.0)
 
 
 def _expected(
