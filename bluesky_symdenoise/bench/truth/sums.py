@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,22 @@ def areas(denoisers: dict[str, Denoiser], frames: int, seed: int = 0) -> list[Ro
     ]
 
 
+def seconds(denoisers: dict[str, Denoiser], sides: Sequence[int] = (256, 1024), repeats: int = 5) -> list[Row]:
+    """Return the least time of one frame for each choice, in turns, without a symmetry."""
+    results = []
+    for side in sides:
+        center = ((side - 1) / 2, (side - 1) / 2)
+        counts = np.random.default_rng(0).poisson(textured_rate(View.about(center, (side, side)), orientation=0.5))
+        taken: dict[str, list[float]] = {choice: [] for choice in denoisers}
+        for _ in range(repeats):
+            for choice, denoiser in denoisers.items():
+                begun = time.perf_counter()
+                denoiser(counts, symmetry=Symmetry(), beam_center=center)
+                taken[choice].append(time.perf_counter() - begun)
+        results.append({"side": side} | {choice: min(each) for choice, each in taken.items()})
+    return results
+
+
 def main(
     data: Annotated[
         Path | None, typer.Option(help="Folder with real frames (HDF5 with counts, mask, role), to be thinned, too.")
@@ -178,8 +195,14 @@ def main(
     steps = (scored(scene, denoisers) for each in (simulated(frames), scenes) for scene in each)
     rows = summed(list(track(steps, "frames", transient=True, console=Console(stderr=True))))
     fitted = areas(denoisers, frames)
+    taken = seconds(denoisers)
     console.print(parts_table(rows), LEGEND, areas_table(fitted))
-    write(json_path, about, {"environment": free.environment(), "results": rows, "areas": fitted})
+    for row in taken:
+        more = row["agree"] / row["free"] - 1
+        console.print(
+            f"a frame of {row['side']} x {row['side']} takes {1e3 * row['free']:.0f} ms, {more:+.0%} to agree"
+        )
+    write(json_path, about, {"environment": free.environment(), "results": rows, "areas": fitted, "seconds": taken})
 
 
 def parts_table(rows: Sequence[Row]) -> Table:
