@@ -17,6 +17,7 @@ from rich.table import Table
 
 from bluesky_symdenoise.bench.options import JsonPath, ModelName
 from bluesky_symdenoise.bench.quality.cases import cases
+from bluesky_symdenoise.bench.quality.metrics import FloatArray, Mask
 from bluesky_symdenoise.bench.record import header, write
 from bluesky_symdenoise.bench.truth.calibration import peaks
 from bluesky_symdenoise.bench.truth.features import CENTER, SIDE, Row, outside
@@ -25,8 +26,6 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.training.series import textured_rate
 from bluesky_symdenoise.training.simulate import View, peakless_rate
-
-Values = NDArray[np.float64]
 
 LEVELS = (0.1, 1.0, 10.0)
 CHOICES = ("free", "agree")
@@ -56,11 +55,11 @@ class Scene:
 
     name: str
     level: float
-    counts: Values
-    mask: NDArray[np.bool_]
+    counts: FloatArray
+    mask: Mask
     symmetry: Symmetry
     beam_center: tuple[float, float]
-    expected: Values
+    expected: FloatArray
     known: bool
 
     @property
