@@ -38,13 +38,17 @@ def agreeing(
 ) -> Tensor:
     """Return the prior's mean, corrected so that sums of the expected counts agree with sums of the counts.
 
-    In a window (weights h falling linearly to 0) with Y = sum h y measured and X = sum h x expected counts, the prior's
-    mean is multiplied by ((Y + k) / (X + k))^s at the window's middle; wide windows come before narrow ones, and those
-    of fewer than 100 counts are left out. k is 100 counts for boxes, whose s is 1, and 30 for rings about the beam
-    centre. Their s is what the frame shows of a ring there: the larger of 1 - 1/z2 and 1 - 3/c2, or 0. z2 is the mean
-    of (Y - X)^2 / (2 X / 3) nearby, the evidence that sums disagree; c2 that of X log(r / r')^2, the evidence that the
-    denoised profile has a ring: its mean rates r in this window and r' in one three times as wide. Where a frame shows
-    no ring, its noise is thus not put back. The expected counts of the whole frame stay as they are.
+    A window has weights h that fall linearly to 0, Y = sum h y measured counts and X = sum h x expected counts. At its
+    middle, the prior's mean is multiplied by ((Y + k) / (X + k))^s. Wide windows come first; windows of fewer than 100
+    counts are left out.
+
+    - Boxes: k = 100 counts and s = 1.
+    - Rings about the beam centre: k = 30 counts, and s is what the frame shows of a ring there, the larger of 1 - 1/z2
+      and 1 - 3/c2, at least 0. z2, the evidence that the sums disagree, is the mean of (Y - X)^2 / (2 X / 3) nearby.
+      c2, the evidence that the denoised profile has a ring, is that of X log(r / r')^2, with the mean rate r in this
+      window and r' in one three times as wide. Where a frame shows no ring, noise is not put back.
+
+    The expected counts of the whole frame stay as they are.
 
     Parameters
     ----------
