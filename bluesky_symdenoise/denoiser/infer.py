@@ -19,7 +19,7 @@ from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.network import PriorNet, features, prior
 from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype, checked_sums, checked_views
 from bluesky_symdenoise.denoiser.stack import pooled, stacked
-from bluesky_symdenoise.denoiser.sums import agreeing
+from bluesky_symdenoise.denoiser.sums import agreeing, rings_of
 from bluesky_symdenoise.denoiser.views import averaged
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -33,7 +33,7 @@ from bluesky_symdenoise.physics.defects import (
     no_defects,
     without,
 )
-from bluesky_symdenoise.physics.fold import Mates, gated_mates, rings
+from bluesky_symdenoise.physics.fold import Mates, gated_mates
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import (
     Symmetry,
@@ -342,8 +342,8 @@ class Denoiser:
         if self.sums == "free":
             return None
         if symmetry.beam_center is not None:
-            return rings(shape, symmetry)
-        return None if beam_center is None else rings(shape, Symmetry("1", finite_beam_center(beam_center)))
+            return rings_of(shape, symmetry)
+        return None if beam_center is None else rings_of(shape, Symmetry("1", finite_beam_center(beam_center)))
 
     def _posterior(
         self, frame: Frame, symmetry: Symmetry, ring: NDArray[np.int64] | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,7 +11,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from bluesky_symdenoise.physics.fold import RING_WIDTH
+from bluesky_symdenoise.physics.fold import RING_WIDTH, rings
+from bluesky_symdenoise.physics.symmetry import Symmetry
 
 #: Fewest counts, measured or expected, of a window whose sum is corrected.
 ENOUGH = 100.0
@@ -73,11 +76,20 @@ def agreeing(
     return mean * ((total / expected) ** (expected / change).clamp(max=SHARES)).float()
 
 
+@lru_cache(maxsize=1)
+def rings_of(shape: tuple[int, int], symmetry: Symmetry) -> NDArray[np.int64]:
+    """Return the number of each pixel's ring, as `bluesky_symdenoise.physics.fold.rings` does; the last are kept."""
+    ring = rings(shape, symmetry)
+    ring.flags.writeable = False
+    return ring
+
+
 def _of_rings(counts: Tensor, exposure: Tensor, expected: Tensor, change: Tensor, ring: NDArray[np.int64]) -> Tensor:
     """Return the factor (1, 1, y, x) that makes rings agree."""
     height, width = ring.shape
     # Count from the innermost ring that the detector has: with the beam far off it, the numbers are large.
-    number = np.where(ring > 0, ring - ring[ring > 0].min(initial=np.iinfo(np.int64).max) + 1, 0).ravel()
+    first = int(ring.min()) or int(ring[ring > 0].min(initial=1))
+    number = np.maximum(ring - (first - 1), 0).ravel()
 
     def profile(image: Tensor) -> Values:
         sums = np.bincount(number, image[0, 0, :height, :width].cpu().numpy().ravel())
@@ -181,5 +193,12 @@ def windowed(values: Values, width: float, axis: int = -1) -> Values:
 def _nearby(values: Values, bins: float, reach: int) -> Values:
     """Return means over `reach` window widths to either side."""
     size = 2 * reach * int(bins) + 1
-    inside = ndimage.uniform_filter1d(np.ones_like(values), size, mode="constant")
-    return ndimage.uniform_filter1d(values, size, mode="constant") / inside
+    return ndimage.uniform_filter1d(values, size, mode="constant") / _inside(len(values), size)
+
+
+@lru_cache(maxsize=64)
+def _inside(length: int, size: int) -> Values:
+    """Return the share of each running mean that is inside the profile."""
+    share = ndimage.uniform_filter1d(np.ones(length), size, mode="constant")
+    share.flags.writeable = False
+    return share
