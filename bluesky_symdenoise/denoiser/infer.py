@@ -34,6 +34,7 @@ from bluesky_symdenoise.physics.defects import (
 )
 from bluesky_symdenoise.physics.fold import Mates, gated_mates
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_symmetry, refuse_other_center
 from bluesky_symdenoise.physics.tilt import split_tilt
 from bluesky_symdenoise.recipe import array_sha256
@@ -143,6 +144,7 @@ class Denoiser:
         exposure: ArrayLike | None = None,
         symmetry: str | Symmetry | SymmetryCheck = "auto",
         beam_center: ArrayLike | None = None,
+        readout: Readout | None = None,
     ) -> Symmetry:
         """Return the point group and beam centre that `__call__` would use for these frames, pooled.
 
@@ -172,6 +174,8 @@ class Denoiser:
         if split_tilt(symmetry)[0] != "auto" and center is not None:
             return Symmetry(symmetry, center)
         bad, n = as_mask(mask, shape), Symmetry(symmetry, center).exposure(exposure, shape)
+        if readout is not None:
+            stack, _ = readout.equivalent(stack, bad)
         frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in stack)
         total = pooled((without(frame, self._defects(frame).mask) for frame in frames), shape)
         return chosen_symmetry(total, symmetry, center)
@@ -185,8 +189,9 @@ class Denoiser:
         symmetry: str | Symmetry | SymmetryCheck = "auto",
         beam_center: ArrayLike | None = None,
         background: Background | None = None,
+        readout: Readout | None = None,
     ) -> xr.Dataset:
-        """Denoise frames of photon counts.
+        """Denoise frames of photon counts, or of an integrating detector whose readout is given.
 
         Parameters
         ----------
@@ -210,6 +215,9 @@ class Denoiser:
             (y, x) in pixels, the centre of the first pixel is 0.
         background
             Expected dark counts of each frame, from `background`; the intensity is then that of the signal alone.
+        readout
+            Readout of an integrating detector (CCD, sCMOS, flat panel): `counts` is then its signal, in which negative
+            floats are allowed, and the intensity is in photons.
 
         Returns
         -------
@@ -236,6 +244,14 @@ class Denoiser:
         stack = stacked(counts)
         shape = (stack.shape[1], stack.shape[2])
         bad = as_mask(mask, shape)
+        if readout is not None:
+            if background is not None:
+                raise SymDenoiseError(
+                    "a background and a readout",
+                    rule="the dark of an integrating detector is the offset of its readout",
+                    remedy="give readout.with_dark(dark), and no background",
+                )
+            stack, background = readout.equivalent(stack, bad)
         resolved = self.resolve(stack, mask=bad, exposure=exposure, symmetry=symmetry, beam_center=beam_center)
         n = resolved.exposure(exposure, shape)
         intensity = np.empty(stack.shape, np.float32)
@@ -255,6 +271,7 @@ class Denoiser:
             intensity[index], sigma[index] = self._posterior(frame, resolved)
         if background is not None:
             intensity, sigma = signal(intensity, sigma, background)
+        units = "counts" if readout is None else "photons"
         leading = np.shape(counts)[:-2]
         dims = ("frame",) if len(leading) == 1 else tuple(f"dim_{i}" for i in range(len(leading)))
         return xr.Dataset(
@@ -262,13 +279,13 @@ class Denoiser:
                 "intensity": (
                     (*dims, "y", "x"),
                     intensity.reshape(*leading, *shape),
-                    {"units": "counts", "long_name": "expected counts per pixel"},
+                    {"units": units, "long_name": f"expected {units} per pixel"},
                 ),
                 "sigma": (
                     (*dims, "y", "x"),
                     sigma.reshape(*leading, *shape),
                     {
-                        "units": "counts",
+                        "units": units,
                         "long_name": "posterior standard deviation",
                         "note": "errors of neighbouring pixels are correlated",
                     },

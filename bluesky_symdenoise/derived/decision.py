@@ -12,6 +12,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.counts.verdict import doubts
 from bluesky_symdenoise.physics.frame import sentinel_mask
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Decision:
         exposure: Given,
         symmetry: str | Symmetry,
         center: tuple[float, float] | None,
+        readout: Readout | None = None,
     ) -> Symmetry:
         """Return the symmetry of the next image (..., y, x) in the order of the run.
 
@@ -76,6 +78,8 @@ class Decision:
             What was asked for this image.
         center
             Beam centre (y, x) of this image, if it is known.
+        readout
+            Readout of an integrating detector; None for counts.
 
         Raises
         ------
@@ -85,7 +89,7 @@ class Decision:
         if not self.holds_counts:
             if self._noise is None:
                 try:
-                    self.doubt = doubts_of_counts(image, mask)
+                    self.doubt = doubts_of_counts(image, mask, readout)
                 except SymDenoiseError as error:
                     # One reason for all frames of a run, whose numbers differ a little.
                     said = self._refusal = self._refusal or error
@@ -93,7 +97,9 @@ class Decision:
             self.holds_counts = _has_counts(image)
         found = self.symmetry
         if found is None:
-            found = denoiser.resolve(image, mask=mask, exposure=exposure, symmetry=symmetry, beam_center=center)
+            found = denoiser.resolve(
+                image, mask=mask, exposure=exposure, symmetry=symmetry, beam_center=center, readout=readout
+            )
             if _has_counts(image):
                 self.symmetry = found
         return self.about(found, center)
@@ -117,7 +123,7 @@ class Decision:
         return self.symmetry is not None and made == self.about(self.symmetry, center)
 
 
-def doubts_of_counts(image: NDArray[Any], mask: Given) -> str | None:
+def doubts_of_counts(image: NDArray[Any], mask: Given, readout: Readout | None = None) -> str | None:
     """Return what is doubtful about the counts of an image (..., y, x); None if nothing is, or it has none.
 
     Raises
@@ -125,8 +131,9 @@ def doubts_of_counts(image: NDArray[Any], mask: Given) -> str | None:
     SymDenoiseError
         If it plainly holds something else than photon counts.
     """
-    refuse_clipped_image(image, mask)
-    return doubts(image, mask)
+    if readout is None:
+        refuse_clipped_image(image, mask)
+    return doubts(image, mask, readout)
 
 
 def _has_counts(image: NDArray[Any]) -> bool:

@@ -14,7 +14,8 @@ from bluesky_symdenoise.acquisition.derive.darks import Darks
 from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser, fits, misfit
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream, said_lack
 from bluesky_symdenoise.acquisition.derive.taker import RowTaker
-from bluesky_symdenoise.acquisition.request.request import Request, image_keys, no_images
+from bluesky_symdenoise.acquisition.request.images import image_keys, no_images
+from bluesky_symdenoise.acquisition.request.request import Request
 from bluesky_symdenoise.acquisition.runs.counting import Counting
 from bluesky_symdenoise.acquisition.runs.documents import Unreadable, refuse_unreadable
 from bluesky_symdenoise.acquisition.runs.frames import AnnouncedFrames, FrameSource

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
-from bluesky_symdenoise.acquisition.request.request import all_image_keys, no_images
+from bluesky_symdenoise.acquisition.request.images import all_image_keys, no_images
 from bluesky_symdenoise.acquisition.runs.documents import Unreadable, refused_value
 from bluesky_symdenoise.acquisition.runs.frames import FrameSource
 from bluesky_symdenoise.acquisition.runs.legacy import LegacyFrames

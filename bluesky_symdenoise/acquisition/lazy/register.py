@@ -22,7 +22,8 @@ from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.derive.taker import PassedOn, RowTaker
 from bluesky_symdenoise.acquisition.past.replay import derived_already
 from bluesky_symdenoise.acquisition.request.options import ImageOptions, refuse_unknown
-from bluesky_symdenoise.acquisition.request.request import Work, image_keys
+from bluesky_symdenoise.acquisition.request.images import image_keys
+from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_source
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun, drive
 from bluesky_symdenoise.catalog.lazy.documents import LazyKey, LazyRun, write_pending

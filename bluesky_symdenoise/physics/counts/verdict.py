@@ -12,6 +12,7 @@ from scipy.optimize import lsq_linear
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.counts.curve import Curve, transfer_curve
 from bluesky_symdenoise.physics.frame import sentinel_mask
+from bluesky_symdenoise.physics.integrating.readout import Readout
 
 #: Variance over mean of counts: within `SURE` nothing is said, and sigma is right to 15 %. Below the least the noise is
 #: too small, which structure cannot make it. Above, speckle, spots, unequal pixels and corrected rates may be the
@@ -226,10 +227,36 @@ def checked_noise(noise: str | None) -> str | None:
     return noise
 
 
-def doubts(image: NDArray[Any], mask: NDArray[np.bool_] | None) -> str | None:
+def readout_verdict(signal: NDArray[Any], readout: Readout, mask: NDArray[np.bool_] | None = None) -> Verdict:
+    """Return whether a frame of an integrating detector has the noise that its readout states, as `verdict` does.
+
+    Of photons and the variance of the read noise together, the variance is the mean. Spread light makes neighbours
+    alike, so that a readout with a blur is not refuted by too little noise.
+
+    Parameters
+    ----------
+    signal
+        (y, x).
+    mask
+        (y, x), True = bad; codes and saturated pixels are added.
+    """
+    photons = readout.photons(signal) + np.square(readout.noise)
+    bad = readout.unusable(signal) | ~np.isfinite(photons)
+    bad = bad if mask is None else bad | mask
+    curve = transfer_curve(*_sampled(photons, bad))
+    if curve is None or curve.blocks.sum() < JUDGED_BLOCKS:
+        return Verdict("too few", curve=curve)
+    line = fitted_line(curve)
+    kind, why = _judged(curve, line, None)
+    if kind != "counts" and readout.blur > 0 and curve.median < 1:
+        kind, why = "counts", ""
+    return Verdict(kind, why, curve, line)
+
+
+def doubts(image: NDArray[Any], mask: NDArray[np.bool_] | None, readout: Readout | None = None) -> str | None:
     """Return what is doubtful about the counts of an image (..., y, x); None if nothing is, or too little can be said.
 
-    The first of its frames that can be judged decides.
+    The first of its frames that can be judged decides. A readout that was stated is doubted, and never refused.
 
     Raises
     ------
@@ -237,7 +264,13 @@ def doubts(image: NDArray[Any], mask: NDArray[np.bool_] | None) -> str | None:
         If it plainly holds something else than photon counts.
     """
     for frame in image.reshape(-1, *image.shape[-2:])[:MOST_FRAMES]:
-        found = verdict(frame, mask if mask is None or mask.shape == frame.shape else None)
+        fits = mask if mask is None or mask.shape == frame.shape else None
+        if readout is not None:
+            found = readout_verdict(frame, readout, fits)
+            if found.kind == "too few":
+                continue
+            return f"with the readout that was stated, {found.why}" if found.why else None
+        found = verdict(frame, fits)
         if found.kind == "not counts":
             raise SymDenoiseError(
                 "frame that is not photon counts",
