@@ -16,6 +16,7 @@ from bluesky_symdenoise.cli.options import (
     InvertMask,
     ModelName,
     Noise,
+    ReadoutFile,
     Symmetry,
     Views,
     given_mask,
@@ -92,6 +93,7 @@ def denoise(
     invert_mask: InvertMask = False,
     ignore_file_mask: IgnoreFileMask = False,
     noise: Noise = None,
+    readout: ReadoutFile = None,
     model: ModelName = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
@@ -106,6 +108,7 @@ def denoise(
     from bluesky_symdenoise.denoiser.stack import empty_result
     from bluesky_symdenoise.derived.decision import doubts_of_counts
     from bluesky_symdenoise.files import NexusWriter, open_frames
+    from bluesky_symdenoise.files.readout_file import load_readout
     from bluesky_symdenoise.physics.counts.verdict import checked_noise
     from bluesky_symdenoise.physics.frame import as_mask
 
@@ -117,10 +120,12 @@ def denoise(
             given = as_mask(given, (stack.shape[1], stack.shape[2]))
             bad = given if bad is None else bad | given
         first = stack[:POOLED]
-        if checked_noise(noise) is None and (doubt := doubts_of_counts(first, bad)):
-            typer.echo(f"symdenoise: are these photon counts? {doubt}; if they are, state --noise poisson", err=True)
+        stated = None if readout is None else load_readout(readout)
+        if checked_noise(noise) is None and (doubt := doubts_of_counts(first, bad, stated)):
+            asked = "if they are, state --noise poisson" if stated is None else "find it with `symdenoise readout`"
+            typer.echo(f"symdenoise: are these photon counts? {doubt}; {asked}", err=True)
         center = beam_center or stack.beam_center
-        found = denoiser.resolve(first, mask=bad, symmetry=symmetry, beam_center=center)
+        found = denoiser.resolve(first, mask=bad, symmetry=symmetry, beam_center=center, readout=stated)
         failed = bad_pixels = 0
         date = datetime.now(UTC).isoformat(timespec="seconds")
         with NexusWriter(
@@ -128,7 +133,7 @@ def denoise(
         ) as writer:
             for index in track(range(len(stack)), description="denoising", disable=not sys.stderr.isatty()):
                 try:
-                    result = denoiser(stack[index : index + 1], mask=bad, symmetry=found)
+                    result = denoiser(stack[index : index + 1], mask=bad, symmetry=found, readout=stated)
                     bad_pixels += int((result["defect"] > 0).sum())
                 except SymDenoiseError as error:
                     typer.echo(f"symdenoise: frame {index} of {file} is written as NaN: {error}", err=True)

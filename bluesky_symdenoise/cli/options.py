@@ -31,6 +31,14 @@ Noise = Annotated[
     str | None,
     typer.Option(metavar="poisson", help="State that frames are photon counts, instead of having that tested."),
 ]
+ReadoutFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="TOML",
+        help="Readout of an integrating detector (CCD, sCMOS, flat panel) or of means of frames, as `symdenoise "
+        "readout` writes it; intensities are then photons.",
+    ),
+]
 InvertMask = Annotated[bool, typer.Option("--invert-mask", help="In the file of --mask, 0 = bad.")]
 IgnoreFileMask = Annotated[bool, typer.Option("--ignore-file-mask", help="Do without the mask that FILE itself has.")]
 Uri = Annotated[

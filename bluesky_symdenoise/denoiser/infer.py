@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,7 @@ class Denoiser:
                 "algorithm": ALGORITHM,
                 "symmetry": resolved.point_group,
                 "beam_center": list(resolved.beam_center) if resolved.beam_center else None,
+                **({} if readout is None else {"readout": _plain(readout)}),
                 **({} if resolved.fold is None else {"fold_sha256": array_sha256(resolved.fold)}),
                 "environment": self.environment(),
             },
@@ -371,3 +373,12 @@ class Denoiser:
         height, width = frame.counts.shape
         intensity, sigma = result[0, :, :height, :width].cpu().numpy()
         return intensity, sigma
+
+
+def _plain(readout: Readout) -> dict[str, Any]:
+    """Return a readout as JSON values, maps by their checksums."""
+    values = {each.name: getattr(readout, each.name) for each in fields(readout)}
+    return {
+        name: f"sha256:{array_sha256(value)}" if isinstance(value, np.ndarray) else value
+        for name, value in values.items()
+    }

@@ -46,9 +46,7 @@ def map_sha256s(said: Sequence[str] | None) -> dict[str, str]:
     return {PREFIX + name: found[1] for name, value in pairs.items() if (found := _MAP.fullmatch(value))}
 
 
-def from_recipe(
-    said: Sequence[str] | None, array: Callable[[str, str], NDArray[Any] | None]
-) -> Readout | None:
+def from_recipe(said: Sequence[str] | None, array: Callable[[str, str], NDArray[Any] | None]) -> Readout | None:
     """Return the readout that `to_recipe` wrote; the values are not trusted.
 
     Parameters
@@ -77,7 +75,9 @@ def from_recipe(
                 held[name] = int(value) if name == "frames" else float(value)
         except ValueError as error:
             raise SymDenoiseError(
-                f"readout {each[:60]!r} of a recipe", rule="it is no attribute of a readout", remedy="restore the recipe"
+                f"readout {each[:60]!r} of a recipe",
+                rule="it is no attribute of a readout",
+                remedy="restore the recipe",
             ) from error
     if "gain" not in held:
         raise SymDenoiseError("readout of a recipe", rule="it has no gain", remedy="restore the recipe")

@@ -18,10 +18,12 @@ from bluesky_symdenoise.acquisition.request.beamline import Settings
 from bluesky_symdenoise.acquisition.request.request import Request
 from bluesky_symdenoise.derived.decision import Decision
 from bluesky_symdenoise.derived.row import Row, denoised_row
+from bluesky_symdenoise.derived.stated_readout import to_recipe
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import stated_shape
 from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
 from bluesky_symdenoise.recipe import array_sha256
 
@@ -55,6 +57,10 @@ class ImageDenoiser:
         """Names of the columns beside the image that are needed."""
         return self._work.beamline.columns(self._key)
 
+    def stated_readout(self, data: Mapping[str, Any]) -> Readout | None:
+        """Return the readout of the detector for an event with these columns, without its dark; None for counts."""
+        return self._usable().readout(data)
+
     def exposure_time(self, data: Mapping[str, Any]) -> float | None:
         """Return the exposure time in seconds for an event with these columns; None if it is not known."""
         return self._usable().exposure_time(data)
@@ -75,6 +81,10 @@ class ImageDenoiser:
         if self._settings is None:
             return {f"{self._key}_unusable": str(self._unusable)}, {}
         said = self._settings.record()
+        if self._settings.may_integrate:
+            said[f"{self._key}_units"] = "photons"
+            if (readout := self._settings.readout({})) is not None:
+                said[f"{self._key}_readout"] = list(to_recipe(readout) or ())
         arrays: dict[str, NDArray[Any]] = {}
         if self._settings.mask is not None and self._work.mask is None:
             arrays[f"{self._key}_mask"] = self._settings.mask
@@ -84,6 +94,8 @@ class ImageDenoiser:
             said[f"{self._key}_dark_sha256"] = array_sha256(dark)
             said[f"{self._key}_dark_frames"] = self._fixed_dark.frames
             said[f"{self._key}_dark_seconds"] = self._fixed_dark.seconds
+            if self._fixed_dark.averaged != 1:
+                said[f"{self._key}_dark_averaged"] = self._fixed_dark.averaged
         return said, arrays
 
     def missing_names(self) -> list[tuple[str, str]]:
@@ -119,8 +131,9 @@ class ImageDenoiser:
         """Denoise one image of an event with these columns, at this time (None for a stream without events)."""
         settings, work = self._usable(), self._work
         mask, background = settings.mask, None
-        symmetry = self.symmetry(image, data)
-        if work.beamline.has_dark:
+        readout = self._readout(image, data, time)
+        symmetry = self.symmetry(image, data, readout)
+        if work.beamline.has_dark and readout is None:
             dark = self._fixed_dark or self._darks.before(self._key, time)
             mask, background = self._backgrounds.of(
                 work.denoiser, dark, seconds=settings.exposure_time(data), mask=mask, symmetry=symmetry
@@ -133,6 +146,7 @@ class ImageDenoiser:
             exposure=work.exposure,
             symmetry=symmetry,
             background=background,
+            readout=readout,
         )
         if not work.analysis:
             return row
@@ -145,6 +159,7 @@ class ImageDenoiser:
             symmetry=symmetry,
             beam_center=center,
             background=background,
+            readout=readout,
             complained=self._complained,
         )
         return replace(row, scalars={**row.scalars, **found})
@@ -154,10 +169,10 @@ class ImageDenoiser:
         """Whether no further image can change what is decided for the images after it."""
         return self._unusable is not None or self._decision.settled
 
-    def look(self, image: NDArray[Any], data: Mapping[str, Any]) -> None:
-        """Update the decisions for later images with an image that is not denoised."""
+    def look(self, image: NDArray[Any], data: Mapping[str, Any], time: float | None) -> None:
+        """Update the decisions for later images with an image that is not denoised, of an event as `row` takes it."""
         try:
-            self.symmetry(image, data)
+            self.symmetry(image, data, self._readout(image, data, time))
         except SymDenoiseError as error:
             # The row of this image would be NaN, so that it decides nothing for later rows.
             log.debug("an image of %s is not used to decide its symmetry: %s", self._key, error)
@@ -204,7 +219,16 @@ class ImageDenoiser:
             raise self._unusable
         return self._settings
 
-    def symmetry(self, image: NDArray[Any], data: Mapping[str, Any]) -> Symmetry:
+    def _readout(self, image: NDArray[Any], data: Mapping[str, Any], time: float | None) -> Readout | None:
+        """Return the readout of the detector, with the dark as its offset; None for counts."""
+        readout = self.stated_readout(data)
+        if readout is None or not self._work.beamline.has_dark:
+            return readout
+        dark = self._fixed_dark or self._darks.before(self._key, time)
+        seconds = self._usable().exposure_time(data)
+        return self._backgrounds.offset(readout, dark, seconds=seconds, shape=image.shape[-2:])
+
+    def symmetry(self, image: NDArray[Any], data: Mapping[str, Any], readout: Readout | None) -> Symmetry:
         """Return the group decided with the first image that has counts, about the centre of this event."""
         settings, work = self._usable(), self._work
         tested = self._decision.holds_counts
@@ -215,6 +239,7 @@ class ImageDenoiser:
             exposure=work.exposure,
             symmetry=settings.symmetry(data),
             center=settings.beam_center(data),
+            readout=readout,
         )
         if not tested:
             self._say_doubt()

@@ -385,7 +385,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         for key, images in stream.images.items():
             time = float("-inf") if event.time is None else event.time
             try:
-                self._darks.take(key, time, stream.image(key, event), images.exposure_time(event.columns))
+                seconds, readout = images.exposure_time(event.columns), images.stated_readout(event.columns)
+                self._darks.take(key, time, stream.image(key, event), seconds, readout)
             except Exception as error:
                 # The rows of images that need this dark will say so.
                 log.warning("run %s, dark of %s: %s", self._start["uid"][:8], key, error)

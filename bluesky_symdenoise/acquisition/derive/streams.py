@@ -87,7 +87,7 @@ class Stream:
                     error,
                 )
             else:
-                images.look(image, event.columns)
+                images.look(image, event.columns, event.time)
 
     def image(self, key: str, event: Event) -> NDArray[Any]:
         """Read one image (..., y, x), in the shape that the first of its data key had.

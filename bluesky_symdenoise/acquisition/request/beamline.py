@@ -170,7 +170,8 @@ class Settings:
     Parameters
     ----------
     given
-        Arguments ``symmetry``, ``beam_center``, ``mask``, ``readout``, if given. They take precedence over everything else.
+        Arguments ``symmetry``, ``beam_center``, ``mask``, ``readout``, ``noise``, if given. They take precedence over
+        everything else.
 
     Attributes
     ----------
@@ -218,6 +219,8 @@ class Settings:
 
     def readout(self, data: Mapping[str, Any]) -> Readout | None:
         """Return the readout of the detector for an event with these columns; None if frames are counts."""
+        if "noise" in self._given:
+            return None
         stated: Readout | None = self._given.get("readout")
         frames = self._looked_up("frames_averaged", data)
         number = 1 if frames is None else _positive(frames)
@@ -227,6 +230,17 @@ class Settings:
                 return None if number == 1 else Readout(1.0, frames=number)
             stated = Readout(_number(gain), 0.0 if noise is None else _number(noise))
         return replace(stated, frames=number) if stated.frames == 1 and number > 1 else stated
+
+    @property
+    def may_integrate(self) -> bool:
+        """Whether the images are, or may be, the signal of an integrating detector, or means."""
+        if self.readout({}) is not None:
+            return True
+        columns = self._columns()
+        return "noise" not in self._given and any(
+            self._looked_up(quantity, columns) is not None and self._looked_up(quantity, {}) is None
+            for quantity in ("gain", "frames_averaged")
+        )
 
     def record(self) -> Document:
         """Return what was found before the first event, and where, for the derived descriptor.

@@ -141,13 +141,13 @@ class Request:
         rings = checked_rings(options.get("analysis"))
         readout = stated_readout(options.get("readout"))
         noise = checked_noise(options.get("noise"))
-        if noise is not None and (readout is not None or kept.gain is not None):
+        if noise is not None and readout is not None:
             raise SymDenoiseError(
                 "noise='poisson' and a readout",
                 rule="frames are photon counts, or the signal of an integrating detector",
                 remedy="state one of them",
             )
-        integrating = readout is not None or kept.names_readout
+        integrating = readout is not None or (kept.names_readout and noise is None)
         dark = (
             None
             if kept.dark_file is None
@@ -233,6 +233,7 @@ class Request:
             "beam_center": center,
             "mask": self.mask,
             "readout": self.readout,
+            "noise": self.recipe.noise,
         }
         return {name: value for name, value in given.items() if value is not None}
 
