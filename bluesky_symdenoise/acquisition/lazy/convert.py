@@ -26,7 +26,7 @@ from bluesky_symdenoise.catalog.lazy.documents import LazyConsolidator, stored_a
 from bluesky_symdenoise.catalog.lazy.parameters import MIMETYPE, QUANTITIES, LazyImage
 from bluesky_symdenoise.catalog.store.writer import DerivedStream
 from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.derived.columns import PENDING, denoised_images
+from bluesky_symdenoise.derived.columns import PENDING, SCALARS, denoised_images
 from bluesky_symdenoise.derived.row import Row, empty_row
 from bluesky_symdenoise.derived.stated_readout import readout_maps
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -338,7 +338,7 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
         keys=keys,
         path=part,
         arrays=arrays,
-        configuration={},
+        configuration=dict(run[stream].metadata.get("configuration", {}).get("symdenoise", {}).get("data", {})),
         flown=False,
         entered=lambda **_: None,
         created=lambda _: None,
@@ -351,7 +351,12 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
             for key, row in computed.items():
                 for name in PENDING:
                     columns[f"{key}_{name}"].append(row.scalars[name])
-            opened.append(seq_num=index + 1, time=run.start["time"] + index, rows=computed)
+            # Of the columns, those of a readout are in the table already, or nowhere, as a lazy run has none.
+            kept = {
+                key: replace(row, scalars={name: row.scalars[name] for name in SCALARS})
+                for key, row in computed.items()
+            }
+            opened.append(seq_num=index + 1, time=run.start["time"] + index, rows=kept)
     finally:
         opened.close()
     size = opened.bytes_written

@@ -84,6 +84,8 @@ class Verdict:
         Photon transfer curve and its fit; None where there is too little for them.
     step
         All values are multiples of it, if it is not 1; else None.
+    averaged
+        Number of exposures of counts of which the frame looks like the mean; None if it looks like none.
     """
 
     kind: Kind
@@ -91,6 +93,7 @@ class Verdict:
     curve: Curve | None = None
     line: Line | None = None
     step: float | None = None
+    averaged: int | None = None
 
 
 def verdict(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Verdict:
@@ -122,8 +125,9 @@ def verdict(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Verdi
     if curve is None or curve.blocks.sum() < JUDGED_BLOCKS:
         return Verdict("too few", curve=curve, step=step)
     line = fitted_line(curve)
-    kind, why = _judged(curve, line, step)
-    return Verdict(kind, why, curve, line, step)
+    averaged = _averaged(curve, step)
+    kind, why = _judged(curve, line, averaged)
+    return Verdict(kind, why, curve, line, step, averaged)
 
 
 def fitted_line(curve: Curve) -> Line | None:
@@ -172,12 +176,19 @@ def _in_the_dark(design: NDArray[np.float64], ratio: NDArray[np.float64]) -> tup
     return float(at_zero), float(np.sqrt(np.linalg.pinv(design.T @ design)[0, 0]))
 
 
-def _judged(curve: Curve, line: Line | None, step: float | None) -> tuple[Kind, str]:
+def _averaged(curve: Curve, step: float | None) -> int | None:
+    """Return of how many exposures of counts a frame is the mean: steps and noise are then 1/N."""
+    if step is None or step >= 1 or abs(step / curve.median - 1) >= 0.25:
+        return None
+    return round(1 / step)
+
+
+def _judged(curve: Curve, line: Line | None, averaged: int | None) -> tuple[Kind, str]:
     slack, ratio = Z * curve.median_error, curve.median
     said = f"its variance is {ratio:.2g} times its mean, where counts have 1"
     if ratio + slack < LEAST:
-        if step is not None and abs(step / ratio - 1) < 0.25:
-            said += f"; it looks like the mean of {1 / step:.0f} exposures"
+        if averaged is not None:
+            said += f"; it looks like the mean of {averaged} exposures"
         return "not counts", said
     if line is None:
         return ("counts", "") if SURE[0] <= ratio <= SURE[1] else ("doubtful", said)
@@ -253,6 +264,19 @@ def readout_verdict(signal: NDArray[Any], readout: Readout, mask: NDArray[np.boo
     return Verdict(kind, why, curve, line)
 
 
+def _remedy(found: Verdict) -> str:
+    stated = "if these are counts, state noise='poisson' or --noise poisson"
+    if found.averaged is not None:
+        return (
+            f"state readout=Readout(1, frames={found.averaged}), or --readout FILE with [readout], gain = 1 and "
+            f"frames = {found.averaged}; {stated}"
+        )
+    return (
+        "give the counts as the detector wrote them; of a CCD, sCMOS or flat panel find the readout, `symdenoise "
+        f"readout FRAMES -o found.toml`, and state readout='found.toml' or --readout found.toml; {stated}"
+    )
+
+
 def doubts(image: NDArray[Any], mask: NDArray[np.bool_] | None, readout: Readout | None = None) -> str | None:
     """Return what is doubtful about the counts of an image (..., y, x); None if nothing is, or too little can be said.
 
@@ -275,8 +299,7 @@ def doubts(image: NDArray[Any], mask: NDArray[np.bool_] | None, readout: Readout
             raise SymDenoiseError(
                 "frame that is not photon counts",
                 rule=found.why,
-                remedy="give the counts as the detector wrote them; for CCDs, flat panels and averaged frames see the "
-                "guide on integrating detectors; if these are counts, state it: noise='poisson' or --noise poisson",
+                remedy=_remedy(found),
             )
         if found.kind != "too few":
             return found.why or None
