@@ -13,12 +13,22 @@ from raw_runs import step_scan, written
 from test_beamline import Done, a_run
 from tiled.client.container import Container
 
-from bluesky_symdenoise import ThreadedDenoiseCallback, denoised_for, evict, materialize, recompute, register, replay
+from bluesky_symdenoise import (
+    DenoiseCallback,
+    ThreadedDenoiseCallback,
+    denoised_for,
+    evict,
+    materialize,
+    recompute,
+    register,
+    replay,
+)
 from bluesky_symdenoise.acquisition.request.beamline import Beamline
 from bluesky_symdenoise.acquisition.request.toml import read_arguments
 from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.integrating import Readout
 
@@ -86,6 +96,25 @@ def test_live_replayed_lazy_and_computed_again_are_the_same(
     lazy = register(raw, client["denoised"], **options)
     np.testing.assert_array_equal(pixels(lazy), stored)
     assert lazy["primary"].metadata["data_keys"]["det"]["units"] == "photons"
+
+
+@pytest.mark.process
+def test_a_worker_process_has_the_readout_too(
+    home: Path, client: Container, denoiser: Denoiser, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "offset.npy", np.full(SHAPE, 100.0))
+    (tmp_path / "found.toml").write_text('[readout]\ngain = 2.4\nread_noise = 3.0\noffset = "offset.npy"\n')
+    options: dict[str, Any] = {"symmetry": "1", "readout": tmp_path / "found.toml"}
+    settings = DenoiserSettings(threads=1)
+    with DenoiseCallback(client["denoised"], denoiser=settings, **options) as callback:
+        raw = written(client, step_scan(home / "frames", ccd()), callback)
+    live: Any = denoised_for(client, raw)
+    stored = pixels(live)
+    # One pixel is so bright that it is taken for hot.
+    assert np.isnan(stored).sum() == len(stored)
+    live.delete(recursive=True, external_only=False)
+    again = replay(raw, into=client["denoised"], denoiser=settings, **options)
+    np.testing.assert_array_equal(pixels(again), stored)
 
 
 def test_a_readout_that_does_not_fit_is_doubted(

@@ -247,12 +247,9 @@ class ImageDenoiser:
 
     def _say_doubt(self) -> None:
         if self._decision.doubt is not None:
-            log.warning(
-                "run %s, image %r: are these photon counts? %s; if they are, state noise='poisson'",
-                self._run[:8],
-                self._key,
-                self._decision.doubt,
-            )
+            asked = "does the readout fit" if self._work.readout else "are these photon counts"
+            remedy = "find it with `symdenoise readout`" if self._work.readout else "if they are, state noise='poisson'"
+            log.warning("run %s, image %r: %s? %s; %s", self._run[:8], self._key, asked, self._decision.doubt, remedy)
 
 
 def misfit(images: Mapping[str, ImageDenoiser], descriptor: Document) -> SymDenoiseError | None:

@@ -67,14 +67,14 @@ def scenes(rng: np.random.Generator, *, frames: int, bm3d_too: bool, denoiser: D
                     peer = bm3d(lifted.astype(np.float64), np.zeros(rate.shape, bool)) - background.expected
                     row["bm3d"] = likelihood(np.maximum(peer, FLOOR), second, readout)
                 # The same photons, counted: what the network does without read noise.
-                counts, later = rng.poisson(rate), rng.poisson(rate)
+                counts, later = (rng.poisson(rate).astype(np.float64) for _ in range(2))
                 counted = denoiser(counts, symmetry="1")
                 error = np.abs(counted["intensity"].values - rate)
                 row["covered_counts"] = float(np.mean(error < counted["sigma"].values))
                 if bm3d_too and noise == NOISES[0]:
                     plain = Readout(1.0)
-                    peer = np.maximum(bm3d(counts.astype(np.float64), np.zeros(rate.shape, bool)), FLOOR)
-                    ours = likelihood(counted["intensity"].values.astype(np.float64), later, plain)
+                    peer = np.maximum(bm3d(counts, np.zeros(rate.shape, bool)), FLOOR)
+                    ours = likelihood(np.asarray(counted["intensity"].values, np.float64), later, plain)
                     row["over_bm3d_counts"] = ours - likelihood(peer, later, plain)
                 yield row
 
