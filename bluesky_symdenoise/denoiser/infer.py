@@ -175,9 +175,8 @@ class Denoiser:
         if split_tilt(symmetry)[0] != "auto" and center is not None:
             return Symmetry(symmetry, center)
         bad, n = as_mask(mask, shape), Symmetry(symmetry, center).exposure(exposure, shape)
-        if readout is not None:
-            stack, _ = readout.equivalent(stack, bad)
-        frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in stack)
+        counted = stack if readout is None else (readout.equivalent(frame, bad)[0] for frame in stack)
+        frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in counted)
         total = pooled((without(frame, self._defects(frame).mask) for frame in frames), shape)
         return chosen_symmetry(total, symmetry, center)
 
@@ -245,20 +244,22 @@ class Denoiser:
         stack = stacked(counts)
         shape = (stack.shape[1], stack.shape[2])
         bad = as_mask(mask, shape)
-        if readout is not None:
-            if background is not None:
-                raise SymDenoiseError(
-                    "a background and a readout",
-                    rule="the dark of an integrating detector is the offset of its readout",
-                    remedy="give readout.with_dark(dark), and no background",
-                )
-            stack, background = readout.equivalent(stack, bad)
-        resolved = self.resolve(stack, mask=bad, exposure=exposure, symmetry=symmetry, beam_center=beam_center)
+        if readout is not None and background is not None:
+            raise SymDenoiseError(
+                "a background and a readout",
+                rule="the dark of an integrating detector is the offset of its readout",
+                remedy="give readout.with_dark(dark), and no background",
+            )
+        resolved = self.resolve(
+            stack, mask=bad, exposure=exposure, symmetry=symmetry, beam_center=beam_center, readout=readout
+        )
         n = resolved.exposure(exposure, shape)
         intensity = np.empty(stack.shape, np.float32)
         sigma = np.empty(stack.shape, np.float32)
         defect = np.zeros(stack.shape, np.uint8)
         for index, image in enumerate(stack):
+            if readout is not None:
+                image, background = readout.equivalent(image, bad)
             frame = frame_from_counts(image, mask=bad, exposure=n)
             found = self._defects(frame)
             defect[index] = HOT * found.hot + DEAD * found.dead

@@ -74,8 +74,9 @@ def scenes(rng: np.random.Generator, *, frames: int, bm3d_too: bool, denoiser: D
                 if bm3d_too and noise == NOISES[0]:
                     plain = Readout(1.0)
                     peer = np.maximum(bm3d(counts, np.zeros(rate.shape, bool)), FLOOR)
-                    ours = likelihood(np.asarray(counted["intensity"].values, np.float64), later, plain)
-                    row["over_bm3d_counts"] = ours - likelihood(peer, later, plain)
+                    expected: Image = counted["intensity"].values.astype(np.float64)
+                    ours = likelihood(expected, later, plain)
+                    row["over_bm3d_counts"] = ours - likelihood(peer.astype(np.float64), later, plain)
                 yield row
 
 
