@@ -64,6 +64,12 @@ SettingsFile = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+RedoOlder = Annotated[
+    bool,
+    typer.Option(
+        "--redo-older", help="Also runs that were denoised with the same settings, but by other weights or versions."
+    ),
+]
 OlderThan = Annotated[
     float | None,
     typer.Option(
