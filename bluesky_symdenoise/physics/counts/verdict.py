@@ -90,6 +90,7 @@ class Verdict:
     curve: Curve | None = None
     line: Line | None = None
     step: float | None = None
+    exposures: int | None = None
 
 
 def verdict(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Verdict:
