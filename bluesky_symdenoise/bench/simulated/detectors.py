@@ -145,8 +145,8 @@ def read_noise(rng: np.random.Generator, rate: Rate) -> Made:
 
 def read_noise_cut(rng: np.random.Generator, rate: Rate) -> Made:
     """Return such a frame in whole numbers, cut at zero."""
-    made = read_noise(rng, rate)
-    return Made(np.round(made.frame).clip(0).astype(np.int32), made.mean, made.variance)
+    noise = _log(rng, 0.5, 30)
+    return _moments(lambda: np.round(rng.poisson(rate) + rng.normal(0, noise, rate.shape)).clip(0))
 
 
 def gain(rng: np.random.Generator, rate: Rate) -> Made:
@@ -177,8 +177,13 @@ def less_background(rng: np.random.Generator, rate: Rate) -> Made:
 def less_counted_background(rng: np.random.Generator, rate: Rate) -> Made:
     """Return counts less those of an empty exposure, cut at zero."""
     below = rng.uniform(0.3, 0.9) * ndimage.gaussian_filter(rate, 10)
-    frame = (rng.poisson(rate) - rng.poisson(below)).clip(0)
-    return Made(frame.astype(np.int32), rate - below, rate + below)
+    return _moments(lambda: (rng.poisson(rate) - rng.poisson(below)).clip(0))
+
+
+def _moments(draw: Callable[[], NDArray[Any]], repeats: int = 16) -> Made:
+    """Return a frame, with mean and variance of repeats."""
+    frames = np.stack([draw() for _ in range(repeats)]).astype(np.float64)
+    return Made(frames[0].astype(np.int32), frames.mean(axis=0), frames.var(axis=0, ddof=1))
 
 
 def _linear(rate: Rate, frame: NDArray[Any], kernel: Rate) -> Made:
@@ -208,7 +213,7 @@ def smoothed_and_rounded(rng: np.random.Generator, rate: Rate) -> Made:
 
 
 def flat_panel(rng: np.random.Generator, rate: Rate) -> Made:
-    """Return a flat panel's frame: 2 to 10 units a photon, whose light spreads over its neighbours; noise of 3 units."""
+    """Return a flat panel's frame: 2 to 10 units a photon, spread over its neighbours, and noise of 3 units."""
     kernel = np.zeros((13, 13))
     kernel[6, 6] = _log(rng, 2, 10)
     made = _linear(rate, rng.poisson(rate), ndimage.gaussian_filter(kernel, rng.uniform(0.5, 0.9)))

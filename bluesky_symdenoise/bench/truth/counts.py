@@ -94,9 +94,14 @@ def judged(frame: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> str:
 
 
 def sigma_error(made: Made) -> float:
-    """Return the error of sigma of most pixels if their values are taken for counts: sqrt(variance / mean), less 1."""
-    lit = made.mean > 0
-    return float(abs(np.sqrt(np.median(made.variance[lit] / made.mean[lit])) - 1)) if lit.any() else np.inf
+    """Return the error of sigma if values are taken for counts: sqrt(variance / mean) less 1, over half of the pixels.
+
+    They are those of medium level: neither a few spots nor an empty part decide.
+    """
+    low, high = np.quantile(made.mean, (0.25, 0.75))
+    middle = (made.mean >= low) & (made.mean <= high)
+    mean = made.mean[middle].sum()
+    return float(abs(np.sqrt(made.variance[middle].sum() / mean) - 1)) if mean > 0 else np.inf
 
 
 def real_variants(

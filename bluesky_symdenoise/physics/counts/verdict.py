@@ -10,13 +10,25 @@ from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.counts.curve import Curve, transfer_curve
+from bluesky_symdenoise.physics.counts.curve import WIDE, Curve, fine_curve, transfer_curve, wide_curve
 from bluesky_symdenoise.physics.frame import sentinel_mask
 
 #: Variance over mean of counts: within `SURE` nothing is said, and sigma is right to 15 %. Below the least the noise is
 #: too small, which structure cannot make it. Above, speckle, spots, unequal pixels and corrected rates may be the
 #: reason, but where counts are few they add little: beyond the most in the limit of no counts it is something else.
 LEAST, SURE, MOST = 0.7, (0.8, 1.3), 1.8
+#: Share of the levels that have too little noise, which structure hides at the others; and blocks that show it.
+DARK_SHARE, DARK_BLOCKS = 0.25, 100
+#: Ratio of the finest differences below which neighbours share their noise. Counting detectors have 0.92 and more.
+LEAST_FINE = 0.6
+#: Ratio of whole numbers from which photons may be counted in several pixels, if pixels that are apart have `SURE`.
+LEAST_SHARED = 0.4
+#: Ratio of the mean of the most exposures that are told apart from frames without noise.
+LEAST_GAIN = 1e-3
+#: Ratio in the limit of no counts over that of the darkest level, of a slope: what structure adds grows with the level.
+FLAT = 0.85
+#: Share of values that are whole numbers, in frames of which some are fractions: virtual pixels halve counts.
+WHOLE = 0.5
 #: Largest share of its own signal, squared, by which the pixels of a counting detector differ from each other: it adds
 #: to the variance with the square of the mean. So do count-rate corrections, at most by this at the brightest level.
 NONUNIFORM, RATE_CORRECTED = 0.11**2, 0.9
@@ -37,6 +49,8 @@ MOST_PIXELS, BAND = 2**21, 64
 #: Frames of one image that are looked at until one can be judged.
 MOST_FRAMES = 4
 
+#: Values and mask (True = bad) of the part of a frame that is looked at.
+Sampled = tuple[NDArray[Any], NDArray[np.bool_]]
 Kind = Literal["counts", "doubtful", "not counts", "too few"]
 
 
@@ -83,6 +97,8 @@ class Verdict:
         Photon transfer curve and its fit; None where there is too little for them.
     step
         All values are multiples of it, if it is not 1; else None.
+    exposures
+        Number of exposures that it looks like the mean of.
     """
 
     kind: Kind
@@ -118,12 +134,14 @@ def verdict(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Verdi
         return Verdict(
             "not counts", f"all its values are multiples of {step:.4g}: counts are multiples of 1", step=step
         )
-    curve = transfer_curve(*_sampled(image, bad))
-    if curve is None or curve.blocks.sum() < JUDGED_BLOCKS:
+    sampled = _sampled(image, bad)
+    curve = transfer_curve(*sampled)
+    if curve is None or curve.blocks.sum() < DARK_BLOCKS:
         return Verdict("too few", curve=curve, step=step)
-    line = fitted_line(curve)
-    kind, why = _judged(curve, line, step)
-    return Verdict(kind, why, curve, line, step)
+    found = _too_little(sampled, curve, step)
+    if found is None and curve.blocks.sum() < JUDGED_BLOCKS:
+        return Verdict("too few", curve=curve, step=step)
+    return found or _judged(sampled, curve, step)
 
 
 def fitted_line(curve: Curve) -> Line | None:
@@ -172,25 +190,85 @@ def _in_the_dark(design: NDArray[np.float64], ratio: NDArray[np.float64]) -> tup
     return float(at_zero), float(np.sqrt(np.linalg.pinv(design.T @ design)[0, 0]))
 
 
-def _judged(curve: Curve, line: Line | None, step: float | None) -> tuple[Kind, str]:
-    slack, ratio = Z * curve.median_error, curve.median
-    said = f"its variance is {ratio:.2g} times its mean, where counts have 1"
-    if ratio + slack < LEAST:
-        if step is not None and abs(step / ratio - 1) < 0.25:
-            said += f"; it looks like the mean of {1 / step:.0f} exposures"
-        return "not counts", said
-    if line is None:
-        return ("counts", "") if SURE[0] <= ratio <= SURE[1] else ("doubtful", said)
-    fitted = f"{said}: variance = {line.gain:.2g} mean {line.constant:+.2g}, as with an offset or read noise"
-    if line.better > BETTER and line.share > CONSTANT:
-        return "not counts", fitted
-    if line.darkest - Z * line.darkest_error > MOST:
-        return "not counts", f"{said}, and it is {line.darkest:.2g} where counts are few, too"
-    if line.better > SURE_BETTER and abs(line.share) > SURE_CONSTANT:
-        return "doubtful", fitted
-    if line.counting_gain > SURE[1] or (ratio < SURE[0] and line.counting_gain < SURE[0]):
-        return "doubtful", said
-    return "counts", ""
+def _too_little(sampled: Sampled, curve: Curve, step: float | None) -> Verdict | None:
+    """Return what is said of a frame with less noise than counts have; None if it has enough."""
+    line = fitted_line(curve)
+    quiet = curve.ratio + Z * curve.error < LEAST
+    if curve.median + Z * curve.median_error < LEAST:
+        ratio, where = curve.median, ""
+    elif quiet.sum() >= max(2, DARK_SHARE * len(quiet)):
+        ratio, where = float(np.median(curve.ratio[quiet])), " where its noise is least"
+    else:
+        return None
+    said = f"its variance is {ratio:.2g} times its mean{where}, where counts have 1"
+    values = sampled[0][~sampled[1]]
+    wide = wide_curve(*sampled)
+    if ratio > LEAST_SHARED and wide is not None and wide.median > SURE[0] and np.all(values == np.floor(values)):
+        said += f", and {wide.median:.2g} for pixels that are {WIDE} apart: photons may be counted in several pixels"
+        return Verdict("doubtful", said, curve, line, step)
+    exposures = _exposures(curve, line, wide, step)
+    if exposures is not None:
+        said += f"; it looks like the mean of {exposures} exposures"
+    return Verdict("not counts", said, curve, line, step, exposures)
+
+
+def _exposures(curve: Curve, line: Line | None, wide: Curve | None, step: float | None) -> int | None:
+    """Return of how many exposures a frame seems to be the mean; None if it seems to be something else."""
+    if step is not None:
+        number = round(1 / step)
+        return number if number > 1 and abs(step * number - 1) < OFF_STEP and curve.ratio.min() < 1.33 * step else None
+    # Noise that pixels share with their neighbours, or that does not begin at zero, is none of averages.
+    if wide is None or wide.median > 1.25 * curve.median:
+        return None
+    if line is not None and line.better > SURE_BETTER and abs(line.share) > SURE_CONSTANT:
+        return None
+    gain = curve.median if line is None else line.counting_gain
+    return round(1 / gain) if LEAST_GAIN < gain < 1 / 1.5 else None
+
+
+def _judged(sampled: Sampled, curve: Curve, step: float | None) -> Verdict:
+    ratio, line, fine = curve.median, fitted_line(curve), fine_curve(*sampled)
+
+    def said(kind: Kind, why: str = "") -> Verdict:
+        return Verdict(kind, why, curve, line, step)
+
+    found = f"its variance is {ratio:.2g} times its mean, where counts have 1"
+    fitted = ""
+    if line is not None:
+        fitted = f"{found}: variance = {line.gain:.2g} mean {line.constant:+.2g}, as with an offset or read noise"
+        if line.better > BETTER and line.share > CONSTANT:
+            return said("not counts", fitted)
+    if fine is not None:
+        if (dark := _slope(fine)) > MOST:
+            return said("not counts", f"{found}, and it is {dark:.2g} where counts are few, too")
+        if fine.median + Z * fine.median_error < LEAST_FINE:
+            return said(
+                "doubtful",
+                f"its variance is {fine.median:.2g} times its mean in the finest differences, where counts have 1: "
+                "neighbours seem to share their noise, as in blurred frames",
+            )
+    if line is not None and line.better > SURE_BETTER and abs(line.share) > SURE_CONSTANT:
+        return said("doubtful", fitted)
+    gain = ratio if line is None else line.counting_gain
+    if gain > SURE[1] or (ratio < SURE[0] and gain < SURE[0]):
+        return said("doubtful", found)
+    if step is not None and not _mostly_whole(sampled[0][~sampled[1]]):
+        return said("doubtful", f"all its values are multiples of {step:.4g}: counts are multiples of 1")
+    return said("counts")
+
+
+def _slope(fine: Curve) -> float:
+    """Return the ratio in the limit of no counts, less its error, if it is that of all levels; else 0."""
+    line = fitted_line(fine)
+    plain = fine.ratio <= STRUCTURE * fine.ratio.min()
+    if line is None or np.quantile(fine.mean[plain], 0.75) < FITTED_RANGE * fine.mean[plain][0]:
+        return 0.0
+    return line.darkest - Z * line.darkest_error if line.darkest > FLAT * fine.ratio[plain][0] else 0.0
+
+
+def _mostly_whole(values: NDArray[Any]) -> bool:
+    values = values[values != 0]
+    return bool(np.mean(values == np.floor(values)) > WHOLE)
 
 
 def _step(values: NDArray[Any]) -> float | None:
@@ -204,7 +282,7 @@ def _step(values: NDArray[Any]) -> float | None:
     found = found.astype(np.float64)
     step = float(np.diff(found, prepend=0.0).min())
     # Small values tell roughly what large ones tell exactly.
-    for value in found:
+    for value in np.sort(np.concatenate([found, np.diff(found[:: len(found) // 8 + 1]), found[1:] - found[0]])):
         number = np.round(value / step)
         if number < 1 or number > MOST_STEPS or abs(value / step - number) > OFF_STEP:
             return None
