@@ -168,15 +168,20 @@ def normalised(rng: np.random.Generator, rate: Rate) -> Made:
     return Made(frame, rate / monitor, rate / flat / monitor**2)
 
 
+def _background(rate: Rate) -> Rate:
+    """Return the smooth part of a rate."""
+    return np.asarray(np.minimum(ndimage.gaussian_filter(ndimage.minimum_filter(rate, 15), 5), rate), np.float64)
+
+
 def less_background(rng: np.random.Generator, rate: Rate) -> Made:
     """Return counts less a smooth background that is known without noise."""
-    below = rng.uniform(0.3, 0.9) * ndimage.gaussian_filter(rate, 10)
+    below = rng.uniform(0.3, 0.9) * _background(rate)
     return Made((rng.poisson(rate) - below).astype(np.float32), rate - below, rate)
 
 
 def less_counted_background(rng: np.random.Generator, rate: Rate) -> Made:
     """Return counts less those of an empty exposure, cut at zero."""
-    below = rng.uniform(0.3, 0.9) * ndimage.gaussian_filter(rate, 10)
+    below = rng.uniform(0.3, 0.9) * _background(rate)
     return _moments(lambda: (rng.poisson(rate) - rng.poisson(below)).clip(0))
 
 

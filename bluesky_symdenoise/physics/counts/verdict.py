@@ -18,9 +18,9 @@ from bluesky_symdenoise.physics.frame import sentinel_mask
 #: reason, but where counts are few they add little: beyond the most in the limit of no counts it is something else.
 LEAST, SURE, MOST = 0.7, (0.8, 1.3), 1.8
 #: Share of the levels that have too little noise, which structure hides at the others; and blocks that show it.
-DARK_SHARE, DARK_BLOCKS = 0.25, 100
+DARK_SHARE, DARK_BLOCKS = 0.25, 50
 #: Ratio of the finest differences below which neighbours share their noise. Counting detectors have 0.92 and more.
-LEAST_FINE = 0.6
+LEAST_FINE = 0.75
 #: Ratio of whole numbers from which photons may be counted in several pixels, if pixels that are apart have `SURE`.
 LEAST_SHARED = 0.4
 #: Ratio of the mean of the most exposures that are told apart from frames without noise.
@@ -28,7 +28,7 @@ LEAST_GAIN = 1e-3
 #: Ratio in the limit of no counts over that of the darkest level, of a slope: what structure adds grows with the level.
 FLAT = 0.85
 #: Share of values that are whole numbers, in frames of which some are fractions: virtual pixels halve counts.
-WHOLE = 0.5
+WHOLE = 0.75
 #: Largest share of its own signal, squared, by which the pixels of a counting detector differ from each other: it adds
 #: to the variance with the square of the mean. So do count-rate corrections, at most by this at the brightest level.
 NONUNIFORM, RATE_CORRECTED = 0.11**2, 0.9
@@ -134,14 +134,20 @@ def verdict(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Verdi
         return Verdict(
             "not counts", f"all its values are multiples of {step:.4g}: counts are multiples of 1", step=step
         )
+    fractions = step is not None and not _mostly_whole(values)
+    number = _number(step) if fractions else None
+    if number is not None:
+        said = f"all its values are multiples of {step:.4g}: it looks like the mean of {number} exposures"
+        return Verdict("not counts", said, step=step, exposures=number)
     sampled = _sampled(image, bad)
     curve = transfer_curve(*sampled)
     if curve is None or curve.blocks.sum() < DARK_BLOCKS:
         return Verdict("too few", curve=curve, step=step)
-    found = _too_little(sampled, curve, step)
-    if found is None and curve.blocks.sum() < JUDGED_BLOCKS:
-        return Verdict("too few", curve=curve, step=step)
-    return found or _judged(sampled, curve, step)
+    found = _too_little(sampled, curve, step) or _judged(sampled, curve, step)
+    if found.kind == "counts" and fractions:
+        said = f"all its values are multiples of {step:.4g}: counts are multiples of 1"
+        return Verdict("doubtful", said, curve, found.line, step)
+    return found
 
 
 def fitted_line(curve: Curve) -> Line | None:
@@ -206,24 +212,27 @@ def _too_little(sampled: Sampled, curve: Curve, step: float | None) -> Verdict |
     if ratio > LEAST_SHARED and wide is not None and wide.median > SURE[0] and np.all(values == np.floor(values)):
         said += f", and {wide.median:.2g} for pixels that are {WIDE} apart: photons may be counted in several pixels"
         return Verdict("doubtful", said, curve, line, step)
-    exposures = _exposures(curve, line, wide, step)
+    exposures = _exposures(curve, line, wide)
     if exposures is not None:
         said += f"; it looks like the mean of {exposures} exposures"
     return Verdict("not counts", said, curve, line, step, exposures)
 
 
-def _exposures(curve: Curve, line: Line | None, wide: Curve | None, step: float | None) -> int | None:
+def _exposures(curve: Curve, line: Line | None, wide: Curve | None) -> int | None:
     """Return of how many exposures a frame seems to be the mean; None if it seems to be something else."""
-    if step is not None:
-        number = round(1 / step)
-        return number if number > 1 and abs(step * number - 1) < OFF_STEP and curve.ratio.min() < 1.33 * step else None
     # Noise that pixels share with their neighbours, or that does not begin at zero, is none of averages.
-    if wide is None or wide.median > 1.25 * curve.median:
+    if wide is None or wide.ratio.min() > 1.5 * curve.ratio.min():
         return None
     if line is not None and line.better > SURE_BETTER and abs(line.share) > SURE_CONSTANT:
         return None
     gain = curve.median if line is None else line.counting_gain
     return round(1 / gain) if LEAST_GAIN < gain < 1 / 1.5 else None
+
+
+def _number(step: float | None) -> int | None:
+    """Return of how many exposures the mean has this step; None if it is of none."""
+    number = 0 if step is None else round(1 / step)
+    return number if step is not None and number > 1 and abs(step * number - 1) < 1e-3 else None
 
 
 def _judged(sampled: Sampled, curve: Curve, step: float | None) -> Verdict:
@@ -233,6 +242,9 @@ def _judged(sampled: Sampled, curve: Curve, step: float | None) -> Verdict:
         return Verdict(kind, why, curve, line, step)
 
     found = f"its variance is {ratio:.2g} times its mean, where counts have 1"
+    if curve.blocks.sum() < JUDGED_BLOCKS:
+        loud = np.all(curve.ratio - Z * curve.error > MOST)
+        return said("doubtful", found) if loud else said("too few")
     fitted = ""
     if line is not None:
         fitted = f"{found}: variance = {line.gain:.2g} mean {line.constant:+.2g}, as with an offset or read noise"
@@ -252,8 +264,8 @@ def _judged(sampled: Sampled, curve: Curve, step: float | None) -> Verdict:
     gain = ratio if line is None else line.counting_gain
     if gain > SURE[1] or (ratio < SURE[0] and gain < SURE[0]):
         return said("doubtful", found)
-    if step is not None and not _mostly_whole(sampled[0][~sampled[1]]):
-        return said("doubtful", f"all its values are multiples of {step:.4g}: counts are multiples of 1")
+    if line is not None and line.darkest + Z * line.darkest_error < LEAST:
+        return said("doubtful", f"{found}, and it falls to {line.darkest:.2g} where counts are few")
     return said("counts")
 
 
