@@ -26,7 +26,15 @@ LEAST_SHARED = 0.4
 #: Ratio of the mean of the most exposures that are told apart from frames without noise.
 LEAST_GAIN = 1e-3
 #: Ratio in the limit of no counts over that of the darkest level, of a slope: what structure adds grows with the level.
-FLAT = 0.85
+#: The second number is for that ratio less its error.
+FLAT, SURELY_FLAT = 0.85, 0.6
+#: Ratio of the finest differences that detectors have, and variance over mean squared that structure has there even if
+#: it is as strong at all levels.
+MOST_GAIN, FINE_CONTRAST = 20.0, 0.02
+#: Contrast squared that few structures have, and share of the levels whose noise would need more.
+CONTRAST, LOUD_SHARE = 0.5, 0.25
+#: Ratio, and ratio over mean, that only blocks with a hot pixel have.
+HOT = (10.0, 20.0)
 #: Share of values that are whole numbers, in frames of which some are fractions: virtual pixels halve counts.
 WHOLE = 0.75
 #: Largest share of its own signal, squared, by which the pixels of a counting detector differ from each other: it adds
@@ -144,7 +152,7 @@ def verdict(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Verdi
     if curve is None or curve.blocks.sum() < DARK_BLOCKS:
         return Verdict("too few", curve=curve, step=step)
     found = _too_little(sampled, curve, step) or _judged(sampled, curve, step)
-    if found.kind == "counts" and fractions:
+    if found.kind in ("counts", "too few") and fractions:
         said = f"all its values are multiples of {step:.4g}: counts are multiples of 1"
         return Verdict("doubtful", said, curve, found.line, step)
     return found
@@ -199,7 +207,7 @@ def _in_the_dark(design: NDArray[np.float64], ratio: NDArray[np.float64]) -> tup
 def _too_little(sampled: Sampled, curve: Curve, step: float | None) -> Verdict | None:
     """Return what is said of a frame with less noise than counts have; None if it has enough."""
     line = fitted_line(curve)
-    quiet = curve.ratio + Z * curve.error < LEAST
+    quiet = _quiet(curve)
     if curve.median + Z * curve.median_error < LEAST:
         ratio, where = curve.median, ""
     elif quiet.sum() >= max(2, DARK_SHARE * len(quiet)):
@@ -242,9 +250,9 @@ def _judged(sampled: Sampled, curve: Curve, step: float | None) -> Verdict:
         return Verdict(kind, why, curve, line, step)
 
     found = f"its variance is {ratio:.2g} times its mean, where counts have 1"
-    if curve.blocks.sum() < JUDGED_BLOCKS:
-        loud = np.all(curve.ratio - Z * curve.error > MOST)
-        return said("doubtful", found) if loud else said("too few")
+    loud, quiet = _loud(curve), _quiet(curve)
+    if curve.blocks.sum() < JUDGED_BLOCKS and loud.mean() < LOUD_SHARE:
+        return said("too few")
     fitted = ""
     if line is not None:
         fitted = f"{found}: variance = {line.gain:.2g} mean {line.constant:+.2g}, as with an offset or read noise"
@@ -261,6 +269,10 @@ def _judged(sampled: Sampled, curve: Curve, step: float | None) -> Verdict:
             )
     if line is not None and line.better > SURE_BETTER and abs(line.share) > SURE_CONSTANT:
         return said("doubtful", fitted)
+    if loud.mean() >= LOUD_SHARE:
+        return said("doubtful", f"{found}, and {_at(curve, loud)}")
+    if quiet.sum() > 1:
+        return said("doubtful", f"{found}, and {_at(curve, quiet)}")
     gain = ratio if line is None else line.counting_gain
     if gain > SURE[1] or (ratio < SURE[0] and gain < SURE[0]):
         return said("doubtful", found)
@@ -269,13 +281,30 @@ def _judged(sampled: Sampled, curve: Curve, step: float | None) -> Verdict:
     return said("counts")
 
 
+def _quiet(curve: Curve) -> NDArray[np.bool_]:
+    """Return the levels that have too little noise for counts."""
+    return np.asarray(curve.ratio + Z * curve.error < LEAST)
+
+
+def _loud(curve: Curve) -> NDArray[np.bool_]:
+    """Return the levels that have more noise than structure adds, and less than a hot pixel in each block."""
+    low, high = np.maximum(MOST, 1 + CONTRAST * curve.mean), np.maximum(HOT[0], HOT[1] * curve.mean)
+    return np.asarray((curve.ratio - Z * curve.error > low) & (curve.ratio < high))
+
+
+def _at(curve: Curve, levels: NDArray[np.bool_]) -> str:
+    return f"{np.median(curve.ratio[levels]):.2g} at {np.median(curve.mean[levels]):.2g} counts"
+
+
 def _slope(fine: Curve) -> float:
     """Return the ratio in the limit of no counts, less its error, if it is that of all levels; else 0."""
     line = fitted_line(fine)
     plain = fine.ratio <= STRUCTURE * fine.ratio.min()
     if line is None or np.quantile(fine.mean[plain], 0.75) < FITTED_RANGE * fine.mean[plain][0]:
         return 0.0
-    return line.darkest - Z * line.darkest_error if line.darkest > FLAT * fine.ratio[plain][0] else 0.0
+    at_zero, first = line.darkest - Z * line.darkest_error, fine.ratio[plain][0]
+    flat = line.darkest > FLAT * first and at_zero > SURELY_FLAT * first
+    return at_zero if flat and (first < MOST_GAIN or first > FINE_CONTRAST * fine.mean[plain][0]) else 0.0
 
 
 def _mostly_whole(values: NDArray[Any]) -> bool:
