@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from bluesky_symdenoise.training.pairs import RealFrames
 
-#: Number of frames that `denoise` sums to find the symmetry.
+#: Number of frames with counts that `denoise` sums to find the symmetry.
 POOLED = 8
 
 
@@ -106,6 +107,7 @@ def denoise(
     from bluesky_symdenoise.denoiser.stack import empty_result
     from bluesky_symdenoise.derived.decision import doubts_of_counts
     from bluesky_symdenoise.files import NexusWriter, open_frames
+    from bluesky_symdenoise.files.lit import first_with_counts
     from bluesky_symdenoise.physics.counts.verdict import checked_noise
     from bluesky_symdenoise.physics.frame import as_mask
 
@@ -116,7 +118,7 @@ def denoise(
         if given is not None:
             given = as_mask(given, (stack.shape[1], stack.shape[2]))
             bad = given if bad is None else bad | given
-        first = stack[:POOLED]
+        first = first_with_counts(stack, POOLED, mask=bad, clock=time.monotonic)
         if checked_noise(noise) is None and (doubt := doubts_of_counts(first, bad)):
             typer.echo(f"symdenoise: are these photon counts? {doubt}; if they are, state --noise poisson", err=True)
         center = beam_center or stack.beam_center

@@ -32,7 +32,7 @@ def _flat(rng: np.random.Generator, shape: tuple[int, ...], spread: float) -> Ra
 
 def counted(rng: np.random.Generator, rate: Rate) -> NDArray[Any]:
     """Return counts in one of the types that detectors write."""
-    return rng.poisson(rate).astype(rng.choice([np.int32, np.uint32, np.int64, np.float32, np.float64]))
+    return rng.poisson(rate).astype(rng.choice(["int32", "uint32", "int64", "float32", "float64"]))
 
 
 def with_gaps(rng: np.random.Generator, rate: Rate) -> NDArray[Any]:

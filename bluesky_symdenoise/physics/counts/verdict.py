@@ -52,8 +52,8 @@ JUDGED_BLOCKS, Z = 200, 4.0
 STEP_PIXELS, STEP_VALUES = 50, 4
 #: Different values of a frame that are looked at, the largest as a multiple of a step, and how far it may be off one.
 MOST_VALUES, MOST_STEPS, OFF_STEP = 2000, 100_000, 0.05
-#: Pixels of a frame that are enough, taken in bands of rows.
-MOST_PIXELS, BAND = 2**21, 64
+#: Pixels of a frame that are enough, taken in bands of rows, and of one that is tested later in a run.
+MOST_PIXELS, LATER_PIXELS, BAND = 2**21, 2**18, 64
 #: Frames of one image that are looked at until one can be judged.
 MOST_FRAMES = 4
 
@@ -183,12 +183,12 @@ def fitted_line(curve: Curve) -> Line | None:
     )
 
 
-def _sampled(image: NDArray[Any], bad: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def _sampled(image: NDArray[Any], bad: NDArray[np.bool_], pixels: int = MOST_PIXELS) -> Sampled:
     """Return bands of rows, evenly spread, of a frame that is larger than is needed; their first rows are masked."""
-    if image.size <= MOST_PIXELS:
-        return image, bad
     bands = np.arange(0, image.shape[0] - BAND, BAND)
-    chosen = bands[:: -(-len(bands) * BAND * image.shape[1] // MOST_PIXELS)]
+    if image.size <= pixels or not len(bands):
+        return image, bad
+    chosen = bands[:: -(-len(bands) * BAND * image.shape[1] // pixels)]
     rows = (chosen[:, None] + np.arange(BAND)).ravel()
     # No difference is taken between one band and the next.
     masked = bad[rows] | (np.arange(len(rows)) % BAND == 0)[:, None]
@@ -344,6 +344,19 @@ def checked_noise(noise: str | None) -> str | None:
             f"noise={noise!r}", rule="it is 'poisson', or left out to have frames tested", remedy="choose one of these"
         )
     return noise
+
+
+def later_doubts(image: NDArray[Any], mask: NDArray[np.bool_] | None) -> str | None:
+    """Return what is doubtful about the counts of an image (..., y, x), or why they are none, by a part of its pixels.
+
+    None if nothing is, or too little can be said.
+    """
+    for frame in image.reshape(-1, *image.shape[-2:])[:MOST_FRAMES]:
+        bad = mask if mask is not None and mask.shape == frame.shape else np.zeros(frame.shape, bool)
+        found = verdict(*_sampled(frame, bad, LATER_PIXELS))
+        if found.kind != "too few":
+            return found.why or None
+    return None
 
 
 def doubts(image: NDArray[Any], mask: NDArray[np.bool_] | None) -> str | None:
