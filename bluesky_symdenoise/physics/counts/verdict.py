@@ -28,6 +28,8 @@ LEAST_GAIN = 1e-3
 #: Ratio in the limit of no counts over that of the darkest level, of a slope: what structure adds grows with the level.
 #: The second number is for that ratio less its error.
 FLAT, SURELY_FLAT = 0.85, 0.6
+#: Ratio of the finest differences over that of others: it is 1 for noise, and less for structure and shared noise.
+WHITE = 0.8
 #: Ratio of the finest differences that detectors have, and variance over mean squared that structure has there even if
 #: it is as strong at all levels.
 MOST_GAIN, FINE_CONTRAST = 20.0, 0.02
@@ -259,7 +261,7 @@ def _judged(sampled: Sampled, curve: Curve, step: float | None) -> Verdict:
         if line.better > BETTER and line.share > CONSTANT:
             return said("not counts", fitted)
     if fine is not None:
-        if (dark := _slope(fine)) > MOST:
+        if (dark := _slope(fine)) > MOST and fine.ratio.min() > WHITE * curve.ratio.min():
             return said("not counts", f"{found}, and it is {dark:.2g} where counts are few, too")
         if fine.median + Z * fine.median_error < LEAST_FINE:
             return said(
