@@ -64,6 +64,10 @@ BENCHES = {
         "truth.symmetry",
         "Measure how often the symmetry test rejects symmetric and sees asymmetric patterns, and errors of centres.",
     ),
+    "counts": (
+        "truth.counts",
+        "Measure how often frames are taken for photon counts that are none, and the other way round.",
+    ),
     "tilt": (
         "truth.tilt",
         "Measure what it is worth to know the tilt of a detector, on simulated rings and arcs, and what mates cost.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from bluesky_symdenoise.training.pairs import RealFrames
 
-#: Number of frames that `denoise` sums to find the symmetry.
+#: Number of frames with counts that `denoise` sums to find the symmetry.
 POOLED = 8
 
 
@@ -108,6 +109,7 @@ def denoise(
     from bluesky_symdenoise.denoiser.stack import empty_result
     from bluesky_symdenoise.derived.decision import doubts_of_counts
     from bluesky_symdenoise.files import NexusWriter, open_frames
+    from bluesky_symdenoise.files.lit import first_with_counts
     from bluesky_symdenoise.files.readout_file import load_readout
     from bluesky_symdenoise.physics.counts.verdict import checked_noise
     from bluesky_symdenoise.physics.frame import as_mask
@@ -119,7 +121,7 @@ def denoise(
         if given is not None:
             given = as_mask(given, (stack.shape[1], stack.shape[2]))
             bad = given if bad is None else bad | given
-        first = stack[:POOLED]
+        first = first_with_counts(stack, POOLED, mask=bad, clock=time.monotonic)
         stated = None if readout is None else load_readout(readout)
         if checked_noise(noise) is None and (doubt := doubts_of_counts(first, bad, stated)):
             asked = "if they are, state --noise poisson" if stated is None else "find it with `symdenoise readout`"

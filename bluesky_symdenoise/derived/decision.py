@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
-from bluesky_symdenoise.physics.counts.verdict import doubts
+from bluesky_symdenoise.physics.counts.doubts import doubts, later_doubts
 from bluesky_symdenoise.physics.frame import sentinel_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -35,7 +35,7 @@ class Decision:
     holds_counts
         Whether a frame with counts has passed as counts, which depends on the detector and not on the frame.
     doubt
-        What is doubtful about the counts of that frame; None if nothing is.
+        What is doubtful about the counts of that frame, or of a later one; None if nothing is.
 
     Parameters
     ----------
@@ -51,6 +51,7 @@ class Decision:
         self._refusal: SymDenoiseError | None = None
         self.symmetry: Symmetry | None = None
         self.holds_counts = False
+        self._tested = False
 
     @property
     def settled(self) -> bool:
@@ -94,7 +95,7 @@ class Decision:
                     # One reason for all frames of a run, whose numbers differ a little.
                     said = self._refusal = self._refusal or error
                     raise SymDenoiseError(said.value, rule=said.rule, remedy=said.remedy) from error
-            self.holds_counts = _has_counts(image)
+            self.holds_counts = self._tested = _has_counts(image)
         found = self.symmetry
         if found is None:
             found = denoiser.resolve(
@@ -103,6 +104,26 @@ class Decision:
             if _has_counts(image):
                 self.symmetry = found
         return self.about(found, center)
+
+    def may_doubt(self, number: int) -> bool:
+        """Return whether the frame with this number, of those with counts, is to be given to `doubt_later`.
+
+        They are the 2nd, 4th, 8th and so on, until one is doubtful, and the first if it was not tested: its row is that
+        of an earlier writer.
+        """
+        if self._noise is not None or self.doubt is not None or (number == 1 and self._tested):
+            return False
+        return number.bit_count() == 1
+
+    def doubt_later(self, image: NDArray[Any], mask: Given, *, number: int, readout: Readout | None = None) -> None:
+        """Test a frame whose row is made, which stays as it is: only `doubt` may change."""
+        if number == 1:
+            try:
+                self.doubt = doubts_of_counts(image, mask, readout)
+            except SymDenoiseError as error:
+                self.doubt = error.rule
+        elif found := later_doubts(image, mask, readout):
+            self.doubt = f"frame {number} of those with counts: {found}"
 
     def about(self, found: Symmetry, center: tuple[float, float] | None) -> Symmetry:
         """Return a symmetry about the centre of one image, if that is known, with the map of a checked symmetry."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from bluesky_symdenoise.acquisition.derive.rings import ring_scalars
 from bluesky_symdenoise.acquisition.request.beamline import Settings
 from bluesky_symdenoise.acquisition.request.request import Request
 from bluesky_symdenoise.derived.decision import Decision
-from bluesky_symdenoise.derived.row import Row, denoised_row
+from bluesky_symdenoise.derived.row import CompressedRow, Row, denoised_row
 from bluesky_symdenoise.derived.stated_readout import to_recipe
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import stated_shape
@@ -46,6 +46,7 @@ class ImageDenoiser:
         self._fixed_dark: Dark | None = None
         self._unusable: SymDenoiseError | None = None
         self._complained: set[str] = set()
+        self._with_counts = 0
         try:
             self._settings = Settings(work.beamline, key=key, start=start, descriptor=descriptor, given=work.given())
             self._fixed_dark = darks.fixed(key)
@@ -212,6 +213,36 @@ class ImageDenoiser:
             with_counts=row.scalars["counts_in"] > 0,
             center=self._usable().beam_center(data),
         )
+
+    def note(
+        self,
+        row: Row | CompressedRow,
+        image: Callable[[], NDArray[Any]],
+        data: Mapping[str, Any],
+        time: float | None,
+    ) -> None:
+        """Count a row that will be written, and test a few images for photon counts, which changes no row.
+
+        Parameters
+        ----------
+        image
+            Reads the image of the row.
+        data, time
+            Columns and time of its event, as in `row`.
+        """
+        if self._settings is None or not row.scalars.get("counts_in", np.nan) > 0:
+            return
+        self._with_counts += 1
+        if not self._decision.may_doubt(self._with_counts):
+            return
+        try:
+            frame = image()
+            readout = self._readout(frame, data, time)
+        except Exception as error:
+            log.debug("frame %d of %s is not tested for counts: %s", self._with_counts, self._key, error)
+            return
+        self._decision.doubt_later(frame, self._settings.mask, number=self._with_counts, readout=readout)
+        self._say_doubt()
 
     def _usable(self) -> Settings:
         if self._settings is None:

@@ -172,6 +172,33 @@ def _pixels(value: float | None) -> str:
     return "not found" if value is None else f"{value:.2f}"
 
 
+def _counts(content: Content) -> Texts:
+    met = {True: "yes", False: "no"}
+    figures = [
+        (
+            each["figure"],
+            f"{each['count']} of {each['frames']}",
+            f"{100 * each['count'] / each['frames']:.2f} %",
+            each["target"],
+            met[each["met"]] if each["target"] else "",
+        )
+        for each in content["summary"]
+    ]
+    cases = [
+        (
+            row["part"],
+            row["case"],
+            *(row[name] for name in ("frames", "refused", "warned", "silent", "silent_and_wrong")),
+        )
+        for row in content["cases"]
+    ]
+    columns = ("part", "case", "frames", "refused", "warned of", "nothing said", "... and sigma wrong")
+    return {
+        "summary": table(("figure", "found", "share", "wanted", "met"), figures),
+        "cases": table(columns, cases),
+    }
+
+
 def _tilt(content: Content) -> Texts:
     denoised = [
         (
@@ -238,6 +265,7 @@ SECTIONS: dict[str, Callable[[Content], Texts]] = {
     "quality": _quality,
     "features": _features,
     "symmetry": _symmetry,
+    "counts": _counts,
     "tilt": _tilt,
     "science": _science,
 }

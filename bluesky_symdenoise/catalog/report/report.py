@@ -29,7 +29,8 @@ from bluesky_symdenoise.derived.columns import PENDING
 from bluesky_symdenoise.derived.stated_readout import from_recipe, map_sha256s
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.agreement import PairTest, pair_tests
-from bluesky_symdenoise.physics.counts.verdict import Verdict, readout_verdict, verdict
+from bluesky_symdenoise.physics.counts.doubts import readout_verdict
+from bluesky_symdenoise.physics.counts.verdict import Verdict, verdict
 from bluesky_symdenoise.physics.frame import frame_from_counts, sentinel_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
