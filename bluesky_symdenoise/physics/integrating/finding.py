@@ -18,7 +18,7 @@ from bluesky_symdenoise.physics.integrating.darks import FoundDark, found_dark
 from bluesky_symdenoise.physics.integrating.found import FoundReadout
 from bluesky_symdenoise.physics.integrating.line import shown
 from bluesky_symdenoise.physics.integrating.readout import Readout
-from bluesky_symdenoise.physics.integrating.residual import Blocks, Image, Mask, in_blocks, row_noise
+from bluesky_symdenoise.physics.integrating.residual import Blocks, Image, Mask, in_blocks, shared_noise
 from bluesky_symdenoise.physics.integrating.spread import Spread, spread_of
 from bluesky_symdenoise.physics.integrating.told import Told, told
 from bluesky_symdenoise.physics.integrating.values import exposures, saturation
@@ -32,8 +32,8 @@ TESTED, RANGE, TEST_Z = 32, (0.8, 1.25), 3.0
 TESTED_SUMS, TEST_OFF = 16, 25.0
 #: Pixels around saturated ones that are left out.
 AROUND_SATURATED = 4
-#: Standard errors from which an effect is said, and share of the variance that rows or columns must have in common.
-SAID, SHARED = 4.0, 0.02
+#: Standard errors from which an effect is said.
+SAID = 4.0
 #: How far the noise of averaged counts may be off their mean.
 OFF_COUNTS = 0.15
 
@@ -161,10 +161,12 @@ def _shared(noise: Told) -> dict[str, float]:
     """Return the standard deviation of what pixels of a ``row`` or ``column`` share, where it is seen."""
     if noise.differences == "mixed" or noise.mates:
         return {}
-    variances = np.mean([row_noise(residual) for residual in noise.residuals], axis=0)
-    least = SHARED * float(np.median(noise.blocks[1].variance))
-    named = zip(("row", "column"), variances.tolist(), strict=True)
-    return {name: float(np.sqrt(variance)) for name, variance in named if variance > least}
+    found = {}
+    for axis, name in ((1, "row"), (0, "column")):
+        variances, errors = np.array([shared_noise(residual, axis) for residual in noise.residuals]).T
+        if variances.mean() > SAID * errors.mean() / np.sqrt(len(errors)):
+            found[name] = float(np.sqrt(variances.mean()))
+    return found
 
 
 def _tested(noise: Told, found: Spread, rows: dict[str, float]) -> float:

@@ -60,10 +60,10 @@ def line_through(blocks: Blocks) -> Line | None:
     The level has noise, too, which it shares with the variance: where it lies is told by the blocks around each
     (instrumental variable), so that the slope is right at few photons. Weights are those of the fitted line, there.
     """
-    if blocks.level.size < FEWEST_BLOCKS:
+    if blocks.level.size < FEWEST_BLOCKS or not blocks.variance.any():
         return None
+    floor = max(0.05 * float(np.median(blocks.variance)), 1e-3 * float(blocks.variance.mean()))
     gain, constant = _first(blocks)
-    floor = 0.05 * float(np.median(blocks.variance))
     used = np.ones(blocks.level.shape, bool)
     for _ in range(STEPS):
         expected, deviation = _expected(blocks, blocks.level, gain, constant, floor)
@@ -93,8 +93,11 @@ def line_through(blocks: Blocks) -> Line | None:
 def shown(binning: int, blocks: Blocks, line: Line) -> BinnedCurve:
     """Return the photon transfer curve of blocks, at levels of equal numbers of blocks."""
     kept = blocks.chosen(line.used)
-    order = np.argsort(kept.level, kind="stable")
-    parts = np.array_split(order, max(1, min(LEVELS, len(order) // 5)))
+    # Darks are one level.
+    dark = (kept.level == 0) & (kept.around == 0)
+    order = np.argsort(np.where(dark, -np.inf, kept.level), kind="stable")[np.count_nonzero(dark) :]
+    parts = [np.flatnonzero(dark)] if dark.any() else []
+    parts += np.array_split(order, max(1, min(LEVELS, len(order) // 5)))
     weights = [kept.number[part].sum() for part in parts]
     mean, variance = (
         np.array([np.average(values[part], weights=kept.number[part]) for part in parts])

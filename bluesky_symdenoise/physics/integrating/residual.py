@@ -23,6 +23,8 @@ MEASURED = 0.75
 WORTH = {"along": 2.94, "mixed": 3.78}
 #: Groups of blocks that are left out in turn to find standard errors, along each side, and their size in pixels.
 GROUPS, CELL = 4, 32
+#: Variance of a squared median deviation of n neighbouring differences, times n.
+MEDIAN_WORTH = 8.0
 #: Standard deviations by which a pixel is above or below those around it if it is hot or dead.
 HOT_Z, DEAD_Z = 8.0, 3.5
 #: Side of the blocks by which two frames are scaled to each other.
@@ -155,27 +157,25 @@ def in_blocks(residual: Residual, binning: int) -> Blocks:
     )
 
 
-def row_noise(residual: Residual) -> tuple[float, float]:
-    """Return the variance that all pixels of a row share, and the same for columns, as seen in differences."""
-    found = []
-    for axis in (1, 0):
-        number = residual.good.sum(axis=axis)
-        lines = number >= MEASURED * residual.good.shape[axis]
-        mean = np.where(residual.good, residual.noise, 0.0).sum(axis=axis) / np.maximum(number, 1)
-        both = lines[:-1] & lines[1:]
-        if np.count_nonzero(both) < GROUPS**2:
-            found.append(0.0)
-            continue
-        step = np.diff(mean)[both]
-        # Half of the differences' variance, robust against rows that changed, less what independent pixels give.
-        alone = np.diff(residual.noise, axis=axis)[np.take(residual.good, range(1, residual.good.shape[axis]), axis)]
-        pixel = _robust(alone) / 2
-        found.append(_robust(step) / 2 - pixel / float(number[lines].mean()))
-    return found[0], found[1]
+def shared_noise(residual: Residual, axis: int) -> tuple[float, float]:
+    """Return the variance that all pixels of a row (axis 1) or column (0) share, and its standard error.
 
-
-def _robust(values: Image) -> float:
-    return float((1.4826 * np.median(np.abs(values - np.median(values)))) ** 2)
+    The means of neighbouring rows differ by more than the noise of their pixels says.
+    """
+    number = residual.good.sum(axis=axis)
+    lines = number >= MEASURED * residual.good.shape[axis]
+    values = np.where(residual.good, residual.noise, 0.0)
+    mean = values.sum(axis=axis) / np.maximum(number, 1)
+    square = (values**2).sum(axis=axis) / np.maximum(number, 1) - mean**2
+    own = square / np.maximum(number, 1)
+    both = lines[:-1] & lines[1:] & (own[:-1] + own[1:] > 0)
+    if np.count_nonzero(both) < GROUPS**2:
+        return 0.0, np.inf
+    step, expected = np.diff(mean)[both], (own[:-1] + own[1:])[both]
+    # The median is not moved by the few rows that something else changed.
+    score = (1.4826 * float(np.median(np.abs(step) / np.sqrt(expected)))) ** 2
+    typical = float(np.median(expected)) / 2
+    return (score - 1) * typical, score * typical * np.sqrt(MEDIAN_WORTH / len(step))
 
 
 def _squares(noise: Image, full: Mask, differences: Differences) -> tuple[Image, Image]:
