@@ -15,12 +15,12 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import NEGATIVE_CODES, as_mask
 from bluesky_symdenoise.physics.integrating.blur import seen_noise
 from bluesky_symdenoise.physics.integrating.darks import FoundDark, found_dark
-from bluesky_symdenoise.physics.integrating.found import FoundReadout
+from bluesky_symdenoise.physics.integrating.found import BinnedCurve, FoundReadout
 from bluesky_symdenoise.physics.integrating.line import shown
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.integrating.residual import Blocks, Image, Mask, in_blocks, shared_noise
 from bluesky_symdenoise.physics.integrating.spread import Spread, spread_of
-from bluesky_symdenoise.physics.integrating.told import Told, told
+from bluesky_symdenoise.physics.integrating.told import Told, candidates
 from bluesky_symdenoise.physics.integrating.values import exposures, saturation
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
@@ -86,30 +86,35 @@ def readout_from_frames(
     given = [np.asarray(frame) for frame in islice(darks, MOST_FRAMES)]
     dark = found_dark(given, averaged=number) if given else None
     signals = [_signal(frame, good, dark) for frame, good in zip(held, usable, strict=True)]
-    noise, (lag, lag_error) = told(signals, dark, symmetry)
-    curves = tuple(shown(b, noise.blocks[b], line) for b, line in noise.lines.items())
-    if steps is not None and dark is None and (ratio := _over_counts(noise, steps)) is not None:
-        return FoundReadout(
-            readout=Readout(1.0, saturation=top, frames=steps),
-            gain_error=float(np.sqrt(2 / noise.blocks[1].number.sum())),
-            read_noise_error=np.nan,
-            how=f"values that are multiples of 1/{steps}, and {noise.how}",
-            frames=len(held),
-            curves=curves,
-            notes=(f"means of {steps} exposures of counts: variance is {ratio:.3g} of mean / {steps}",),
-        )
-    found = spread_of(noise.lines, noise.differences)
-    rows = _shared(noise)
-    chi_squared = _tested(noise, found, rows)
+    refusal: SymDenoiseError | None = None
+    for noise in candidates(signals, dark, symmetry):
+        if steps is not None and dark is None and (ratio := _over_counts(noise, steps)) is not None:
+            return _averaged_counts(noise, steps, ratio, top, len(held))
+        rows: dict[str, float] = {}
+        try:
+            found = spread_of(noise.lines, noise.differences)
+            rows = _shared(noise)
+            chi_squared = _tested(noise, found, rows)
+            break
+        except SymDenoiseError as error:
+            refusal = refusal or error
+            # Differences within a frame do not see what its rows share.
+            if rows:
+                raise refusal from None
+    else:
+        assert refusal is not None
+        raise refusal
     readout, read_noise_error, notes = _readout(noise, found, dark, number)
     notes += [f"pixels of a {name} share noise of {value:.3g}" for name, value in rows.items()]
-    if np.isfinite(lag) and lag > SAID * lag_error:
-        kept = (1 - lag) ** 2 + lag**2
+    if noise.lag > SAID * noise.lag_error:
+        kept = (1 - noise.lag) ** 2 + noise.lag**2
         readout = replace(readout, gain=_rounded(number * found.gain / kept))
         notes.append(
-            f"{lag:.1%} of a frame is seen in the next one, so that a frame has {1 - kept:.1%} less noise than its "
-            "gain says"
+            f"{noise.lag:.1%} of a frame is seen in the next one, so that a frame has {1 - kept:.1%} less noise than "
+            "its gain says"
         )
+    if refusal is not None:
+        notes.append(f"differences of frames are more than noise, and not used: {refusal.value}")
     if steps is not None:
         notes.append(f"all values are multiples of 1/{steps}: frames are means of {steps} exposures")
     return FoundReadout(
@@ -118,9 +123,9 @@ def readout_from_frames(
         read_noise_error=read_noise_error,
         how=noise.how,
         frames=len(held),
-        curves=curves,
-        lag=lag,
-        lag_error=lag_error,
+        curves=_curves(noise),
+        lag=noise.lag,
+        lag_error=noise.lag_error,
         chi_squared=chi_squared,
         notes=tuple(notes),
     )
@@ -155,6 +160,22 @@ def _over_counts(noise: Told, exposures: int) -> float | None:
     level = float((blocks.number * blocks.level).sum())
     ratio = exposures * float((blocks.number * blocks.variance).sum()) / level if level > 0 else np.nan
     return ratio if abs(ratio - 1) < OFF_COUNTS else None
+
+
+def _averaged_counts(noise: Told, exposures: int, ratio: float, top: float | None, frames: int) -> FoundReadout:
+    return FoundReadout(
+        readout=Readout(1.0, saturation=top, frames=exposures),
+        gain_error=float(np.sqrt(2 / noise.blocks[1].number.sum())),
+        read_noise_error=np.nan,
+        how=f"values that are multiples of 1/{exposures}, and {noise.how}",
+        frames=frames,
+        curves=_curves(noise),
+        notes=(f"means of {exposures} exposures of counts: variance is {ratio:.3g} of mean / {exposures}",),
+    )
+
+
+def _curves(noise: Told) -> tuple[BinnedCurve, ...]:
+    return tuple(shown(binning, noise.blocks[binning], line) for binning, line in noise.lines.items())
 
 
 def _shared(noise: Told) -> dict[str, float]:

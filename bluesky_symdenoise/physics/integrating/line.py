@@ -11,11 +11,13 @@ from bluesky_symdenoise.physics.integrating.found import BinnedCurve
 from bluesky_symdenoise.physics.integrating.residual import GROUPS, Blocks
 
 #: Fewest blocks from which a line is determined.
-FEWEST_BLOCKS = 40
+FEWEST_BLOCKS = 24
 #: Blocks whose noise is further from the line, in standard deviations, hold something else.
 OUTLIER_Z = 4.0
 #: Levels of a robust first fit and of the curve that is shown, and steps of the fit.
 LEVELS, STEPS = 12, 12
+#: Least variance that may be predicted, as a share of that of the darkest blocks.
+LEAST = 0.3
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,7 @@ def line_through(blocks: Blocks) -> Line | None:
     """
     if blocks.level.size < FEWEST_BLOCKS or not blocks.variance.any():
         return None
-    floor = max(0.05 * float(np.median(blocks.variance)), 1e-3 * float(blocks.variance.mean()))
-    gain, constant = _first(blocks)
+    gain, constant, floor = _first(blocks)
     used = np.ones(blocks.level.shape, bool)
     for _ in range(STEPS):
         expected, deviation = _expected(blocks, blocks.level, gain, constant, floor)
@@ -130,20 +131,25 @@ def _expected(
     return expected, expected * np.sqrt((2 + np.minimum(tail, 100)) / blocks.number)
 
 
-def _first(blocks: Blocks) -> tuple[float, float]:
-    """Return a line through medians of blocks of similar level, which a minority of them does not move."""
+def _first(blocks: Blocks) -> tuple[float, float, float]:
+    """Return a line through medians of blocks of similar level, which a minority of them does not move.
+
+    Returns
+    -------
+    tuple
+        Gain, constant, and the least variance that may be predicted.
+    """
     order = np.argsort(blocks.around, kind="stable")
     parts = np.array_split(order, max(2, min(LEVELS, len(order) // 10)))
     level, variance = (np.array([np.median(v[part]) for part in parts]) for v in (blocks.level, blocks.variance))
     # The median of chi-squared, over its mean.
-    variance /= (1 - 2 / (9 * np.median(blocks.number))) ** 3
-    if np.ptp(level) <= 0:
-        return 0.0, float(np.median(variance))
-    weight = 1 / np.maximum(variance, 1e-3 * np.median(variance) + 1e-300)
-    gain, constant = np.polyfit(level, variance, 1, w=weight)
-    if gain <= 0:
-        return 0.0, float(np.median(variance))
-    return float(gain), float(constant)
+    variance /= (1 - 2 / (9 * max(float(np.median(blocks.number)), 1.0))) ** 3
+    floor = max(LEAST * float(variance.min()), 1e-6 * float(blocks.variance.mean()))
+    if np.ptp(level) > 0:
+        gain, constant = np.polyfit(level, variance, 1, w=1 / np.maximum(variance, floor))
+        if gain > 0:
+            return float(gain), float(constant), floor
+    return 0.0, float(np.median(variance)), floor
 
 
 def _solved(blocks: Blocks, weight: NDArray[np.float64]) -> tuple[float, float, float, float]:

@@ -16,7 +16,7 @@ Image = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 #: Sums along a side of the blocks in which signal and noise are compared, by binning.
-GROUPED = {1: 8, 2: 8, 4: 8, 8: 4, 32: 1}
+GROUPED = {1: 8, 2: 8, 4: 4, 8: 3, 32: 1}
 #: Share of a block of pixels, and of second differences in a block of sums, that must be measured.
 MEASURED = 0.75
 #: How many second differences are worth one independent value: those along rows and columns, and mixed ones.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,6 +43,8 @@ class Told:
         Noise of each pixel.
     mates
         Whether it is that of mates.
+    lag, lag_error
+        Share of a frame that is seen in the next one, and its standard error; NaN if it was not measured.
     """
 
     how: str
@@ -50,6 +52,8 @@ class Told:
     blocks: dict[int, Blocks]
     residuals: list[Residual]
     mates: bool = False
+    lag: float = np.nan
+    lag_error: float = np.nan
 
     @property
     def differences(self) -> Differences:
@@ -62,35 +66,35 @@ class Told:
         return self.lines[1].off if 1 in self.lines else 1.0
 
 
-def told(
+def candidates(
     signals: Sequence[tuple[Image, Mask]], dark: FoundDark | None, symmetry: Symmetry | None
-) -> tuple[Told, tuple[float, float]]:
-    """Return the noise that says most, and the lag with its standard error, NaN where it is not measured.
+) -> Iterator[Told]:
+    """Yield the noise of frames, that which says most first.
 
-    Differences of frames are taken if frames are of one scene, of frames that are far from each other, as neighbours
-    may have a lag; else those of mates; else those of neighbouring pixels.
+    First differences of frames, if they are of one scene: of frames that are far from each other, as neighbours may
+    have a lag. Then those of mates, and last those of neighbouring pixels.
 
     Parameters
     ----------
     signals
         Signal above the offset and which pixels were measured, (y, x) of each frame.
     """
-    unknown = (np.nan, np.nan)
     if len(signals) > 1:
         apart = len(signals) // 2 if len(signals) > 3 else 1
         near = _lines("differences of consecutive frames", _pairs(signals, 1), dark, BINNINGS)
         if apart > 1:
             far = _lines("differences of frames", _pairs(signals, apart), dark, BINNINGS)
-            if far.off < CHANGED and far.lines:
-                return far, _lag(near, far)
-        if near.off < CHANGED and near.lines:
-            return near, unknown
+            if far.off < CHANGED:
+                lag, lag_error = _lag(near, far)
+                yield replace(far, lag=lag, lag_error=lag_error)
+        if near.off < CHANGED:
+            yield near
     if symmetry is not None and symmetry.grid_center is not None and symmetry.operations:
         center = symmetry.grid_center
         mates = [of_mates(*signal, operation, center) for signal in signals for operation in symmetry.operations]
-        return replace(_lines("symmetry pairs", mates, dark, BINNINGS), mates=True), unknown
+        yield replace(_lines("symmetry pairs", mates, dark, BINNINGS), mates=True)
     alone = [_alone(*signal) for signal in signals]
-    return _lines("second differences of frames", alone, dark, ONE_FRAME_BINNINGS), unknown
+    yield _lines("second differences of frames", alone, dark, ONE_FRAME_BINNINGS)
 
 
 def _alone(frame: Image, good: Mask) -> Residual:
