@@ -60,6 +60,10 @@ BENCHES = {
         "truth.symmetry",
         "Measure how often the symmetry test rejects symmetric and sees asymmetric patterns, and errors of centres.",
     ),
+    "readout": (
+        "truth.readout",
+        "Measure how well gain, read noise and averaged exposures of simulated detectors are found, or refused.",
+    ),
     "tilt": (
         "truth.tilt",
         "Measure what it is worth to know the tilt of a detector, on simulated rings and arcs, and what mates cost.",

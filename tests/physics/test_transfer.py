@@ -227,3 +227,17 @@ def test_what_says_nothing_is_refused():
             readout_from_frames(frames)
     with pytest.raises(SymDenoiseError, match="mask of shape"):
         readout_from_frames(noise, mask=np.zeros((3, 3)))
+    with pytest.raises(SymDenoiseError, match="give their own darks"):
+        readout_from_frames(noise, darks=noise[:, :50])
+
+
+def test_bands_of_large_frames_are_enough():
+    """Dead pixels and darks are where they are in the whole frame."""
+    rng = np.random.default_rng(10)
+    rate = np.tile(rings(100), (1, 6))[:, :1024]
+    tall = np.concatenate([rate] * 14)[:2200]
+    detector = Detector(2.0, 5.0, 100.0, dead=0.01)
+    told = readout_from_frames(detector.frames(rng, tall, 2), darks=detector.frames(rng, 0 * tall, 2))
+    assert np.shape(told.readout.offset) == tall.shape
+    assert told.readout.gain == pytest.approx(2.0, rel=0.05)
+    assert told.readout.read_noise == pytest.approx(5.0, rel=0.05)

@@ -24,8 +24,8 @@ from bluesky_symdenoise.physics.integrating.told import Told, candidates
 from bluesky_symdenoise.physics.integrating.values import exposures, saturation
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
-#: Frames that are looked at.
-MOST_FRAMES = 24
+#: Frames that are looked at, their pixels that are enough, and rows of the bands that these are taken in.
+MOST_FRAMES, MOST_PIXELS, BAND = 24, 2**20, 128
 #: Side of the blocks of the test, its range, and standard errors by which it must be outside.
 TESTED, RANGE, TEST_Z = 32, (0.8, 1.25), 3.0
 #: Fewest sums that are a test, and how far, squared and in standard deviations, those are off whose scene changed.
@@ -80,32 +80,40 @@ def readout_from_frames(
         )
     bad = as_mask(mask, (held[0].shape[0], held[0].shape[1]))
     top = saturation(held, bad)
-    usable = [_usable(frame, bad, top) for frame in held]
-    steps = exposures(held[0][usable[0]]) if averaged is None else None
+    # Mates need whole frames.
+    rows = _bands(bad.shape) if symmetry is None else np.arange(len(bad))
+    parts = [frame[rows] for frame in held]
+    usable = [_usable(frame, bad[rows], top) for frame in parts]
+    steps = exposures(parts[0][usable[0]]) if averaged is None else None
     number = averaged or steps or 1
     given = [np.asarray(frame) for frame in islice(darks, MOST_FRAMES)]
-    dark = found_dark(given, averaged=number) if given else None
-    signals = [_signal(frame, good, dark) for frame, good in zip(held, usable, strict=True)]
+    for frame in given:
+        if frame.shape != bad.shape:
+            raise SymDenoiseError(
+                f"dark of shape {frame.shape}", rule=f"the frames have {bad.shape}", remedy="give their own darks"
+            )
+    dark = found_dark(given, averaged=number, rows=rows) if given else None
+    signals = [_signal(frame, good, dark) for frame, good in zip(parts, usable, strict=True)]
     refusal: SymDenoiseError | None = None
     for noise in candidates(signals, dark, symmetry):
         if steps is not None and dark is None and (ratio := _over_counts(noise, steps)) is not None:
             return _averaged_counts(noise, steps, ratio, top, len(held))
-        rows: dict[str, float] = {}
+        shared: dict[str, float] = {}
         try:
             found = spread_of(noise.lines, noise.differences)
-            rows = _shared(noise)
-            chi_squared = _tested(noise, found, rows)
+            shared = _shared(noise)
+            chi_squared = _tested(noise, found, shared)
             break
         except SymDenoiseError as error:
             refusal = refusal or error
             # Differences within a frame do not see what its rows share.
-            if rows:
+            if shared:
                 raise refusal from None
     else:
         assert refusal is not None
         raise refusal
     readout, read_noise_error, notes = _readout(noise, found, dark, number)
-    notes += [f"pixels of a {name} share noise of {value:.3g}" for name, value in rows.items()]
+    notes += [f"pixels of a {name} share noise of {value:.3g}" for name, value in shared.items()]
     if noise.lag > SAID * noise.lag_error:
         kept = (1 - noise.lag) ** 2 + noise.lag**2
         readout = replace(readout, gain=_rounded(number * found.gain / kept))
@@ -131,6 +139,16 @@ def readout_from_frames(
     )
 
 
+def _bands(shape: tuple[int, ...]) -> NDArray[np.intp]:
+    """Return the rows of bands, evenly spread, that are enough of a large frame."""
+    height, width = shape
+    number = max(1, MOST_PIXELS // (BAND * width))
+    if height <= number * BAND:
+        return np.arange(height)
+    first = np.linspace(0, height - BAND, number).astype(int) // TESTED * TESTED
+    return np.unique((first[:, None] + np.arange(BAND)).ravel())
+
+
 def _usable(frame: NDArray[Any], bad: Mask, top: float | None) -> Mask:
     """Return which pixels were measured, far from saturated ones."""
     out = bad | Readout(1.0).unusable(frame)
@@ -147,8 +165,8 @@ def _signal(frame: NDArray[Any], good: Mask, dark: FoundDark | None) -> tuple[Im
     """Return the signal above the offset, and where it is known."""
     signal = frame.astype(np.float64)
     if dark is not None:
-        signal -= dark.dark.counts / dark.dark.frames
-        good = good & ~dark.dark.mask
+        signal -= dark.offset
+        good = good & np.isfinite(dark.offset)
     return np.where(good, signal, 0.0), good
 
 
@@ -190,7 +208,7 @@ def _shared(noise: Told) -> dict[str, float]:
     return found
 
 
-def _tested(noise: Told, found: Spread, rows: dict[str, float]) -> float:
+def _tested(noise: Told, found: Spread, shared: dict[str, float]) -> float:
     """Return the variance of sums over 32 x 32 pixels, over what was found; NaN if there are too few.
 
     Raises
@@ -212,11 +230,11 @@ def _tested(noise: Told, found: Spread, rows: dict[str, float]) -> float:
     error = value * float(np.sqrt(2 / number[kept].sum()))
     low, high = RANGE
     if value - TEST_Z * error > high or value + TEST_Z * error < low:
-        shared = "".join(f"; pixels of a {name} share noise of {said:.3g}" for name, said in rows.items())
+        said = "".join(f"; pixels of a {name} share noise of {sigma:.3g}" for name, sigma in shared.items())
         raise SymDenoiseError(
             f"chi-squared {value:.3g} +/- {error:.1g} of sums over {TESTED} x {TESTED} pixels",
-            rule=f"with the right readout it lies between {low} and {high}{shared}",
-            remedy=("subtract what they share, and " if shared else "")
+            rule=f"with the right readout it lies between {low} and {high}{said}",
+            remedy=("subtract what they share, and " if said else "")
             + "give repeats of one scene as the detector wrote them, not smoothed or interpolated",
         )
     return value
