@@ -68,6 +68,10 @@ BENCHES = {
         "truth.counts",
         "Measure how often frames are taken for photon counts that are none, and the other way round.",
     ),
+    "readout": (
+        "truth.readout",
+        "Measure how well gain, read noise and averaged exposures of simulated detectors are found, or refused.",
+    ),
     "tilt": (
         "truth.tilt",
         "Measure what it is worth to know the tilt of a detector, on simulated rings and arcs, and what mates cost.",

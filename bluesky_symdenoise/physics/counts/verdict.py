@@ -139,7 +139,7 @@ def verdict(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Verdi
     values = image[~bad]
     if not values.size or values.min() == values.max():
         return Verdict("too few")
-    step = _step(values)
+    step = value_step(values)
     if step is not None and step > 1:
         return Verdict(
             "not counts", f"all its values are multiples of {step:.4g}: counts are multiples of 1", step=step
@@ -324,7 +324,7 @@ def _mostly_whole(values: NDArray[Any]) -> bool:
     return bool(np.mean(values == np.floor(values)) > WHOLE)
 
 
-def _step(values: NDArray[Any]) -> float | None:
+def value_step(values: NDArray[Any]) -> float | None:
     """Return the number of which all values are multiples; None if it is 1, or there is none."""
     found = np.unique(np.abs(values[values != 0]))[:MOST_VALUES]
     if len(found) < STEP_VALUES or np.count_nonzero(values) < STEP_PIXELS:
