@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Fields that stored recipes may lack.
-OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects", "views", "fold_sha256", "noise", "readout"})
+OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects", "views", "sums", "fold_sha256", "noise", "readout"})
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Recipe:
         ``keep`` if hot and dead pixels that frames show are not masked; None if they are.
     views
         8 if the network's output is averaged over so many views of each frame; None for one.
+    sums
+        ``agree`` if sums over boxes and rings are corrected by the frame's own; None if they are not.
     fold_sha256
         Checksum of the given map of where mates may be used; None if frames alone decide.
     noise
@@ -77,6 +79,7 @@ class Recipe:
     frames: str | None = None
     defects: str | None = None
     views: int | None = None
+    sums: str | None = None
     fold_sha256: str | None = None
     noise: str | None = None
     readout: tuple[str, ...] | None = None

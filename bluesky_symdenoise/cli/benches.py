@@ -31,6 +31,10 @@ BENCHES = {
         "truth.honesty",
         "Measure what a model keeps of small features, makes up, and claims to know, on frames of known rate.",
     ),
+    "sums": (
+        "truth.sums",
+        "Measure how far sums of rings, sectors and boxes are from those of the counts, left free and made to agree.",
+    ),
     "speed": (
         "load.speed",
         "Measure Mpixel/s and memory of the denoiser in float32 and bfloat16, beside BM3D and non-local means.",

@@ -18,6 +18,7 @@ from bluesky_symdenoise.cli.options import (
     ModelName,
     Noise,
     ReadoutFile,
+    Sums,
     Symmetry,
     Views,
     given_mask,
@@ -100,6 +101,7 @@ def denoise(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     defects: Defects = "find",
     views: Views = 1,
+    sums: Sums = "free",
     overwrite: Annotated[bool, typer.Option(help="Replace OUTPUT if it exists.")] = False,
 ) -> None:
     """Denoise plain files, without a catalogue: intensity and sigma of every frame into one HDF5 file."""
@@ -114,7 +116,7 @@ def denoise(
     from bluesky_symdenoise.physics.counts.verdict import checked_noise
     from bluesky_symdenoise.physics.frame import as_mask
 
-    denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
+    denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views, sums=sums)
     with open_frames(file) as stack:
         bad = None if ignore_file_mask else stack.mask
         given = given_mask(mask, inverted=invert_mask)

@@ -25,6 +25,7 @@ from bluesky_symdenoise.cli.options import (
     ReadoutFile,
     RedoOlder,
     SettingsFile,
+    Sums,
     Symmetry,
     Threads,
     Uri,
@@ -62,6 +63,7 @@ def catch_up(
     threads: Threads = None,
     defects: Defects = "find",
     views: Views = 1,
+    sums: Sums = "free",
 ) -> None:
     """Finish what was missed: raw runs without a complete derived run; the API key comes from TILED_API_KEY.
 
@@ -84,7 +86,7 @@ def catch_up(
             "directory": directory,
             "frames": frames,
         }
-        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views, sums=sums)
         work = planned_work(client[denoised], settings, given, activity="catch-up", denoiser=denoiser)
         seconds = None if older_than is None else older_than * 3600
         done: dict[str, Outcome] = {}
@@ -199,6 +201,7 @@ def watch(
     threads: Threads = None,
     defects: Defects = "find",
     views: Views = 1,
+    sums: Sums = "free",
 ) -> None:
     """Follow raw runs and denoise them while they grow, until Ctrl-C or SIGTERM; the API key comes from TILED_API_KEY.
 
@@ -226,7 +229,7 @@ def watch(
             "directory": directory,
             "frames": frames,
         }
-        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views, sums=sums)
         work = planned_work(client[denoised], settings, given, activity="watch", denoiser=denoiser)
         health = Health()
         with (

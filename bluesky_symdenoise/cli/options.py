@@ -27,6 +27,12 @@ Defects = Annotated[
     str,
     typer.Option(help="find: mask hot and dead pixels that a frame shows; keep: mask only what the mask says."),
 ]
+Sums = Annotated[
+    str,
+    typer.Option(
+        help="free: keep each frame's total; agree: also the sums of its rings and wide boxes of at least 100 counts."
+    ),
+]
 Noise = Annotated[
     str | None,
     typer.Option(metavar="poisson", help="State that frames are photon counts, instead of having that tested."),

@@ -25,6 +25,7 @@ from bluesky_symdenoise.cli.options import (
     Raw,
     ReadoutFile,
     SettingsFile,
+    Sums,
     Symmetry,
     Threads,
     Uri,
@@ -82,6 +83,7 @@ def replay(
     threads: Threads = None,
     defects: Defects = "find",
     views: Views = 1,
+    sums: Sums = "free",
     dask: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Address of the scheduler of a Dask cluster whose workers denoise."),
@@ -115,7 +117,7 @@ def replay(
         opened(uri, raw=raw, denoised=denoised) as client,
         nullcontext() if dask is None else connected(dask) as scheduler,
     ):
-        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views)
+        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views, sums=sums)
         work = planned_work(client[denoised], settings, given, activity="replay", denoiser=denoiser, rows=_rows(rows))
         after = None if since is None else since.timestamp()
         if runs:

@@ -18,8 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from bluesky_symdenoise.denoiser.bands import as_tensor, banded_prior, flux_kept
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.network import PriorNet, features, prior
-from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype, checked_views
+from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype, checked_sums, checked_views
 from bluesky_symdenoise.denoiser.stack import pooled, stacked
+from bluesky_symdenoise.denoiser.sums import agreeing
 from bluesky_symdenoise.denoiser.views import averaged
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -33,10 +34,16 @@ from bluesky_symdenoise.physics.defects import (
     no_defects,
     without,
 )
-from bluesky_symdenoise.physics.fold import Mates, gated_mates
+from bluesky_symdenoise.physics.fold import Mates, gated_mates, rings
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.integrating.readout import Readout
-from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_symmetry, refuse_other_center
+from bluesky_symdenoise.physics.symmetry import (
+    Symmetry,
+    checked_beam_center,
+    checked_symmetry,
+    finite_beam_center,
+    refuse_other_center,
+)
 from bluesky_symdenoise.physics.tilt import split_tilt
 from bluesky_symdenoise.recipe import array_sha256
 
@@ -74,6 +81,10 @@ class Denoiser:
         such as that of a Bragg spot of more than 1400 counts that is narrower than half a pixel.
     views
         8: the mean over quarter turns and mirror images of the frame, which is a little better and eight times as slow.
+    sums
+        ``free``: only the frame's total is that of its counts. ``agree``: so are, within the error of the counts, sums
+        over wide boxes and over rings about the beam centre that have at least 100 counts
+        (`bluesky_symdenoise.denoiser.sums.agreeing`).
     """
 
     def __init__(
@@ -85,10 +96,12 @@ class Denoiser:
         dtype: str = "float32",
         defects: str = "find",
         views: int = 1,
+        sums: str = "free",
     ) -> None:
         checked_dtype(dtype)
         self.defects = checked_defects(defects)
         self.views = checked_views(views)
+        self.sums = checked_sums(sums)
         if threads is not None and threads < 1:
             raise SymDenoiseError(f"threads={threads}", rule="at least one is needed", remedy="give 1 or more, or None")
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -117,6 +130,7 @@ class Denoiser:
         dtype: str = "float32",
         defects: str = "find",
         views: int = 1,
+        sums: str = "free",
     ) -> Denoiser:
         """Return a denoiser by model name (the package's or your own; None: the default) or ``.safetensors`` path.
 
@@ -125,7 +139,9 @@ class Denoiser:
         SymDenoiseError
             If there is none of that name or its sha256 is not the recorded one.
         """
-        return cls(load_model(name), device=device, threads=threads, dtype=dtype, defects=defects, views=views)
+        return cls(
+            load_model(name), device=device, threads=threads, dtype=dtype, defects=defects, views=views, sums=sums
+        )
 
     def environment(self) -> dict[str, Any]:
         """Return what, besides the recipe, decides the last bits: torch, device, dtype, threads."""
@@ -254,6 +270,7 @@ class Denoiser:
             stack, mask=bad, exposure=exposure, symmetry=symmetry, beam_center=beam_center, readout=readout
         )
         n = resolved.exposure(exposure, shape)
+        ring = self._rings(shape, resolved, beam_center)
         intensity = np.empty(stack.shape, np.float32)
         sigma = np.empty(stack.shape, np.float32)
         defect = np.zeros(stack.shape, np.uint8)
@@ -270,7 +287,7 @@ class Denoiser:
                     rule="at least one pixel must have been measured",
                     remedy="check the mask (True = bad) and the detector",
                 )
-            intensity[index], sigma[index] = self._posterior(frame, resolved)
+            intensity[index], sigma[index] = self._posterior(frame, resolved, ring)
         if background is not None:
             intensity, sigma = signal(intensity, sigma, background)
         units = "counts" if readout is None else "photons"
@@ -338,23 +355,41 @@ class Denoiser:
         """Return the defective pixels that are to be masked."""
         return found_defects(frame) if self.defects == "find" else no_defects(frame)
 
-    def _posterior(self, frame: Frame, symmetry: Symmetry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _rings(
+        self, shape: tuple[int, int], symmetry: Symmetry, beam_center: ArrayLike | None
+    ) -> NDArray[np.int64] | None:
+        """Return each pixel's ring whose sum is to agree, about the symmetry's centre or the one given without any."""
+        if self.sums == "free":
+            return None
+        if symmetry.beam_center is not None:
+            return rings(shape, symmetry)
+        return None if beam_center is None else rings(shape, Symmetry("1", finite_beam_center(beam_center)))
+
+    def _posterior(
+        self, frame: Frame, symmetry: Symmetry, ring: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return expected counts and standard deviation, (y, x); if memory runs out, in bands, then on the CPU."""
         mates = gated_mates(frame, symmetry)
         with _ONE_AT_A_TIME, torch.inference_mode():
             torch.set_num_threads(self.threads)
             for band_pixels in (BAND_PIXELS, BAND_PIXELS // SMALLER):
                 try:
-                    return self._posterior_on(self.device, self._net, band_pixels, frame, mates)
+                    return self._posterior_on(self.device, self._net, band_pixels, frame, mates, ring)
                 except torch.OutOfMemoryError as error:
                     log.warning("%s: %s; the frame is tried in smaller pieces, then on the CPU", self.device, error)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
             spare = copy.deepcopy(self._net).to("cpu")
-            return self._posterior_on(torch.device("cpu"), spare, BAND_PIXELS, frame, mates)
+            return self._posterior_on(torch.device("cpu"), spare, BAND_PIXELS, frame, mates, ring)
 
     def _posterior_on(
-        self, device: torch.device, net: PriorNet, band_pixels: int, frame: Frame, mates: Mates
+        self,
+        device: torch.device,
+        net: PriorNet,
+        band_pixels: int,
+        frame: Frame,
+        mates: Mates,
+        ring: NDArray[np.int64] | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         y, n, mate_y, mate_n = (
             as_tensor(image, device) for image in (frame.counts, frame.exposure, mates.counts, mates.exposure)
@@ -366,7 +401,10 @@ class Denoiser:
         own_y, own_n = net.own(y, n)
         mean, kappa = prior(ratio, log_kappa, mean, own_y, own_n)
         shape = own_y + kappa
-        rate = own_n + kappa / flux_kept(y.sum(dtype=torch.float64), n, shape, own_n, kappa, mean)
+        mean = flux_kept(y.sum(dtype=torch.float64), n, shape, own_n, kappa, mean)
+        if self.sums == "agree":
+            mean = agreeing(y, n, own_y, own_n, kappa, mean, ring)
+        rate = own_n + kappa / mean
         # A pixel seen only by its mates is returned at the median exposure, which is 1.
         exposure = torch.where(n > 0, n, 1.0)
         result = torch.cat([shape / rate, torch.sqrt(shape) / rate], dim=1) * exposure

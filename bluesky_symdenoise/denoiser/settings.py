@@ -32,11 +32,13 @@ class DenoiserSettings:
         ``find`` or ``keep``; see `bluesky_symdenoise.Denoiser`.
     views
         1 or 8; see `bluesky_symdenoise.Denoiser`.
+    sums
+        ``free`` or ``agree``; see `bluesky_symdenoise.Denoiser`.
 
     Raises
     ------
     SymDenoiseError
-        If `threads` is less than 1, or another dtype, choice of defects or number of views is given.
+        If `threads` is less than 1, or another dtype, choice of defects or sums, or number of views is given.
     """
 
     model: str | None = None
@@ -45,11 +47,13 @@ class DenoiserSettings:
     dtype: str = "float32"
     defects: str = "find"
     views: int = 1
+    sums: str = "free"
 
     def __post_init__(self) -> None:
         checked_dtype(self.dtype)
         checked_defects(self.defects)
         checked_views(self.views)
+        checked_sums(self.sums)
         if self.threads is not None and self.threads < 1:
             raise SymDenoiseError(
                 f"threads={self.threads}", rule="at least one is needed", remedy="give 1 or more, or None"
@@ -125,6 +129,17 @@ def checked_views(views: int) -> int:
     return views
 
 
+def checked_sums(sums: str) -> str:
+    """Return the choice of sums, refusing unknown ones."""
+    if sums not in ("free", "agree"):
+        raise SymDenoiseError(
+            f"sums={sums!r}",
+            rule="it must be free (only the frame's total is kept) or agree (those of rings and boxes are, too)",
+            remedy="give free or agree",
+        )
+    return sums
+
+
 def spare_threads() -> int:
     """Return as many threads as leave one core to other processes, such as the RunEngine."""
     return max(1, len(os.sched_getaffinity(0)) - 1)
@@ -141,6 +156,7 @@ def _loaded(settings: DenoiserSettings) -> Denoiser:
         dtype=settings.dtype,
         defects=settings.defects,
         views=settings.views,
+        sums=settings.sums,
     )
 
 
@@ -157,4 +173,5 @@ def _loaded_as_recorded(settings: RecordedSettings) -> Denoiser:
         dtype=settings.dtype,
         defects=settings.defects,
         views=settings.views,
+        sums=settings.sums,
     )

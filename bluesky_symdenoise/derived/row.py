@@ -97,7 +97,16 @@ def denoised_row(
         Readout of an integrating detector, whose signal `image` then is; scalars are in photons.
     """
     begun = clock.perf_counter()
-    result = denoiser(image, mask=mask, exposure=exposure, symmetry=symmetry, background=background, readout=readout)
+    result = denoiser(
+        image,
+        mask=mask,
+        exposure=exposure,
+        symmetry=symmetry,
+        # Without a symmetry, the centre given with the recipe is used for sums only.
+        beam_center=recipe.beam_center if symmetry.beam_center is None else None,
+        background=background,
+        readout=readout,
+    )
     intensity, sigma = result["intensity"].values, result["sigma"].values
     shape = (image.shape[-2], image.shape[-1])
     unusable = sentinel_mask(image) if readout is None else readout.unusable(image)

@@ -265,6 +265,22 @@ def refuse_other_center(symmetry: Symmetry, beam_center: Any) -> None:
         )
 
 
+def finite_beam_center(center: Any) -> tuple[float, float]:
+    """Return the beam centre (y, x) in pixels, on the detector or off it.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is not two finite numbers.
+    """
+    values = np.asarray(center, dtype=np.float64)
+    if values.shape != (2,) or not np.isfinite(values).all():
+        raise SymDenoiseError(
+            f"beam centre {center!r}", rule="it must be two finite numbers", remedy="give (y, x) in pixels"
+        )
+    return float(values[0]), float(values[1])
+
+
 def checked_beam_center(center: Any, shape: tuple[int, int]) -> tuple[float, float]:
     """Return the beam centre (y, x) in pixels, if it lies on the detector.
 
@@ -273,12 +289,7 @@ def checked_beam_center(center: Any, shape: tuple[int, int]) -> tuple[float, flo
     SymDenoiseError
         If it is not two finite numbers on the detector.
     """
-    values = np.asarray(center, dtype=np.float64)
-    if values.shape != (2,) or not np.isfinite(values).all():
-        raise SymDenoiseError(
-            f"beam centre {center!r}", rule="it must be two finite numbers", remedy="give (y, x) in pixels"
-        )
-    y, x = (float(value) for value in values)
+    y, x = finite_beam_center(center)
     if not (-0.5 <= y <= shape[0] - 0.5 and -0.5 <= x <= shape[1] - 0.5):
         raise SymDenoiseError(
             f"beam centre (y, x) = ({y:g}, {x:g})",

@@ -194,7 +194,7 @@ def test_a_spot_in_one_pixel_can_be_kept(home: Path, client: Container, denoiser
     np.testing.assert_array_equal(again["intensity"], np.asarray(kept["primary"]["det"].read())[1])
     with pytest.raises(SymDenoiseError, match="the run was made with another choice"):
         recompute(kept, 1, denoiser=denoiser)
-    with pytest.raises(SymDenoiseError, match="servers use defects='find' and views=1"):
+    with pytest.raises(SymDenoiseError, match="servers use defects='find', views=1 and sums='free'"):
         register(written(client, documents(home)), client["denoised"], denoiser=keeping, symmetry="1")
 
 
@@ -221,6 +221,26 @@ def test_a_run_remembers_how_many_views_it_was_made_from(home: Path, client: Con
     np.testing.assert_array_equal(recompute(averaged, 1)["intensity"], stored[1])
     with pytest.raises(SymDenoiseError, match="give 1 or 8"):
         DenoiserSettings(views=4)
+
+
+def test_a_run_remembers_that_its_sums_agree(home: Path, client: Container, denoiser: Denoiser) -> None:
+    """Also about a centre that is only in the recipe, because without a symmetry rows have none."""
+    raw = written(client, documents(home))
+    agreeing = Denoiser(denoiser.model, threads=1, sums="agree")
+    free, agreed, elsewhere = (
+        replay(raw, into=client["denoised"], denoiser=each, symmetry="1", beam_center=center)
+        for each, center in ((denoiser, (3.0, 4.0)), (agreeing, (3.0, 4.0)), (agreeing, (30.0, 20.0)))
+    )
+    assert "sums" not in free.start["provenance"]["recipe"]
+    assert agreed.start["provenance"]["recipe"]["sums"] == "agree"
+    stored, there = (np.asarray(each["primary"]["det"].read()) for each in (agreed, elsewhere))
+    assert (stored != np.asarray(free["primary"]["det"].read())).any()
+    assert (stored != there).any()
+    np.testing.assert_array_equal(recompute(agreed, 1)["intensity"], stored[1])
+    with pytest.raises(SymDenoiseError, match="the run was made with another choice"):
+        recompute(agreed, 1, denoiser=denoiser)
+    with pytest.raises(SymDenoiseError, match="servers use defects='find', views=1 and sums='free'"):
+        register(written(client, documents(home)), client["denoised"], denoiser=agreeing, symmetry="1")
 
 
 def test_rows_were_called_frames(home: Path, denoiser: Denoiser) -> None:

@@ -137,6 +137,7 @@ OTHER = {
     "frames": "0:2",
     "defects": "keep",
     "views": 8,
+    "sums": "agree",
     "fold_sha256": "0" * 64,
     "analysis": (Ring(10, 20).to_text(),),
     "noise": "poisson",

@@ -105,6 +105,7 @@ def prepared(client: Client, work: Work) -> tuple[RecordedSettings, Machine]:
         dtype=denoiser.dtype,
         defects=denoiser.defects,
         views=denoiser.views,
+        sums=denoiser.sums,
     )
     future = client.submit(Machine.here, model, key=f"symdenoise-machine-{uuid4().hex}")
     return model, result_of(future, "the model")

@@ -274,10 +274,10 @@ def lazy_key(
             rule="servers decide the symmetry of each frame separately",
             remedy="name the group, or use replay",
         )
-    if (denoiser.defects, denoiser.views) != ("find", 1):
+    if (denoiser.defects, denoiser.views, denoiser.sums) != ("find", 1, "free"):
         raise SymDenoiseError(
-            f"a denoiser with defects={denoiser.defects!r} and views={denoiser.views}",
-            rule="servers use defects='find' and views=1",
+            f"a denoiser with defects={denoiser.defects!r}, views={denoiser.views} and sums={denoiser.sums!r}",
+            rule="servers use defects='find', views=1 and sums='free'",
             remedy="leave these out, or use replay",
         )
     image = LazyImage(

@@ -189,6 +189,7 @@ def finetune(
             threads=denoiser.threads,
             defects=denoiser.defects,
             views=denoiser.views,
+            sums=denoiser.sums,
         ),
     )
 

@@ -92,6 +92,7 @@ def recorded_denoiser(run: BlueskyRun) -> Denoiser:
         dtype=provenance["environment"]["dtype"],
         defects=provenance["recipe"].get("defects") or "find",
         views=provenance["recipe"].get("views") or 1,
+        sums=provenance["recipe"].get("sums") or "free",
     )
 
 
@@ -113,12 +114,12 @@ class Again:
                 rule=f"the run was made with {recipe.model_sha256[:12]} and algorithm {recipe.algorithm}",
                 remedy=f"install version {provenance['wasAssociatedWith']['version']}",
             )
-        made_with = (recipe.defects or "find", recipe.views or 1)
-        if (denoiser.defects, denoiser.views) != made_with:
+        made_with = (recipe.defects or "find", recipe.views or 1, recipe.sums or "free")
+        if (denoiser.defects, denoiser.views, denoiser.sums) != made_with:
             raise SymDenoiseError(
-                f"a denoiser with defects={denoiser.defects!r} and views={denoiser.views}",
+                f"a denoiser with defects={denoiser.defects!r}, views={denoiser.views} and sums={denoiser.sums!r}",
                 rule="the run was made with another choice",
-                remedy=f"give one with defects={made_with[0]!r} and views={made_with[1]}, or none",
+                remedy="give one with defects={!r}, views={} and sums={!r}, or none".format(*made_with),
             )
         self.denoiser = denoiser
         self._recorded = Recorded(run, raw_for(run), recipe, stream=stream, key=key)

@@ -169,6 +169,7 @@ class Request:
             frames=chosen_frames(rows),
             defects=None if model.defects == "find" else model.defects,
             views=None if model.views == 1 else model.views,
+            sums=None if model.sums == "free" else model.sums,
             fold_sha256=None if fold is None else array_sha256(fold),
             noise=noise,
             readout=to_recipe(readout),

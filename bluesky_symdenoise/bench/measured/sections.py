@@ -138,6 +138,35 @@ def _features(content: Content) -> Texts:
     }
 
 
+def _sums(content: Content) -> Texts:
+    def pair(row: Content, name: str) -> str:
+        values = [row[f"{name}_{choice}"] for choice in ("free", "agree")]
+        return " / ".join("-" if value is None else f"{value:.2f}" for value in values)
+
+    parts = ("ring", "sector", "box", "few", "within", "chi2")
+    rows = [
+        (row["name"], f"{row['level']:g}", *(pair(row, name) for name in parts), f"{1e4 * row['gain']:+.2f}")
+        for row in content["results"]
+    ]
+    areas = [
+        (
+            f"{row['level']:g}",
+            f"{row['radius']:g}",
+            f"{100 * row['sigma']:.1f} %",
+            *(f"{100 * row[choice]:+.1f} % ({row[choice] / row['sigma']:+.2f})" for choice in ("free", "agree")),
+        )
+        for row in content["areas"]
+    ]
+    return {
+        "table": table(("frames", "counts/pixel", "rings", "sectors", "boxes", *parts[3:], "gain"), rows),
+        "areas": table(("counts/pixel", "radius, pixels", "sigma of one raw frame", "free", "agree"), areas),
+        "seconds": ", ".join(
+            f"{100 * (row['agree'] / row['free'] - 1):.0f} % of {row['side']} x {row['side']} pixels"
+            for row in content["seconds"]
+        ),
+    }
+
+
 def _symmetry(content: Content) -> Texts:
     tests = [
         (
@@ -264,6 +293,7 @@ SECTIONS: dict[str, Callable[[Content], Texts]] = {
     "search": _search,
     "quality": _quality,
     "features": _features,
+    "sums": _sums,
     "symmetry": _symmetry,
     "counts": _counts,
     "tilt": _tilt,
