@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from bluesky_symdenoise.denoiser.bands import as_tensor, banded_prior, flux_kept
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.network import PriorNet, features, prior
 from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype, checked_sums, checked_views
-from bluesky_symdenoise.denoiser.stack import pooled, stacked
+from bluesky_symdenoise.denoiser.stack import as_dataset, plain_readout, pooled, stacked
 from bluesky_symdenoise.denoiser.sums import agreeing
 from bluesky_symdenoise.denoiser.views import averaged
 from bluesky_symdenoise.denoiser.weights import Model, load_model
@@ -290,40 +289,19 @@ class Denoiser:
             intensity[index], sigma[index] = self._posterior(frame, resolved, ring)
         if background is not None:
             intensity, sigma = signal(intensity, sigma, background)
+        about = {
+            "model": self.model.identity(),
+            "algorithm": ALGORITHM,
+            "symmetry": resolved.point_group,
+            "beam_center": list(resolved.beam_center) if resolved.beam_center else None,
+            **({} if readout is None else {"readout": plain_readout(readout)}),
+            **({} if resolved.fold is None else {"fold_sha256": array_sha256(resolved.fold)}),
+            "environment": self.environment(),
+        }
         units = "counts" if readout is None else "photons"
-        leading = np.shape(counts)[:-2]
-        dims = ("frame",) if len(leading) == 1 else tuple(f"dim_{i}" for i in range(len(leading)))
-        return xr.Dataset(
-            {
-                "intensity": (
-                    (*dims, "y", "x"),
-                    intensity.reshape(*leading, *shape),
-                    {"units": units, "long_name": f"expected {units} per pixel"},
-                ),
-                "sigma": (
-                    (*dims, "y", "x"),
-                    sigma.reshape(*leading, *shape),
-                    {
-                        "units": units,
-                        "long_name": "posterior standard deviation",
-                        "note": "errors of neighbouring pixels are correlated",
-                    },
-                ),
-                "defect": (
-                    (*dims, "y", "x"),
-                    defect.reshape(*leading, *shape),
-                    {"long_name": "pixels found to be bad", "flag_values": [HOT, DEAD], "flag_meanings": "hot dead"},
-                ),
-            },
-            attrs={
-                "model": self.model.identity(),
-                "algorithm": ALGORITHM,
-                "symmetry": resolved.point_group,
-                "beam_center": list(resolved.beam_center) if resolved.beam_center else None,
-                **({} if readout is None else {"readout": _plain(readout)}),
-                **({} if resolved.fold is None else {"fold_sha256": array_sha256(resolved.fold)}),
-                "environment": self.environment(),
-            },
+        given = np.shape(counts)
+        return as_dataset(
+            intensity.reshape(given), sigma.reshape(given), defect.reshape(given), units=units, attrs=about
         )
 
     def background(
@@ -412,12 +390,3 @@ class Denoiser:
         height, width = frame.counts.shape
         intensity, sigma = result[0, :, :height, :width].cpu().numpy()
         return intensity, sigma
-
-
-def _plain(readout: Readout) -> dict[str, Any]:
-    """Return a readout as JSON values, maps by their checksums."""
-    values = {each.name: getattr(readout, each.name) for each in fields(readout)}
-    return {
-        name: f"sha256:{array_sha256(value)}" if isinstance(value, np.ndarray) else value
-        for name, value in values.items()
-    }
