@@ -228,6 +228,27 @@ def _counts(content: Content) -> Texts:
     }
 
 
+def _readout(content: Content) -> Texts:
+    def percent(value: float | None, digits: int = 0) -> str:
+        return "" if value is None else f"{100 * value:.{digits}f} %"
+
+    rows = [
+        (
+            row["case"],
+            row["tests"],
+            percent(row["limit"]),
+            *(percent(row[name], 1) for name in ("within", "wrong", "refused", "median", "p95")),
+            "" if row["pull"] is None else f"{row['pull']:.1f}",
+            ""
+            if row["read_noise_within"] is None
+            else f"{percent(row['read_noise_within'])} of {row['read_noise_seen']}",
+        )
+        for row in content["readout"]
+    ]
+    columns = ("detector", "tests", "asked", "within", "wrong", "refused", "median error", "95 %", "pull")
+    return {"table": table((*columns, "read noise within 5 %"), rows)}
+
+
 def _tilt(content: Content) -> Texts:
     denoised = [
         (
@@ -296,6 +317,7 @@ SECTIONS: dict[str, Callable[[Content], Texts]] = {
     "sums": _sums,
     "symmetry": _symmetry,
     "counts": _counts,
+    "readout": _readout,
     "tilt": _tilt,
     "science": _science,
 }

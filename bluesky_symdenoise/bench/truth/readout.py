@@ -60,14 +60,14 @@ CASES = (
     Case("CCD, 20 frames and 8 darks", 0.05, 20, 8),
     Case("CCD, 2 frames", 0.1, 2),
     Case("CCD, 1 frame", 0.1, 1),
-    Case("flat panel, spread 0.4 to 1 px, 20 frames, 8 darks", 0.1, 20, 8, (("blur", 0.4, 1.0),)),
+    Case("flat panel, spread 0.4 to 1 px, 12 frames, 4 darks", 0.1, 12, 4, (("blur", 0.4, 1.0),)),
     Case("lag 1 to 5 %, 20 frames", 0.1, 20, 0, (("lag", 0.01, 0.05),)),
-    Case("spread and lag, 20 frames, 8 darks", 0.1, 20, 8, (("blur", 0.4, 1.0), ("lag", 0.01, 0.05))),
+    Case("spread and lag, 12 frames, 4 darks", 0.1, 12, 4, (("blur", 0.4, 1.0), ("lag", 0.01, 0.05))),
     Case("row noise 0.1 to 1 read noise, 20 frames, 8 darks", 0.1, 20, 8, (("row_noise", 0.1, 1.0),)),
     Case("dark drift 0.1 to 1 read noise, 20 frames, 8 darks", 0.1, 20, 8, (("dark_drift", 0.1, 1.0),)),
     Case("dead lines and 1 % dead pixels, 20 frames, 8 darks", 0.1, 20, 8, (("dead", 0.01, 0.01),)),
     Case("dead lines and 1 % dead pixels, 1 frame", 0.1, 1, 0, (("dead", 0.01, 0.01),)),
-    Case("means of 1 to 100 exposures, 20 frames", 0.1, 20, 0, (("averaged", 1, 100),)),
+    Case("means of 1 to 100 exposures, 6 frames", 0.1, 6, 0, (("averaged", 1, 100),)),
     Case("counts, means of 2 to 100 exposures, 1 frame", 0.1, 1, 0, (("averaged", 2, 100),), counting=True),
 )
 

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.frame import NEGATIVE_CODES, as_mask
-from bluesky_symdenoise.physics.integrating.blur import seen_noise
+from bluesky_symdenoise.physics.frame import as_mask
 from bluesky_symdenoise.physics.integrating.darks import FoundDark, found_dark
 from bluesky_symdenoise.physics.integrating.found import BinnedCurve, FoundReadout
 from bluesky_symdenoise.physics.integrating.line import shown
+from bluesky_symdenoise.physics.integrating.passed import SEEN, refuse_structure, shared, tested_sums
 from bluesky_symdenoise.physics.integrating.readout import Readout
-from bluesky_symdenoise.physics.integrating.residual import Blocks, Image, Mask, in_blocks, shared_noise
+from bluesky_symdenoise.physics.integrating.residual import Image, Mask
 from bluesky_symdenoise.physics.integrating.spread import Spread, spread_of
 from bluesky_symdenoise.physics.integrating.told import Told, candidates
-from bluesky_symdenoise.physics.integrating.values import exposures, saturation
+from bluesky_symdenoise.physics.integrating.values import bands, exposures, saturation, usable_pixels
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
-#: Frames that are looked at, their pixels that are enough, and rows of the bands that these are taken in.
-MOST_FRAMES, MOST_PIXELS, BAND = 24, 2**20, 128
-#: Side of the blocks of the test, its range, and standard errors by which it must be outside.
-TESTED, RANGE, TEST_Z = 32, (0.8, 1.25), 3.0
-#: Fewest sums that are a test, and how far, squared and in standard deviations, those are off whose scene changed.
-TESTED_SUMS, TEST_OFF = 16, 25.0
-#: Pixels around saturated ones that are left out.
-AROUND_SATURATED = 4
-#: Standard errors from which an effect is said.
-SAID = 4.0
+#: Frames that are looked at.
+MOST_FRAMES = 24
 #: How far the noise of averaged counts may be off their mean.
 OFF_COUNTS = 0.15
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """Noise that passed the tests: gain and spread, what rows and columns share, chi-squared, and what did not pass."""
+
+    noise: Told
+    found: Spread
+    lines: dict[str, float]
+    chi_squared: float
+    refusal: SymDenoiseError | None
 
 
 def readout_from_frames(
@@ -81,9 +83,9 @@ def readout_from_frames(
     bad = as_mask(mask, (held[0].shape[0], held[0].shape[1]))
     top = saturation(held, bad)
     # Mates need whole frames.
-    rows = _bands(bad.shape) if symmetry is None else np.arange(len(bad))
+    rows = bands(bad.shape) if symmetry is None else np.arange(len(bad))
     parts = [frame[rows] for frame in held]
-    usable = [_usable(frame, bad[rows], top) for frame in parts]
+    usable = [usable_pixels(frame, bad[rows], top) for frame in parts]
     steps = exposures(parts[0][usable[0]]) if averaged is None else None
     number = averaged or steps or 1
     given = [np.asarray(frame) for frame in islice(darks, MOST_FRAMES)]
@@ -94,71 +96,75 @@ def readout_from_frames(
             )
     dark = found_dark(given, averaged=number, rows=rows) if given else None
     signals = [_signal(frame, good, dark) for frame, good in zip(parts, usable, strict=True)]
-    refusal: SymDenoiseError | None = None
-    for noise in candidates(signals, dark, symmetry):
-        if steps is not None and dark is None and (ratio := _over_counts(noise, steps)) is not None:
-            return _averaged_counts(noise, steps, ratio, top, len(held))
-        shared: dict[str, float] = {}
-        try:
-            found = spread_of(noise.lines, noise.differences)
-            shared = _shared(noise)
-            chi_squared = _tested(noise, found, shared)
-            break
-        except SymDenoiseError as error:
-            refusal = refusal or error
-            # Differences within a frame do not see what its rows share.
-            if shared:
-                raise refusal from None
-    else:
-        assert refusal is not None
-        raise refusal
+    told: Iterable[Told] = candidates(signals, dark, symmetry)
+    if steps is not None and dark is None:
+        first, *rest = told
+        if (ratio := _over_counts(first, steps)) is not None:
+            return _averaged_counts(first, steps, ratio, top, len(held))
+        told = [first, *rest]
+    passed = _first_passed(told, offset_known=dark is not None)
+    noise, found = passed.noise, passed.found
     readout, read_noise_error, notes = _readout(noise, found, dark, number)
-    notes += [f"pixels of a {name} share noise of {value:.3g}" for name, value in shared.items()]
-    if noise.lag > SAID * noise.lag_error:
+    notes += [f"pixels of a {name} share noise of {value:.3g}" for name, value in passed.lines.items()]
+    kept = 1.0
+    if noise.lag > SEEN * noise.lag_error:
         kept = (1 - noise.lag) ** 2 + noise.lag**2
-        readout = replace(readout, gain=_rounded(number * found.gain / kept))
         notes.append(
             f"{noise.lag:.1%} of a frame is seen in the next one, so that a frame has {1 - kept:.1%} less noise than "
             "its gain says"
         )
-    if refusal is not None:
-        notes.append(f"differences of frames are more than noise, and not used: {refusal.value}")
+    if passed.refusal is not None:
+        notes.append(f"not used are differences of frames: {passed.refusal.value}")
     if steps is not None:
         notes.append(f"all values are multiples of 1/{steps}: frames are means of {steps} exposures")
+    elif all(frame.dtype.kind in "iu" for frame in held) and _counts(found, readout, read_noise_error):
+        notes.append("these look like photon counts, which need no readout")
     return FoundReadout(
-        readout=replace(readout, saturation=top),
-        gain_error=number * found.gain_error,
+        readout=replace(readout, gain=_rounded(number * found.gain / kept), saturation=top),
+        gain_error=number * found.gain_error / kept,
         read_noise_error=read_noise_error,
         how=noise.how,
         frames=len(held),
         curves=_curves(noise),
         lag=noise.lag,
         lag_error=noise.lag_error,
-        chi_squared=chi_squared,
+        chi_squared=passed.chi_squared,
         notes=tuple(notes),
     )
 
 
-def _bands(shape: tuple[int, ...]) -> NDArray[np.intp]:
-    """Return the rows of bands, evenly spread, that are enough of a large frame."""
-    height, width = shape
-    number = max(1, MOST_PIXELS // (BAND * width))
-    if height <= number * BAND:
-        return np.arange(height)
-    first = np.linspace(0, height - BAND, number).astype(int) // TESTED * TESTED
-    return np.unique((first[:, None] + np.arange(BAND)).ravel())
+def _first_passed(told: Iterable[Told], *, offset_known: bool) -> _Passed:
+    """Return the first noise that passes all tests.
+
+    Raises
+    ------
+    SymDenoiseError
+        If none does: what is said of the first.
+    """
+    refusal: SymDenoiseError | None = None
+    most = np.inf
+    for noise in told:
+        lines: dict[str, float] = {}
+        try:
+            found = spread_of(noise.lines, noise.differences)
+            refuse_structure(noise, found, offset_known=offset_known, most=most)
+            lines = shared(noise)
+            return _Passed(noise, found, lines, tested_sums(noise, found, lines), refusal)
+        except SymDenoiseError as error:
+            refusal = refusal or error
+            if 1 in noise.lines:
+                most = min(most, noise.lines[1].gain + SEEN * noise.lines[1].gain_error)
+            # Differences within a frame do not see what its rows share.
+            if lines:
+                break
+    assert refusal is not None
+    raise refusal
 
 
-def _usable(frame: NDArray[Any], bad: Mask, top: float | None) -> Mask:
-    """Return which pixels were measured, far from saturated ones."""
-    out = bad | Readout(1.0).unusable(frame)
-    below = frame[(frame < 0) & ~out]
-    # Many different negative values are noise about a dark that was subtracted; few are codes.
-    if below.size and np.unique(below).size <= NEGATIVE_CODES:
-        out |= frame < 0
-    if top is not None:
-        out |= ndimage.binary_dilation(frame >= top, iterations=AROUND_SATURATED)
-    return ~out
+def _counts(found: Spread, readout: Readout, read_noise_error: float) -> bool:
+    """Return whether a readout is that of counts."""
+    noiseless = float(np.max(readout.read_noise)) < 2 * read_noise_error and not np.any(readout.offset)
+    return noiseless and found.blur == 0 and abs(found.gain - 1) < max(0.05, SEEN * found.gain_error)
 
 
 def _signal(frame: NDArray[Any], good: Mask, dark: FoundDark | None) -> tuple[Image, Mask]:
@@ -196,50 +202,6 @@ def _curves(noise: Told) -> tuple[BinnedCurve, ...]:
     return tuple(shown(binning, noise.blocks[binning], line) for binning, line in noise.lines.items())
 
 
-def _shared(noise: Told) -> dict[str, float]:
-    """Return the standard deviation of what pixels of a ``row`` or ``column`` share, where it is seen."""
-    if noise.differences == "mixed" or noise.mates:
-        return {}
-    found = {}
-    for axis, name in ((1, "row"), (0, "column")):
-        variances, errors = np.array([shared_noise(residual, axis) for residual in noise.residuals]).T
-        if variances.mean() > SAID * errors.mean() / np.sqrt(len(errors)):
-            found[name] = float(np.sqrt(variances.mean()))
-    return found
-
-
-def _tested(noise: Told, found: Spread, shared: dict[str, float]) -> float:
-    """Return the variance of sums over 32 x 32 pixels, over what was found; NaN if there are too few.
-
-    Raises
-    ------
-    SymDenoiseError
-        If it is far from 1.
-    """
-    if noise.differences == "mixed":
-        return np.nan
-    sums = Blocks.together([in_blocks(residual, TESTED) for residual in noise.residuals])
-    slope = found.gain * seen_noise(TESTED, found.blur, noise.differences)
-    expected = slope * sums.level + noise.lines[1].constant
-    fine = expected > 0
-    ratio, number = sums.variance[fine] / expected[fine], sums.number[fine]
-    kept = ratio * np.maximum(number, 0.3) < TEST_OFF
-    if np.count_nonzero(kept) < TESTED_SUMS:
-        return np.nan
-    value = float(np.average(ratio[kept], weights=number[kept]))
-    error = value * float(np.sqrt(2 / number[kept].sum()))
-    low, high = RANGE
-    if value - TEST_Z * error > high or value + TEST_Z * error < low:
-        said = "".join(f"; pixels of a {name} share noise of {sigma:.3g}" for name, sigma in shared.items())
-        raise SymDenoiseError(
-            f"chi-squared {value:.3g} +/- {error:.1g} of sums over {TESTED} x {TESTED} pixels",
-            rule=f"with the right readout it lies between {low} and {high}{said}",
-            remedy=("subtract what they share, and " if said else "")
-            + "give repeats of one scene as the detector wrote them, not smoothed or interpolated",
-        )
-    return value
-
-
 def _readout(noise: Told, found: Spread, dark: FoundDark | None, number: int) -> tuple[Readout, float, list[str]]:
     """Return the readout of one exposure, the standard error of its read noise, and notes."""
     constant, error = noise.lines[1].constant, noise.lines[1].constant_error
@@ -248,10 +210,10 @@ def _readout(noise: Told, found: Spread, dark: FoundDark | None, number: int) ->
     sigma_error = error / (2 * sigma) if sigma > np.sqrt(error) else float(np.sqrt(error))
     offset = 0.0
     if dark is not None and np.isfinite(dark.noise):
-        if constant - dark.noise**2 > SAID * error:
+        if constant - dark.noise**2 > SEEN * error:
             notes.append(f"without photons, noise would be {sigma:.3g} in the frames; it is {dark.noise:.3g} in darks")
         sigma, sigma_error = dark.noise, dark.error
-    elif dark is None and constant < -SAID * error:
+    elif dark is None and constant < -SEEN * error:
         offset = -constant / found.gain
         notes.append(
             f"the offset is where noise vanishes, {offset:.4g}: without darks it is not told apart from read noise"

@@ -1,4 +1,4 @@
-"""What the values of frames tell without their noise: saturation, and the number of exposures that were averaged."""
+"""What the values of frames tell before their noise: which are usable, saturation, exposures that were averaged."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from bluesky_symdenoise.physics.counts.verdict import value_step
+from bluesky_symdenoise.physics.frame import NEGATIVE_CODES
+from bluesky_symdenoise.physics.integrating.readout import Readout
 
 #: Pixels that hold the largest value if it is saturated, and least value of a converter that saturates.
 SATURATED_PIXELS, LEAST_TOP = 10, 255
 #: Exposures whose mean is recognised from steps between values, at most.
 MOST_EXPOSURES = 1000
+#: Pixels around saturated ones that are left out.
+AROUND_SATURATED = 4
+#: Pixels of a frame that are enough, and rows of the bands that these are taken in, which begin at multiples.
+MOST_PIXELS, BAND, MULTIPLE = 2**20, 128, 32
 
 
 def saturation(frames: Sequence[NDArray[Any]], bad: NDArray[np.bool_]) -> float | None:
@@ -39,3 +46,25 @@ def exposures(values: NDArray[Any]) -> int | None:
     if step is None or not 1.5 / MOST_EXPOSURES < step < 0.7 or abs(round(1 / step) * step - 1) > 0.01:
         return None
     return round(1 / step)
+
+
+def bands(shape: tuple[int, ...]) -> NDArray[np.intp]:
+    """Return the rows of bands, evenly spread, that are enough of a large frame."""
+    height, width = shape
+    number = max(1, MOST_PIXELS // (BAND * width))
+    if height <= number * BAND:
+        return np.arange(height)
+    first = np.linspace(0, height - BAND, number).astype(int) // MULTIPLE * MULTIPLE
+    return np.unique((first[:, None] + np.arange(BAND)).ravel())
+
+
+def usable_pixels(frame: NDArray[Any], bad: NDArray[np.bool_], top: float | None) -> NDArray[np.bool_]:
+    """Return which pixels were measured, far from saturated ones."""
+    out = bad | Readout(1.0).unusable(frame)
+    below = frame[(frame < 0) & ~out]
+    # Many different negative values are noise about a dark that was subtracted; few are codes.
+    if below.size and np.unique(below).size <= NEGATIVE_CODES:
+        out |= frame < 0
+    if top is not None:
+        out |= ndimage.binary_dilation(frame >= top, iterations=AROUND_SATURATED)
+    return ~out
