@@ -129,6 +129,15 @@ def test_narrow_windows_below_a_hundred_counts_are_left_out():
     np.testing.assert_array_equal(few, 1)
 
 
+@pytest.mark.parametrize("width", [2, 3, 8])
+def test_a_window_falls_linearly_to_zero(width):
+    rng = np.random.default_rng(7)
+    values = rng.random((12, 9))
+    weights = [np.maximum(1 - np.abs(np.subtract.outer(range(n), range(n))) / width, 0) for n in values.shape]
+    for axis, expected in ((0, weights[0] @ values), (1, values @ weights[1])):
+        np.testing.assert_allclose(sums.windowed(values, width, axis), expected, rtol=1e-12)
+
+
 def test_masked_pixels_count_for_nothing(agree, ringed):
     _, counts = ringed
     mask = np.zeros((SIDE, SIDE), bool)
