@@ -140,7 +140,8 @@ def test_a_later_frame_may_be_doubted_and_no_row_changes(
     assert live.provenance["outcome"]["doubts"] == {"primary/det": said}
     assert caplog.text.count(said) == 1
     other = client.create_container("other", specs=list(client["denoised"].specs))
-    again: Any = replay(raw, into=other, denoiser=denoiser, symmetry="1")
+    (home / "frames" / "other").mkdir()
+    again: Any = replay(raw, into=other, denoiser=denoiser, symmetry="1", directory=home / "frames" / "other")
     assert again.provenance["outcome"]["doubts"] == {"primary/det": said}
     np.testing.assert_array_equal(np.asarray(again["primary"]["det"].read()), pixels)
     stated: Any = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", noise="poisson")

@@ -82,6 +82,14 @@ class TestCounts:
         found = [kind(rng.poisson(pattern(10 ** rng.uniform(-2, 4)))) for _ in range(100)]
         assert set(found) <= {"counts", "too few"}
 
+    def test_a_false_alarm_is_as_rare_in_small_frames(self, rng):
+        for side in rng.integers(40, 120, 200):
+            part = pattern(10 ** rng.uniform(-2, 4))[60 : 60 + side, 40 : 40 + side]
+            assert kind(rng.poisson(part)) in ("counts", "too few", "doubtful")
+
+    def test_too_little_noise_is_seen_in_small_frames(self, rng):
+        assert kind(rng.poisson(40.0, (56, 56)).astype(np.float32) / 7.3) == "not counts"
+
     @pytest.mark.skipif("SYMDENOISE_REAL_DATA" not in os.environ, reason="SYMDENOISE_REAL_DATA names no folder")
     def test_real_counting_frames_as_measured_and_thinned(self, rng):
         seen = 0

@@ -206,6 +206,24 @@ def test_is_bit_for_bit_what_one_process_writes(
     assert dict(catalog["raw"][raw.start["uid"]].metadata) == metadata
 
 
+def test_a_doubt_about_a_later_frame_is_the_same(
+    client: Client,
+    catalog: Container,
+    denoiser: Denoiser,
+    raw_folder: Path,
+    write_run: Callable[..., str],
+    serial: Callable[..., Any],
+) -> None:
+    """This process tests some frames whose rows the workers made."""
+    frames = np.random.default_rng(7).poisson(4.0, (5, SIZE, SIZE)).astype(np.uint16)
+    frames[3] *= 3
+    raw = catalog["raw"][write_run(catalog["raw"], raw_folder, {"det": frames})]
+    made = replay(raw, into=catalog["denoised"], denoiser=denoiser, scheduler=client, symmetry="1")
+    assert_same(made, serial(raw, symmetry="1"))
+    said = "frame 4 of those with counts: all its values are multiples of 3: counts are multiples of 1"
+    assert made.metadata["stop"]["provenance"]["doubts"] == {"primary/det": said}
+
+
 def test_darks_and_columns_are_sent_to_the_workers(
     client: Client, catalog: Container, denoiser: Denoiser, raw: Any, serial: Callable[..., Any], tmp_path: Path
 ) -> None:

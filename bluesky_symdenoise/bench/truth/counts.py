@@ -96,12 +96,14 @@ def judged(frame: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> str:
 def sigma_error(made: Made) -> float:
     """Return the error of sigma if values are taken for counts: sqrt(variance / mean) less 1, over half of the pixels.
 
-    They are those of medium level: neither a few spots nor an empty part decide.
+    They are those of medium level among those with a signal: neither a few spots nor an empty part decide.
     """
-    low, high = np.quantile(made.mean, (0.25, 0.75))
-    middle = (made.mean >= low) & (made.mean <= high)
-    mean = made.mean[middle].sum()
-    return float(abs(np.sqrt(made.variance[middle].sum() / mean) - 1)) if mean > 0 else np.inf
+    mean, variance = (each[made.mean > 0] for each in (made.mean, made.variance))
+    if not mean.size:
+        return 0.0
+    low, high = np.quantile(mean, (0.25, 0.75))
+    middle = (mean >= low) & (mean <= high)
+    return float(abs(np.sqrt(variance[middle].sum() / mean[middle].sum()) - 1))
 
 
 def real_variants(

@@ -17,8 +17,8 @@ from bluesky_symdenoise.physics.frame import sentinel_mask
 #: too small, which structure cannot make it. Above, speckle, spots, unequal pixels and corrected rates may be the
 #: reason, but where counts are few they add little: beyond the most in the limit of no counts it is something else.
 LEAST, SURE, MOST = 0.7, (0.8, 1.3), 1.8
-#: Share of the levels that have too little noise, which structure hides at the others; and blocks that show it.
-DARK_SHARE, DARK_BLOCKS = 0.25, 50
+#: Share of the levels that have too little noise, which structure hides at the others.
+QUIET_SHARE = 0.25
 #: Ratio of the finest differences below which neighbours share their noise. Counting detectors have 0.92 and more.
 LEAST_FINE = 0.75
 #: Ratio of whole numbers from which photons may be counted in several pixels, if pixels that are apart have `SURE`.
@@ -48,7 +48,8 @@ CONSTANT, BETTER, SURE_CONSTANT, SURE_BETTER = 0.5, 50.0, 0.2, 12.0
 #: Levels, and ratio of the brightest to the darkest, that a line is fitted to. Levels whose ratio is so many times the
 #: least are structure. The error of each is at least this share of its ratio.
 FITTED_LEVELS, FITTED_RANGE, STRUCTURE, LEAST_ERROR = 5, 1.5, 2.5, 0.02
-#: Blocks of a frame that can be judged, and standard errors by which a ratio must be out of its range.
+#: Blocks of a frame that can be judged (fewer show too little noise), and standard errors by which a ratio must be out
+#: of its range.
 JUDGED_BLOCKS, Z = 200, 4.0
 #: Pixels that are not 0, and different values, from which steps between values are read.
 STEP_PIXELS, STEP_VALUES = 50, 4
@@ -165,7 +166,7 @@ def judged(part: Sampled, step: float | None = None) -> Verdict:
         All values are multiples of it; None if they are of none, or it is 1.
     """
     curve = transfer_curve(*part)
-    if curve is None or curve.blocks.sum() < DARK_BLOCKS:
+    if curve is None:
         return Verdict("too few", curve=curve, step=step)
     return _too_little(part, curve, step) or _judged(part, curve, step)
 
@@ -222,7 +223,7 @@ def _too_little(part: Sampled, curve: Curve, step: float | None) -> Verdict | No
     quiet = _quiet(curve)
     if curve.median + Z * curve.median_error < LEAST:
         ratio, where = curve.median, ""
-    elif quiet.sum() >= max(2, DARK_SHARE * len(quiet)):
+    elif quiet.sum() >= max(2, QUIET_SHARE * len(quiet)):
         ratio, where = float(np.median(curve.ratio[quiet])), " where its noise is least"
     else:
         return None
