@@ -9,7 +9,7 @@ Content = dict[str, Any]
 Texts = dict[str, str]
 
 #: Rows of single cases, by bench: the folder of results keeps what is made of them.
-LEFT_OUT = {"quality": ("results",), "science": ("rings",)}
+LEFT_OUT = {"quality": ("results",), "science": ("rings",), "integrating": ("frames", "spots")}
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -249,6 +249,23 @@ def _readout(content: Content) -> Texts:
     return {"table": table((*columns, "read noise within 5 %"), rows)}
 
 
+def _integrating(content: Content) -> Texts:
+    rows = [
+        (
+            f"{row['level']:g}",
+            f"{row['noise']:g}",
+            f"{100 * row['worst_flux']:.2f} %",
+            f"{100 * row['covered']:.0f} %",
+            f"{100 * row['covered_counts']:.0f} %",
+            "" if row["spots"] is None else f"{100 * row['spots']:.0f} %",
+            f"{row['better']} of {row['compared']}",
+        )
+        for row in content["summary"]
+    ]
+    columns = ("photons/pixel", "read noise", "flux error", "covered", "... of counts", "spots", "better than BM3D")
+    return {"table": table(columns, rows)}
+
+
 def _tilt(content: Content) -> Texts:
     denoised = [
         (
@@ -317,6 +334,7 @@ SECTIONS: dict[str, Callable[[Content], Texts]] = {
     "sums": _sums,
     "symmetry": _symmetry,
     "counts": _counts,
+    "integrating": _integrating,
     "readout": _readout,
     "tilt": _tilt,
     "science": _science,

@@ -128,29 +128,50 @@ def main(
     rng = np.random.default_rng(20)
     scored = list(scenes(rng, frames=frames, bm3d_too=peer, denoiser=denoiser))
     found = list(spots(rng, denoiser, frames=frames))
-    Console().print(_table(scored, found))
-    write(json_path, about, {"frames": scored, "spots": found})
-    return {"frames": scored, "spots": found}
+    summary = summed_up(scored, found)
+    Console().print(_table(summary))
+    content = {"summary": summary, "frames": scored, "spots": found}
+    write(json_path, about, content)
+    return content
 
 
-def _table(scored: list[Row], found: list[Row]) -> Table:
-    table = Table(title=f"simulated CCD, frames of {SIDE} x {SIDE}; shares of 68 % intervals; better than BM3D in ...")
-    for name in ("photons/pixel", "read noise", "flux error", "of its sigma", "covered", "counting", "spot", "> BM3D"):
-        table.add_column(name, justify="right")
+def summed_up(scored: list[Row], found: list[Row]) -> list[Row]:
+    """Return one row for each level and read noise."""
+    rows: list[Row] = []
     for level in LEVELS:
         for noise in NOISES:
-            rows = [row for row in scored if (row["level"], row["noise"]) == (level, noise)]
+            here = [row for row in scored if (row["level"], row["noise"]) == (level, noise)]
             kept = [row["kept"] for row in found if (row["level"], row["noise"]) == (level, noise)]
-            flux = float(np.mean([row["flux"] for row in rows]))
-            better = sum(row["likelihood"] > row["bm3d"] for row in rows if "bm3d" in row)
-            table.add_row(
-                f"{level:g}",
-                f"{noise:g}",
-                f"{flux:+.2%}",
-                f"{flux / rows[0]['flux_sigma']:+.2f}",
-                f"{np.mean([row['covered'] for row in rows]):.0%}",
-                f"{np.mean([row['covered_counts'] for row in rows]):.0%}",
-                f"{np.mean(kept):.0%}" if kept else "",
-                f"{better} of {len(rows)}" if "bm3d" in rows[0] else "",
+            rows.append(
+                {
+                    "level": level,
+                    "noise": noise,
+                    "frames": len(here),
+                    "flux": float(np.mean([row["flux"] for row in here])),
+                    "worst_flux": max((abs(row["flux"]) for row in here), default=0.0),
+                    "covered": float(np.mean([row["covered"] for row in here])),
+                    "covered_counts": float(np.mean([row["covered_counts"] for row in here])),
+                    "spots": float(np.mean(kept)) if kept else None,
+                    "better": sum(row["likelihood"] > row["bm3d"] for row in here if "bm3d" in row),
+                    "compared": sum("bm3d" in row for row in here),
+                }
             )
+    return rows
+
+
+def _table(summary: list[Row]) -> Table:
+    table = Table(title=f"simulated CCD, frames of {SIDE} x {SIDE}; shares of 68 % intervals; better than BM3D in ...")
+    for name in ("photons/pixel", "read noise", "flux error", "at most", "covered", "counting", "spots", "> BM3D"):
+        table.add_column(name, justify="right")
+    for row in summary:
+        table.add_row(
+            f"{row['level']:g}",
+            f"{row['noise']:g}",
+            f"{row['flux']:+.2%}",
+            f"{row['worst_flux']:.2%}",
+            f"{row['covered']:.0%}",
+            f"{row['covered_counts']:.0%}",
+            "" if row["spots"] is None else f"{row['spots']:.0%}",
+            f"{row['better']} of {row['compared']}" if row["compared"] else "",
+        )
     return table
