@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, frame_from_counts
-from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.physics.symmetry import Symmetry, center_without
 
 if TYPE_CHECKING:
     from pyFAI.integrator.azimuthal import AzimuthalIntegrator
@@ -90,7 +90,8 @@ def integrate(
     shape = (measured.shape[0], measured.shape[1])
     bad, relative = as_mask(mask, shape), as_exposure(exposure, shape)
     resolved = denoiser.resolve(measured, mask=bad, exposure=relative, symmetry=symmetry, beam_center=beam_center)
-    result = denoiser(measured, mask=bad, exposure=relative, symmetry=resolved)
+    spare = center_without(resolved, beam_center)
+    result = denoiser(measured, mask=bad, exposure=relative, symmetry=resolved, beam_center=spare)
     bad = frame_from_counts(measured, mask=bad, exposure=relative).mask | (result.defect.values > 0)
     intensity = np.where(bad, 0.0, result.intensity.values)
 
@@ -122,7 +123,7 @@ def integrate(
     rng = np.random.default_rng(seed)
     drawn = np.empty((replicates, bins))
     for row in drawn:
-        again = denoiser(rng.poisson(intensity), mask=bad, exposure=relative, symmetry=resolved)
+        again = denoiser(rng.poisson(intensity), mask=bad, exposure=relative, symmetry=resolved, beam_center=spare)
         row[:] = profile(np.where(bad, 0.0, again.intensity.values))[1]
     off = drawn - whole
     covariance = off.T @ off / replicates

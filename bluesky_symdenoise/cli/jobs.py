@@ -115,6 +115,7 @@ def denoise(
     from bluesky_symdenoise.files.readout_file import load_readout
     from bluesky_symdenoise.physics.counts.verdict import checked_noise
     from bluesky_symdenoise.physics.frame import as_mask
+    from bluesky_symdenoise.physics.symmetry import center_without
 
     denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views, sums=sums)
     with open_frames(file) as stack:
@@ -130,6 +131,7 @@ def denoise(
             typer.echo(f"symdenoise: are these photon counts? {doubt}; {asked}", err=True)
         center = beam_center or stack.beam_center
         found = denoiser.resolve(first, mask=bad, symmetry=symmetry, beam_center=center, readout=stated)
+        spare = center_without(found, center)
         failed = bad_pixels = 0
         date = datetime.now(UTC).isoformat(timespec="seconds")
         with NexusWriter(
@@ -137,7 +139,8 @@ def denoise(
         ) as writer:
             for index in track(range(len(stack)), description="denoising", disable=not sys.stderr.isatty()):
                 try:
-                    result = denoiser(stack[index : index + 1], mask=bad, symmetry=found, readout=stated)
+                    frame = stack[index : index + 1]
+                    result = denoiser(frame, mask=bad, symmetry=found, beam_center=spare, readout=stated)
                     bad_pixels += int((result["defect"] > 0).sum())
                 except SymDenoiseError as error:
                     typer.echo(f"symdenoise: frame {index} of {file} is written as NaN: {error}", err=True)

@@ -17,7 +17,7 @@ from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
-from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.physics.symmetry import Symmetry, center_without
 from bluesky_symdenoise.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def denoised_row(
         mask=mask,
         exposure=exposure,
         symmetry=symmetry,
-        # Without a symmetry, the centre given with the recipe is used for sums only.
-        beam_center=recipe.beam_center if symmetry.beam_center is None else None,
+        beam_center=center_without(symmetry, recipe.beam_center),
         background=background,
         readout=readout,
     )

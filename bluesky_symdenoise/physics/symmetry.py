@@ -265,6 +265,11 @@ def refuse_other_center(symmetry: Symmetry, beam_center: Any) -> None:
         )
 
 
+def center_without(symmetry: Symmetry, beam_center: ArrayLike | None) -> ArrayLike | None:
+    """Return the given beam centre if the symmetry has none of its own, else None: sums over rings need one."""
+    return beam_center if symmetry.beam_center is None else None
+
+
 def finite_beam_center(center: Any) -> tuple[float, float]:
     """Return the beam centre (y, x) in pixels, on the detector or off it.
 

@@ -14,7 +14,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
-from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.physics.symmetry import Symmetry, center_without
 
 if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.request.request import Request
@@ -54,7 +54,14 @@ def ring_scalars(
         background = Background(background.expected * len(frames), background.sigma * np.sqrt(len(frames)))
 
     def denoise(counts: Image) -> Image:
-        result = work.denoiser(counts, mask=bad, exposure=work.exposure, symmetry=symmetry, background=background)
+        result = work.denoiser(
+            counts,
+            mask=bad,
+            exposure=work.exposure,
+            symmetry=symmetry,
+            beam_center=center_without(symmetry, work.recipe.beam_center),
+            background=background,
+        )
         return result["intensity"].values.astype(np.float64)
 
     observed = Observed(
