@@ -25,6 +25,8 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 
 #: Frames that are looked at.
 MOST_FRAMES = 24
+#: Standard errors from which a lag is taken into account: it changes the gain by more than most of them.
+LAG_SEEN = 2.5
 #: How far the noise of averaged counts may be off their mean.
 OFF_COUNTS = 0.15
 
@@ -107,7 +109,7 @@ def readout_from_frames(
     readout, read_noise_error, notes = _readout(noise, found, dark, number)
     notes += [f"pixels of a {name} share noise of {value:.3g}" for name, value in passed.lines.items()]
     kept = 1.0
-    if noise.lag > SEEN * noise.lag_error:
+    if noise.lag > LAG_SEEN * noise.lag_error:
         kept = (1 - noise.lag) ** 2 + noise.lag**2
         notes.append(
             f"{noise.lag:.1%} of a frame is seen in the next one, so that a frame has {1 - kept:.1%} less noise than "
@@ -121,7 +123,8 @@ def readout_from_frames(
         notes.append("these look like photon counts, which need no readout")
     return FoundReadout(
         readout=replace(readout, gain=_rounded(number * found.gain / kept), saturation=top),
-        gain_error=number * found.gain_error / kept,
+        # Of a lag l, the gain is too small by 2 l if it is not seen.
+        gain_error=number / kept * float(np.hypot(found.gain_error, 2 * found.gain * np.nan_to_num(noise.lag_error))),
         read_noise_error=read_noise_error,
         how=noise.how,
         frames=len(held),

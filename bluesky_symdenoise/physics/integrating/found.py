@@ -46,9 +46,10 @@ class FoundReadout:
     readout
         What was found.
     gain_error, read_noise_error
-        Standard errors.
+        Standard errors, of the gain with that of the lag; NaN if it is not known.
     how
-        What noise was read from: ``repeats``, ``neighbouring frames``, ``one frame``, ``symmetry pairs``.
+        What noise was read from: differences of frames (far from each other, or consecutive), symmetry pairs, second
+        differences of frames, or steps between values.
     frames
         Number of frames that were used.
     curves

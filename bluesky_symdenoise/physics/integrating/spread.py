@@ -19,7 +19,7 @@ BLURS = np.concatenate([[0.0], np.linspace(0.1, 4.0, 196)])
 #: Probability by chance at which slopes do not fit, and share of the slope by which the models may be wrong.
 CHANCE, MODEL = 1e-3, {"plain": 0.015, "spread": 0.03}
 #: Largest standard error of the gain, as a share of it.
-KNOWN = 0.1
+KNOWN = 0.06
 
 
 @dataclass(frozen=True)
