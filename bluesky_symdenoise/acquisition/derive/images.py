@@ -20,7 +20,7 @@ from bluesky_symdenoise.derived.decision import Decision
 from bluesky_symdenoise.derived.row import CompressedRow, Row, denoised_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import stated_shape
-from bluesky_symdenoise.physics.dark import Dark
+from bluesky_symdenoise.physics.dark import Background, Dark
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
 from bluesky_symdenoise.recipe import array_sha256
@@ -45,6 +45,8 @@ class ImageDenoiser:
         self._unusable: SymDenoiseError | None = None
         self._complained: set[str] = set()
         self._with_counts = 0
+        #: The latest row and its image, if `note` may test it: files are not read twice.
+        self._made: tuple[Row, NDArray[Any]] | None = None
         try:
             self._settings = Settings(work.beamline, key=key, start=start, descriptor=descriptor, given=work.given())
             self._fixed_dark = darks.fixed(key)
@@ -135,8 +137,22 @@ class ImageDenoiser:
             symmetry=symmetry,
             background=background,
         )
-        if not work.analysis:
-            return row
+        if work.analysis:
+            row = self._with_rings(row, image, data, mask=mask, symmetry=symmetry, background=background)
+        self._made = (row, image) if self._decision.may_doubt(self._with_counts + 1) else None
+        return row
+
+    def _with_rings(
+        self,
+        row: Row,
+        image: NDArray[Any],
+        data: Mapping[str, Any],
+        *,
+        mask: NDArray[np.bool_] | None,
+        symmetry: Symmetry,
+        background: Background | None,
+    ) -> Row:
+        settings, work = self._usable(), self._work
         center = settings.beam_center(data)
         found = ring_scalars(
             work,
@@ -205,15 +221,16 @@ class ImageDenoiser:
         Parameters
         ----------
         image
-            Reads the image of the row.
+            Reads the image of the row, if it was not the latest here.
         """
+        made, self._made = self._made, None
         if self._settings is None or not row.scalars.get("counts_in", np.nan) > 0:
             return
         self._with_counts += 1
         if not self._decision.may_doubt(self._with_counts):
             return
         try:
-            frame = image()
+            frame = made[1] if made is not None and made[0] is row else image()
         except Exception as error:
             log.debug("frame %d of %s is not tested for counts: %s", self._with_counts, self._key, error)
             return
