@@ -21,7 +21,7 @@ from bluesky_symdenoise.derived.row import CompressedRow, Row, denoised_row
 from bluesky_symdenoise.derived.stated_readout import to_recipe
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import stated_shape
-from bluesky_symdenoise.physics.dark import Dark
+from bluesky_symdenoise.physics.dark import Background, Dark
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
@@ -47,6 +47,8 @@ class ImageDenoiser:
         self._unusable: SymDenoiseError | None = None
         self._complained: set[str] = set()
         self._with_counts = 0
+        #: The latest row and its image, if `note` may test it: files are not read twice.
+        self._made: tuple[Row, NDArray[Any]] | None = None
         try:
             self._settings = Settings(work.beamline, key=key, start=start, descriptor=descriptor, given=work.given())
             self._fixed_dark = darks.fixed(key)
@@ -149,8 +151,25 @@ class ImageDenoiser:
             background=background,
             readout=readout,
         )
-        if not work.analysis:
-            return row
+        if work.analysis:
+            row = self._with_rings(
+                row, image, data, mask=mask, symmetry=symmetry, background=background, readout=readout
+            )
+        self._made = (row, image) if self._decision.may_doubt(self._with_counts + 1) else None
+        return row
+
+    def _with_rings(
+        self,
+        row: Row,
+        image: NDArray[Any],
+        data: Mapping[str, Any],
+        *,
+        mask: NDArray[np.bool_] | None,
+        symmetry: Symmetry,
+        background: Background | None,
+        readout: Readout | None,
+    ) -> Row:
+        settings, work = self._usable(), self._work
         center = settings.beam_center(data)
         found = ring_scalars(
             work,
@@ -210,7 +229,8 @@ class ImageDenoiser:
         return self._decision.taken_over(
             row.scalars["symmetry"],
             None if np.isnan(y) else (y, x),
-            with_counts=row.scalars["counts_in"] > 0,
+            # Noise alone gives photons to a frame of an integrating detector.
+            with_counts=self.stated_readout(data) is not None or row.scalars["counts_in"] > 0,
             center=self._usable().beam_center(data),
         )
 
@@ -226,17 +246,18 @@ class ImageDenoiser:
         Parameters
         ----------
         image
-            Reads the image of the row.
+            Reads the image of the row, if it was not the latest here.
         data, time
             Columns and time of its event, as in `row`.
         """
+        made, self._made = self._made, None
         if self._settings is None or not row.scalars.get("counts_in", np.nan) > 0:
             return
         self._with_counts += 1
         if not self._decision.may_doubt(self._with_counts):
             return
         try:
-            frame = image()
+            frame = made[1] if made is not None and made[0] is row else image()
             readout = self._readout(frame, data, time)
         except Exception as error:
             log.debug("frame %d of %s is not tested for counts: %s", self._with_counts, self._key, error)
