@@ -16,6 +16,7 @@ _HOME = {
     "Denoiser": "bluesky_symdenoise.denoiser.infer",
     "DenoiserSettings": "bluesky_symdenoise.denoiser.settings",
     "Place": "bluesky_symdenoise.acquisition.request.place",
+    "Readout": "bluesky_symdenoise.physics.integrating.readout",
     "Ring": "bluesky_symdenoise.analysis.ring",
     "RegisterCallback": "bluesky_symdenoise.acquisition.lazy.callback",
     "SymDenoiseError": "bluesky_symdenoise.errors",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.denoiser.infer import Denoiser as Denoiser
     from bluesky_symdenoise.denoiser.settings import DenoiserSettings as DenoiserSettings
     from bluesky_symdenoise.errors import SymDenoiseError as SymDenoiseError
+    from bluesky_symdenoise.physics.integrating.readout import Readout as Readout
     from bluesky_symdenoise.physics.symmetry import Symmetry as Symmetry
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Fields that stored recipes may lack.
-OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects", "views", "sums", "fold_sha256", "noise"})
+OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects", "views", "sums", "fold_sha256", "noise", "readout"})
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Recipe:
         Checksum of the given map of where mates may be used; None if frames alone decide.
     noise
         ``poisson`` if it was stated that frames are photon counts; None if that was tested.
+    readout
+        Readout that was stated, as ``attribute=value``, maps as ``attribute=sha256:...``; None for counts.
     """
 
     model_sha256: str
@@ -80,6 +82,7 @@ class Recipe:
     sums: str | None = None
     fold_sha256: str | None = None
     noise: str | None = None
+    readout: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.beam_center is not None:

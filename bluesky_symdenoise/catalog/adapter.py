@@ -28,6 +28,7 @@ from tiled.utils import ensure_uri, path_from_uri
 from bluesky_symdenoise.catalog.lazy.cache import Pair, RowCache
 from bluesky_symdenoise.catalog.lazy.models import INFERENCE, served_denoiser
 from bluesky_symdenoise.catalog.lazy.parameters import EXPOSURE, MASK, SOURCE, LazyImage
+from bluesky_symdenoise.derived.stated_readout import from_recipe, map_sha256s
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import Source, Stamp, stamp
 from bluesky_symdenoise.recipe import array_sha256
@@ -154,8 +155,9 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
         shape = self._source.row_shape[-2:]
         mask = _array(self._arrays, MASK, recipe.mask_sha256, shape, "|b1")
         exposure = _array(self._arrays, EXPOSURE, recipe.exposure_sha256, shape, "<f8")
+        readout = from_recipe(recipe.readout, lambda name, sha256: _array(self._arrays, name, sha256, shape, "<f8"))
         with INFERENCE:
-            found = image.row(denoiser, self._source.read(row), row, mask=mask, exposure=exposure)
+            found = image.row(denoiser, self._source.read(row), row, mask=mask, exposure=exposure, readout=readout)
         for array in (found.intensity, found.sigma):
             array.flags.writeable = False
         return Pair(found.intensity, found.sigma)
@@ -188,7 +190,8 @@ def _parsed(data_source: Any, parameters: Mapping[str, Any]) -> tuple[LazyImage,
         dtype=np.dtype(image.dtype),
         dataset=image.dataset,
     )
-    arrays = {a.parameter: _resolved(a) for a in data_source.assets if a.parameter in (MASK, EXPOSURE)}
+    named = {MASK, EXPOSURE, *map_sha256s(image.recipe.readout)}
+    arrays = {a.parameter: _resolved(a) for a in data_source.assets if a.parameter in named}
     return image, source, arrays
 
 

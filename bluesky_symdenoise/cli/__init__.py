@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from bluesky_symdenoise.cli import adapt, benches, doctor, jobs, lazy, live, models, replay, symmetry
+from bluesky_symdenoise.cli import adapt, benches, doctor, jobs, lazy, live, models, readout, replay, symmetry
 from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -20,4 +20,17 @@ def main(arguments: list[str] | None = None) -> Any:
         raise SystemExit(2) from None
 
 
-__all__ = ["adapt", "app", "benches", "doctor", "jobs", "lazy", "live", "main", "models", "replay", "symmetry"]
+__all__ = [
+    "adapt",
+    "app",
+    "benches",
+    "doctor",
+    "jobs",
+    "lazy",
+    "live",
+    "main",
+    "models",
+    "readout",
+    "replay",
+    "symmetry",
+]

@@ -60,9 +60,21 @@ BENCHES = {
         "quality.adapt",
         "Measure what fine-tuning gains on real sets: tuned on half of the frames, scored on the other half.",
     ),
+    "integrating": (
+        "truth.integrating",
+        "Measure flux, coverage, spots and likelihood on simulated CCD frames, beside BM3D of the stabilised frame.",
+    ),
     "symmetry": (
         "truth.symmetry",
         "Measure how often the symmetry test rejects symmetric and sees asymmetric patterns, and errors of centres.",
+    ),
+    "counts": (
+        "truth.counts",
+        "Measure how often frames are taken for photon counts that are none, and the other way round.",
+    ),
+    "readout": (
+        "truth.readout",
+        "Measure how well gain, read noise and averaged exposures of simulated detectors are found, or refused.",
     ),
     "tilt": (
         "truth.tilt",

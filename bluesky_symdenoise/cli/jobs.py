@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ from bluesky_symdenoise.cli.options import (
     InvertMask,
     ModelName,
     Noise,
+    ReadoutFile,
     Sums,
     Symmetry,
     Views,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from bluesky_symdenoise.training.pairs import RealFrames
 
-#: Number of frames that `denoise` sums to find the symmetry.
+#: Number of frames with counts that `denoise` sums to find the symmetry.
 POOLED = 8
 
 
@@ -93,6 +95,7 @@ def denoise(
     invert_mask: InvertMask = False,
     ignore_file_mask: IgnoreFileMask = False,
     noise: Noise = None,
+    readout: ReadoutFile = None,
     model: ModelName = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
@@ -108,6 +111,8 @@ def denoise(
     from bluesky_symdenoise.denoiser.stack import empty_result
     from bluesky_symdenoise.derived.decision import doubts_of_counts
     from bluesky_symdenoise.files import NexusWriter, open_frames
+    from bluesky_symdenoise.files.lit import first_with_counts
+    from bluesky_symdenoise.files.readout_file import load_readout
     from bluesky_symdenoise.physics.counts.verdict import checked_noise
     from bluesky_symdenoise.physics.frame import as_mask
     from bluesky_symdenoise.physics.symmetry import center_without
@@ -119,11 +124,13 @@ def denoise(
         if given is not None:
             given = as_mask(given, (stack.shape[1], stack.shape[2]))
             bad = given if bad is None else bad | given
-        first = stack[:POOLED]
-        if checked_noise(noise) is None and (doubt := doubts_of_counts(first, bad)):
-            typer.echo(f"symdenoise: are these photon counts? {doubt}; if they are, state --noise poisson", err=True)
+        first = first_with_counts(stack, POOLED, mask=bad, clock=time.monotonic)
+        stated = None if readout is None else load_readout(readout)
+        if checked_noise(noise) is None and (doubt := doubts_of_counts(first, bad, stated)):
+            asked = "if they are, state --noise poisson" if stated is None else "find it with `symdenoise readout`"
+            typer.echo(f"symdenoise: are these photon counts? {doubt}; {asked}", err=True)
         center = beam_center or stack.beam_center
-        found = denoiser.resolve(first, mask=bad, symmetry=symmetry, beam_center=center)
+        found = denoiser.resolve(first, mask=bad, symmetry=symmetry, beam_center=center, readout=stated)
         spare = center_without(found, center)
         failed = bad_pixels = 0
         date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -132,7 +139,8 @@ def denoise(
         ) as writer:
             for index in track(range(len(stack)), description="denoising", disable=not sys.stderr.isatty()):
                 try:
-                    result = denoiser(stack[index : index + 1], mask=bad, symmetry=found, beam_center=spare)
+                    frame = stack[index : index + 1]
+                    result = denoiser(frame, mask=bad, symmetry=found, beam_center=spare, readout=stated)
                     bad_pixels += int((result["defect"] > 0).sum())
                 except SymDenoiseError as error:
                     typer.echo(f"symdenoise: frame {index} of {file} is written as NaN: {error}", err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bluesky_symdenoise.cli.catalog import opened
-from bluesky_symdenoise.cli.options import Center, ModelName, Noise, Symmetry
+from bluesky_symdenoise.cli.options import Center, ModelName, Noise, ReadoutFile, Symmetry
 from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -30,6 +30,7 @@ def register(
     symmetry: Symmetry = "auto",
     beam_center: Center = None,
     noise: Noise = None,
+    readout: ReadoutFile = None,
     model: ModelName = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, here and when frames are read.")] = None,
 ) -> None:
@@ -42,7 +43,13 @@ def register(
         for uid in runs:
             raw = run_named(client, "raw", uid)
             made = register_run(
-                raw, client["denoised"], denoiser=denoiser, symmetry=symmetry, beam_center=beam_center, noise=noise
+                raw,
+                client["denoised"],
+                denoiser=denoiser,
+                symmetry=symmetry,
+                beam_center=beam_center,
+                noise=noise,
+                readout=readout,
             )
             typer.echo(f"{uid}: {made.start['uid']}")
 

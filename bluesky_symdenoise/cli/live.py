@@ -22,6 +22,8 @@ from bluesky_symdenoise.cli.options import (
     Noise,
     OlderThan,
     Raw,
+    ReadoutFile,
+    RedoOlder,
     SettingsFile,
     Sums,
     Symmetry,
@@ -45,11 +47,13 @@ def catch_up(
     uri: Uri,
     since: Annotated[datetime | None, typer.Option(help="Only raw runs that began after this, local time.")] = None,
     older_than: OlderThan = None,
+    redo_older: RedoOlder = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
     settings: SettingsFile = None,
     symmetry: Symmetry = "auto",
     beam_center: Center = None,
     noise: Noise = None,
+    readout: ReadoutFile = None,
     directory: Directory = None,
     frames: Frames = None,
     raw: Raw = "raw",
@@ -78,6 +82,7 @@ def catch_up(
             "symmetry": symmetry,
             "beam_center": beam_center,
             "noise": noise,
+            "readout": readout,
             "directory": directory,
             "frames": frames,
         }
@@ -92,7 +97,13 @@ def catch_up(
                 typer.echo(f"{run.raw_uid}  had waited on disk, sent: {run.outcome}")
             done = {each.uid: each for each in finish_left(work, older_than=seconds)}
         found = list(
-            unfinished(client[raw], work, since=None if since is None else since.timestamp(), older_than=seconds)
+            unfinished(
+                client[raw],
+                work,
+                since=None if since is None else since.timestamp(),
+                older_than=seconds,
+                redo_older=redo_older,
+            )
         )
         endless = sum(not item.ready for item in found)
         if endless:
@@ -164,6 +175,7 @@ def watch(
     symmetry: Symmetry = "auto",
     beam_center: Center = None,
     noise: Noise = None,
+    readout: ReadoutFile = None,
     directory: Directory = None,
     frames: Frames = None,
     raw: Raw = "raw",
@@ -177,7 +189,11 @@ def watch(
     sweep: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="Interval between searches for runs that were missed.")
     ] = 300,
+    since: Annotated[
+        datetime | None, typer.Option(help="Search for missed runs among those that began after this, local time.")
+    ] = None,
     older_than: OlderThan = None,
+    redo_older: RedoOlder = False,
     host: Annotated[str, typer.Option(help="Address on which /healthz and /metrics listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of /healthz and /metrics; 0 takes a free one.")] = 9464,
     model: ModelName = None,
@@ -209,6 +225,7 @@ def watch(
             "symmetry": symmetry,
             "beam_center": beam_center,
             "noise": noise,
+            "readout": readout,
             "directory": directory,
             "frames": frames,
         }
@@ -230,5 +247,15 @@ def watch(
                 source = TiledSource(client[raw], columns=work.beamline.columns)
             typer.echo(f"watching {uri}; http://{host}:{listening}/healthz and /metrics")
             older = None if older_than is None else older_than * 3600
-            Watch(work, source, client[raw], health=health, stop=stop, sweep_every=sweep, older_than=older).run()
+            Watch(
+                work,
+                source,
+                client[raw],
+                health=health,
+                stop=stop,
+                sweep_every=sweep,
+                older_than=older,
+                since=None if since is None else since.timestamp(),
+                redo_older=redo_older,
+            ).run()
     typer.echo("stopped")

@@ -37,6 +37,14 @@ Noise = Annotated[
     str | None,
     typer.Option(metavar="poisson", help="State that frames are photon counts, instead of having that tested."),
 ]
+ReadoutFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="TOML",
+        help="Readout of an integrating detector (CCD, sCMOS, flat panel) or of means of frames, as `symdenoise "
+        "readout` writes it; intensities are then photons.",
+    ),
+]
 InvertMask = Annotated[bool, typer.Option("--invert-mask", help="In the file of --mask, 0 = bad.")]
 IgnoreFileMask = Annotated[bool, typer.Option("--ignore-file-mask", help="Do without the mask that FILE itself has.")]
 Uri = Annotated[
@@ -62,6 +70,12 @@ SettingsFile = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+RedoOlder = Annotated[
+    bool,
+    typer.Option(
+        "--redo-older", help="Also runs that were denoised with the same settings, but by other weights or versions."
+    ),
+]
 OlderThan = Annotated[
     float | None,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bluesky_symdenoise.cli.options import Center, IgnoreFileMask, InvertMask, Symmetry, given_mask
+from bluesky_symdenoise.cli.options import Center, IgnoreFileMask, InvertMask, ReadoutFile, Symmetry, given_mask
 from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -26,6 +26,7 @@ def check(
     ] = None,
     invert_mask: InvertMask = False,
     ignore_file_mask: IgnoreFileMask = False,
+    readout: ReadoutFile = None,
     stream: Annotated[
         str | None, typer.Option(help="Stream of the images; by default the first that has some.")
     ] = None,
@@ -61,8 +62,10 @@ def check(
     from bluesky_symdenoise.cli.catalog import opened
     from bluesky_symdenoise.cli.lazy import run_named
     from bluesky_symdenoise.files import open_frames
+    from bluesky_symdenoise.files.readout_file import load_readout
 
     given = given_mask(mask, inverted=invert_mask)
+    stated = None if readout is None else load_readout(readout)
     if catalog is not None:
         with opened(catalog) as client:
             done = check_symmetry(
@@ -70,6 +73,7 @@ def check(
                 symmetry=symmetry,
                 beam_center=beam_center,
                 mask=given,
+                readout=stated,
                 stream=stream,
                 data_key=data_key,
             )
@@ -83,7 +87,8 @@ def check(
         with open_frames(sources[0]) as stack:
             own = None if ignore_file_mask else stack.mask
             bad = own if given is None else given if own is None else given | own
-            done = check_symmetry(stack, symmetry=symmetry, beam_center=beam_center or stack.beam_center, mask=bad)
+            center = beam_center or stack.beam_center
+            done = check_symmetry(stack, symmetry=symmetry, beam_center=center, mask=bad, readout=stated)
     if output is not None:
         done.save(output)
     if picture is not None:

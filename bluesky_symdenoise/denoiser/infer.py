@@ -18,7 +18,7 @@ from bluesky_symdenoise.denoiser.bands import as_tensor, banded_prior, flux_kept
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.network import PriorNet, features, prior
 from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype, checked_sums, checked_views
-from bluesky_symdenoise.denoiser.stack import pooled, stacked
+from bluesky_symdenoise.denoiser.stack import as_dataset, plain_readout, pooled, stacked
 from bluesky_symdenoise.denoiser.sums import agreeing, rings_of
 from bluesky_symdenoise.denoiser.views import averaged
 from bluesky_symdenoise.denoiser.weights import Model, load_model
@@ -35,6 +35,7 @@ from bluesky_symdenoise.physics.defects import (
 )
 from bluesky_symdenoise.physics.fold import Mates, gated_mates
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import (
     Symmetry,
     checked_beam_center,
@@ -159,6 +160,7 @@ class Denoiser:
         exposure: ArrayLike | None = None,
         symmetry: str | Symmetry | SymmetryCheck = "auto",
         beam_center: ArrayLike | None = None,
+        readout: Readout | None = None,
     ) -> Symmetry:
         """Return the point group and beam centre that `__call__` would use for these frames, pooled.
 
@@ -188,7 +190,8 @@ class Denoiser:
         if split_tilt(symmetry)[0] != "auto" and center is not None:
             return Symmetry(symmetry, center)
         bad, n = as_mask(mask, shape), Symmetry(symmetry, center).exposure(exposure, shape)
-        frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in stack)
+        counted = stack if readout is None else (readout.equivalent(frame, bad)[0] for frame in stack)
+        frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in counted)
         total = pooled((without(frame, self._defects(frame).mask) for frame in frames), shape)
         return chosen_symmetry(total, symmetry, center)
 
@@ -201,8 +204,9 @@ class Denoiser:
         symmetry: str | Symmetry | SymmetryCheck = "auto",
         beam_center: ArrayLike | None = None,
         background: Background | None = None,
+        readout: Readout | None = None,
     ) -> xr.Dataset:
-        """Denoise frames of photon counts.
+        """Denoise frames of photon counts, or of an integrating detector whose readout is given.
 
         Parameters
         ----------
@@ -226,6 +230,9 @@ class Denoiser:
             (y, x) in pixels, the centre of the first pixel is 0.
         background
             Expected dark counts of each frame, from `background`; the intensity is then that of the signal alone.
+        readout
+            Readout of an integrating detector (CCD, sCMOS, flat panel): `counts` is then its signal, in which negative
+            floats are allowed, and the intensity is in photons.
 
         Returns
         -------
@@ -252,13 +259,23 @@ class Denoiser:
         stack = stacked(counts)
         shape = (stack.shape[1], stack.shape[2])
         bad = as_mask(mask, shape)
-        resolved = self.resolve(stack, mask=bad, exposure=exposure, symmetry=symmetry, beam_center=beam_center)
+        if readout is not None and background is not None:
+            raise SymDenoiseError(
+                "a background and a readout",
+                rule="the dark of an integrating detector is the offset of its readout",
+                remedy="give readout.with_dark(dark), and no background",
+            )
+        resolved = self.resolve(
+            stack, mask=bad, exposure=exposure, symmetry=symmetry, beam_center=beam_center, readout=readout
+        )
         n = resolved.exposure(exposure, shape)
         ring = self._rings(shape, resolved, beam_center)
         intensity = np.empty(stack.shape, np.float32)
         sigma = np.empty(stack.shape, np.float32)
         defect = np.zeros(stack.shape, np.uint8)
         for index, image in enumerate(stack):
+            if readout is not None:
+                image, background = readout.equivalent(image, bad)
             frame = frame_from_counts(image, mask=bad, exposure=n)
             found = self._defects(frame)
             defect[index] = HOT * found.hot + DEAD * found.dead
@@ -272,38 +289,19 @@ class Denoiser:
             intensity[index], sigma[index] = self._posterior(frame, resolved, ring)
         if background is not None:
             intensity, sigma = signal(intensity, sigma, background)
-        leading = np.shape(counts)[:-2]
-        dims = ("frame",) if len(leading) == 1 else tuple(f"dim_{i}" for i in range(len(leading)))
-        return xr.Dataset(
-            {
-                "intensity": (
-                    (*dims, "y", "x"),
-                    intensity.reshape(*leading, *shape),
-                    {"units": "counts", "long_name": "expected counts per pixel"},
-                ),
-                "sigma": (
-                    (*dims, "y", "x"),
-                    sigma.reshape(*leading, *shape),
-                    {
-                        "units": "counts",
-                        "long_name": "posterior standard deviation",
-                        "note": "errors of neighbouring pixels are correlated",
-                    },
-                ),
-                "defect": (
-                    (*dims, "y", "x"),
-                    defect.reshape(*leading, *shape),
-                    {"long_name": "pixels found to be bad", "flag_values": [HOT, DEAD], "flag_meanings": "hot dead"},
-                ),
-            },
-            attrs={
-                "model": self.model.identity(),
-                "algorithm": ALGORITHM,
-                "symmetry": resolved.point_group,
-                "beam_center": list(resolved.beam_center) if resolved.beam_center else None,
-                **({} if resolved.fold is None else {"fold_sha256": array_sha256(resolved.fold)}),
-                "environment": self.environment(),
-            },
+        about = {
+            "model": self.model.identity(),
+            "algorithm": ALGORITHM,
+            "symmetry": resolved.point_group,
+            "beam_center": list(resolved.beam_center) if resolved.beam_center else None,
+            **({} if readout is None else {"readout": plain_readout(readout)}),
+            **({} if resolved.fold is None else {"fold_sha256": array_sha256(resolved.fold)}),
+            "environment": self.environment(),
+        }
+        units = "counts" if readout is None else "photons"
+        given = np.shape(counts)
+        return as_dataset(
+            intensity.reshape(given), sigma.reshape(given), defect.reshape(given), units=units, attrs=about
         )
 
     def background(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.defects import DEAD, HOT
 from bluesky_symdenoise.physics.frame import Frame
+from bluesky_symdenoise.physics.integrating.readout import Readout
+from bluesky_symdenoise.recipe import array_sha256
 
 
 def stacked(counts: ArrayLike) -> NDArray[Any]:
@@ -52,7 +56,45 @@ def pooled(frames: Iterable[Frame], shape: tuple[int, int]) -> Frame:
     return Frame(counts=counts, exposure=exposure, reference=1.0)
 
 
+def as_dataset(
+    intensity: NDArray[np.float32],
+    sigma: NDArray[np.float32],
+    defect: NDArray[np.uint8],
+    *,
+    units: str,
+    attrs: dict[str, Any],
+) -> xr.Dataset:
+    """Return what was found for frames (..., y, x), in these units, as `bluesky_symdenoise.Denoiser` returns it."""
+    leading = intensity.ndim - 2
+    dims = (*(("frame",) if leading == 1 else (f"dim_{i}" for i in range(leading))), "y", "x")
+    described: dict[str, tuple[NDArray[Any], dict[str, Any]]] = {
+        "intensity": (intensity, {"units": units, "long_name": f"expected {units} per pixel"}),
+        "sigma": (
+            sigma,
+            {
+                "units": units,
+                "long_name": "posterior standard deviation",
+                "note": "errors of neighbouring pixels are correlated",
+            },
+        ),
+        "defect": (
+            defect,
+            {"long_name": "pixels found to be bad", "flag_values": [HOT, DEAD], "flag_meanings": "hot dead"},
+        ),
+    }
+    return xr.Dataset({name: (dims, *held) for name, held in described.items()}, attrs=attrs)
+
+
 def empty_result(shape: tuple[int, ...]) -> xr.Dataset:
     """Return the result of a frame (y, x) that could not be denoised: NaN."""
     nothing = (("frame", "y", "x"), np.full((1, *shape), np.nan, np.float32))
     return xr.Dataset({"intensity": nothing, "sigma": nothing})
+
+
+def plain_readout(readout: Readout) -> dict[str, Any]:
+    """Return a readout as JSON values, maps by their checksums."""
+    values = {each.name: getattr(readout, each.name) for each in fields(readout)}
+    return {
+        name: f"sha256:{array_sha256(value)}" if isinstance(value, np.ndarray) else value
+        for name, value in values.items()
+    }

@@ -73,6 +73,8 @@ COLUMNS = {
     "dead_pixels": Column("number", of_pixels=_number(DEAD)),
     "ms": Column("number", of_pixels=lambda made: made.seconds * 1000),
 }
+#: Column of runs whose readout states where pixels are saturated: their number, masked pixels left out.
+SATURATED = "saturated_pixels"
 #: Dtypes of the columns by name.
 SCALARS = {name: column.dtype for name, column in COLUMNS.items()}
 #: Columns computed from the pixels. In a lazy run they are stored beside the table of events, which is never

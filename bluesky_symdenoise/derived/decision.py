@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
-from bluesky_symdenoise.physics.counts.verdict import doubts
+from bluesky_symdenoise.physics.counts.doubts import doubts, later_doubts
 from bluesky_symdenoise.physics.frame import sentinel_mask
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Decision:
     holds_counts
         Whether a frame with counts has passed as counts, which depends on the detector and not on the frame.
     doubt
-        What is doubtful about the counts of that frame; None if nothing is.
+        What is doubtful about the counts of that frame, or of a later one; None if nothing is.
 
     Parameters
     ----------
@@ -50,6 +51,7 @@ class Decision:
         self._refusal: SymDenoiseError | None = None
         self.symmetry: Symmetry | None = None
         self.holds_counts = False
+        self._tested = False
 
     @property
     def settled(self) -> bool:
@@ -65,6 +67,7 @@ class Decision:
         exposure: Given,
         symmetry: str | Symmetry,
         center: tuple[float, float] | None,
+        readout: Readout | None = None,
     ) -> Symmetry:
         """Return the symmetry of the next image (..., y, x) in the order of the run.
 
@@ -76,6 +79,8 @@ class Decision:
             What was asked for this image.
         center
             Beam centre (y, x) of this image, if it is known.
+        readout
+            Readout of an integrating detector; None for counts.
 
         Raises
         ------
@@ -85,18 +90,40 @@ class Decision:
         if not self.holds_counts:
             if self._noise is None:
                 try:
-                    self.doubt = doubts_of_counts(image, mask)
+                    self.doubt = doubts_of_counts(image, mask, readout)
                 except SymDenoiseError as error:
                     # One reason for all frames of a run, whose numbers differ a little.
                     said = self._refusal = self._refusal or error
                     raise SymDenoiseError(said.value, rule=said.rule, remedy=said.remedy) from error
-            self.holds_counts = _has_counts(image)
+            self.holds_counts = self._tested = _has_counts(image)
         found = self.symmetry
         if found is None:
-            found = denoiser.resolve(image, mask=mask, exposure=exposure, symmetry=symmetry, beam_center=center)
+            found = denoiser.resolve(
+                image, mask=mask, exposure=exposure, symmetry=symmetry, beam_center=center, readout=readout
+            )
             if _has_counts(image):
                 self.symmetry = found
         return self.about(found, center)
+
+    def may_doubt(self, number: int) -> bool:
+        """Return whether the frame with this number, of those with counts, is to be given to `doubt_later`.
+
+        They are the 2nd, 4th, 8th and so on, until one is doubtful, and the first if it was not tested: its row is that
+        of an earlier writer.
+        """
+        if self._noise is not None or self.doubt is not None or (number == 1 and self._tested):
+            return False
+        return number.bit_count() == 1
+
+    def doubt_later(self, image: NDArray[Any], mask: Given, *, number: int, readout: Readout | None = None) -> None:
+        """Test a frame whose row is made, which stays as it is: only `doubt` may change."""
+        if number == 1:
+            try:
+                self.doubt = doubts_of_counts(image, mask, readout)
+            except SymDenoiseError as error:
+                self.doubt = error.rule
+        elif found := later_doubts(image, mask, readout):
+            self.doubt = f"frame {number} of those with counts: {found}"
 
     def about(self, found: Symmetry, center: tuple[float, float] | None) -> Symmetry:
         """Return a symmetry about the centre of one image, if that is known, with the map of a checked symmetry."""
@@ -117,7 +144,7 @@ class Decision:
         return self.symmetry is not None and made == self.about(self.symmetry, center)
 
 
-def doubts_of_counts(image: NDArray[Any], mask: Given) -> str | None:
+def doubts_of_counts(image: NDArray[Any], mask: Given, readout: Readout | None = None) -> str | None:
     """Return what is doubtful about the counts of an image (..., y, x); None if nothing is, or it has none.
 
     Raises
@@ -125,8 +152,9 @@ def doubts_of_counts(image: NDArray[Any], mask: Given) -> str | None:
     SymDenoiseError
         If it plainly holds something else than photon counts.
     """
-    refuse_clipped_image(image, mask)
-    return doubts(image, mask)
+    if readout is None:
+        refuse_clipped_image(image, mask)
+    return doubts(image, mask, readout)
 
 
 def _has_counts(image: NDArray[Any]) -> bool:

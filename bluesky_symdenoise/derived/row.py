@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.derived.columns import SCALARS, Made, scalars_of
+from bluesky_symdenoise.derived.columns import SATURATED, SCALARS, Made, scalars_of
 from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
 from bluesky_symdenoise.physics.symmetry import Symmetry, center_without
 from bluesky_symdenoise.recipe import Recipe
@@ -86,8 +87,15 @@ def denoised_row(
     exposure: NDArray[np.float64] | None,
     symmetry: Symmetry,
     background: Background | None = None,
+    readout: Readout | None = None,
 ) -> Row:
-    """Return one image as stored: denoised, rounded as the recipe says, with its scalars."""
+    """Return one image as stored: denoised, rounded as the recipe says, with its scalars.
+
+    Parameters
+    ----------
+    readout
+        Readout of an integrating detector, whose signal `image` then is; scalars are in photons.
+    """
     begun = clock.perf_counter()
     result = denoiser(
         image,
@@ -96,15 +104,23 @@ def denoised_row(
         symmetry=symmetry,
         beam_center=center_without(symmetry, recipe.beam_center),
         background=background,
+        readout=readout,
     )
     intensity, sigma = result["intensity"].values, result["sigma"].values
     shape = (image.shape[-2], image.shape[-1])
-    measured = ~(as_mask(mask, shape) | sentinel_mask(image)) & (as_exposure(exposure, shape) > 0)
+    unusable = sentinel_mask(image) if readout is None else readout.unusable(image)
+    measured = ~(as_mask(mask, shape) | unusable) & (as_exposure(exposure, shape) > 0)
+    scalars: dict[str, Any] = {}
+    if readout is not None:
+        if readout.saturation is not None:
+            scalars[SATURATED] = float(np.count_nonzero(readout.saturated(image) & ~as_mask(mask, shape)))
+        image = readout.photons(image)
+        measured &= np.isfinite(image)
     defect = result["defect"].values
     measured &= defect == 0
     made = Made(image, intensity, defect, measured, clock.perf_counter() - begun)
     return Row(
         intensity=rounded_to_sigma(intensity, sigma, fraction=recipe.rounding),
         sigma=rounded_mantissa(sigma, bits=recipe.sigma_bits),
-        scalars=scalars_of(symmetry, made),
+        scalars=scalars_of(symmetry, made) | scalars,
     )

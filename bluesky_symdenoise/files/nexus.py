@@ -91,6 +91,9 @@ class NexusWriter:
                 rule=f"all frames of {self.path} must have shape {self._frame_shape}",
                 remedy="write the frames of each shape to a file of their own",
             )
+        if not self._frames:
+            for name in ("intensity", "intensity_errors"):
+                self._file["entry/data"][name].attrs["units"] = intensity.attrs.get("units", "counts")
         start, stop = self._frames, self._frames + len(intensity)
         numbers = frames["frame"].values if "frame" in frames.coords else range(start, stop)
         for name, values in (
@@ -151,7 +154,9 @@ def add_entry(file: Any, name: str = "entry") -> Any:
     return entry
 
 
-def add_images(entry: Any, shapes: Mapping[str, Sequence[int]], **storage: Any) -> dict[str, Any]:
+def add_images(
+    entry: Any, shapes: Mapping[str, Sequence[int]], *, units: Mapping[str, str] | None = None, **storage: Any
+) -> dict[str, Any]:
     """Return the NXdata of images and their standard deviations, still without rows.
 
     Each image ``det`` has ``det_sigma``, which is also its ``det_errors``, the name that NeXus programs look for. The
@@ -163,6 +168,8 @@ def add_images(entry: Any, shapes: Mapping[str, Sequence[int]], **storage: Any) 
         Entry from `add_entry`.
     shapes
         (..., y, x) of one row of each image.
+    units
+        Units of each image by name, where it is not ``counts``.
     **storage
         Compression, as `h5py.Group.create_dataset` takes it.
 
@@ -185,7 +192,7 @@ def add_images(entry: Any, shapes: Mapping[str, Sequence[int]], **storage: Any) 
             datasets[name] = data.create_dataset(
                 name, (0, *shape), np.float32, maxshape=(None, *shape), chunks=chunk, **storage
             )
-            datasets[name].attrs["units"] = "counts"
+            datasets[name].attrs["units"] = (units or {}).get(key, "counts")
         datasets[f"{key}_sigma"].attrs["note"] = "errors of neighbouring pixels are correlated"
         data[f"{key}_errors"] = h5py.SoftLink(f"{key}_sigma")
     return datasets

@@ -158,6 +158,21 @@ class TestCommand:
         assert np.isfinite(pixels(catalog, uid)[0]).all()
 
 
+class TestUpgraded:
+    def test_runs_denoised_by_other_weights_are_left_alone(
+        self, catalog: Container, command: Command, raw: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An upgrade denoises nothing again by itself; other settings and failed frames are something else."""
+        uid = raw()
+        assert command()[0] == 0
+        monkeypatch.setattr("bluesky_symdenoise.acquisition.request.request.ALGORITHM", "next")
+        assert command() == (0, "0 of 0 runs caught up\n")
+        assert "not denoised" in command("--dry-run", "--symmetry", "1")[1]
+        assert f"{uid}  not denoised" in command("--dry-run", "--redo-older")[1]
+        catalog["denoised"].values().first().delete(recursive=True, external_only=False)
+        assert "not denoised" in command("--dry-run")[1]
+
+
 class TestTakenOver:
     def test_rows_of_a_dead_writer_are_kept(
         self, catalog: Container, raw: Callable[..., str], monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,9 @@ from raw_runs import step_scan, written
 from tiled.client.container import Container
 
 from bluesky_symdenoise import ThreadedDenoiseCallback, denoised_for, recompute, register, replay
+from bluesky_symdenoise.acquisition.past.replay import replay_with
+from bluesky_symdenoise.acquisition.request.request import Work
+from bluesky_symdenoise.acquisition.runs.stored import stored_run
 from bluesky_symdenoise.catalog.report.page import run_warnings
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
@@ -97,3 +100,50 @@ def test_a_doubt_is_said_once(
     lazy = register(raw, client["denoised"], denoiser=denoiser, symmetry="m", beam_center=(70, 75))
     assert lazy.provenance["outcome"]["doubts"] == {"primary/det": doubt}
     assert doubt in made._repr_html_()
+
+
+class _CutOff(Exception):  # noqa: N818
+    """Stands for the death of the writer between two frames."""
+
+
+def test_a_continued_run_repeats_the_doubt_of_the_rows_that_it_keeps(
+    home: Path, client: Container, denoiser: Denoiser
+) -> None:
+    frames = np.round(1.6 * np.random.default_rng(3).poisson(20 * rate(), (3, *SHAPE))).astype(np.uint16)
+    raw = written(client, step_scan(home / "frames", frames))
+    work = Work.planned(client["denoised"], activity="replay", denoiser=denoiser, symmetry="1")
+
+    def die(_: str | None) -> None:
+        raise _CutOff
+
+    with pytest.raises(_CutOff):
+        replay_with(work, stored_run(raw), finished_frame=die)
+    made: Any = replay_with(work, stored_run(raw))
+    assert made.stop is not None
+    doubts = made.stop["provenance"]["doubts"]
+    assert doubts["primary/det"].startswith("its variance is 1.6 times its mean")
+
+
+def test_a_later_frame_may_be_doubted_and_no_row_changes(
+    home: Path, client: Container, denoiser: Denoiser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fourth frame with counts is tested; what is written is not decided again."""
+    counts = np.random.default_rng(5).poisson(rate(), (5, *SHAPE)).astype(np.uint16)
+    frames = np.concatenate([np.zeros_like(counts[:1]), counts])
+    frames[4] *= 3
+    with ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, symmetry="1") as callback:
+        raw = written(client, step_scan(home / "frames", frames), callback)
+    live: Any = denoised_for(client, raw)
+    pixels = np.asarray(live["primary"]["det"].read())
+    assert np.isfinite(pixels).all()
+    said = "frame 4 of those with counts: all its values are multiples of 3: counts are multiples of 1"
+    assert live.provenance["outcome"]["doubts"] == {"primary/det": said}
+    assert caplog.text.count(said) == 1
+    other = client.create_container("other", specs=list(client["denoised"].specs))
+    (home / "frames" / "other").mkdir()
+    again: Any = replay(raw, into=other, denoiser=denoiser, symmetry="1", directory=home / "frames" / "other")
+    assert again.provenance["outcome"]["doubts"] == {"primary/det": said}
+    np.testing.assert_array_equal(np.asarray(again["primary"]["det"].read()), pixels)
+    stated: Any = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", noise="poisson")
+    assert "doubts" not in stated.provenance["outcome"]
+    np.testing.assert_array_equal(np.asarray(stated["primary"]["det"].read()), pixels)

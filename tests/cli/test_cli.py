@@ -208,6 +208,16 @@ class TestDenoise:
         np.testing.assert_allclose(sigma, error, rtol=0.2)
         assert not (np.abs(intensity - expected["intensity"].values[::-1]) <= error / 8).all()
 
+    def test_frames_without_counts_at_the_beginning_decide_nothing(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(1)
+        frames = np.zeros((12, 128, 136), np.int32)
+        frames[10:] = 7 * rng.poisson(3.0, (2, 128, 136))
+        np.save(tmp_path / "in.npy", frames)
+        arguments = ["denoise", str(tmp_path / "in.npy"), "-o", str(tmp_path / "out.h5"), "--symmetry", "1"]
+        refused = CliRunner().invoke(app, arguments)
+        assert refused.exit_code != 0
+        assert "multiples of 7" in refused.output + str(refused.exception)
+
     def test_takes_a_mask_and_a_centre(self, tmp_path: Path) -> None:
         path, out, mask = stack(tmp_path / "in.npy"), tmp_path / "out.h5", np.zeros((64, 96), np.uint8)
         mask[:, :5] = 1

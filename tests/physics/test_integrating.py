@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from arrays import frozen
 
 from bluesky_symdenoise import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.dark import summed_signal
+from bluesky_symdenoise.physics.fold import block_sum
 from bluesky_symdenoise.physics.integrating import Readout, found_readout, pseudo_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.training.series import textured_rate
@@ -108,3 +112,58 @@ def test_a_ccd_frame_is_denoised_without_bias():
     assert estimate[dim].mean() == pytest.approx(rate[dim].mean(), abs=0.03)
     assert np.mean((estimate - rate) ** 2) < 0.1 * np.mean((counts - background.expected - rate) ** 2)
     assert 0.5 < np.std((estimate - rate) / result.sigma.values) < 1.3
+
+
+def test_negative_equivalent_counts_are_taken_from_the_pixels_around():
+    """Blocks of pixels keep their sums, and so does the frame, whatever the read noise is."""
+    rng = np.random.default_rng(3)
+    for noise, photons in ((0.2, 0.1), (1.0, 0.5), (4.0, 0.1)):
+        signal = ccd(rng, np.full((130, 141), photons), Readout(3.0, 3.0 * noise), dark=20.0)
+        readout = Readout(3.0, 3.0 * noise, offset=20.0)
+        counts, background = readout.equivalent(signal)
+        assert counts.min() >= 0
+        lifted = readout.photons(signal) + background.expected
+        np.testing.assert_allclose(counts.sum(), lifted.sum(), rtol=1e-5)
+        inside = (slice(0, 128), slice(0, 128))
+        sums, kept = (block_sum(np.asarray(image[inside], np.float64), 32) for image in (lifted, counts))
+        np.testing.assert_allclose(kept, sums, rtol=1e-4)
+    # A frame that is negative as a whole has no counts.
+    assert not Readout(1.0).equivalent(np.full((5, 7), -2.0))[0].any()
+
+
+def test_saturated_masked_and_coded_pixels_are_nan():
+    signal = np.array([[10, 50, 99, 65535], [20, 30, 40, 50]], np.uint16)
+    mask = np.zeros(signal.shape, bool)
+    mask[1, 0] = True
+    counts, _ = Readout(1.0, saturation=99).equivalent(signal, mask)
+    assert np.isnan(counts).tolist() == [[False, False, True, True], [True, False, False, False]]
+
+
+def test_a_mean_of_exposures_is_worth_all_of_them():
+    """The mean of N exposures has N times the photons of one, and N times the variance of its read noise."""
+    rng, one = np.random.default_rng(4), Readout(2.0, 3.0)
+    frames = [ccd(rng, np.full((200, 200), 4.0), one) for _ in range(10)]
+    counts, background = Readout(2.0, 3.0, frames=10).equivalent(np.mean(frames, axis=0))
+    assert np.mean(counts) == pytest.approx(40 + 10 * 1.5**2, rel=0.01)
+    assert np.var(counts) == pytest.approx(np.mean(counts), rel=0.05)
+    assert background.expected[0, 0] == pytest.approx(10 * 1.5**2)
+
+
+def test_offset_from_darks_is_part_of_the_error():
+    rng, readout = np.random.default_rng(5), Readout(2.0, 3.0)
+    offset = 100 + rng.normal(0, 10, (64, 64))
+    dark = summed_signal((ccd(rng, np.zeros((64, 64)), readout, dark=offset) for _ in range(4)), averaged=9)
+    with_dark = readout.with_dark(dark)
+    assert np.std(np.asarray(with_dark.offset) - offset) == pytest.approx(1.5, rel=0.1)
+    _, background = with_dark.equivalent(np.full((64, 64), 120.0))
+    # Each dark frame is the mean of nine exposures.
+    assert background.sigma[0, 0] == pytest.approx(3.0 / 2.0 / 6)
+
+
+def test_values_compare_by_their_maps():
+    offset = np.arange(6.0).reshape(2, 3)
+    assert Readout(1.0, offset=offset) == Readout(1.0, offset=offset.copy())
+    assert Readout(1.0, offset=offset) != Readout(1.0, offset=offset + 1)
+    assert pickle.loads(pickle.dumps(Readout(1.0, offset=offset))) == Readout(1.0, offset=offset)
+    with pytest.raises(SymDenoiseError, match="at least 1 exposure"):
+        Readout(1.0, frames=0)

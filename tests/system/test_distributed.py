@@ -36,10 +36,12 @@ from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.weights import Model, encode
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.integrating.readout import Readout
 
 pytestmark = [pytest.mark.server, pytest.mark.process]
 
 SIZE, FRAMES, FAILS = 128, 13, 7
+READOUT = Readout(1.0, 0.4, offset=np.full((SIZE, SIZE), 0.5), saturation=1e6)
 
 
 def scan() -> np.ndarray:
@@ -173,9 +175,10 @@ def sha256(path: Path) -> str:
         {"mask": edge()},
         {"symmetry": "2", "beam_center": (63.5, 63.5), "exposure": np.linspace(0.5, 1.5, SIZE) * np.ones((SIZE, 1))},
         {"rows": slice(1, None, 3)},
+        {"symmetry": "2", "beam_center": (63.5, 63.5), "readout": READOUT},
         {"symmetry": "2", "beam_center": (63.5, 63.5), "analysis": Ring(inner=20, outer=40)},
     ],
-    ids=["auto and mask", "2 and exposure", "some rows", "a ring"],
+    ids=["auto and mask", "2 and exposure", "some rows", "a readout", "a ring"],
 )
 def test_is_bit_for_bit_what_one_process_writes(
     client: Client,
@@ -201,6 +204,24 @@ def test_is_bit_for_bit_what_one_process_writes(
     assert parts(catalog) == []
     assert sha256(file) == before
     assert dict(catalog["raw"][raw.start["uid"]].metadata) == metadata
+
+
+def test_a_doubt_about_a_later_frame_is_the_same(
+    client: Client,
+    catalog: Container,
+    denoiser: Denoiser,
+    raw_folder: Path,
+    write_run: Callable[..., str],
+    serial: Callable[..., Any],
+) -> None:
+    """This process tests some frames whose rows the workers made."""
+    frames = np.random.default_rng(7).poisson(4.0, (5, SIZE, SIZE)).astype(np.uint16)
+    frames[3] *= 3
+    raw = catalog["raw"][write_run(catalog["raw"], raw_folder, {"det": frames})]
+    made = replay(raw, into=catalog["denoised"], denoiser=denoiser, scheduler=client, symmetry="1")
+    assert_same(made, serial(raw, symmetry="1"))
+    said = "frame 4 of those with counts: all its values are multiples of 3: counts are multiples of 1"
+    assert made.metadata["stop"]["provenance"]["doubts"] == {"primary/det": said}
 
 
 def test_darks_and_columns_are_sent_to_the_workers(

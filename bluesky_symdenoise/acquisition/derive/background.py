@@ -1,4 +1,4 @@
-"""The dark background of an image: from a dark and an exposure time, and the dark as it is stored with a run."""
+"""The dark of an image: a background of counts, or the offset of an integrating detector, and how it is stored."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Background, Dark
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 if TYPE_CHECKING:
@@ -16,10 +17,25 @@ if TYPE_CHECKING:
 
 
 class Backgrounds:
-    """Backgrounds of successive frames; computed once while dark, symmetry and exposure time stay the same."""
+    """Backgrounds and offsets of successive frames; computed once while what they are made of stays the same."""
 
     def __init__(self) -> None:
         self._last: tuple[Dark, Symmetry, float, Background] | None = None
+        self._last_offset: tuple[Dark, Readout, float | None, Readout] | None = None
+
+    def offset(self, readout: Readout, dark: Dark, *, seconds: float | None, shape: tuple[int, ...]) -> Readout:
+        """Return a readout with the dark of frames of this shape (y, x) as its offset.
+
+        Raises
+        ------
+        SymDenoiseError
+            If the dark has another shape, or another exposure time than the frames.
+        """
+        last = self._last_offset
+        if last is None or last[0] is not dark or last[2] != seconds or last[1] != readout:
+            made = readout.with_dark(checked_dark(dark, shape), seconds=seconds)
+            self._last_offset = last = dark, readout, seconds, made
+        return last[3]
 
     def of(
         self,
@@ -44,6 +60,12 @@ class Backgrounds:
         SymDenoiseError
             If the dark has another shape than the mask, or its exposure time does not fit.
         """
+        if dark.averaged != 1:
+            raise SymDenoiseError(
+                f"dark of means of {dark.averaged} exposures",
+                rule="the frames are not means, and no readout of theirs is known",
+                remedy="state the readout of the detector, or take the dark as the frames",
+            )
         both = dark.mask if mask is None else mask | checked_dark(dark, mask.shape).mask
         exposures = dark.exposures(seconds)
         if self._last is None or self._last[0] is not dark or self._last[1:3] != (symmetry, exposures):
@@ -74,6 +96,6 @@ def stored_dark(dark: Dark) -> NDArray[np.float64]:
     return np.where(dark.mask, np.nan, dark.counts)
 
 
-def dark_from_stored(array: NDArray[np.float64], *, frames: int, seconds: float | None) -> Dark:
+def dark_from_stored(array: NDArray[np.float64], *, frames: int, seconds: float | None, averaged: int = 1) -> Dark:
     """Return the dark that `stored_dark` made into an array."""
-    return Dark(counts=np.nan_to_num(array), mask=np.isnan(array), frames=frames, seconds=seconds)
+    return Dark(np.nan_to_num(array), np.isnan(array), frames, seconds, averaged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -13,7 +14,8 @@ from bluesky_symdenoise.acquisition.request.beamline import Settings
 from bluesky_symdenoise.acquisition.request.request import Request, Work
 from bluesky_symdenoise.catalog.store.containers import run_at
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.dark import Dark, summed_dark
+from bluesky_symdenoise.physics.dark import Dark, summed_dark, summed_signal
+from bluesky_symdenoise.physics.integrating.readout import Readout
 
 Document = dict[str, Any]
 
@@ -45,9 +47,9 @@ class Darks:
             )
         return _dark_of_run(self._work, uid, key)
 
-    def take(self, key: str, time: float, images: NDArray[Any], seconds: float | None) -> None:
+    def take(self, key: str, time: float, images: NDArray[Any], seconds: float | None, readout: Readout | None) -> None:
         """Keep a dark that a stream holds: the (..., y, x) frames of one event."""
-        dark = summed_dark(images.reshape(-1, *images.shape[-2:]), seconds=seconds)
+        dark = dark_of(images.reshape(-1, *images.shape[-2:]), seconds=seconds, readout=readout)
         self._taken.setdefault(key, []).append((time, dark))
 
     @property
@@ -78,6 +80,13 @@ class Darks:
                 remedy="take the dark first, or replay the run with dark_file",
             )
         return found[0][1]
+
+
+def dark_of(frames: Iterable[NDArray[Any]], *, seconds: float | None, readout: Readout | None) -> Dark:
+    """Return the dark of frames (y, x): of counts, or of the signal of a detector with a readout."""
+    if readout is None:
+        return summed_dark(frames, seconds=seconds)
+    return summed_signal(frames, seconds=seconds, averaged=readout.frames)
 
 
 def raw_run(work: Request, uid: str) -> Any:
@@ -112,10 +121,10 @@ def _dark_of_run(work: Request, uid: str, key: str) -> Dark:
         stream = descriptor["name"]
         if key not in descriptor["data_keys"] or key not in run[stream]:
             continue
-        settings = Settings(work.beamline, key=key, start=dict(run.start), descriptor=descriptor, given={})
+        settings = Settings(work.beamline, key=key, start=dict(run.start), descriptor=descriptor, given=work.given())
         images = run[stream][key]
         frames = (frame for row in range(images.shape[0]) for frame in _frames(images[row : row + 1]))
-        return summed_dark(frames, seconds=settings.exposure_time({}))
+        return dark_of(frames, seconds=settings.exposure_time({}), readout=settings.readout({}))
     raise SymDenoiseError(f"run {uid}", rule=f"it has no image {key!r}", remedy="name the dark of this detector")
 
 

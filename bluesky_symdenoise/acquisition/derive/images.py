@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -17,11 +17,13 @@ from bluesky_symdenoise.acquisition.derive.rings import ring_scalars
 from bluesky_symdenoise.acquisition.request.beamline import Settings
 from bluesky_symdenoise.acquisition.request.request import Request
 from bluesky_symdenoise.derived.decision import Decision
-from bluesky_symdenoise.derived.row import Row, denoised_row
+from bluesky_symdenoise.derived.row import CompressedRow, Row, denoised_row
+from bluesky_symdenoise.derived.stated_readout import to_recipe
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import stated_shape
-from bluesky_symdenoise.physics.dark import Dark
+from bluesky_symdenoise.physics.dark import Background, Dark
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
 from bluesky_symdenoise.recipe import array_sha256
 
@@ -44,6 +46,9 @@ class ImageDenoiser:
         self._fixed_dark: Dark | None = None
         self._unusable: SymDenoiseError | None = None
         self._complained: set[str] = set()
+        self._with_counts = 0
+        #: The latest row and its image, if `note` may test it: files are not read twice.
+        self._made: tuple[Row, NDArray[Any]] | None = None
         try:
             self._settings = Settings(work.beamline, key=key, start=start, descriptor=descriptor, given=work.given())
             self._fixed_dark = darks.fixed(key)
@@ -54,6 +59,10 @@ class ImageDenoiser:
     def columns(self) -> set[str]:
         """Names of the columns beside the image that are needed."""
         return self._work.beamline.columns(self._key)
+
+    def stated_readout(self, data: Mapping[str, Any]) -> Readout | None:
+        """Return the readout of the detector for an event with these columns, without its dark; None for counts."""
+        return self._usable().readout(data)
 
     def exposure_time(self, data: Mapping[str, Any]) -> float | None:
         """Return the exposure time in seconds for an event with these columns; None if it is not known."""
@@ -75,6 +84,10 @@ class ImageDenoiser:
         if self._settings is None:
             return {f"{self._key}_unusable": str(self._unusable)}, {}
         said = self._settings.record()
+        if self._settings.may_integrate:
+            said[f"{self._key}_units"] = "photons"
+            if (readout := self._settings.readout({})) is not None:
+                said[f"{self._key}_readout"] = list(to_recipe(readout) or ())
         arrays: dict[str, NDArray[Any]] = {}
         if self._settings.mask is not None and self._work.mask is None:
             arrays[f"{self._key}_mask"] = self._settings.mask
@@ -84,6 +97,8 @@ class ImageDenoiser:
             said[f"{self._key}_dark_sha256"] = array_sha256(dark)
             said[f"{self._key}_dark_frames"] = self._fixed_dark.frames
             said[f"{self._key}_dark_seconds"] = self._fixed_dark.seconds
+            if self._fixed_dark.averaged != 1:
+                said[f"{self._key}_dark_averaged"] = self._fixed_dark.averaged
         return said, arrays
 
     def missing_names(self) -> list[tuple[str, str]]:
@@ -119,8 +134,9 @@ class ImageDenoiser:
         """Denoise one image of an event with these columns, at this time (None for a stream without events)."""
         settings, work = self._usable(), self._work
         mask, background = settings.mask, None
-        symmetry = self.symmetry(image, data)
-        if work.beamline.has_dark:
+        readout = self._readout(image, data, time)
+        symmetry = self.symmetry(image, data, readout)
+        if work.beamline.has_dark and readout is None:
             dark = self._fixed_dark or self._darks.before(self._key, time)
             mask, background = self._backgrounds.of(
                 work.denoiser, dark, seconds=settings.exposure_time(data), mask=mask, symmetry=symmetry
@@ -133,9 +149,27 @@ class ImageDenoiser:
             exposure=work.exposure,
             symmetry=symmetry,
             background=background,
+            readout=readout,
         )
-        if not work.analysis:
-            return row
+        if work.analysis:
+            row = self._with_rings(
+                row, image, data, mask=mask, symmetry=symmetry, background=background, readout=readout
+            )
+        self._made = (row, image) if self._decision.may_doubt(self._with_counts + 1) else None
+        return row
+
+    def _with_rings(
+        self,
+        row: Row,
+        image: NDArray[Any],
+        data: Mapping[str, Any],
+        *,
+        mask: NDArray[np.bool_] | None,
+        symmetry: Symmetry,
+        background: Background | None,
+        readout: Readout | None,
+    ) -> Row:
+        settings, work = self._usable(), self._work
         center = settings.beam_center(data)
         found = ring_scalars(
             work,
@@ -145,6 +179,7 @@ class ImageDenoiser:
             symmetry=symmetry,
             beam_center=center,
             background=background,
+            readout=readout,
             complained=self._complained,
         )
         return replace(row, scalars={**row.scalars, **found})
@@ -154,10 +189,10 @@ class ImageDenoiser:
         """Whether no further image can change what is decided for the images after it."""
         return self._unusable is not None or self._decision.settled
 
-    def look(self, image: NDArray[Any], data: Mapping[str, Any]) -> None:
-        """Update the decisions for later images with an image that is not denoised."""
+    def look(self, image: NDArray[Any], data: Mapping[str, Any], time: float | None) -> None:
+        """Update the decisions for later images with an image that is not denoised, of an event as `row` takes it."""
         try:
-            self.symmetry(image, data)
+            self.symmetry(image, data, self._readout(image, data, time))
         except SymDenoiseError as error:
             # The row of this image would be NaN, so that it decides nothing for later rows.
             log.debug("an image of %s is not used to decide its symmetry: %s", self._key, error)
@@ -194,9 +229,41 @@ class ImageDenoiser:
         return self._decision.taken_over(
             row.scalars["symmetry"],
             None if np.isnan(y) else (y, x),
-            with_counts=row.scalars["counts_in"] > 0,
+            # Noise alone gives photons to a frame of an integrating detector.
+            with_counts=self.stated_readout(data) is not None or row.scalars["counts_in"] > 0,
             center=self._usable().beam_center(data),
         )
+
+    def note(
+        self,
+        row: Row | CompressedRow,
+        image: Callable[[], NDArray[Any]],
+        data: Mapping[str, Any],
+        time: float | None,
+    ) -> None:
+        """Count a row that will be written, and test a few images for photon counts, which changes no row.
+
+        Parameters
+        ----------
+        image
+            Reads the image of the row, if it was not the latest here.
+        data, time
+            Columns and time of its event, as in `row`.
+        """
+        made, self._made = self._made, None
+        if self._settings is None or not row.scalars.get("counts_in", np.nan) > 0:
+            return
+        self._with_counts += 1
+        if not self._decision.may_doubt(self._with_counts):
+            return
+        try:
+            frame = made[1] if made is not None and made[0] is row else image()
+            readout = self._readout(frame, data, time)
+        except Exception as error:
+            log.debug("frame %d of %s is not tested for counts: %s", self._with_counts, self._key, error)
+            return
+        self._decision.doubt_later(frame, self._settings.mask, number=self._with_counts, readout=readout)
+        self._say_doubt()
 
     def _usable(self) -> Settings:
         if self._settings is None:
@@ -204,7 +271,16 @@ class ImageDenoiser:
             raise self._unusable
         return self._settings
 
-    def symmetry(self, image: NDArray[Any], data: Mapping[str, Any]) -> Symmetry:
+    def _readout(self, image: NDArray[Any], data: Mapping[str, Any], time: float | None) -> Readout | None:
+        """Return the readout of the detector, with the dark as its offset; None for counts."""
+        readout = self.stated_readout(data)
+        if readout is None or not self._work.beamline.has_dark:
+            return readout
+        dark = self._fixed_dark or self._darks.before(self._key, time)
+        seconds = self._usable().exposure_time(data)
+        return self._backgrounds.offset(readout, dark, seconds=seconds, shape=image.shape[-2:])
+
+    def symmetry(self, image: NDArray[Any], data: Mapping[str, Any], readout: Readout | None) -> Symmetry:
         """Return the group decided with the first image that has counts, about the centre of this event."""
         settings, work = self._usable(), self._work
         tested = self._decision.holds_counts
@@ -215,6 +291,7 @@ class ImageDenoiser:
             exposure=work.exposure,
             symmetry=settings.symmetry(data),
             center=settings.beam_center(data),
+            readout=readout,
         )
         if not tested:
             self._say_doubt()
@@ -222,12 +299,9 @@ class ImageDenoiser:
 
     def _say_doubt(self) -> None:
         if self._decision.doubt is not None:
-            log.warning(
-                "run %s, image %r: are these photon counts? %s; if they are, state noise='poisson'",
-                self._run[:8],
-                self._key,
-                self._decision.doubt,
-            )
+            asked = "does the readout fit" if self._work.readout else "are these photon counts"
+            remedy = "find it with `symdenoise readout`" if self._work.readout else "if they are, state noise='poisson'"
+            log.warning("run %s, image %r: %s? %s; %s", self._run[:8], self._key, asked, self._decision.doubt, remedy)
 
 
 def misfit(images: Mapping[str, ImageDenoiser], descriptor: Document) -> SymDenoiseError | None:

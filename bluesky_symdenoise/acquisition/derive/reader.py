@@ -14,7 +14,8 @@ from bluesky_symdenoise.acquisition.derive.darks import Darks
 from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser, fits, misfit
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream, said_lack
 from bluesky_symdenoise.acquisition.derive.taker import RowTaker
-from bluesky_symdenoise.acquisition.request.request import Request, image_keys, no_images
+from bluesky_symdenoise.acquisition.request.images import image_keys, no_images
+from bluesky_symdenoise.acquisition.request.request import Request
 from bluesky_symdenoise.acquisition.runs.counting import Counting
 from bluesky_symdenoise.acquisition.runs.documents import Unreadable, refuse_unreadable
 from bluesky_symdenoise.acquisition.runs.frames import AnnouncedFrames, FrameSource
@@ -384,7 +385,8 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         for key, images in stream.images.items():
             time = float("-inf") if event.time is None else event.time
             try:
-                self._darks.take(key, time, stream.image(key, event), images.exposure_time(event.columns))
+                seconds, readout = images.exposure_time(event.columns), images.stated_readout(event.columns)
+                self._darks.take(key, time, stream.image(key, event), seconds, readout)
             except Exception as error:
                 # The rows of images that need this dark will say so.
                 log.warning("run %s, dark of %s: %s", self._start["uid"][:8], key, error)

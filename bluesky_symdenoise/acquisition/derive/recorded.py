@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.derive.background import Backgrounds, dark_from_stored
+from bluesky_symdenoise.acquisition.derive.darks import dark_of
 from bluesky_symdenoise.acquisition.request.beamline import Beamline, Settings
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun
 from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.derived.stated_readout import from_recipe
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opened import open_for_reading
-from bluesky_symdenoise.physics.dark import Background, Dark, summed_dark
+from bluesky_symdenoise.physics.dark import Background, Dark
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe, array_sha256
 
@@ -65,13 +68,33 @@ class Recorded:
         found = self._said.get(f"{self._key}_mask_sha256")
         return None if found is None else self._array(f"{self._key}_mask", found)
 
+    @property
+    def may_integrate(self) -> bool:
+        """Whether a row may be of an integrating detector, or a mean."""
+        return self._recipe.readout is not None or self._names.names_readout
+
+    @cached_property
+    def readout(self) -> Readout | None:
+        """Readout that was stated with the recipe, or None."""
+        return from_recipe(self._recipe.readout, self._array)
+
+    def readout_of(self, index: int) -> Readout | None:
+        """Return the readout of the detector at one row, with the dark as its offset; None for counts."""
+        settings, data = self._settings(self._stream, self._recipe.rows[index])
+        readout = settings.readout(data)
+        if readout is None or not self._names.has_dark:
+            return readout
+        dark, seconds = self._dark(index), settings.exposure_time(data)
+        return self._backgrounds.offset(readout, dark, seconds=seconds, shape=dark.mask.shape)
+
     def with_dark(
         self, denoiser: Denoiser, index: int, symmetry: Symmetry
     ) -> tuple[NDArray[Any] | None, Background | None]:
-        """Return the mask and the background of one row; without a dark, the mask alone."""
+        """Return the mask and the background of one row of counts; without a dark, the mask alone."""
         if not self._names.has_dark:
             return self.mask, None
-        seconds = self._seconds(self._stream, self._recipe.rows[index])
+        settings, data = self._settings(self._stream, self._recipe.rows[index])
+        seconds = settings.exposure_time(data)
         return self._backgrounds.of(denoiser, self._dark(index), seconds=seconds, mask=self.mask, symmetry=symmetry)
 
     def _dark(self, index: int) -> Dark:
@@ -86,6 +109,7 @@ class Recorded:
             self._array(f"{self._key}_dark", self._said[f"{self._key}_dark_sha256"]),
             frames=self._said[f"{self._key}_dark_frames"],
             seconds=self._said.get(f"{self._key}_dark_seconds"),
+            averaged=self._said.get(f"{self._key}_dark_averaged", 1),
         )
 
     def _dark_row(self, index: int) -> int:
@@ -100,15 +124,22 @@ class Recorded:
         name = str(self._names.dark_stream)
         TiledRun(self._raw).refuse_other_rows(name, self._key, self._raw[name][self._key])
         images = np.asarray(self._raw[name][self._key][row : row + 1])
-        return summed_dark(images.reshape(-1, *images.shape[-2:]), seconds=self._seconds(name, row))
+        settings, data = self._settings(name, row)
+        return dark_of(
+            images.reshape(-1, *images.shape[-2:]),
+            seconds=settings.exposure_time(data),
+            readout=settings.readout(data),
+        )
 
-    def _seconds(self, stream: str, row: int) -> float | None:
-        """Return the exposure time of one row of a raw stream, if the recipe's names lead to one."""
+    def _settings(self, stream: str, row: int) -> tuple[Settings, Document]:
+        """Return what the recipe's names lead to in a raw stream, and the columns of one row."""
         events = self._raw[stream]
         descriptor = next(each for each in self._raw.descriptors if each["name"] == stream)
-        settings = Settings(self._names, key=self._key, start=dict(self._raw.start), descriptor=descriptor, given={})
+        stated = {"readout": self.readout, "noise": self._recipe.noise}
+        given = {name: value for name, value in stated.items() if value is not None}
+        settings = Settings(self._names, key=self._key, start=dict(self._raw.start), descriptor=descriptor, given=given)
         data = {name: np.asarray(events[name].read())[row] for name in self._names.columns(self._key) if name in events}
-        return settings.exposure_time(data)
+        return settings, data
 
     def _array(self, name: str, sha256: str) -> NDArray[Any]:
         """Return an array from the derived run's own file, verified by its sha256."""

@@ -13,6 +13,7 @@ from bluesky_symdenoise.derived.row import Row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, center_without
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def ring_scalars(
     symmetry: Symmetry,
     beam_center: tuple[float, float] | None,
     background: Background | None,
+    readout: Readout | None,
     complained: set[str],
 ) -> dict[str, float]:
     """Return the column values of all rings; several frames of one event are summed.
@@ -43,6 +45,8 @@ def ring_scalars(
     """
     frames = image.reshape(-1, *image.shape[-2:])
     shape = (frames.shape[1], frames.shape[2])
+    if readout is not None:
+        frames, background = readout.equivalent(frames, mask)
     bad = as_mask(mask, shape) | sentinel_mask(frames).any(axis=0)
     exposure = np.where(bad, 0.0, as_exposure(work.exposure, shape))
     measured = exposure > 0

@@ -295,6 +295,8 @@ class DerivedRows(RowTaker):
         for key, each in outcomes.items():
             if isinstance(each, Row) and each.intensity.size:
                 stream.shapes.setdefault(key, each.intensity.shape)
+            if isinstance(each, (Row, CompressedRow)):
+                stream.images[key].note(each, partial(stream.image, key, event), event.columns, event.time)
         if not self._making.shapes_known(stream):
             self._shapeless[stream.name] += 1
             if self._shapeless[stream.name] > HELD:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
-from bluesky_symdenoise.acquisition.request.request import all_image_keys, no_images
+from bluesky_symdenoise.acquisition.request.images import all_image_keys, no_images
 from bluesky_symdenoise.acquisition.runs.documents import Unreadable, refused_value
 from bluesky_symdenoise.acquisition.runs.frames import FrameSource
 from bluesky_symdenoise.acquisition.runs.legacy import LegacyFrames
@@ -87,7 +87,7 @@ class Stream:
                     error,
                 )
             else:
-                images.look(image, event.columns)
+                images.look(image, event.columns, event.time)
 
     def image(self, key: str, event: Event) -> NDArray[Any]:
         """Read one image (..., y, x), in the shape that the first of its data key had.

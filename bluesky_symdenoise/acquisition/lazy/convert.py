@@ -26,8 +26,9 @@ from bluesky_symdenoise.catalog.lazy.documents import LazyConsolidator, stored_a
 from bluesky_symdenoise.catalog.lazy.parameters import MIMETYPE, QUANTITIES, LazyImage
 from bluesky_symdenoise.catalog.store.writer import DerivedStream
 from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.derived.columns import PENDING, denoised_images
+from bluesky_symdenoise.derived.columns import PENDING, SCALARS, denoised_images
 from bluesky_symdenoise.derived.row import Row, empty_row
+from bluesky_symdenoise.derived.stated_readout import readout_maps
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opened import open_for_reading
 from bluesky_symdenoise.files.source import Source
@@ -212,7 +213,13 @@ class _StoredImage:
                 remedy="run this on a computer that can",
             )
         needed = [
-            (name, array) for name, array in (("mask", again.mask), ("exposure", again.exposure)) if array is not None
+            (name, array)
+            for name, array in (
+                ("mask", again.mask),
+                ("exposure", again.exposure),
+                *readout_maps(again.readout).items(),
+            )
+            if array is not None
         ]
         folder = frames_folder(_container(run), Place(directory)) if needed else Path()
         return cls(
@@ -233,7 +240,12 @@ class _StoredImage:
         if row >= self.source.shape[0]:
             return empty_row(self.source.row_shape)
         return image.row(
-            self.again.denoiser, self.source.read(row), row, mask=self.again.mask, exposure=self.again.exposure
+            self.again.denoiser,
+            self.source.read(row),
+            row,
+            mask=self.again.mask,
+            exposure=self.again.exposure,
+            readout=self.again.readout,
         )
 
     def refuse_different(self) -> None:
@@ -318,6 +330,7 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
     raw_descriptor = _descriptor(raw_for(run), stream)
     some = next(iter(images.values()))
     arrays = {name: a for name, a in (("mask", some.mask), ("exposure", some.exposure)) if a is not None}
+    arrays |= readout_maps(some.readout)
     opened = DerivedStream(
         lambda name, doc: documents.append((name, doc)),
         compose_run(uid=uid, time=run.start["time"]),
@@ -325,7 +338,7 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
         keys=keys,
         path=part,
         arrays=arrays,
-        configuration={},
+        configuration=dict(run[stream].metadata.get("configuration", {}).get("symdenoise", {}).get("data", {})),
         flown=False,
         entered=lambda **_: None,
         created=lambda _: None,
@@ -338,7 +351,12 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
             for key, row in computed.items():
                 for name in PENDING:
                     columns[f"{key}_{name}"].append(row.scalars[name])
-            opened.append(seq_num=index + 1, time=run.start["time"] + index, rows=computed)
+            # Of the columns, those of a readout are in the table already, or nowhere, as a lazy run has none.
+            kept = {
+                key: replace(row, scalars={name: row.scalars[name] for name in SCALARS})
+                for key, row in computed.items()
+            }
+            opened.append(seq_num=index + 1, time=run.start["time"] + index, rows=kept)
     finally:
         opened.close()
     size = opened.bytes_written

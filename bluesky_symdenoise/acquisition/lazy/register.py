@@ -21,8 +21,9 @@ from bluesky_symdenoise.acquisition.derive.run import DerivedRows
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.derive.taker import PassedOn, RowTaker
 from bluesky_symdenoise.acquisition.past.replay import derived_already
+from bluesky_symdenoise.acquisition.request.images import image_keys
 from bluesky_symdenoise.acquisition.request.options import ImageOptions, refuse_unknown
-from bluesky_symdenoise.acquisition.request.request import Work, image_keys
+from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_source
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun, drive
 from bluesky_symdenoise.catalog.lazy.documents import LazyKey, LazyRun, write_pending
@@ -71,7 +72,7 @@ def register(
     into
         Catalogue for derived runs, ``client["denoised"]``.
     **options
-        `mask`, `exposure`, `symmetry`, `beam_center`, `streams`, `data_keys`: see
+        `mask`, `exposure`, `symmetry`, `beam_center`, `noise`, `readout`, `streams`, `data_keys`: see
         `bluesky_symdenoise.acquisition.request.options.ImageOptions`.
 
     Returns
@@ -186,6 +187,7 @@ def _resolved_rows(work: Work, source: Source) -> _Resolved:
                 exposure=work.exposure,
                 symmetry=work.recipe.symmetry,
                 center=work.recipe.beam_center,
+                readout=work.readout,
             )
         except SymDenoiseError as error:
             early.append(error)

@@ -126,7 +126,7 @@ class DeferredImages:
                     "row %d of %s is not used to decide the symmetry: %s", len(self._before) - 1, self._key, error
                 )
             else:
-                self._images.look(image, event.columns)
+                self._images.look(image, event.columns, event.time)
         if row < len(self._before):
             return self._before[row].as_now()
         return self._images if self._images.settled else self._images.as_now()

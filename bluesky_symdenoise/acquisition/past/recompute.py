@@ -124,6 +124,7 @@ class Again:
         self.denoiser = denoiser
         self._recorded = Recorded(run, raw_for(run), recipe, stream=stream, key=key)
         self.mask, self.exposure, self.fold = self._recorded.mask, self._recorded.exposure, self._recorded.fold
+        self.readout = self._recorded.readout
         events = run[stream]
         self._shape = tuple(events[key].shape[1:])
         named = np.asarray(events[f"{key}_symmetry"].read()).tolist()
@@ -153,7 +154,10 @@ class Again:
                 remedy="replay the run from its documents",
             )
         symmetry = Symmetry(self.groups[index], self.centers[index], self.fold)
-        mask, background = self._recorded.with_dark(self.denoiser, index, symmetry)
+        readout = self._recorded.readout_of(index) if self._recorded.may_integrate else None
+        mask, background = self.mask, None
+        if readout is None:
+            mask, background = self._recorded.with_dark(self.denoiser, index, symmetry)
         return denoised_row(
             self.denoiser,
             self.recipe,
@@ -162,4 +166,5 @@ class Again:
             exposure=self.exposure,
             symmetry=symmetry,
             background=background,
+            readout=readout,
         )

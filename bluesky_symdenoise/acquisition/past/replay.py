@@ -19,8 +19,9 @@ from bluesky_symdenoise.acquisition.deliver.outlet import straight_to_tiled
 from bluesky_symdenoise.acquisition.derive.run import run_denoiser
 from bluesky_symdenoise.acquisition.past.forecast import COMPLETE, Forecast, forecast
 from bluesky_symdenoise.acquisition.past.in_memory import denoised_when_read
+from bluesky_symdenoise.acquisition.request.images import image_keys
 from bluesky_symdenoise.acquisition.request.options import Options
-from bluesky_symdenoise.acquisition.request.request import Request, Work, image_keys
+from bluesky_symdenoise.acquisition.request.request import Request, Work
 from bluesky_symdenoise.acquisition.runs.ahead import Ahead
 from bluesky_symdenoise.acquisition.runs.databroker import tiled_run
 from bluesky_symdenoise.acquisition.runs.stored import StoredRun, TiledRun, drive, raw_only, stored_run

@@ -13,6 +13,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.check import SymmetryCheck, chosen_symmetry, stated_symmetry, tested_symmetry
 from bluesky_symdenoise.physics.defects import found_defects, without
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center, checked_symmetry, refuse_other_center
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def check_symmetry(
     beam_center: Sequence[float] | None = None,
     mask: ArrayLike | None = None,
     exposure: ArrayLike | None = None,
+    readout: Readout | None = None,
     stream: str | None = None,
     data_key: str | None = None,
 ) -> SymmetryCheck:
@@ -39,7 +41,7 @@ def check_symmetry(
     ----------
     frames
         A raw run, several, or counts (frame, y, x); read one by one.
-    symmetry, beam_center, mask, exposure
+    symmetry, beam_center, mask, exposure, readout
         See `bluesky_symdenoise.Denoiser`; ``auto`` finds group and centre from all frames together. Frames are added
         up, so they must be of one scene.
     stream, data_key
@@ -75,7 +77,10 @@ def check_symmetry(
     counts, measured, number = np.zeros(shape), np.zeros(shape), 0
     for stack in stacks:
         for index in range(stack.shape[0]):
-            frame = frame_from_counts(stack.read(index), mask=bad, exposure=n)
+            counted = stack.read(index)
+            if readout is not None:
+                counted, _ = readout.equivalent(counted, bad)
+            frame = frame_from_counts(counted, mask=bad, exposure=n)
             frame = without(frame, found_defects(frame).mask)
             if frame.counts.any():
                 counts, measured, number = counts + frame.counts, measured + frame.exposure, number + 1

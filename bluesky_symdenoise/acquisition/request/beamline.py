@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.acquisition.request.poni import DetectorPosition, detector_position
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opening import mask_from, open_frames
-from bluesky_symdenoise.physics.dark import Dark, summed_dark
+from bluesky_symdenoise.physics.dark import Dark, summed_dark, summed_signal
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import checked_symmetry
 from bluesky_symdenoise.physics.tilt import on_tilt
 from bluesky_symdenoise.recipe import array_sha256
@@ -29,12 +30,17 @@ NAMED = (
     "mask",
     "poni",
     "exposure_time",
+    "gain",
+    "read_noise",
+    "frames_averaged",
     "i0",
     "transmission",
 )
 
 #: Arguments that take precedence over a quantity, where the argument has another name.
-_ARGUMENTS = dict.fromkeys(("beam_center_y", "beam_center_x", "poni"), "beam_center")
+_ARGUMENTS = dict.fromkeys(("beam_center_y", "beam_center_x", "poni"), "beam_center") | dict.fromkeys(
+    ("gain", "read_noise"), "readout"
+)
 
 _NOTHING = object()
 
@@ -63,6 +69,12 @@ class Beamline:
         of a pixel: ``2mm`` is then ``2mm~TILT:AXIS:DISTANCE``.
     exposure_time
         Seconds. Scales darks; changes nothing else.
+    gain, read_noise
+        Readout of an integrating detector, in units of its signal, for runs without the argument ``readout``: units per
+        photon, and standard deviation of an exposure's pixel without photons.
+    frames_averaged
+        Number of exposures of which each frame is the mean, such as ``{key}_images_per_set``. Of a detector without
+        readout and gain, a frame is the mean of so many frames of counts.
     i0, transmission
         Recorded; they change no pixel, for intensity is the expected counts of the frame as it was exposed.
     poni_file
@@ -86,6 +98,9 @@ class Beamline:
     mask: str | None = None
     poni: str | None = None
     exposure_time: str | None = None
+    gain: str | None = None
+    read_noise: str | None = None
+    frames_averaged: str | None = None
     i0: str | None = None
     transmission: str | None = None
     poni_file: str | Path | None = None
@@ -110,6 +125,11 @@ class Beamline:
     def has_dark(self) -> bool:
         """Whether frames have a dark."""
         return any(name is not None for name in (self.dark_stream, self.dark_run, self.dark_file))
+
+    @property
+    def names_readout(self) -> bool:
+        """Whether runs may say that frames are the signal of an integrating detector, or means."""
+        return self.gain is not None or self.frames_averaged is not None
 
     def columns(self, key: str) -> set[str]:
         """Return the names that may be columns beside an image."""
@@ -150,7 +170,8 @@ class Settings:
     Parameters
     ----------
     given
-        Arguments ``symmetry``, ``beam_center``, ``mask``, if given. They take precedence over everything else.
+        Arguments ``symmetry``, ``beam_center``, ``mask``, ``readout``, ``noise``, if given. They take precedence over
+        everything else.
 
     Attributes
     ----------
@@ -196,6 +217,31 @@ class Settings:
         found = self._looked_up("exposure_time", data)
         return None if found is None else _number(found)
 
+    def readout(self, data: Mapping[str, Any]) -> Readout | None:
+        """Return the readout of the detector for an event with these columns; None if frames are counts."""
+        if "noise" in self._given:
+            return None
+        stated: Readout | None = self._given.get("readout")
+        frames = self._looked_up("frames_averaged", data)
+        number = 1 if frames is None else _positive(frames)
+        if stated is None:
+            gain, noise = self._looked_up("gain", data), self._looked_up("read_noise", data)
+            if gain is None:
+                return None if number == 1 else Readout(1.0, frames=number)
+            stated = Readout(_number(gain), 0.0 if noise is None else _number(noise))
+        return replace(stated, frames=number) if stated.frames == 1 and number > 1 else stated
+
+    @property
+    def may_integrate(self) -> bool:
+        """Whether the images are, or may be, the signal of an integrating detector, or means."""
+        if self.readout({}) is not None:
+            return True
+        columns = self._columns()
+        return "noise" not in self._given and any(
+            self._looked_up(quantity, columns) is not None and self._looked_up(quantity, {}) is None
+            for quantity in ("gain", "frames_averaged")
+        )
+
     def record(self) -> Document:
         """Return what was found before the first event, and where, for the derived descriptor.
 
@@ -203,7 +249,8 @@ class Settings:
         """
         out: Document = {}
         columns = self._columns()
-        for quantity in ("symmetry", "exposure_time", "i0", "transmission"):
+        readout = ("frames_averaged",) if "readout" in self._given else ("gain", "read_noise", "frames_averaged")
+        for quantity in ("symmetry", "exposure_time", *readout, "i0", "transmission"):
             self._say(out, quantity, self._first(quantity, columns), columns)
         center, other = (self._looked_up(f"beam_center_{axis}", columns) for axis in "yx")
         if center is None or other is None:
@@ -291,10 +338,11 @@ class Settings:
         return detector_position(str(stated), key=self._key, shape=frames), f"poni file {Path(str(stated)).name}"
 
 
-def dark_from(path: str | Path, *, seconds: float | None) -> Dark:
-    """Return the dark in a file of dark frames."""
+def dark_from(path: str | Path, *, seconds: float | None, integrating: bool) -> Dark:
+    """Return the dark in a file of dark frames, of counts or of an integrating detector's signal."""
+    summed = summed_signal if integrating else summed_dark
     with open_frames(path) as frames:
-        return summed_dark((frames[i] for i in range(frames.shape[0])), seconds=seconds)
+        return summed((frames[i] for i in range(frames.shape[0])), seconds=seconds)
 
 
 def _within(held: Any, name: str) -> Any:
@@ -326,6 +374,15 @@ def _number(found: Found) -> float:
             f"{found.source} = {value}", rule="it must be finite", remedy="name a value that is a finite number"
         )
     return value
+
+
+def _positive(found: Found) -> int:
+    value = _number(found)
+    if value < 1 or value != int(value):
+        raise SymDenoiseError(
+            f"{found.source} = {value:g}", rule="it must be a whole number, 1 or more", remedy="name such a value"
+        )
+    return int(value)
 
 
 def _plain(value: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 
 from numpy.typing import ArrayLike
 
 from bluesky_symdenoise.acquisition.request.beamline import Beamline
 from bluesky_symdenoise.analysis.ring import Ring
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 
@@ -29,6 +31,9 @@ class ImageOptions(TypedDict, total=False):
     noise
         ``poisson`` states that frames are photon counts. By default the first frame with counts is tested, and an image
         that plainly holds something else is not denoised.
+    readout
+        Readout of an integrating detector (CCD, sCMOS, flat panel), or the name of the TOML file that
+        `symdenoise readout` wrote. Intensities are then in photons.
     streams, data_keys
         Names of those to denoise; by default every 2D image of every stream.
     """
@@ -38,6 +43,7 @@ class ImageOptions(TypedDict, total=False):
     symmetry: str | Symmetry
     beam_center: Sequence[float] | None
     noise: str | None
+    readout: Readout | str | Path | None
     streams: Sequence[str] | None
     data_keys: Sequence[str] | None
 

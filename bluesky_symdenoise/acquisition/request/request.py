@@ -23,13 +23,15 @@ from bluesky_symdenoise.analysis.ring import Ring, checked_rings
 from bluesky_symdenoise.catalog.store.containers import FRAMES_FOLDER
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
-from bluesky_symdenoise.derived.columns import with_numbers
+from bluesky_symdenoise.derived.columns import SATURATED, with_numbers
+from bluesky_symdenoise.derived.stated_readout import readout_maps, to_recipe
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.layout import is_colour, may_be_image, stated_shape
+from bluesky_symdenoise.files.readout_file import load_readout
 from bluesky_symdenoise.physics.check import stated_symmetry
 from bluesky_symdenoise.physics.counts.verdict import checked_noise
 from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure, mostly_masked
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_symmetry, refuse_other_center
 from bluesky_symdenoise.recipe import Recipe, array_sha256, chosen_frames
 
@@ -64,6 +66,8 @@ class Request:
         Where mates may be used, as in `Symmetry`, if a checked symmetry was given.
     analysis
         Rings whose quantities become columns.
+    readout
+        Readout of an integrating detector, if it was stated.
     named
         Rows that were requested one by one: a run without one of them is refused. A slice or a range may go beyond its
         end.
@@ -79,6 +83,7 @@ class Request:
     dark: Dark | None = None
     raw: Container | None = None
     analysis: tuple[Ring, ...] = ()
+    readout: Readout | None = None
     named: tuple[int, ...] = ()
 
     @classmethod
@@ -134,7 +139,20 @@ class Request:
         model = denoiser or DenoiserSettings()
         kept = options.get("beamline") or Beamline()
         rings = checked_rings(options.get("analysis"))
-        dark = None if kept.dark_file is None else dark_from(kept.dark_file, seconds=kept.dark_seconds)
+        readout = stated_readout(options.get("readout"))
+        noise = checked_noise(options.get("noise"))
+        if noise is not None and readout is not None:
+            raise SymDenoiseError(
+                "noise='poisson' and a readout",
+                rule="frames are photon counts, or the signal of an integrating detector",
+                remedy="state one of them",
+            )
+        integrating = readout is not None or (kept.names_readout and noise is None)
+        dark = (
+            None
+            if kept.dark_file is None
+            else dark_from(kept.dark_file, seconds=kept.dark_seconds, integrating=integrating)
+        )
         if kept.poni_file is not None:
             check_poni(kept.poni_file)
         recipe = Recipe(
@@ -153,7 +171,8 @@ class Request:
             views=None if model.views == 1 else model.views,
             sums=None if model.sums == "free" else model.sums,
             fold_sha256=None if fold is None else array_sha256(fold),
-            noise=checked_noise(options.get("noise")),
+            noise=noise,
+            readout=to_recipe(readout),
         )
         return Request(
             model=model,
@@ -166,6 +185,7 @@ class Request:
             dark=dark,
             raw=raw,
             analysis=rings,
+            readout=readout,
             named=() if rows is None or isinstance(rows, slice | range) else tuple(int(row) for row in rows),
         )
 
@@ -192,7 +212,7 @@ class Request:
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Arrays given for all images, stored with them under the recipe's checksums."""
-        named = {"mask": self.mask, "exposure": self.exposure, "fold": self.fold}
+        named = {"mask": self.mask, "exposure": self.exposure, "fold": self.fold, **readout_maps(self.readout)}
         return {name: array for name, array in named.items() if array is not None}
 
     @property
@@ -203,12 +223,19 @@ class Request:
     @property
     def columns(self) -> dict[str, str]:
         """Names, without the data key, and types of the scalars of each row."""
-        return with_numbers(name for ring in self.analysis for name in ring.columns)
+        saturated = () if self.readout is None or self.readout.saturation is None else (SATURATED,)
+        return with_numbers((*saturated, *(name for ring in self.analysis for name in ring.columns)))
 
     def given(self) -> dict[str, Any]:
         """Return the arguments that were given, in the form that `Settings` takes."""
         symmetry, center = self.recipe.symmetry, self.recipe.beam_center
-        given = {"symmetry": None if symmetry == "auto" else symmetry, "beam_center": center, "mask": self.mask}
+        given = {
+            "symmetry": None if symmetry == "auto" else symmetry,
+            "beam_center": center,
+            "mask": self.mask,
+            "readout": self.readout,
+            "noise": self.recipe.noise,
+        }
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -298,50 +325,9 @@ class Work(Request):
         }
 
 
-def image_keys(descriptor: Document, recipe: Recipe) -> list[str]:
-    """Return the data keys of a stream whose images are requested."""
-    if recipe.streams is not None and descriptor["name"] not in recipe.streams:
-        return []
-    return [key for key in all_image_keys(descriptor) if recipe.data_keys is None or key in recipe.data_keys]
-
-
-def all_image_keys(descriptor: Document) -> list[str]:
-    """Return the data keys of a stream that hold images."""
-    return [key for key, value in descriptor["data_keys"].items() if _is_image(value)]
-
-
-def no_images(descriptor: Document) -> dict[str, str]:
-    """Return the data keys of a stream that look like images but cannot be denoised, each with the reason."""
-    return {key: reason for key, value in descriptor["data_keys"].items() if (reason := _why_no_image(value))}
-
-
-def _is_image(data_key: Document) -> bool:
-    """Return whether a data key holds 2D images, perhaps several an event: (..., y, x) with y and x above 1."""
-    return _is_numeric(data_key) and may_be_image(stated_shape(data_key.get("shape")))
-
-
-def _is_numeric(data_key: Document) -> bool:
-    dtype = data_key.get("dtype_numpy", "<f8")
-    if data_key["dtype"] != "array" or not isinstance(dtype, str):
-        return False
-    try:
-        return np.dtype(dtype).kind in "iuf"
-    except TypeError:
-        # The stated dtype is not one of NumPy's; the arrays themselves will tell.
-        return True
-
-
-def _why_no_image(data_key: Document) -> str | None:
-    shape = stated_shape(data_key.get("shape"))
-    if data_key["dtype"] != "array" or len(shape) < 2:
-        return None
-    if not _is_numeric(data_key):
-        return f"its type {data_key['dtype_numpy']!r} is neither integer nor real"
-    if may_be_image(shape):
-        return None
-    if is_colour(shape):
-        return f"it has shape {tuple(data_key['shape'])}: colour images hold no counts"
-    return f"it has shape {tuple(data_key['shape'])}, which is not (y, x) or (frame, y, x)" if len(shape) > 3 else None
+def stated_readout(given: Readout | str | Path | None) -> Readout | None:
+    """Return the readout that was given, or that a TOML file holds."""
+    return load_readout(given) if isinstance(given, str | Path) else given
 
 
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from bluesky_symdenoise.acquisition.request.options import ImageOptions
 from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opening import mask_from, open_frames
+from bluesky_symdenoise.files.readout_file import load_readout
 from bluesky_symdenoise.physics.check import load_symmetry
 
 #: Settings at the top level of the file, outside of its tables.
@@ -22,8 +23,9 @@ def read_arguments(path: Path) -> dict[str, Any]:
     """Return arguments for `Work.planned`, named as those of `bluesky_symdenoise.DenoiseCallback`.
 
     ``mask`` and ``exposure`` name files with one image each, relative to the folder of the TOML file, and so may
-    ``symmetry``: a file that `symdenoise symmetry -o` wrote. ``[beamline]`` holds
-    the attributes of `bluesky_symdenoise.Beamline`, and each ``[[analysis]]`` those of a `bluesky_symdenoise.Ring`.
+    ``symmetry``: a file that `symdenoise symmetry -o` wrote; ``readout`` names one that `symdenoise readout -o` wrote.
+    ``[beamline]`` holds the attributes of `bluesky_symdenoise.Beamline`, and each ``[[analysis]]`` those of a
+    `bluesky_symdenoise.Ring`.
 
     Raises
     ------
@@ -47,6 +49,8 @@ def read_arguments(path: Path) -> dict[str, Any]:
         _check_known(path, ring, tuple(each.name for each in fields(Ring)), "in [[analysis]]")
     if str(said.get("symmetry")).endswith(".npz"):
         said["symmetry"] = load_symmetry(path.parent / said["symmetry"])
+    if "readout" in said:
+        said["readout"] = load_readout(path.parent / str(said["readout"]))
     if "mask" in said:
         said["mask"] = mask_from(path.parent / said["mask"])
     if "exposure" in said:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.acquisition.request.request import image_keys
+from bluesky_symdenoise.acquisition.request.images import image_keys
 from bluesky_symdenoise.acquisition.runs.databroker import Columns, columns_of, descriptors_of, tiled_run
 from bluesky_symdenoise.acquisition.runs.frames import FrameSource, StoredFrames
 from bluesky_symdenoise.acquisition.runs.given import Backup, GivenRun, Layout

@@ -85,9 +85,17 @@ class Outcome:
 
 
 def unfinished(
-    raw: Container, work: Work, *, since: float | None = None, older_than: float | None = None
+    raw: Container,
+    work: Work,
+    *,
+    since: float | None = None,
+    older_than: float | None = None,
+    redo_older: bool = False,
 ) -> Iterator[Unfinished]:
     """Yield raw runs that lack a complete derived run of this recipe, oldest first.
+
+    A run that other weights, or another version of the algorithm, denoised with the same settings is complete: an
+    upgrade denoises nothing again by itself.
 
     Parameters
     ----------
@@ -99,9 +107,12 @@ def unfinished(
         Only runs that began after this time, in seconds since 1970.
     older_than
         Seconds after which runs without a stop document count as ended; None: never. Until then they are not ready.
+    redo_older
+        Take runs that were denoised before an upgrade, too.
     """
     same = work.container.search(Key("provenance.recipe_sha256") == work.recipe.sha256)
     derived = {run.start["uid"]: run for run in same.values()}
+    older: dict[str, list[BlueskyRun]] | None = {} if redo_older else None
     for run in raw.sort(("start.time", 1)).values():
         start, stop = run.start, run.metadata.get("stop")
         # Filter here and not by a query: Tiled compares times in SQLite as text.
@@ -112,9 +123,24 @@ def unfinished(
             continue
         made = derived.get(work.recipe.derived_uid(start["uid"]))
         if made is None:
-            yield Unfinished(run, "not denoised")
+            if older is None:
+                older = _before_an_upgrade(work)
+            if not any(Claim(raw_stop=stop).stands(each) for each in older.get(start["uid"], ())):
+                yield Unfinished(run, "not denoised")
         elif not Claim(raw_stop=stop).stands(made):
             yield Unfinished(run, _state(made))
+
+
+def _before_an_upgrade(work: Work) -> dict[str, list[BlueskyRun]]:
+    """Return derived runs whose recipe differs in weights and algorithm only, by the uid of their raw run."""
+    upgraded = {"model_sha256": None, "algorithm": None}
+    asked = work.recipe.to_dict() | upgraded
+    found: dict[str, list[BlueskyRun]] = {}
+    for run in work.container.search(Key("provenance.recipe_sha256") != work.recipe.sha256).values():
+        recipe = run.start.get("provenance", {}).get("recipe", {})
+        if recipe | upgraded == asked:
+            found.setdefault(str(run.start.get("raw_uid")), []).append(run)
+    return found
 
 
 def _state(derived: BlueskyRun) -> str:

@@ -60,6 +60,9 @@ class Watch:
         Seconds between sweeps for raw runs that ended without a complete derived run; the first is at once.
     older_than
         Seconds after which a raw run without a stop document counts as ended; None: never.
+    since, redo_older
+        Of the sweeps: only runs that began after this time, in seconds since 1970; also runs that were denoised before
+        an upgrade.
     stop
         Set from outside, by a signal: the present frame is finished, unfinished runs are left for the next start.
     """
@@ -74,9 +77,12 @@ class Watch:
         stop: threading.Event,
         sweep_every: float = 300.0,
         older_than: float | None = None,
+        since: float | None = None,
+        redo_older: bool = False,
     ) -> None:
         self._work, self._source, self._raw, self._health, self._stop = work, source, raw, health, stop
         self._sweep_every, self._older_than = sweep_every, older_than
+        self._since, self._redo_older = since, redo_older
         self._owners = Owners()
         self._open: dict[str, RunReader] = {}
         self._swept = float("-inf")
@@ -148,7 +154,13 @@ class Watch:
         """Finish one run after another, as long as nothing live waits."""
         try:
             send_spooled(self._work)
-            for item in unfinished(self._raw, self._work, older_than=self._older_than):
+            for item in unfinished(
+                self._raw,
+                self._work,
+                since=self._since,
+                older_than=self._older_than,
+                redo_older=self._redo_older,
+            ):
                 if item.uid in self._open or not item.ready:
                     continue
                 self._frame_begun = clock.perf_counter()

@@ -9,7 +9,7 @@ Content = dict[str, Any]
 Texts = dict[str, str]
 
 #: Rows of single cases, by bench: the folder of results keeps what is made of them.
-LEFT_OUT = {"quality": ("results",), "science": ("rings",)}
+LEFT_OUT = {"quality": ("results",), "science": ("rings",), "integrating": ("frames", "spots")}
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -201,6 +201,71 @@ def _pixels(value: float | None) -> str:
     return "not found" if value is None else f"{value:.2f}"
 
 
+def _counts(content: Content) -> Texts:
+    met = {True: "yes", False: "no"}
+    figures = [
+        (
+            each["figure"],
+            f"{each['count']} of {each['frames']}",
+            f"{100 * each['count'] / each['frames']:.2f} %",
+            each["target"],
+            met[each["met"]] if each["target"] else "",
+        )
+        for each in content["summary"]
+    ]
+    cases = [
+        (
+            row["part"],
+            row["case"],
+            *(row[name] for name in ("frames", "refused", "warned", "silent", "silent_and_wrong")),
+        )
+        for row in content["cases"]
+    ]
+    columns = ("part", "case", "frames", "refused", "warned of", "nothing said", "... and sigma wrong")
+    return {
+        "summary": table(("figure", "found", "share", "wanted", "met"), figures),
+        "cases": table(columns, cases),
+    }
+
+
+def _readout(content: Content) -> Texts:
+    def percent(value: float | None, digits: int = 0) -> str:
+        return "" if value is None else f"{100 * value:.{digits}f} %"
+
+    rows = [
+        (
+            row["case"],
+            row["tests"],
+            percent(row["limit"]),
+            *(percent(row[name], 1) for name in ("within", "wrong", "refused", "median", "p95")),
+            "" if row["pull"] is None else f"{row['pull']:.1f}",
+            ""
+            if row["read_noise_within"] is None
+            else f"{percent(row['read_noise_within'])} of {row['read_noise_seen']}",
+        )
+        for row in content["readout"]
+    ]
+    columns = ("detector", "tests", "asked", "within", "wrong", "refused", "median error", "95 %", "pull")
+    return {"table": table((*columns, "read noise within 5 %"), rows)}
+
+
+def _integrating(content: Content) -> Texts:
+    rows = [
+        (
+            f"{row['level']:g}",
+            f"{row['noise']:g}",
+            f"{100 * row['worst_flux']:.2f} %",
+            f"{100 * row['covered']:.0f} %",
+            f"{100 * row['covered_counts']:.0f} %",
+            "" if row["spots"] is None else f"{100 * row['spots']:.0f} %",
+            f"{row['better']} of {row['compared']}",
+        )
+        for row in content["summary"]
+    ]
+    columns = ("photons/pixel", "read noise", "flux error", "covered", "... of counts", "spots", "better than BM3D")
+    return {"table": table(columns, rows)}
+
+
 def _tilt(content: Content) -> Texts:
     denoised = [
         (
@@ -268,6 +333,9 @@ SECTIONS: dict[str, Callable[[Content], Texts]] = {
     "features": _features,
     "sums": _sums,
     "symmetry": _symmetry,
+    "counts": _counts,
+    "integrating": _integrating,
+    "readout": _readout,
     "tilt": _tilt,
     "science": _science,
 }

@@ -136,7 +136,7 @@ class LazyStream:
         self._composed = run.compose_descriptor(
             name=descriptor["name"],
             time=descriptor["time"],
-            data_keys=derived_data_keys(descriptor, list(keys), flown=False),
+            data_keys=derived_data_keys(descriptor, list(keys), flown=False, configuration=configuration),
             configuration=configuration_of(configuration, descriptor["time"]),
         )
         emit("descriptor", self._composed.descriptor_doc)

@@ -13,11 +13,13 @@ import numpy as np
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.derived.decision import Decision
 from bluesky_symdenoise.derived.row import Row, denoised_row, empty_row
+from bluesky_symdenoise.derived.stated_readout import from_recipe
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.checks import MAX_PIXELS
 from bluesky_symdenoise.files.formats import by_mimetype, stored_mimetypes
 from bluesky_symdenoise.files.source import Stamp
 from bluesky_symdenoise.physics.counts.verdict import checked_noise
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group, checked_symmetry
 from bluesky_symdenoise.recipe import OPTIONAL, Recipe
 
@@ -137,7 +139,9 @@ class LazyImage:
         """Symmetry resolved for rows from `first_row` on."""
         return Symmetry(self.point_group, self.beam_center)
 
-    def row(self, denoiser: Denoiser, image: Any, row: int, *, mask: Any, exposure: Any) -> Row:
+    def row(
+        self, denoiser: Denoiser, image: Any, row: int, *, mask: Any, exposure: Any, readout: Readout | None = None
+    ) -> Row:
         """Return what the derived run holds for one raw frame: NaN for one that cannot be denoised."""
         try:
             symmetry = self.symmetry
@@ -149,8 +153,11 @@ class LazyImage:
                     exposure=exposure,
                     symmetry=self.recipe.symmetry,
                     center=self.recipe.beam_center,
+                    readout=readout,
                 )
-            return denoised_row(denoiser, self.recipe, image, mask=mask, exposure=exposure, symmetry=symmetry)
+            return denoised_row(
+                denoiser, self.recipe, image, mask=mask, exposure=exposure, symmetry=symmetry, readout=readout
+            )
         except SymDenoiseError:
             return empty_row(self.shape[1:])
 
@@ -195,7 +202,7 @@ def _recipe(stored: Any) -> Recipe:
     # The server reads pixels only: it cannot look up metadata of a run or choose frames, so the recipe has neither; an
     # analysis changes columns and no pixels.
     names = {field.name for field in fields(Recipe)} - OPTIONAL
-    if not isinstance(stored, Mapping) or set(stored) - {"analysis", "noise"} != names:
+    if not isinstance(stored, Mapping) or set(stored) - {"analysis", "noise", "readout"} != names:
         raise _refused("recipe must have the entries of a recipe")
     if stored["algorithm"] != ALGORITHM:
         raise _refused(f"algorithm {str(stored['algorithm'])[:20]!r} is not this server's, {ALGORITHM!r}")
@@ -206,11 +213,14 @@ def _recipe(stored: Any) -> Recipe:
     rounding = stored["rounding"]
     if not (isinstance(rounding, float) and 2**-20 <= rounding <= 1) or not _whole(stored["sigma_bits"], 1, 23):
         raise _refused("recipe has an unknown rounding")
-    for name in ("streams", "data_keys", "analysis"):
+    for name in ("streams", "data_keys", "analysis", "readout"):
         if stored.get(name) is not None and not (
             isinstance(stored[name], list) and all(isinstance(each, str) for each in stored[name])
         ):
             raise _refused(f"{name} must be a list of names")
     checked_noise(stored.get("noise"))
+    if stored.get("readout") is not None:
+        # Its numbers are checked here, its maps when they are read.
+        from_recipe(stored["readout"], lambda _name, _sha256: np.ones((1, 1)))
     _center(stored["beam_center"])
     return Recipe.from_dict(dict(stored))

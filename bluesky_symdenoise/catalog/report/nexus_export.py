@@ -51,7 +51,9 @@ async def write_nexus(path: Path, metadata: Mapping[str, Any], streams: Sequence
             entry = add_entry(file, "entry" if stream is streams[0] else f"entry_{stream.name}")
             _describe(entry, metadata)
             shapes = {key: frames.shape[-2:] for key, frames in images[stream.name].items() if key in stream.images}
-            datasets = add_images(entry, shapes, **STORAGE)
+            described = stream.metadata.get("data_keys", {})
+            units = {key: str(described.get(key, {}).get("units", "counts")) for key in shapes}
+            datasets = add_images(entry, shapes, units=units, **STORAGE)
             chosen = rows[stream.name]
             for name, dataset in datasets.items():
                 dataset.resize(len(chosen), axis=0)

@@ -59,7 +59,9 @@ def log_limits(image: NDArray[Any]) -> tuple[float, float]:
     return low, max(top, 10 * low)
 
 
-def residual(counts: NDArray[Any], intensity: NDArray[Any], *, block: int = 1) -> NDArray[np.float64]:
+def residual(
+    counts: NDArray[Any], intensity: NDArray[Any], *, block: int = 1, lift: NDArray[Any] | float = 0.0
+) -> NDArray[np.float64]:
     """Return counts minus expected counts over the square root of the expected ones, in blocks of pixels.
 
     ``z = sum(y - m) / sqrt(sum(m))`` over the pixels of a block that have both; NaN where none has.
@@ -71,9 +73,12 @@ def residual(counts: NDArray[Any], intensity: NDArray[Any], *, block: int = 1) -
         (y, x); NaN where not measured.
     block
         Side of the blocks in pixels.
+    lift
+        (y, x) or a number, variance of the read noise, which `counts` holds too and `intensity` does not.
     """
     both = np.isfinite(counts) & np.isfinite(intensity)
-    sums = [_blocks(np.where(both, image, 0.0), block) for image in (counts - intensity, intensity)]
+    expected = intensity + lift
+    sums = [_blocks(np.where(both, image, 0.0), block) for image in (counts - expected, expected)]
     return np.divide(sums[0], np.sqrt(np.maximum(sums[1], 0)), out=np.full(sums[0].shape, np.nan), where=sums[1] > 0)
 
 
@@ -100,6 +105,7 @@ def panels(
     *,
     exposure: NDArray[np.float64] | None = None,
     most: int = 1024,
+    lift: NDArray[Any] | None = None,
 ) -> list[Panel]:
     """Return raw, denoised, sigma, residual and mate disagreement of one frame; two of them if `counts` is None.
 
@@ -115,21 +121,26 @@ def panels(
         (y, x) relative exposure.
     most
         Pixels along the longer side; larger frames are averaged over blocks.
+    lift
+        Of an integrating detector, whose equivalent counts `counts` then is: (y, x) variance of its read noise.
     """
+    what = "counts" if lift is None else "photons"
+    lifted = 0.0 if lift is None else lift
     block = -(-max(intensity.shape) // most)
     small = shrunk(intensity, block)
     limits = log_limits(small)
     spread = shrunk(sigma, block)
     drawn = [
-        Panel("denoised (expected counts)", small, limits, "viridis", logarithmic=True),
-        Panel("sigma of one pixel (counts)", spread, log_limits(spread), "magma", logarithmic=True),
+        Panel(f"denoised (expected {what})", small, limits, "viridis", logarithmic=True),
+        Panel(f"sigma of one pixel ({what})", spread, log_limits(spread), "magma", logarithmic=True),
     ]
     if counts is None:
         return drawn
     shown = np.where(measured, counts, np.nan)
-    drawn.insert(0, Panel("raw frame (counts)", shrunk(shown, block), limits, "viridis", logarithmic=True))
-    z = residual(shown, intensity, block=block)
-    drawn.append(Panel("residual z\n(raw - denoised) / sqrt(denoised)", z, (-4, 4), "RdBu_r"))
+    drawn.insert(0, Panel(f"raw frame ({what})", shrunk(shown - lifted, block), limits, "viridis", logarithmic=True))
+    z = residual(shown, intensity, block=block, lift=lifted)
+    noise = "sqrt(denoised)" if lift is None else "noise"
+    drawn.append(Panel(f"residual z\n(raw - denoised) / {noise}", z, (-4, 4), "RdBu_r"))
     if symmetry.operations:
         n = symmetry.exposure(exposure, (measured.shape[0], measured.shape[1]))
         score = disagreement(frame_from_counts(counts, mask=~measured, exposure=n), symmetry)

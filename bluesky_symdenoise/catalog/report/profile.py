@@ -156,6 +156,7 @@ def profile(
     *,
     geometry: Geometry | None,
     beam_center: tuple[float, float] | None,
+    lift: NDArray[np.float32] | None = None,
 ) -> Profile | None:
     """Return mean counts in rings around the beam, uncorrected; None without geometry and beam centre.
 
@@ -167,6 +168,8 @@ def profile(
         (y, x), True where the frame has a count: raw and denoised are averaged over these pixels only.
     geometry, beam_center
         The geometry, with a wavelength, gives q; else the beam centre (y, x) gives the radius in pixels.
+    lift
+        (y, x) variance of an integrating detector's read noise, which `counts` holds beside the photons.
     """
     use = measured & np.isfinite(intensity)
     if not use.any():
@@ -198,7 +201,8 @@ def profile(
     raw = error = None
     if counts is not None:
         total = np.asarray(integrated(counts).sum_signal, float)[some]
-        raw, error = total / pixels[some], np.sqrt(np.maximum(total, 1)) / pixels[some]
+        noise = 0.0 if lift is None else np.asarray(integrated(lift).sum_signal, float)[some]
+        raw, error = (total - noise) / pixels[some], np.sqrt(np.maximum(total, 1)) / pixels[some]
     return Profile(
         radial=np.asarray(smooth.radial, float)[some],
         unit=label,

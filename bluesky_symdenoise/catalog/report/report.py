@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -26,10 +26,13 @@ from bluesky_symdenoise.catalog.report.served import (
 )
 from bluesky_symdenoise.catalog.report.transfer import draw_transfer
 from bluesky_symdenoise.derived.columns import PENDING
+from bluesky_symdenoise.derived.stated_readout import from_recipe, map_sha256s
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.agreement import PairTest, pair_tests
+from bluesky_symdenoise.physics.counts.doubts import readout_verdict
 from bluesky_symdenoise.physics.counts.verdict import Verdict, verdict
 from bluesky_symdenoise.physics.frame import frame_from_counts, sentinel_mask
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
 from bluesky_symdenoise.recipe import rows_of
 
@@ -71,6 +74,7 @@ class _Frame:
     mask: NDArray[np.bool_] | None
     exposure: NDArray[np.float64] | None
     symmetry: Symmetry
+    readout: Readout | None = None
 
 
 async def report_page(shown: Shown, choice: Choice) -> str:
@@ -181,6 +185,13 @@ async def _read(
         if sha256 is not None and arrays[name] is None and counts is not None:
             counts = None
             warnings.append(f"The {name} of this run is not in its file: raw counts cannot be compared without it.")
+    readout = None
+    if counts is not None:
+        try:
+            readout = await _readout(stream, key)
+        except SymDenoiseError as error:
+            counts = None
+            warnings.append(f"The raw frames of {stream.name}/{key} are not shown: {error}")
     image = None
     if counts is not None and raw is not None:
         at = _raw_number(stream, raw, number, len(denoised), len(counts), _per_row(stream, key, len(denoised)), chosen)
@@ -189,7 +200,40 @@ async def _read(
         else:
             image = await counts.read(at)
     symmetry = _symmetry(stream, key, number, len(denoised))
-    return _Frame(image, intensity, spread, arrays["mask"], arrays["exposure"], symmetry), warnings
+    return _Frame(image, intensity, spread, arrays["mask"], arrays["exposure"], symmetry, readout), warnings
+
+
+async def _readout(stream: ServedStream, key: str) -> Readout | None:
+    """Return the readout of an integrating detector as its derived run states it, with its dark; None for counts.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it differs from frame to frame, or an array of it is not in the run's file.
+    """
+    configuration = stream.metadata.get("configuration", {}).get("symdenoise", {}).get("data", {})
+    said = configuration.get(f"{key}_readout")
+    if configuration.get(f"{key}_units") != "photons":
+        return None
+    if said is None or configuration.get(f"{key}_dark_stream"):
+        raise SymDenoiseError(
+            "photons of the raw frames",
+            rule="gain, exposures or dark are found anew for each frame",
+            remedy="compare with the raw run in a notebook",
+        )
+    wanted = map_sha256s(said)
+    dark_sha256 = configuration.get(f"{key}_dark_sha256")
+    if dark_sha256 is not None:
+        wanted[f"{key}_dark"] = dark_sha256
+    held = {name: await stored_array(stream, key, name, sha256) for name, sha256 in wanted.items()}
+    missing = [name for name, array in held.items() if array is None]
+    if missing:
+        raise SymDenoiseError(", ".join(missing), rule="it is not in the run's file", remedy="replay the run again")
+    readout = from_recipe(said, lambda name, _sha256: held[name])
+    if readout is None or dark_sha256 is None:
+        return readout
+    mean = np.asarray(held[f"{key}_dark"]) / configuration[f"{key}_dark_frames"]
+    return replace(readout, offset=mean)
 
 
 def _raw_number(
@@ -231,13 +275,17 @@ def _drawn(number: int, raw_row: int | None, frame: _Frame, geometry: Any, scala
     """Compute and draw one frame; runs in a thread."""
     shape = (frame.intensity.shape[0], frame.intensity.shape[1])
     measured = np.isfinite(frame.intensity)
-    if frame.counts is not None:
-        measured &= ~sentinel_mask(frame.counts)
+    counts, lift = frame.counts, None
+    if frame.counts is not None and frame.readout is not None:
+        counts, background = frame.readout.equivalent(frame.counts)
+        lift = background.expected
+    if counts is not None:
+        measured &= ~sentinel_mask(counts)
     if frame.mask is not None:
         measured &= ~frame.mask
     exposure = frame.symmetry.exposure(frame.exposure, shape)
     measured &= exposure > 0
-    counts, note = frame.counts, ""
+    note = ""
     tests: tuple[PairTest, ...] = ()
     if not np.isfinite(frame.intensity).any():
         note = "This frame was not denoised: all of it is NaN. The reason is among the failures above."
@@ -248,11 +296,16 @@ def _drawn(number: int, raw_row: int | None, frame: _Frame, geometry: Any, scala
     except SymDenoiseError as error:
         counts, note = None, str(error)
     # Of the frame as it came: where it was refused, nothing of it is denoised.
-    found = None if frame.counts is None else verdict(frame.counts, frame.mask)
+    found = None
+    if frame.counts is not None:
+        stated = frame.readout
+        found = (
+            verdict(frame.counts, frame.mask) if stated is None else readout_verdict(frame.counts, stated, frame.mask)
+        )
     center = frame.symmetry.beam_center
-    around = profile(counts, frame.intensity, measured, geometry=geometry, beam_center=center)
+    around = profile(counts, frame.intensity, measured, geometry=geometry, beam_center=center, lift=lift)
     with _DRAWING:
-        picture = _picture(counts, frame, measured, exposure, around, found)
+        picture = _picture(counts, frame, measured, exposure, around, found, lift)
     return FrameFigures(number, raw_row, picture, tests, scalars, note)
 
 
@@ -263,10 +316,13 @@ def _picture(
     exposure: NDArray[np.float64],
     around: Profile | None,
     found: Verdict | None,
+    lift: NDArray[np.float32] | None,
 ) -> bytes:
     from matplotlib.figure import Figure
 
-    drawn = panels(counts, frame.intensity, frame.sigma, measured, frame.symmetry, exposure=exposure, most=512)
+    drawn = panels(
+        counts, frame.intensity, frame.sigma, measured, frame.symmetry, exposure=exposure, most=512, lift=lift
+    )
     transfer = found is not None and found.curve is not None
     number = len(drawn) + (around is not None) + transfer
     columns = 2 if frame.intensity.shape[1] > 2 * frame.intensity.shape[0] else 3

@@ -169,7 +169,7 @@ class DerivedStream:
         self._composed = run.compose_descriptor(
             name=descriptor["name"],
             time=descriptor["time"],
-            data_keys=derived_data_keys(descriptor, keys, flown=flown, columns=columns),
+            data_keys=derived_data_keys(descriptor, keys, flown=flown, columns=columns, configuration=configuration),
             configuration=configuration_of(configuration, descriptor["time"]),
             **hints_of(keys, columns),
         )
@@ -185,7 +185,9 @@ class DerivedStream:
         self._file = h5py.File(self.path, "x", libver="v110")
         self._created(self.path)
         entry = add_entry(self._file)
-        self._datasets = add_images(entry, self.shapes, **COMPRESSION)
+        described = self._composed.descriptor_doc["data_keys"]
+        units = {key: described[key]["units"] for key in self.shapes}
+        self._datasets = add_images(entry, self.shapes, units=units, **COMPRESSION)
         if self._flown:
             for key in self.shapes:
                 for name, dtype in self._columns.items():
@@ -311,9 +313,20 @@ def hints_of(keys: Sequence[str], columns: Mapping[str, str]) -> Document:
 
 
 def derived_data_keys(
-    descriptor: Document, keys: Sequence[str], *, flown: bool, columns: Mapping[str, str] = SCALARS
+    descriptor: Document,
+    keys: Sequence[str],
+    *,
+    flown: bool,
+    columns: Mapping[str, str] = SCALARS,
+    configuration: Mapping[str, Any],
 ) -> Document:
-    """Return data keys of the derived stream: the raw shape and dims for image and sigma, and the scalars."""
+    """Return data keys of the derived stream: the raw shape and dims for image and sigma, and the scalars.
+
+    Parameters
+    ----------
+    configuration
+        What was found about the images: of integrating detectors it has ``<key>_units`` and ``<key>_readout``.
+    """
     out: Document = {}
     for key in keys:
         raw = descriptor["data_keys"][key]
@@ -325,8 +338,10 @@ def derived_data_keys(
             "shape": shape,
             "dims": list(raw.get("dims") or [f"{key}_dim{i + 1}" for i in range(len(shape))]),
             "external": "STREAM:",
-            "units": "counts",
+            "units": configuration.get(f"{key}_units", "counts"),
         }
+        if f"{key}_readout" in configuration:
+            image["readout"] = configuration[f"{key}_readout"]
         out[key] = image
         out[f"{key}_sigma"] = image | {"note": "of one pixel; neighbours' errors are correlated: see integrate()"}
         for name, dtype in columns.items():

@@ -10,13 +10,35 @@ from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.counts.curve import Curve, transfer_curve
+from bluesky_symdenoise.physics.counts.curve import WIDE, Curve, fine_curve, transfer_curve, wide_curve
 from bluesky_symdenoise.physics.frame import sentinel_mask
 
 #: Variance over mean of counts: within `SURE` nothing is said, and sigma is right to 15 %. Below the least the noise is
 #: too small, which structure cannot make it. Above, speckle, spots, unequal pixels and corrected rates may be the
 #: reason, but where counts are few they add little: beyond the most in the limit of no counts it is something else.
 LEAST, SURE, MOST = 0.7, (0.8, 1.3), 1.8
+#: Share of the levels that have too little noise, which structure hides at the others.
+QUIET_SHARE = 0.25
+#: Ratio of the finest differences below which neighbours share their noise. Counting detectors have 0.92 and more.
+LEAST_FINE = 0.75
+#: Ratio of whole numbers from which photons may be counted in several pixels, if pixels that are apart have `SURE`.
+LEAST_SHARED = 0.4
+#: Ratio of the mean of the most exposures that are told apart from frames without noise.
+LEAST_GAIN = 1e-3
+#: Ratio in the limit of no counts over that of the darkest level, of a slope: what structure adds grows with the level.
+#: The second number is for that ratio less its error.
+FLAT, SURELY_FLAT = 0.85, 0.6
+#: Ratio of the finest differences over that of others: it is 1 for noise, and less for structure and shared noise.
+WHITE = 0.8
+#: Ratio of the finest differences that detectors have, and variance over mean squared that structure has there even if
+#: it is as strong at all levels.
+MOST_GAIN, FINE_CONTRAST = 20.0, 0.02
+#: Contrast squared that few structures have, and share of the levels whose noise would need more.
+CONTRAST, LOUD_SHARE = 0.5, 0.25
+#: Ratio, and ratio over mean, that only blocks with a hot pixel have.
+HOT = (10.0, 20.0)
+#: Share of values that are whole numbers, in frames of which some are fractions: virtual pixels halve counts.
+WHOLE = 0.75
 #: Largest share of its own signal, squared, by which the pixels of a counting detector differ from each other: it adds
 #: to the variance with the square of the mean. So do count-rate corrections, at most by this at the brightest level.
 NONUNIFORM, RATE_CORRECTED = 0.11**2, 0.9
@@ -26,17 +48,20 @@ CONSTANT, BETTER, SURE_CONSTANT, SURE_BETTER = 0.5, 50.0, 0.2, 12.0
 #: Levels, and ratio of the brightest to the darkest, that a line is fitted to. Levels whose ratio is so many times the
 #: least are structure. The error of each is at least this share of its ratio.
 FITTED_LEVELS, FITTED_RANGE, STRUCTURE, LEAST_ERROR = 5, 1.5, 2.5, 0.02
-#: Blocks of a frame that can be judged, and standard errors by which a ratio must be out of its range.
+#: Blocks of a frame that can be judged (fewer show too little noise), and standard errors by which a ratio must be out
+#: of its range.
 JUDGED_BLOCKS, Z = 200, 4.0
 #: Pixels that are not 0, and different values, from which steps between values are read.
 STEP_PIXELS, STEP_VALUES = 50, 4
 #: Different values of a frame that are looked at, the largest as a multiple of a step, and how far it may be off one.
 MOST_VALUES, MOST_STEPS, OFF_STEP = 2000, 100_000, 0.05
-#: Pixels of a frame that are enough, taken in bands of rows.
-MOST_PIXELS, BAND = 2**21, 64
+#: Pixels of a frame that are enough, taken in bands of rows, and of one that is tested later in a run.
+MOST_PIXELS, LATER_PIXELS, BAND = 2**21, 2**18, 64
 #: Frames of one image that are looked at until one can be judged.
 MOST_FRAMES = 4
 
+#: Values and mask (True = bad) of the part of a frame that is looked at.
+Sampled = tuple[NDArray[Any], NDArray[np.bool_]]
 Kind = Literal["counts", "doubtful", "not counts", "too few"]
 
 
@@ -83,6 +108,8 @@ class Verdict:
         Photon transfer curve and its fit; None where there is too little for them.
     step
         All values are multiples of it, if it is not 1; else None.
+    exposures
+        Number of exposures that it looks like the mean of.
     """
 
     kind: Kind
@@ -90,6 +117,7 @@ class Verdict:
     curve: Curve | None = None
     line: Line | None = None
     step: float | None = None
+    exposures: int | None = None
 
 
 def verdict(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Verdict:
@@ -112,17 +140,35 @@ def verdict(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Verdi
     values = image[~bad]
     if not values.size or values.min() == values.max():
         return Verdict("too few")
-    step = _step(values)
+    step = value_step(values)
     if step is not None and step > 1:
         return Verdict(
             "not counts", f"all its values are multiples of {step:.4g}: counts are multiples of 1", step=step
         )
-    curve = transfer_curve(*_sampled(image, bad))
-    if curve is None or curve.blocks.sum() < JUDGED_BLOCKS:
+    fractions = step is not None and not _mostly_whole(values)
+    number = _number(step) if fractions else None
+    if number is not None:
+        said = f"all its values are multiples of {step:.4g}: it looks like the mean of {number} exposures"
+        return Verdict("not counts", said, step=step, exposures=number)
+    found = judged(sampled(image, bad), step)
+    if found.kind in ("counts", "too few") and found.curve is not None and fractions:
+        said = f"all its values are multiples of {step:.4g}: counts are multiples of 1"
+        return Verdict("doubtful", said, found.curve, found.line, step)
+    return found
+
+
+def judged(part: Sampled, step: float | None = None) -> Verdict:
+    """Return the verdict on values and mask (y, x) by their photon transfer curve, whatever the values are.
+
+    Parameters
+    ----------
+    step
+        All values are multiples of it; None if they are of none, or it is 1.
+    """
+    curve = transfer_curve(*part)
+    if curve is None:
         return Verdict("too few", curve=curve, step=step)
-    line = fitted_line(curve)
-    kind, why = _judged(curve, line, step)
-    return Verdict(kind, why, curve, line, step)
+    return _too_little(part, curve, step) or _judged(part, curve, step)
 
 
 def fitted_line(curve: Curve) -> Line | None:
@@ -150,12 +196,12 @@ def fitted_line(curve: Curve) -> Line | None:
     )
 
 
-def _sampled(image: NDArray[Any], bad: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def sampled(image: NDArray[Any], bad: NDArray[np.bool_], pixels: int = MOST_PIXELS) -> Sampled:
     """Return bands of rows, evenly spread, of a frame that is larger than is needed; their first rows are masked."""
-    if image.size <= MOST_PIXELS:
-        return image, bad
     bands = np.arange(0, image.shape[0] - BAND, BAND)
-    chosen = bands[:: -(-len(bands) * BAND * image.shape[1] // MOST_PIXELS)]
+    if image.size <= pixels or not len(bands):
+        return image, bad
+    chosen = bands[:: -(-len(bands) * BAND * image.shape[1] // pixels)]
     rows = (chosen[:, None] + np.arange(BAND)).ravel()
     # No difference is taken between one band and the next.
     masked = bad[rows] | (np.arange(len(rows)) % BAND == 0)[:, None]
@@ -171,28 +217,115 @@ def _in_the_dark(design: NDArray[np.float64], ratio: NDArray[np.float64]) -> tup
     return float(at_zero), float(np.sqrt(np.linalg.pinv(design.T @ design)[0, 0]))
 
 
-def _judged(curve: Curve, line: Line | None, step: float | None) -> tuple[Kind, str]:
-    slack, ratio = Z * curve.median_error, curve.median
-    said = f"its variance is {ratio:.2g} times its mean, where counts have 1"
-    if ratio + slack < LEAST:
-        if step is not None and abs(step / ratio - 1) < 0.25:
-            said += f"; it looks like the mean of {1 / step:.0f} exposures"
-        return "not counts", said
-    if line is None:
-        return ("counts", "") if SURE[0] <= ratio <= SURE[1] else ("doubtful", said)
-    fitted = f"{said}: variance = {line.gain:.2g} mean {line.constant:+.2g}, as with an offset or read noise"
-    if line.better > BETTER and line.share > CONSTANT:
-        return "not counts", fitted
-    if line.darkest - Z * line.darkest_error > MOST:
-        return "not counts", f"{said}, and it is {line.darkest:.2g} where counts are few, too"
-    if line.better > SURE_BETTER and abs(line.share) > SURE_CONSTANT:
-        return "doubtful", fitted
-    if line.counting_gain > SURE[1] or (ratio < SURE[0] and line.counting_gain < SURE[0]):
-        return "doubtful", said
-    return "counts", ""
+def _too_little(part: Sampled, curve: Curve, step: float | None) -> Verdict | None:
+    """Return what is said of a frame with less noise than counts have; None if it has enough."""
+    line = fitted_line(curve)
+    quiet = _quiet(curve)
+    if curve.median + Z * curve.median_error < LEAST:
+        ratio, where = curve.median, ""
+    elif quiet.sum() >= max(2, QUIET_SHARE * len(quiet)):
+        ratio, where = float(np.median(curve.ratio[quiet])), " where its noise is least"
+    else:
+        return None
+    said = f"its variance is {ratio:.2g} times its mean{where}, where counts have 1"
+    values = part[0][~part[1]]
+    wide = wide_curve(*part)
+    if ratio > LEAST_SHARED and wide is not None and wide.median > SURE[0] and np.all(values == np.floor(values)):
+        said += f", and {wide.median:.2g} for pixels that are {WIDE} apart: photons may be counted in several pixels"
+        return Verdict("doubtful", said, curve, line, step)
+    exposures = _exposures(curve, line, wide)
+    if exposures is not None:
+        said += f"; it looks like the mean of {exposures} exposures"
+    return Verdict("not counts", said, curve, line, step, exposures)
 
 
-def _step(values: NDArray[Any]) -> float | None:
+def _exposures(curve: Curve, line: Line | None, wide: Curve | None) -> int | None:
+    """Return of how many exposures a frame seems to be the mean; None if it seems to be something else."""
+    # Noise that pixels share with their neighbours, or that does not begin at zero, is none of averages.
+    if wide is None or wide.ratio.min() > 1.5 * curve.ratio.min():
+        return None
+    if line is not None and line.better > SURE_BETTER and abs(line.share) > SURE_CONSTANT:
+        return None
+    gain = curve.median if line is None else line.counting_gain
+    return round(1 / gain) if LEAST_GAIN < gain < 1 / 1.5 else None
+
+
+def _number(step: float | None) -> int | None:
+    """Return of how many exposures the mean has this step; None if it is of none."""
+    number = 0 if step is None else round(1 / step)
+    return number if step is not None and number > 1 and abs(step * number - 1) < 1e-3 else None
+
+
+def _judged(part: Sampled, curve: Curve, step: float | None) -> Verdict:
+    ratio, line, fine = curve.median, fitted_line(curve), fine_curve(*part)
+
+    def said(kind: Kind, why: str = "") -> Verdict:
+        return Verdict(kind, why, curve, line, step)
+
+    found = f"its variance is {ratio:.2g} times its mean, where counts have 1"
+    loud, quiet = _loud(curve), _quiet(curve)
+    if curve.blocks.sum() < JUDGED_BLOCKS and loud.mean() < LOUD_SHARE:
+        return said("too few")
+    fitted = ""
+    if line is not None:
+        fitted = f"{found}: variance = {line.gain:.2g} mean {line.constant:+.2g}, as with an offset or read noise"
+        if line.better > BETTER and line.share > CONSTANT:
+            return said("not counts", fitted)
+    if fine is not None:
+        if (dark := _slope(fine)) > MOST and fine.ratio.min() > WHITE * curve.ratio.min():
+            return said("not counts", f"{found}, and it is {dark:.2g} where counts are few, too")
+        if fine.median + Z * fine.median_error < LEAST_FINE:
+            return said(
+                "doubtful",
+                f"its variance is {fine.median:.2g} times its mean in the finest differences, where counts have 1: "
+                "neighbours seem to share their noise, as in blurred frames",
+            )
+    if line is not None and line.better > SURE_BETTER and abs(line.share) > SURE_CONSTANT:
+        return said("doubtful", fitted)
+    if loud.mean() >= LOUD_SHARE:
+        return said("doubtful", f"{found}, and {_at(curve, loud)}")
+    if quiet.sum() > 1:
+        return said("doubtful", f"{found}, and {_at(curve, quiet)}")
+    gain = ratio if line is None else line.counting_gain
+    if gain > SURE[1] or (ratio < SURE[0] and gain < SURE[0]):
+        return said("doubtful", found)
+    if line is not None and line.darkest + Z * line.darkest_error < LEAST:
+        return said("doubtful", f"{found}, and it falls to {line.darkest:.2g} where counts are few")
+    return said("counts")
+
+
+def _quiet(curve: Curve) -> NDArray[np.bool_]:
+    """Return the levels that have too little noise for counts."""
+    return np.asarray(curve.ratio + Z * curve.error < LEAST)
+
+
+def _loud(curve: Curve) -> NDArray[np.bool_]:
+    """Return the levels that have more noise than structure adds, and less than a hot pixel in each block."""
+    low, high = np.maximum(MOST, 1 + CONTRAST * curve.mean), np.maximum(HOT[0], HOT[1] * curve.mean)
+    return np.asarray((curve.ratio - Z * curve.error > low) & (curve.ratio < high))
+
+
+def _at(curve: Curve, levels: NDArray[np.bool_]) -> str:
+    return f"{np.median(curve.ratio[levels]):.2g} at {np.median(curve.mean[levels]):.2g} counts"
+
+
+def _slope(fine: Curve) -> float:
+    """Return the ratio in the limit of no counts, less its error, if it is that of all levels; else 0."""
+    line = fitted_line(fine)
+    plain = fine.ratio <= STRUCTURE * fine.ratio.min()
+    if line is None or np.quantile(fine.mean[plain], 0.75) < FITTED_RANGE * fine.mean[plain][0]:
+        return 0.0
+    at_zero, first = line.darkest - Z * line.darkest_error, fine.ratio[plain][0]
+    flat = line.darkest > FLAT * first and at_zero > SURELY_FLAT * first
+    return at_zero if flat and (first < MOST_GAIN or first > FINE_CONTRAST * fine.mean[plain][0]) else 0.0
+
+
+def _mostly_whole(values: NDArray[Any]) -> bool:
+    values = values[values != 0]
+    return bool(np.mean(values == np.floor(values)) > WHOLE)
+
+
+def value_step(values: NDArray[Any]) -> float | None:
     """Return the number of which all values are multiples; None if it is 1, or there is none."""
     found = np.unique(np.abs(values[values != 0]))[:MOST_VALUES]
     if len(found) < STEP_VALUES or np.count_nonzero(values) < STEP_PIXELS:
@@ -203,7 +336,7 @@ def _step(values: NDArray[Any]) -> float | None:
     found = found.astype(np.float64)
     step = float(np.diff(found, prepend=0.0).min())
     # Small values tell roughly what large ones tell exactly.
-    for value in found:
+    for value in np.sort(np.concatenate([found, np.diff(found[:: len(found) // 8 + 1]), found[1:] - found[0]])):
         number = np.round(value / step)
         if number < 1 or number > MOST_STEPS or abs(value / step - number) > OFF_STEP:
             return None
@@ -224,27 +357,3 @@ def checked_noise(noise: str | None) -> str | None:
             f"noise={noise!r}", rule="it is 'poisson', or left out to have frames tested", remedy="choose one of these"
         )
     return noise
-
-
-def doubts(image: NDArray[Any], mask: NDArray[np.bool_] | None) -> str | None:
-    """Return what is doubtful about the counts of an image (..., y, x); None if nothing is, or too little can be said.
-
-    The first of its frames that can be judged decides.
-
-    Raises
-    ------
-    SymDenoiseError
-        If it plainly holds something else than photon counts.
-    """
-    for frame in image.reshape(-1, *image.shape[-2:])[:MOST_FRAMES]:
-        found = verdict(frame, mask if mask is None or mask.shape == frame.shape else None)
-        if found.kind == "not counts":
-            raise SymDenoiseError(
-                "frame that is not photon counts",
-                rule=found.why,
-                remedy="give the counts as the detector wrote them; for CCDs, flat panels and averaged frames see the "
-                "guide on integrating detectors; if these are counts, state it: noise='poisson' or --noise poisson",
-            )
-        if found.kind != "too few":
-            return found.why or None
-    return None

@@ -237,7 +237,10 @@ def pseudo_counts(
 
 
 def _value(name: str, given: Any) -> Value:
-    value = np.array(given, np.float64)
+    if isinstance(given, np.ndarray) and given.dtype == np.float64 and not given.flags.writeable:
+        value = given
+    else:
+        value = np.array(given, np.float64)
     if value.ndim not in (0, 2):
         raise SymDenoiseError(
             f"{name} of shape {value.shape}", rule="it is a number or a map (y, x)", remedy="give one"

@@ -1,0 +1,245 @@
+"""Readout of a detector from its frames: the photon transfer of repeats, neighbouring frames, mates, or one frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.frame import as_mask
+from bluesky_symdenoise.physics.integrating.darks import FoundDark, found_dark
+from bluesky_symdenoise.physics.integrating.found import BinnedCurve, FoundReadout
+from bluesky_symdenoise.physics.integrating.line import shown
+from bluesky_symdenoise.physics.integrating.passed import SEEN, refuse_structure, shared, tested_sums
+from bluesky_symdenoise.physics.integrating.readout import Readout
+from bluesky_symdenoise.physics.integrating.residual import Image, Mask
+from bluesky_symdenoise.physics.integrating.spread import Spread, spread_of
+from bluesky_symdenoise.physics.integrating.told import Told, candidates
+from bluesky_symdenoise.physics.integrating.values import bands, exposures, saturation, usable_pixels
+from bluesky_symdenoise.physics.symmetry import Symmetry
+
+#: Frames that are looked at.
+MOST_FRAMES = 24
+#: Standard errors from which a lag is taken into account: it changes the gain by more than most of them.
+LAG_SEEN = 2.5
+#: How far the noise of averaged counts may be off their mean.
+OFF_COUNTS = 0.15
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """Noise that passed the tests: gain and spread, what rows and columns share, chi-squared, and what did not pass."""
+
+    noise: Told
+    found: Spread
+    lines: dict[str, float]
+    chi_squared: float
+    refusal: SymDenoiseError | None
+
+
+def readout_from_frames(
+    frames: Iterable[NDArray[Any]],
+    *,
+    darks: Iterable[NDArray[Any]] = (),
+    mask: ArrayLike | None = None,
+    averaged: int | None = None,
+    symmetry: Symmetry | None = None,
+) -> FoundReadout:
+    """Return gain, read noise and whatever else of a detector's readout its frames show.
+
+    The variance of a frame is gain (mean - offset) + read_noise^2 for each exposure (Janesick, Photon Transfer, 2007).
+    It is read from differences of frames if there are several of one scene, else from pairs of mates if a symmetry is
+    given, else from second differences within frames. Sums over 2, 4 and 8 pixels a side tell spread of light.
+
+    Parameters
+    ----------
+    frames
+        (y, x) each, as the detector wrote them; of some 20 frames the gain is known to a few per cent.
+    darks
+        (y, x) each: frames without photons, of the same exposure time and number of averaged exposures. Without them
+        frames are taken as dark-subtracted.
+    mask
+        (y, x), True = bad.
+    averaged
+        Number of exposures of which each frame is the mean; by default 1, unless all values are multiples of 1/N.
+    symmetry
+        A group with a centre, of which mates are taken if there is one frame, or if frames differ.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the frames do not tell the gain, or the noise of sums over many pixels is not that of the readout.
+    """
+    held = [np.asarray(frame) for frame in islice(frames, MOST_FRAMES)]
+    if not held or any(frame.shape != held[0].shape or frame.ndim != 2 for frame in held):
+        raise SymDenoiseError(
+            f"{len(held)} frames of shapes {sorted({frame.shape for frame in held})}",
+            rule="a readout is found from frames (y, x) of one shape",
+            remedy="give at least one, and those of each detector separately",
+        )
+    bad = as_mask(mask, (held[0].shape[0], held[0].shape[1]))
+    top = saturation(held, bad)
+    # Mates need whole frames.
+    rows = bands(bad.shape) if symmetry is None else np.arange(len(bad))
+    parts = [frame[rows] for frame in held]
+    usable = [usable_pixels(frame, bad[rows], top) for frame in parts]
+    steps = exposures(parts[0][usable[0]]) if averaged is None else None
+    number = averaged or steps or 1
+    given = [np.asarray(frame) for frame in islice(darks, MOST_FRAMES)]
+    for frame in given:
+        if frame.shape != bad.shape:
+            raise SymDenoiseError(
+                f"dark of shape {frame.shape}", rule=f"the frames have {bad.shape}", remedy="give their own darks"
+            )
+    dark = found_dark(given, averaged=number, rows=rows) if given else None
+    signals = [_signal(frame, good, dark) for frame, good in zip(parts, usable, strict=True)]
+    told: Iterable[Told] = candidates(signals, dark, symmetry)
+    if steps is not None and dark is None:
+        first, *rest = told
+        if (ratio := _over_counts(first, steps)) is not None:
+            return _averaged_counts(first, steps, ratio, top, len(held))
+        told = [first, *rest]
+    passed = _first_passed(told, offset_known=dark is not None)
+    noise, found = passed.noise, passed.found
+    readout, read_noise_error, notes = _readout(noise, found, dark, number)
+    notes += [f"pixels of a {name} share noise of {value:.3g}" for name, value in passed.lines.items()]
+    kept = 1.0
+    if noise.lag > LAG_SEEN * noise.lag_error:
+        kept = (1 - noise.lag) ** 2 + noise.lag**2
+        notes.append(
+            f"{noise.lag:.1%} of a frame is seen in the next one, so that a frame has {1 - kept:.1%} less noise than "
+            "its gain says"
+        )
+    if passed.refusal is not None:
+        notes.append(f"not used are differences of frames: {passed.refusal.value}")
+    if steps is not None:
+        notes.append(f"all values are multiples of 1/{steps}: frames are means of {steps} exposures")
+    elif all(frame.dtype.kind in "iu" for frame in held) and _counts(found, readout, read_noise_error):
+        notes.append("these look like photon counts, which need no readout")
+    return FoundReadout(
+        readout=replace(readout, gain=_rounded(number * found.gain / kept), saturation=top),
+        # Of a lag l, the gain is too small by 2 l if it is not seen.
+        gain_error=number / kept * float(np.hypot(found.gain_error, 2 * found.gain * np.nan_to_num(noise.lag_error))),
+        read_noise_error=read_noise_error,
+        how=noise.how,
+        frames=len(held),
+        curves=_curves(noise),
+        lag=noise.lag,
+        lag_error=noise.lag_error,
+        chi_squared=passed.chi_squared,
+        notes=tuple(notes),
+    )
+
+
+def _first_passed(told: Iterable[Told], *, offset_known: bool) -> _Passed:
+    """Return the first noise that passes all tests.
+
+    Raises
+    ------
+    SymDenoiseError
+        If none does: what is said of the first.
+    """
+    refusal: SymDenoiseError | None = None
+    most = np.inf
+    for noise in told:
+        lines: dict[str, float] = {}
+        try:
+            found = spread_of(noise.lines, noise.differences)
+            refuse_structure(noise, found, offset_known=offset_known, most=most)
+            lines = shared(noise)
+            return _Passed(noise, found, lines, tested_sums(noise, found, lines), refusal)
+        except SymDenoiseError as error:
+            refusal = refusal or error
+            if 1 in noise.lines:
+                most = min(most, noise.lines[1].gain + SEEN * noise.lines[1].gain_error)
+            # Differences within a frame do not see what its rows share.
+            if lines:
+                break
+    assert refusal is not None
+    raise refusal
+
+
+def _counts(found: Spread, readout: Readout, read_noise_error: float) -> bool:
+    """Return whether a readout is that of counts."""
+    noiseless = float(np.max(readout.read_noise)) < 2 * read_noise_error and not np.any(readout.offset)
+    return noiseless and found.blur == 0 and abs(found.gain - 1) < max(0.05, SEEN * found.gain_error)
+
+
+def _signal(frame: NDArray[Any], good: Mask, dark: FoundDark | None) -> tuple[Image, Mask]:
+    """Return the signal above the offset, and where it is known."""
+    signal = frame.astype(np.float64)
+    if dark is not None:
+        signal -= dark.offset
+        good = good & np.isfinite(dark.offset)
+    return np.where(good, signal, 0.0), good
+
+
+def _over_counts(noise: Told, exposures: int) -> float | None:
+    """Return the variance over that of averaged counts, if frames have it at all levels."""
+    if 1 not in noise.lines:
+        return None
+    blocks = noise.blocks[1].chosen(noise.lines[1].used)
+    level = float((blocks.number * blocks.level).sum())
+    ratio = exposures * float((blocks.number * blocks.variance).sum()) / level if level > 0 else np.nan
+    return ratio if abs(ratio - 1) < OFF_COUNTS else None
+
+
+def _averaged_counts(noise: Told, exposures: int, ratio: float, top: float | None, frames: int) -> FoundReadout:
+    return FoundReadout(
+        readout=Readout(1.0, saturation=top, frames=exposures),
+        gain_error=float(np.sqrt(2 / noise.blocks[1].number.sum())),
+        read_noise_error=np.nan,
+        how=f"values that are multiples of 1/{exposures}, and {noise.how}",
+        frames=frames,
+        curves=_curves(noise),
+        notes=(f"means of {exposures} exposures of counts: variance is {ratio:.3g} of mean / {exposures}",),
+    )
+
+
+def _curves(noise: Told) -> tuple[BinnedCurve, ...]:
+    return tuple(shown(binning, noise.blocks[binning], line) for binning, line in noise.lines.items())
+
+
+def _readout(noise: Told, found: Spread, dark: FoundDark | None, number: int) -> tuple[Readout, float, list[str]]:
+    """Return the readout of one exposure, the standard error of its read noise, and notes."""
+    constant, error = noise.lines[1].constant, noise.lines[1].constant_error
+    notes = []
+    sigma = float(np.sqrt(max(constant, 0.0)))
+    sigma_error = error / (2 * sigma) if sigma > np.sqrt(error) else float(np.sqrt(error))
+    offset = 0.0
+    if dark is not None and np.isfinite(dark.noise):
+        if constant - dark.noise**2 > SEEN * error:
+            notes.append(f"without photons, noise would be {sigma:.3g} in the frames; it is {dark.noise:.3g} in darks")
+        sigma, sigma_error = dark.noise, dark.error
+    elif dark is None and constant < -SEEN * error:
+        offset = -constant / found.gain
+        notes.append(
+            f"the offset is where noise vanishes, {offset:.4g}: without darks it is not told apart from read noise"
+        )
+    elif dark is None:
+        notes.append("the offset is taken as 0: give darks unless they were subtracted")
+    if sigma < 2 * sigma_error:
+        notes.append("read noise is not seen beside that of the photons")
+    root = float(np.sqrt(number))
+    readout = Readout(
+        gain=_rounded(number * found.gain),
+        read_noise=_rounded(root * sigma),
+        offset=_rounded(offset),
+        frames=number,
+        blur=_rounded(found.blur),
+    )
+    if dark is not None:
+        readout = readout.with_dark(dark.dark)
+        readout = replace(readout, offset_error=_rounded(float(np.hypot(np.asarray(readout.offset_error), dark.drift))))
+        if dark.drift:
+            notes.append(f"the dark drifts: means of dark frames differ by {dark.drift:.3g}")
+    return readout, root * sigma_error, notes
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
