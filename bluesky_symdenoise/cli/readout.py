@@ -62,11 +62,11 @@ def find(
     """Find gain, read noise and spread of light of an integrating detector from its frames, and write them as TOML."""
     from bluesky_symdenoise.catalog.report.picture import png
     from bluesky_symdenoise.catalog.report.readout import readout_figure
-    from bluesky_symdenoise.files.readout_file import readout_toml, refuse_readout_name, save_readout
+    from bluesky_symdenoise.files.readout_file import map_file, readout_toml, refuse_readout_name, save_readout
 
     # Check the names of the output files before the slow work.
     if output is not None:
-        refuse_readout_name(output, overwrite=overwrite)
+        refuse_readout_name(output, *([map_file(output, "offset")] if dark else []), overwrite=overwrite)
     if plot is not None:
         if plot.suffix != ".png" or not plot.parent.is_dir():
             raise SymDenoiseError(

@@ -93,7 +93,14 @@ def refuse_readout_name(path: Path, *others: Path, overwrite: bool) -> None:
         )
     for each in (path, *others):
         if each.exists() and not overwrite:
-            raise SymDenoiseError(str(each), rule="the file exists", remedy="give another name or --overwrite")
+            raise SymDenoiseError(
+                str(each), rule="the file exists", remedy="give another name, overwrite=True or --overwrite"
+            )
+
+
+def map_file(path: Path, name: str) -> Path:
+    """Return the file of a readout's map, beside its TOML file."""
+    return path.with_name(f"{path.stem}.{name}.npy")
 
 
 def readout_toml(found: FoundReadout | Readout, path: str | Path = "readout.toml") -> str:
@@ -107,7 +114,7 @@ def readout_toml(found: FoundReadout | Readout, path: str | Path = "readout.toml
         if value is None:
             continue
         if isinstance(value, np.ndarray):
-            said = json.dumps(_map_file(Path(path), name).name)
+            said = json.dumps(map_file(Path(path), name).name)
         else:
             said = repr(value if name == "frames" else float(value))
         error = errors.get(name, np.nan)
@@ -128,11 +135,7 @@ def _comments(found: FoundReadout) -> list[str]:
 def _map_files(found: FoundReadout | Readout, path: Path) -> dict[Path, NDArray[np.float64]]:
     readout = found.readout if isinstance(found, FoundReadout) else found
     held = {name: getattr(readout, name) for name in MAPS}
-    return {_map_file(path, name): value for name, value in held.items() if isinstance(value, np.ndarray)}
-
-
-def _map_file(path: Path, name: str) -> Path:
-    return path.with_name(f"{path.stem}.{name}.npy")
+    return {map_file(path, name): value for name, value in held.items() if isinstance(value, np.ndarray)}
 
 
 def _given(path: Path, name: str, value: Any) -> Any:

@@ -18,7 +18,7 @@ from bluesky_symdenoise.physics.integrating.line import shown
 from bluesky_symdenoise.physics.integrating.passed import SEEN, refuse_structure, shared, tested_sums
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.integrating.residual import Image, Mask
-from bluesky_symdenoise.physics.integrating.spread import Spread, spread_of
+from bluesky_symdenoise.physics.integrating.spread import KNOWN, Spread, spread_of
 from bluesky_symdenoise.physics.integrating.told import Told, candidates
 from bluesky_symdenoise.physics.integrating.values import bands, exposures, saturation, usable_pixels
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -115,6 +115,14 @@ def readout_from_frames(
             f"{noise.lag:.1%} of a frame is seen in the next one, so that a frame has {1 - kept:.1%} less noise than "
             "its gain says"
         )
+    # Of a lag l, the gain is too small by 2 l if it is not seen.
+    gain, error = found.gain / kept, float(np.hypot(found.gain_error, 2 * found.gain * np.nan_to_num(noise.lag_error)))
+    if error > KNOWN * gain:
+        raise SymDenoiseError(
+            f"gain {number * gain:.3g} +/- {number * error:.1g}",
+            rule=f"a gain is found if it is known to {KNOWN:.0%}, the lag between frames included",
+            remedy="give more frames, or frames of unequal brightness",
+        )
     if passed.refusal is not None:
         notes.append(f"not used are differences of frames: {passed.refusal.value}")
     if steps is not None:
@@ -122,9 +130,8 @@ def readout_from_frames(
     elif all(frame.dtype.kind in "iu" for frame in held) and _counts(found, readout, read_noise_error):
         notes.append("these look like photon counts, which need no readout")
     return FoundReadout(
-        readout=replace(readout, gain=_rounded(number * found.gain / kept), saturation=top),
-        # Of a lag l, the gain is too small by 2 l if it is not seen.
-        gain_error=number / kept * float(np.hypot(found.gain_error, 2 * found.gain * np.nan_to_num(noise.lag_error))),
+        readout=replace(readout, gain=_rounded(number * gain), saturation=top),
+        gain_error=number * error,
         read_noise_error=read_noise_error,
         how=noise.how,
         frames=len(held),
