@@ -108,9 +108,9 @@ def readout_from_frames(
     noise, found = passed.noise, passed.found
     readout, read_noise_error, notes = _readout(noise, found, dark, number)
     notes += [f"pixels of a {name} share noise of {value:.3g}" for name, value in passed.lines.items()]
-    kept = 1.0
+    kept, lag = 1.0, 0.0
     if noise.lag > LAG_SEEN * noise.lag_error:
-        kept = (1 - noise.lag) ** 2 + noise.lag**2
+        kept, lag = (1 - noise.lag) ** 2 + noise.lag**2, _rounded(noise.lag)
         notes.append(
             f"{noise.lag:.1%} of a frame is seen in the next one, so that a frame has {1 - kept:.1%} less noise than "
             "its gain says"
@@ -130,7 +130,7 @@ def readout_from_frames(
     elif all(frame.dtype.kind in "iu" for frame in held) and _counts(found, readout, read_noise_error):
         notes.append("these look like photon counts, which need no readout")
     return FoundReadout(
-        readout=replace(readout, gain=_rounded(number * gain), saturation=top),
+        readout=replace(readout, gain=_rounded(number * gain), saturation=top, lag=lag),
         gain_error=number * error,
         read_noise_error=read_noise_error,
         how=noise.how,

@@ -40,6 +40,9 @@ class Readout:
     blur
         Standard deviation, in pixels, of the spread of light between pixels, which makes their noise alike. Frames are
         then too smooth for their number of photons, while sums over many pixels are right.
+    lag
+        Share of a frame's signal that the next one shows again (afterglow). It changes no pixel, and is recorded
+        because the noise of frames that follow each other is then alike.
     offset_error
         Standard deviation of the offset, common to all frames; (y, x) if pixels differ. Unless the offset was averaged
         from few darks it is 0.
@@ -57,6 +60,7 @@ class Readout:
     frames: int = 1
     blur: float = 0.0
     offset_error: Value = 0.0
+    lag: float = 0.0
 
     def __post_init__(self) -> None:
         for name in MAPS:
@@ -78,6 +82,10 @@ class Readout:
                 f"blur {self.blur}, error of the offset {_said(np.asarray(self.offset_error))}",
                 rule="neither is negative",
                 remedy="give the blur in pixels, and the error in units of the signal",
+            )
+        if not 0 <= self.lag < 1:
+            raise SymDenoiseError(
+                f"lag {self.lag}", rule="it is a share, from 0 to below 1", remedy="give 0.03 for 3 %"
             )
 
     def __eq__(self, other: object) -> bool:
