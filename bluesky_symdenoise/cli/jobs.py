@@ -126,6 +126,12 @@ def denoise(
             bad = given if bad is None else bad | given
         first = first_with_counts(stack, POOLED, mask=bad, clock=time.monotonic)
         stated = None if readout is None else load_readout(readout)
+        if stated is not None and noise is not None:
+            raise SymDenoiseError(
+                "--noise and --readout",
+                rule="frames are photon counts, or the signal of an integrating detector",
+                remedy="state one of them",
+            )
         if checked_noise(noise) is None and (doubt := doubts_of_counts(first, bad, stated)):
             asked = "if they are, state --noise poisson" if stated is None else "find it with `symdenoise readout`"
             typer.echo(f"symdenoise: are these photon counts? {doubt}; {asked}", err=True)

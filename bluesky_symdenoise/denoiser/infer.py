@@ -190,7 +190,7 @@ class Denoiser:
         if split_tilt(symmetry)[0] != "auto" and center is not None:
             return Symmetry(symmetry, center)
         bad, n = as_mask(mask, shape), Symmetry(symmetry, center).exposure(exposure, shape)
-        counted = stack if readout is None else (readout.equivalent(frame, bad)[0] for frame in stack)
+        counted = stack if readout is None else (readout.equivalent(frame, bad, n)[0] for frame in stack)
         frames = (frame_from_counts(frame, mask=bad, exposure=n) for frame in counted)
         total = pooled((without(frame, self._defects(frame).mask) for frame in frames), shape)
         return chosen_symmetry(total, symmetry, center)
@@ -250,6 +250,12 @@ class Denoiser:
         SymDenoiseError
             If the input cannot be used.
         """
+        if readout is not None and not isinstance(readout, Readout):
+            raise SymDenoiseError(
+                f"readout {str(readout)[:60]!r}",
+                rule="it is a Readout",
+                remedy="give load_readout(FILE), from bluesky_symdenoise",
+            )
         if background is not None and not isinstance(background, Background):
             raise SymDenoiseError(
                 f"background of type {type(background).__name__}",
@@ -275,7 +281,7 @@ class Denoiser:
         defect = np.zeros(stack.shape, np.uint8)
         for index, image in enumerate(stack):
             if readout is not None:
-                image, background = readout.equivalent(image, bad)
+                image, background = readout.equivalent(image, bad, n)
             frame = frame_from_counts(image, mask=bad, exposure=n)
             found = self._defects(frame)
             defect[index] = HOT * found.hot + DEAD * found.dead

@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
-from bluesky_symdenoise.physics.counts.doubts import doubts, later_doubts
-from bluesky_symdenoise.physics.frame import sentinel_mask
+from bluesky_symdenoise.physics.counts.doubts import doubts, later_doubts, says_nothing
+from bluesky_symdenoise.physics.frame import refuse_negative, sentinel_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 if TYPE_CHECKING:
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
+#: Standard deviations of its noise by which the photons of a frame are seen.
+SEEN_Z = 5.0
 #: Mask, exposure or map (y, x) of the frames; None if there is none.
 Given = NDArray[Any] | None
 
@@ -43,12 +45,14 @@ class Decision:
         (y, x) map of a checked symmetry.
     noise
         ``poisson`` if the user states that frames are counts; else that is tested.
+    refusal
+        What was said of an earlier frame of the run that plainly holds no counts.
     """
 
-    def __init__(self, *, fold: Given = None, noise: str | None = None) -> None:
+    def __init__(self, *, fold: Given = None, noise: str | None = None, refusal: SymDenoiseError | None = None) -> None:
         self._fold, self._noise = fold, noise
         self.doubt: str | None = None
-        self._refusal: SymDenoiseError | None = None
+        self.refusal = refusal
         self.symmetry: Symmetry | None = None
         self.holds_counts = False
         self._tested = False
@@ -93,15 +97,17 @@ class Decision:
                     self.doubt = doubts_of_counts(image, mask, readout)
                 except SymDenoiseError as error:
                     # One reason for all frames of a run, whose numbers differ a little.
-                    said = self._refusal = self._refusal or error
+                    said = self.refusal = self.refusal or error
                     raise SymDenoiseError(said.value, rule=said.rule, remedy=said.remedy) from error
-            self.holds_counts = self._tested = _has_counts(image)
+            # After a refusal, a frame of which too little can be said lifts nothing.
+            lifted = self.refusal is None or not says_nothing(image, mask)
+            self.holds_counts = self._tested = lifted and has_counts(image, readout)
         found = self.symmetry
         if found is None:
             found = denoiser.resolve(
                 image, mask=mask, exposure=exposure, symmetry=symmetry, beam_center=center, readout=readout
             )
-            if _has_counts(image):
+            if self.holds_counts and has_counts(image, readout):
                 self.symmetry = found
         return self.about(found, center)
 
@@ -153,9 +159,18 @@ def doubts_of_counts(image: NDArray[Any], mask: Given, readout: Readout | None =
         If it plainly holds something else than photon counts.
     """
     if readout is None:
+        for frame in image.reshape(-1, *image.shape[-2:]):
+            fits = mask is not None and mask.shape == frame.shape
+            refuse_negative(frame, mask if fits and mask is not None else np.zeros(frame.shape, bool))
         refuse_clipped_image(image, mask)
     return doubts(image, mask, readout)
 
 
-def _has_counts(image: NDArray[Any]) -> bool:
-    return bool(np.any(image[~sentinel_mask(image)]))
+def has_counts(image: NDArray[Any], readout: Readout | None = None) -> bool:
+    """Return whether an image (..., y, x) has counts, or more photons than the noise of its detector makes."""
+    if readout is None:
+        return bool(np.any(image[~sentinel_mask(image)]))
+    good = ~readout.unusable(image)
+    variance = float(np.sum(np.broadcast_to(np.square(readout.noise), image.shape)[good]))
+    photons = float(readout.photons(image)[good].sum())
+    return photons > SEEN_Z * np.sqrt(variance + max(photons, 0.0))

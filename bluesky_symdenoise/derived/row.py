@@ -115,7 +115,6 @@ def denoised_row(
         if readout.saturation is not None:
             scalars[SATURATED] = float(np.count_nonzero(readout.saturated(image) & ~as_mask(mask, shape)))
         image = readout.photons(image)
-        measured &= np.isfinite(image)
     defect = result["defect"].values
     measured &= defect == 0
     made = Made(image, intensity, defect, measured, clock.perf_counter() - begun)

@@ -42,7 +42,7 @@ def to_recipe(readout: Readout | None) -> tuple[str, ...] | None:
 
 def map_sha256s(said: Sequence[str] | None) -> dict[str, str]:
     """Return the checksums of the maps of a readout in a recipe, by the names under which they are stored."""
-    pairs = dict(each.split("=", 1) for each in said or ())
+    pairs = dict(each.partition("=")[::2] for each in said or ())
     return {PREFIX + name: found[1] for name, value in pairs.items() if (found := _MAP.fullmatch(value))}
 
 
@@ -73,7 +73,7 @@ def from_recipe(said: Sequence[str] | None, array: Callable[[str, str], NDArray[
                 held[name] = array(stored, maps[stored])
             else:
                 held[name] = int(value) if name == "frames" else float(value)
-        except ValueError as error:
+        except (ValueError, OverflowError, SymDenoiseError) as error:
             raise SymDenoiseError(
                 f"readout {each[:60]!r} of a recipe",
                 rule="it is no attribute of a readout",

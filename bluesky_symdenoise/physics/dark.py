@@ -112,8 +112,7 @@ def summed_dark(frames: Iterable[NDArray[Any]], *, seconds: float | None = None)
 def summed_signal(frames: Iterable[NDArray[Any]], *, seconds: float | None = None, averaged: int = 1) -> Dark:
     """Return frames (y, x) that an integrating detector took without a beam as one `Dark`, an offset of its signal.
 
-    A hot pixel has more dark signal, which the offset takes away, so that only pixels without a finite value are
-    masked.
+    A hot pixel has more dark signal, which the offset takes away, so that only codes of the detector are masked.
 
     Parameters
     ----------
@@ -128,7 +127,8 @@ def summed_signal(frames: Iterable[NDArray[Any]], *, seconds: float | None = Non
     total: NDArray[np.float64] | None = None
     number = 0
     for frame in frames:
-        total = frame.astype(np.float64) + (0 if total is None else total)
+        coded = sentinel_mask(np.where(frame < 0, frame.dtype.type(0), frame))
+        total = np.where(coded, np.nan, frame).astype(np.float64) + (0 if total is None else total)
         number += 1
     if total is None:
         raise SymDenoiseError("dark without frames", rule="it needs at least one", remedy="check where it comes from")

@@ -211,5 +211,7 @@ def refuse_negative(counts: NDArray[Any], mask: NDArray[np.bool_]) -> None:
     raise SymDenoiseError(
         value,
         rule="counts are not negative; this frame looks background-subtracted",
-        remedy="give the counts as measured, and what was subtracted as a background; mask a detector's own codes",
+        remedy="give the counts as measured, and what was subtracted as a background; of a CCD, a flat panel or a "
+        "Jungfrau state the readout, `symdenoise readout FRAMES -o found.toml` and --readout found.toml; mask a "
+        "detector's own codes",
     )

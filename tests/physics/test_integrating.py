@@ -127,8 +127,8 @@ def test_negative_equivalent_counts_are_taken_from_the_pixels_around():
         inside = (slice(0, 128), slice(0, 128))
         sums, kept = (block_sum(np.asarray(image[inside], np.float64), 32) for image in (lifted, counts))
         np.testing.assert_allclose(kept, sums, rtol=1e-4)
-    # A frame that is negative as a whole has no counts.
-    assert not Readout(1.0).equivalent(np.full((5, 7), -2.0))[0].any()
+    # A frame that is negative as a whole, within its noise, has no counts.
+    assert not Readout(1.0, 1.0).equivalent(np.full((5, 7), -2.0))[0].any()
 
 
 def test_saturated_masked_and_coded_pixels_are_nan():
@@ -156,8 +156,8 @@ def test_offset_from_darks_is_part_of_the_error():
     with_dark = readout.with_dark(dark)
     assert np.std(np.asarray(with_dark.offset) - offset) == pytest.approx(1.5, rel=0.1)
     _, background = with_dark.equivalent(np.full((64, 64), 120.0))
-    # Each dark frame is the mean of nine exposures.
-    assert background.sigma[0, 0] == pytest.approx(3.0 / 2.0 / 6)
+    # Each dark frame is the mean of nine exposures: its noise is there beside that of the frame.
+    assert background.expected[0, 0] == pytest.approx(1.5**2 * (1 + 1 / 36))
 
 
 def test_values_compare_by_their_maps():

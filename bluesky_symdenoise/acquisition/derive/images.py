@@ -16,7 +16,7 @@ from bluesky_symdenoise.acquisition.derive.darks import Darks
 from bluesky_symdenoise.acquisition.derive.rings import ring_scalars
 from bluesky_symdenoise.acquisition.request.beamline import Settings
 from bluesky_symdenoise.acquisition.request.request import Request
-from bluesky_symdenoise.derived.decision import Decision
+from bluesky_symdenoise.derived.decision import Decision, has_counts
 from bluesky_symdenoise.derived.row import CompressedRow, Row, denoised_row
 from bluesky_symdenoise.derived.stated_readout import to_recipe
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -50,8 +50,9 @@ class ImageDenoiser:
         #: The latest row and its image, if `note` may test it: files are not read twice.
         self._made: tuple[Row, NDArray[Any]] | None = None
         try:
-            self._settings = Settings(work.beamline, key=key, start=start, descriptor=descriptor, given=work.given())
+            settings = Settings(work.beamline, key=key, start=start, descriptor=descriptor, given=work.given())
             self._fixed_dark = darks.fixed(key)
+            self._settings = settings
         except SymDenoiseError as error:
             self._unusable = error
 
@@ -86,7 +87,7 @@ class ImageDenoiser:
         said = self._settings.record()
         if self._settings.may_integrate:
             said[f"{self._key}_units"] = "photons"
-            if (readout := self._settings.readout({})) is not None:
+            if not self._settings.readout_in_columns and (readout := self._settings.readout({})) is not None:
                 said[f"{self._key}_readout"] = list(to_recipe(readout) or ())
         arrays: dict[str, NDArray[Any]] = {}
         if self._settings.mask is not None and self._work.mask is None:
@@ -223,16 +224,31 @@ class ImageDenoiser:
         self._decision.symmetry, self._decision.doubt = symmetry, doubt
         self._say_doubt()
 
-    def takes_over(self, row: Row, data: Mapping[str, Any]) -> bool:
-        """Return whether a row of an earlier writer has the symmetry that this image would be given now."""
+    def takes_over(
+        self, row: Row, image: Callable[[], NDArray[Any]], data: Mapping[str, Any], time: float | None
+    ) -> bool:
+        """Return whether a row of an earlier writer has the symmetry that this image would be given now.
+
+        Parameters
+        ----------
+        image
+            Reads the image, which is done for integrating detectors, until their symmetry is decided.
+        """
         y, x = row.scalars["center_y"], row.scalars["center_x"]
         return self._decision.taken_over(
             row.scalars["symmetry"],
             None if np.isnan(y) else (y, x),
-            # Noise alone gives photons to a frame of an integrating detector.
-            with_counts=self.stated_readout(data) is not None or row.scalars["counts_in"] > 0,
+            with_counts=self._had_counts(row, image, data, time),
             center=self._usable().beam_center(data),
         )
+
+    def _had_counts(
+        self, row: Row, image: Callable[[], NDArray[Any]], data: Mapping[str, Any], time: float | None
+    ) -> bool:
+        if self._decision.settled or self.stated_readout(data) is None:
+            return bool(row.scalars["counts_in"] > 0)
+        frame = image()
+        return has_counts(frame, self._readout(frame, data, time))
 
     def note(
         self,
@@ -299,8 +315,9 @@ class ImageDenoiser:
 
     def _say_doubt(self) -> None:
         if self._decision.doubt is not None:
-            asked = "does the readout fit" if self._work.readout else "are these photon counts"
-            remedy = "find it with `symdenoise readout`" if self._work.readout else "if they are, state noise='poisson'"
+            integrating = self._settings is not None and self._settings.may_integrate
+            asked = "does the readout fit" if integrating else "are these photon counts"
+            remedy = "find it with `symdenoise readout`" if integrating else "if they are, state noise='poisson'"
             log.warning("run %s, image %r: %s? %s; %s", self._run[:8], self._key, asked, self._decision.doubt, remedy)
 
 

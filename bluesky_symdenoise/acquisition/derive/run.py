@@ -343,7 +343,12 @@ class DerivedRows(RowTaker):
         """Return the row that an earlier writer finished, if it has the symmetry that it would be given now."""
         assert self._journal is not None
         row = self._journal.kept(stream.name, key, event.seq_num, event.turn)
-        return row if row is not None and stream.images[key].takes_over(row, event.columns) else None
+        return (
+            row
+            if row is not None
+            and stream.images[key].takes_over(row, partial(stream.image, key, event), event.columns, event.time)
+            else None
+        )
 
     def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
         if late := self._too_late():

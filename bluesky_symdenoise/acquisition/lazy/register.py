@@ -176,9 +176,10 @@ def _plan(work: Work, stored: TiledRun) -> _Plan:
 
 def _resolved_rows(work: Work, source: Source) -> _Resolved:
     early: list[Symmetry | SymDenoiseError] = []
+    refusal: SymDenoiseError | None = None
     for row in range(source.shape[0]):
         # A row before the first with counts is read by itself later, and says what it says by itself.
-        decision = Decision(noise=work.recipe.noise)
+        decision = Decision(noise=work.recipe.noise, refusal=refusal)
         try:
             found = decision.of(
                 work.denoiser,
@@ -191,6 +192,7 @@ def _resolved_rows(work: Work, source: Source) -> _Resolved:
             )
         except SymDenoiseError as error:
             early.append(error)
+            refusal = decision.refusal
             continue
         if decision.settled:
             return _Resolved(found, row, source.shape[0], tuple(early), decision.doubt)

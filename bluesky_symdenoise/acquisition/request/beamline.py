@@ -111,6 +111,13 @@ class Beamline:
     handlers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in NAMED:
+            if not isinstance(value := getattr(self, name), str | None):
+                raise SymDenoiseError(
+                    f"{name}={value!r} of a beamline",
+                    rule="it is the name under which runs have the value, not the value",
+                    remedy=f"give a name, or the value itself as an argument ({_ARGUMENTS.get(name, name)}=...)",
+                )
         darks = [name for name in ("dark_stream", "dark_run", "dark_file") if getattr(self, name) is not None]
         if len(darks) > 1:
             raise SymDenoiseError(", ".join(darks), rule="a frame can have one dark only", remedy="name one of them")
@@ -234,12 +241,16 @@ class Settings:
     @property
     def may_integrate(self) -> bool:
         """Whether the images are, or may be, the signal of an integrating detector, or means."""
-        if self.readout({}) is not None:
-            return True
+        return self.readout_in_columns or self.readout({}) is not None
+
+    @property
+    def readout_in_columns(self) -> bool:
+        """Whether a part of the readout is looked up in a column, and may differ from event to event."""
         columns = self._columns()
+        names = ("frames_averaged",) if "readout" in self._given else ("gain", "read_noise", "frames_averaged")
         return "noise" not in self._given and any(
-            self._looked_up(quantity, columns) is not None and self._looked_up(quantity, {}) is None
-            for quantity in ("gain", "frames_averaged")
+            (found := self._looked_up(quantity, columns)) is not None and isinstance(found.value, Found)
+            for quantity in names
         )
 
     def record(self) -> Document:

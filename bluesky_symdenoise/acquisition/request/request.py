@@ -147,7 +147,13 @@ class Request:
                 rule="frames are photon counts, or the signal of an integrating detector",
                 remedy="state one of them",
             )
-        integrating = readout is not None or (kept.names_readout and noise is None)
+        if readout is not None and kept.has_dark and np.any(readout.offset):
+            raise SymDenoiseError(
+                "a readout with an offset, and a dark",
+                rule="the dark is the offset of the readout",
+                remedy="leave one of them out: offset = 0 in the readout, or no dark in the beamline",
+            )
+        integrating = readout is not None or (kept.gain is not None and noise is None)
         dark = (
             None
             if kept.dark_file is None

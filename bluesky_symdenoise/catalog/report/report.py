@@ -188,7 +188,7 @@ async def _read(
     readout = None
     if counts is not None:
         try:
-            readout = await _readout(stream, key)
+            readout = await _readout(stream, key, recipe)
         except SymDenoiseError as error:
             counts = None
             warnings.append(f"The raw frames of {stream.name}/{key} are not shown: {error}")
@@ -203,7 +203,7 @@ async def _read(
     return _Frame(image, intensity, spread, arrays["mask"], arrays["exposure"], symmetry, readout), warnings
 
 
-async def _readout(stream: ServedStream, key: str) -> Readout | None:
+async def _readout(stream: ServedStream, key: str, recipe: Mapping[str, Any]) -> Readout | None:
     """Return the readout of an integrating detector as its derived run states it, with its dark; None for counts.
 
     Raises
@@ -215,7 +215,8 @@ async def _readout(stream: ServedStream, key: str) -> Readout | None:
     said = configuration.get(f"{key}_readout")
     if configuration.get(f"{key}_units") != "photons":
         return None
-    if said is None or configuration.get(f"{key}_dark_stream"):
+    names = recipe.get("beamline") or ()
+    if said is None or any(str(each).startswith("dark_stream=") for each in names):
         raise SymDenoiseError(
             "photons of the raw frames",
             rule="gain, exposures or dark are found anew for each frame",
@@ -277,7 +278,7 @@ def _drawn(number: int, raw_row: int | None, frame: _Frame, geometry: Any, scala
     measured = np.isfinite(frame.intensity)
     counts, lift = frame.counts, None
     if frame.counts is not None and frame.readout is not None:
-        counts, background = frame.readout.equivalent(frame.counts)
+        counts, background = frame.readout.equivalent(frame.counts, frame.mask, frame.exposure)
         lift = background.expected
     if counts is not None:
         measured &= ~sentinel_mask(counts)

@@ -11,6 +11,9 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.counts.verdict import LATER_PIXELS, MOST_FRAMES, Verdict, judged, sampled, verdict
 from bluesky_symdenoise.physics.integrating.readout import Readout
 
+#: Share of pixels so many standard deviations below the offset that noise does not explain.
+BELOW_Z, BELOW_SHARE = 4.0, 0.005
+
 Mask = NDArray[np.bool_] | None
 
 
@@ -32,6 +35,13 @@ def doubts(image: NDArray[Any], mask: Mask, readout: Readout | None = None) -> s
         if found.kind != "too few":
             return _said(found, readout)
     return None
+
+
+def says_nothing(image: NDArray[Any], mask: Mask) -> bool:
+    """Return whether too little can be said of the frames of an image (..., y, x)."""
+    fits = [mask if mask is None or mask.shape == image.shape[-2:] else None] * MOST_FRAMES
+    frames = image.reshape(-1, *image.shape[-2:])[:MOST_FRAMES]
+    return all(verdict(frame, bad).kind == "too few" for frame, bad in zip(frames, fits, strict=False))
 
 
 def later_doubts(image: NDArray[Any], mask: Mask, readout: Readout | None = None) -> str | None:
@@ -65,9 +75,15 @@ def readout_verdict(signal: NDArray[Any], readout: Readout, mask: Mask = None, p
     pixels
         Pixels that are enough; None for the usual number.
     """
-    photons = readout.photons(signal) + np.square(readout.noise)
-    bad = readout.unusable(signal) | ~np.isfinite(photons)
+    if signal.dtype.kind not in "iuf":
+        return Verdict("too few")
+    above = readout.photons(signal)
+    bad = readout.unusable(signal)
     bad = bad if mask is None else bad | mask
+    below = float(np.mean((above < -BELOW_Z * np.asarray(readout.noise))[~bad])) if not bad.all() else 0.0
+    if below > BELOW_SHARE:
+        return Verdict("doubtful", f"{below:.0%} of its pixels are more than {BELOW_Z:g} sigma below the offset")
+    photons = above + np.square(readout.noise)
     found = judged(sampled(photons, bad) if pixels is None else sampled(photons, bad, pixels))
     if readout.blur > 0 and found.curve is not None and found.curve.median < 1:
         return Verdict("counts", "", found.curve, found.line)

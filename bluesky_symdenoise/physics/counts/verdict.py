@@ -233,21 +233,7 @@ def _too_little(part: Sampled, curve: Curve, step: float | None) -> Verdict | No
     if ratio > LEAST_SHARED and wide is not None and wide.median > SURE[0] and np.all(values == np.floor(values)):
         said += f", and {wide.median:.2g} for pixels that are {WIDE} apart: photons may be counted in several pixels"
         return Verdict("doubtful", said, curve, line, step)
-    exposures = _exposures(curve, line, wide)
-    if exposures is not None:
-        said += f"; it looks like the mean of {exposures} exposures"
-    return Verdict("not counts", said, curve, line, step, exposures)
-
-
-def _exposures(curve: Curve, line: Line | None, wide: Curve | None) -> int | None:
-    """Return of how many exposures a frame seems to be the mean; None if it seems to be something else."""
-    # Noise that pixels share with their neighbours, or that does not begin at zero, is none of averages.
-    if wide is None or wide.ratio.min() > 1.5 * curve.ratio.min():
-        return None
-    if line is not None and line.better > SURE_BETTER and abs(line.share) > SURE_CONSTANT:
-        return None
-    gain = curve.median if line is None else line.counting_gain
-    return round(1 / gain) if LEAST_GAIN < gain < 1 / 1.5 else None
+    return Verdict("not counts", said, curve, line, step)
 
 
 def _number(step: float | None) -> int | None:

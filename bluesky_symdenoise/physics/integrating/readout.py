@@ -17,6 +17,13 @@ from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
 Value = float | NDArray[np.float64]
 #: Attributes of a `Readout` that may be maps.
 MAPS = ("gain", "read_noise", "offset", "offset_error")
+#: Most exposures of which a frame may be the mean.
+MOST_EXPOSURES = 1_000_000
+#: A signal so many standard deviations of its noise, and so many photons, below the offset is none: the pixel is dead,
+#: or holds a code. Of a frame with a larger share of such pixels, the readout is another detector's.
+COLD_Z, COLD_PHOTONS, COLD_SHARE = 8.0, 0.5, 0.2
+#: Pixels whose variance is more than this times the typical one are masked.
+NOISY = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +51,8 @@ class Readout:
         Share of a frame's signal that the next one shows again (afterglow). It changes no pixel, and is recorded
         because the noise of frames that follow each other is then alike.
     offset_error
-        Standard deviation of the offset, common to all frames; (y, x) if pixels differ. Unless the offset was averaged
-        from few darks it is 0.
+        Standard deviation of a pixel's offset; (y, x) if pixels differ. It is noise as the read noise is, but the same
+        in all frames. Unless the offset was averaged from few darks it is 0.
 
     Raises
     ------
@@ -65,19 +72,25 @@ class Readout:
     def __post_init__(self) -> None:
         for name in MAPS:
             object.__setattr__(self, name, _value(name, getattr(self, name)))
+        for name in ("saturation", "blur", "lag"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _number(name, given))
         gain, noise = np.asarray(self.gain), np.asarray(self.read_noise)
-        # A pixel of a map whose gain is NaN is masked.
-        if not (np.all((gain > 0) | np.isnan(gain)) and np.isfinite(gain).any() and np.all(noise >= 0)):
+        # A pixel of a map that is NaN is masked.
+        if not (np.all((gain > 0) | np.isnan(gain)) and np.isfinite(gain).any() and not np.any(noise < 0)):
             raise SymDenoiseError(
                 f"gain {_said(gain)}, read noise {_said(noise)}",
                 rule="a gain is positive and a read noise is not negative",
                 remedy="give both in units of the signal, or find them with `symdenoise readout`",
             )
-        if not (isinstance(self.frames, int) and self.frames >= 1):
+        if not (isinstance(self.frames, int | np.integer) and 1 <= self.frames <= MOST_EXPOSURES):
             raise SymDenoiseError(
-                f"frames={self.frames!r}", rule="a frame is the mean of at least 1 exposure", remedy="give their number"
+                f"frames={str(self.frames)[:20]}",
+                rule=f"a frame is the mean of at least 1 exposure, and of {MOST_EXPOSURES:,} at most",
+                remedy="give their number",
             )
-        if not (self.blur >= 0 and np.isfinite(self.blur) and np.all(np.asarray(self.offset_error) >= 0)):
+        object.__setattr__(self, "frames", int(self.frames))
+        if not (self.blur >= 0 and not np.any(np.asarray(self.offset_error) < 0)):
             raise SymDenoiseError(
                 f"blur {self.blur}, error of the offset {_said(np.asarray(self.offset_error))}",
                 rule="neither is negative",
@@ -101,7 +114,8 @@ class Readout:
     @property
     def noise(self) -> Value:
         """Standard deviation of a frame's pixel without photons, in photons of all its exposures."""
-        value: Value = np.sqrt(self.frames) * np.asarray(self.read_noise) / np.asarray(self.gain)
+        read, offset = np.asarray(self.read_noise), np.asarray(self.offset_error)
+        value: Value = np.sqrt(self.frames * read**2 + (self.frames * offset) ** 2) / np.asarray(self.gain)
         return value
 
     def with_dark(self, dark: Dark, *, seconds: float | None = None) -> Readout:
@@ -134,36 +148,46 @@ class Readout:
             return np.zeros(signal.shape, bool)
         return np.asarray(signal >= self.saturation)
 
-    def equivalent(self, signal: NDArray[Any], mask: ArrayLike | None = None) -> tuple[NDArray[np.float32], Background]:
+    def equivalent(
+        self, signal: NDArray[Any], mask: ArrayLike | None = None, exposure: NDArray[np.float64] | None = None
+    ) -> tuple[NDArray[np.float32], Background]:
         """Return the counts equivalent to frames (..., y, x) of this detector, NaN where masked, and their background.
 
-        y = photons + b with photons = frames (signal - offset)/gain and b the variance of the read noise in photons has
-        mean and variance photons + b, as Poisson counts have. Where noise makes y negative, what is lacking is taken
-        from the pixels around, so that sums over more than a few pixels are right. `bluesky_symdenoise.Denoiser` takes
-        b off again.
+        y = photons + b with photons = frames (signal - offset)/gain and b the mean variance of the noise in photons has
+        mean and variance photons + b, as Poisson counts have. b is the same for all pixels, times their exposure, as a
+        background that differs from pixel to pixel would be taken for structure. Where noise makes y negative, what is
+        lacking is taken from the pixels around, so that sums over more than a few pixels are right.
+        `bluesky_symdenoise.Denoiser` takes b off again.
 
         Parameters
         ----------
         signal
-            Signal as the detector wrote it. Integer codes, non-finite and saturated values become NaN; negative floats
-            are signal.
+            Signal as the detector wrote it. Codes, non-finite and saturated values become NaN, and so do pixels that
+            are far below the offset or have more than twice the usual noise; negative values are signal.
         mask
             (y, x), True = bad.
+        exposure
+            (y, x) relative exposure; None where all pixels have the same.
 
         Raises
         ------
         SymDenoiseError
-            If a map of the readout has another shape than the frames.
+            If a map of the readout has another shape than the frames, or many pixels are far below the offset.
         """
         shape = (signal.shape[-2], signal.shape[-1])
-        bad = self.unusable(signal) | as_mask(mask, shape)
+        given = as_mask(mask, shape)
+        noise = np.broadcast_to(self.noise, shape)
+        usual = np.nanmedian(noise)
+        given = given | ~(noise**2 <= NOISY * usual**2)
+        lift = float(np.mean(noise[~given] ** 2)) if not given.all() else float(usual**2)
         photons = np.broadcast_to(self.photons(signal), signal.shape)
-        variance = np.broadcast_to(np.square(self.noise), shape)
-        bad |= ~np.isfinite(photons) | ~np.isfinite(variance)
-        lifted = np.where(bad, 0.0, photons + variance).reshape(-1, *shape)
+        bad = self.unusable(signal) | given
+        relative = np.ones(shape) if exposure is None else _relative(exposure, given)
+        lifted = np.where(bad, 0.0, photons + lift * relative).reshape(-1, *shape)
         counts = np.stack([without_negative(frame) for frame in lifted]).reshape(signal.shape)
-        error = np.broadcast_to(self.frames * np.asarray(self.offset_error) / np.asarray(self.gain), shape)
-        background = Background(np.nan_to_num(variance).astype(np.float32), np.nan_to_num(error).astype(np.float32))
+        # A pixel that only its mates have measured is returned at the median exposure.
+        expected = lift * np.where(given | (relative == 0), 1.0, relative)
+        background = Background(expected.astype(np.float32), np.zeros(shape, np.float32))
         return np.where(bad, np.nan, counts).astype(np.float32), background
 
     def photons(self, signal: NDArray[Any]) -> NDArray[np.float64]:
@@ -186,16 +210,29 @@ class Readout:
         return np.asarray(self.frames * (signal.astype(np.float64) - self.offset) / self.gain)
 
     def unusable(self, signal: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return the pixels (..., y, x) that hold no signal: codes of integers, no finite value, or saturated."""
-        if signal.dtype.kind == "f":
-            bad = ~np.isfinite(signal)
-        elif signal.dtype.kind == "i":
-            # Negative integers are signal: a dark was subtracted.
-            held = np.iinfo(signal.dtype)
-            bad = (signal == held.max) | (signal == held.min)
-        else:
-            bad = sentinel_mask(signal)
-        return bad | self.saturated(signal)
+        """Return the pixels (..., y, x) that hold no signal.
+
+        These are codes, values that are not finite, saturated ones, and those far below the offset.
+
+        Raises
+        ------
+        SymDenoiseError
+            If many pixels are far below the offset.
+        """
+        # Negative values are signal: a dark was subtracted.
+        bad = sentinel_mask(np.where(signal < 0, signal.dtype.type(0), signal)) | self.saturated(signal)
+        photons = self.photons(signal)
+        bad |= ~np.isfinite(photons) | ~np.isfinite(np.broadcast_to(self.noise, photons.shape))
+        cold: NDArray[np.bool_] = ~bad & (photons < -(COLD_Z * np.asarray(self.noise) + COLD_PHOTONS))
+        share = float(np.count_nonzero(cold)) / max(int(np.count_nonzero(~bad)), 1)
+        if share > COLD_SHARE:
+            raise SymDenoiseError(
+                f"frame with {share:.0%} of its pixels far below the offset of {_said(np.asarray(self.offset))}",
+                rule=f"by more than {COLD_Z:g} standard deviations of the noise that the readout states",
+                remedy="give the readout of this detector, and mask its dead parts; of several detectors, choose one "
+                "(data_keys)",
+            )
+        return bad | cold
 
 
 def without_negative(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -248,8 +285,13 @@ def _value(name: str, given: Any) -> Value:
     if isinstance(given, np.ndarray) and given.dtype == np.float64 and not given.flags.writeable:
         value = given
     else:
-        value = np.array(given, np.float64)
-    if value.ndim not in (0, 2):
+        try:
+            value = np.array(given, np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise SymDenoiseError(
+                f"{name} {str(given)[:20]!r}", rule="it is a number, or (y, x)", remedy="give one"
+            ) from error
+    if value.ndim not in (0, 2) or not value.size:
         raise SymDenoiseError(
             f"{name} of shape {value.shape}", rule="it is a number or a map (y, x)", remedy="give one"
         )
@@ -257,7 +299,27 @@ def _value(name: str, given: Any) -> Value:
         if not np.isfinite(value):
             raise SymDenoiseError(f"{name} {value}", rule="it must be finite", remedy="give a finite number")
         return float(value)
+    if np.isinf(value).any():
+        raise SymDenoiseError(f"{name} with infinite values", rule="it is finite", remedy="set NaN to mask a pixel")
     value.flags.writeable = False
+    return value
+
+
+def _relative(exposure: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return an exposure in units of its median over the pixels that are measured."""
+    measured = (exposure > 0) & ~mask
+    return exposure / np.median(exposure[measured]) if measured.any() else np.asarray(exposure, np.float64)
+
+
+def _number(name: str, given: Any) -> float:
+    try:
+        value = float(given)
+    except (TypeError, ValueError, OverflowError):
+        value = np.nan
+    if not np.isfinite(value) or (name == "saturation" and value <= 0):
+        raise SymDenoiseError(
+            f"{name} {str(given)[:20]}", rule="it is a finite number, a saturation above 0", remedy="give such a number"
+        )
     return value
 
 
