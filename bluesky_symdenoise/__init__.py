@@ -30,6 +30,9 @@ _HOME = {
     "integrate": "bluesky_symdenoise.analysis.integrate",
     "find": "bluesky_symdenoise.catalog.find.query",
     "evict": "bluesky_symdenoise.acquisition.lazy.convert",
+    "load_readout": "bluesky_symdenoise.files.readout_file",
+    "save_readout": "bluesky_symdenoise.files.readout_file",
+    "readout_from_frames": "bluesky_symdenoise.physics.integrating.finding",
     "materialize": "bluesky_symdenoise.acquisition.lazy.convert",
     "raw_for": "bluesky_symdenoise.catalog.find.query",
     "recompute": "bluesky_symdenoise.acquisition.past.recompute",
@@ -62,6 +65,9 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.denoiser.infer import Denoiser as Denoiser
     from bluesky_symdenoise.denoiser.settings import DenoiserSettings as DenoiserSettings
     from bluesky_symdenoise.errors import SymDenoiseError as SymDenoiseError
+    from bluesky_symdenoise.files.readout_file import load_readout as load_readout
+    from bluesky_symdenoise.files.readout_file import save_readout as save_readout
+    from bluesky_symdenoise.physics.integrating.finding import readout_from_frames as readout_from_frames
     from bluesky_symdenoise.physics.integrating.readout import Readout as Readout
     from bluesky_symdenoise.physics.symmetry import Symmetry as Symmetry
 

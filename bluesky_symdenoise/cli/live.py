@@ -136,6 +136,7 @@ def catch_up(
 def show(outcomes: Sequence[Outcome]) -> None:
     """Print what became of runs, as a table."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("raw run", "was", "frames", "failed", "s", "now")
@@ -143,7 +144,7 @@ def show(outcomes: Sequence[Outcome]) -> None:
         # Only uids are shortened: other values are names of runs that were not found, as the user typed them.
         name = each.uid[:8] if len(each.uid) == 36 else each.uid
         row = (name, each.state, str(each.frames), str(each.failed), f"{each.seconds:.1f}", each.result)
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 

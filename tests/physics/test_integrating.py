@@ -167,3 +167,54 @@ def test_values_compare_by_their_maps():
     assert pickle.loads(pickle.dumps(Readout(1.0, offset=offset))) == Readout(1.0, offset=offset)
     with pytest.raises(SymDenoiseError, match="at least 1 exposure"):
         Readout(1.0, frames=0)
+
+
+def scored(result, rate):
+    score = (result["intensity"].values - rate) / result["sigma"].values
+    return np.nanstd(score)
+
+
+@pytest.mark.parametrize("case", ["gain", "noise", "exposure"])
+def test_pixels_that_differ_make_no_structure(case):
+    """Of a gain map, of noisy pixels and under a flat field, sigma covers the error and no photon is lost."""
+    rng, shape = np.random.default_rng(6), (160, 160)
+    y, x = np.ogrid[:160, :160]
+    rate = 5 + 20 * np.exp(-0.5 * ((np.hypot(y - 79.5, x - 79.5) - 40) / 5) ** 2)
+    gain = 100 * (1 + 0.05 * rng.standard_normal(shape)) if case == "gain" else 100.0
+    noise = np.where(rng.random(shape) < 0.005, 800.0, 140.0) if case == "noise" else 300.0
+    exposure = 1 + 0.1 * rng.standard_normal(shape) if case == "exposure" else None
+    expected = rate if exposure is None else rate * exposure / np.median(exposure)
+    signal = gain * rng.poisson(expected) + noise * rng.standard_normal(shape)
+    result = Denoiser.pretrained(threads=1)(signal, readout=Readout(gain, noise), exposure=exposure, symmetry="1")
+    assert scored(result, expected) < 1.3
+    seen = np.isfinite(result["intensity"].values)
+    assert seen.mean() > 0.99
+    assert result["intensity"].values[seen].sum() == pytest.approx(expected[seen].sum(), rel=0.02)
+
+
+def test_dead_pixels_and_codes_are_masked_and_drain_nothing():
+    rng = np.random.default_rng(1)
+    signal = (100 + 2 * rng.poisson(20.0, (160, 160)) + rng.normal(0, 3, (160, 160))).round().astype(np.uint16)
+    signal[:, 40], signal[80:90, 100:110] = 0, 65535
+    counts, background = Readout(2.0, 3.0, offset=100.0).equivalent(signal)
+    assert np.isnan(counts[:, 40]).all()
+    assert np.isnan(counts[80:90, 100:110]).all()
+    photons = counts - background.expected
+    assert np.nanmean(photons[:, 36:45]) == pytest.approx(20, rel=0.02)
+    mean = np.mean([rng.poisson(20.0, (160, 160)) for _ in range(10)], axis=0).astype(np.float32)
+    mean[70:80] = -1
+    counts, _ = Readout(1.0, frames=10).equivalent(mean)
+    assert np.isnan(counts[70:80]).all()
+    assert np.nanmean(counts[66:84]) == pytest.approx(200, rel=0.01)
+
+
+def test_pixels_filled_by_their_mates_have_their_photons():
+    rng, shape = np.random.default_rng(2), (160, 160)
+    gain = np.full(shape, 100.0)
+    gain[30:50, 30:50] = np.nan
+    signal = np.nan_to_num(gain, nan=100.0) * rng.poisson(6.0, shape) + 500 * rng.standard_normal(shape)
+    result = Denoiser.pretrained(threads=1)(
+        signal, readout=Readout(gain, 500.0), symmetry="2mm", beam_center=(79.5, 79.5)
+    )
+    filled = result["intensity"].values[30:50, 30:50]
+    assert np.mean(filled) == pytest.approx(6.0, rel=0.1)

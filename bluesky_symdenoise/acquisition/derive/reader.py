@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -99,7 +100,10 @@ class RunReader(DocumentRouter):  # type: ignore[misc]
         if doc["name"] in self._streams:
             self._by_descriptor[doc["uid"]] = self._streams[doc["name"]]
             return
-        keys = image_keys(doc, self._asked.recipe)
+        asked = self._asked
+        # The dark stream is read whatever streams were chosen to be denoised.
+        chosen = replace(asked.recipe, streams=None) if doc["name"] == asked.beamline.dark_stream else asked.recipe
+        keys = image_keys(doc, chosen)
         refused = self._taker.refused(doc["name"], keys)
         self._complaints.left_out(doc["name"], no_images(doc) | refused, asked=self._asked.recipe.data_keys)
         keys = [key for key in keys if key not in refused]
