@@ -85,6 +85,19 @@ def test_the_first_frame_decides_for_those_that_follow(home: Path, client: Conta
     np.testing.assert_array_equal(np.asarray(part["primary"]["det"][0]), np.asarray(made["primary"]["det"][2]))
 
 
+def test_a_frame_that_says_nothing_lifts_no_refusal(home: Path, client: Container, denoiser: Denoiser) -> None:
+    """After plain no counts, an empty-looking frame decides nothing for those that follow; lazily, too."""
+    frames = ccd(4)
+    frames[1] = 0
+    frames[1, 70, 75] = 3
+    raw = written(client, step_scan(home / "frames", frames))
+    made = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1")
+    stored = np.asarray(made["primary"]["det"].read())
+    assert [bool(np.isnan(row).all()) for row in stored] == [True, False, True, True]
+    lazy = register(raw, client["denoised"], denoiser=denoiser, symmetry="m", beam_center=(70, 75))
+    assert [bool(np.isnan(row).all()) for row in np.asarray(lazy["primary"]["det"].read())] == [True, False, True, True]
+
+
 def test_a_doubt_is_said_once(
     home: Path, client: Container, denoiser: Denoiser, caplog: pytest.LogCaptureFixture
 ) -> None:
