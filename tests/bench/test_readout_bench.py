@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bluesky_symdenoise.bench.simulated.detectors import Detector
+from bluesky_symdenoise.bench.simulated.integrating import Detector
 from bluesky_symdenoise.bench.truth.readout import CASES, Case, drawn, figures, scene
 from bluesky_symdenoise.physics.integrating import FoundReadout, Readout
 
