@@ -210,11 +210,47 @@ def test_flat_fields_tell_the_gain_with_darks_only():
         found(Detector(2.0, 5.0), flat, 8)
 
 
-def test_an_offset_without_darks_is_said():
-    told = found(Detector(2.0, 1.0, 100.0), rings(100), 8)
+@pytest.mark.parametrize("number", [8, 1])
+def test_an_offset_without_darks_is_refused(number: int):
+    """Where noise vanishes is not where there are no photons: read noise hides a part. The gain is said."""
+    with pytest.raises(SymDenoiseError, match=r"noise (that )?vanishes at a signal of") as caught:
+        found(Detector(2.0, 5.0, 100.0), rings(100), number)
+    if number > 1:
+        assert "at least this" in str(caught.value)
+        gain = float(str(caught.value).split("gain = ")[1].split()[0])
+        assert gain == pytest.approx(2.0, rel=0.05)
+    # What read noise hides is not seen, and said.
+    assert "give darks unless" in found(Detector(2.0, 5.0, 10.0), rings(100), 8).notes[0]
+
+
+@pytest.mark.parametrize("darks", [1, 4, 10])
+@pytest.mark.parametrize("steps", ["linear", "geometric", "shuffled"])
+def test_flat_fields_that_get_brighter(steps: str, darks: int):
+    """The noise of the dark that is subtracted from all frames cancels in part only."""
+    rng = np.random.default_rng(11)
+    y, x = np.ogrid[:256, :256]
+    flat = 5 * (1 + 0.3 * np.exp(-(np.hypot(y - 128, x - 128) ** 2) / 1e4))
+    rates = np.geomspace(0.3, 2.7, 20) if steps == "geometric" else np.linspace(0.3, 2.7, 20)
+    rates = rng.permutation(rates) if steps == "shuffled" else rates
+    detector = Detector(2.4, 5.0, 100.0, rounded=True)
+    frames = [detector.frames(rng, flat * rate, 1)[0] for rate in rates]
+    told = readout_from_frames(frames, darks=detector.frames(rng, 0 * flat, darks))
+    assert told.readout.gain == pytest.approx(2.4, rel=0.03)
+    assert told.readout.read_noise == pytest.approx(5.0, rel=0.03)
+    assert told.readout.lag == 0
+
+
+def test_identical_darks_are_refused():
+    """Their noise would be 0; one of them alone does not say its noise."""
+    detector = Detector(2.0, 5.0, 100.0)
+    dark = detector.frames(np.random.default_rng(12), 0 * rings(1), 3)
+    frames = detector.frames(np.random.default_rng(13), rings(100), 8)
+    for darks in (dark[[0, 0, 0]], dark[[0, 1, 0]], np.full((4, *SHAPE), 100)):
+        with pytest.raises(SymDenoiseError, match="some are identical"):
+            readout_from_frames(frames, darks=darks)
+    told = readout_from_frames(frames, darks=dark[:1])
     assert told.readout.gain == pytest.approx(2.0, rel=0.05)
-    assert told.readout.offset == pytest.approx(100, abs=5)
-    assert "without darks" in told.notes[0]
+    assert told.readout.read_noise == pytest.approx(5.0, rel=0.1)
 
 
 def test_what_says_nothing_is_refused():

@@ -106,12 +106,15 @@ def readout_from_frames(
         told = [first, *rest]
     passed = _first_passed(told, offset_known=dark is not None)
     noise, found = passed.noise, passed.found
-    readout, read_noise_error, notes = _readout(noise, found, dark, number)
-    notes += [f"pixels of a {name} share noise of {value:.3g}" for name, value in passed.lines.items()]
-    kept, lag = 1.0, 0.0
+    kept, lag, said = 1.0, 0.0, []
+    if noise.unlike:
+        said.append(
+            "lag was not measured, because successive frames differ in brightness: of a lag of 1 % the gain is 2 % too "
+            "small"
+        )
     if noise.lag > LAG_SEEN * noise.lag_error:
         kept, lag = (1 - noise.lag) ** 2 + noise.lag**2, _rounded(noise.lag)
-        notes.append(
+        said.append(
             f"{noise.lag:.1%} of a frame is seen in the next one, so that a frame has {1 - kept:.1%} less noise than "
             "its gain says"
         )
@@ -123,6 +126,8 @@ def readout_from_frames(
             rule=f"a gain is found if it is known to {KNOWN:.0%}, the lag between frames included",
             remedy="give more frames, or frames of unequal brightness",
         )
+    readout, read_noise_error, notes = _readout(noise, found, gain, error, dark, number)
+    notes += [f"pixels of a {name} share noise of {value:.3g}" for name, value in passed.lines.items()] + said
     if passed.refusal is not None:
         notes.append(f"not used are differences of frames: {passed.refusal.value}")
     if steps is not None:
@@ -130,7 +135,7 @@ def readout_from_frames(
     elif all(frame.dtype.kind in "iu" for frame in held) and _counts(found, readout, read_noise_error):
         notes.append("these look like photon counts, which need no readout")
     return FoundReadout(
-        readout=replace(readout, gain=_rounded(number * gain), saturation=top, lag=lag),
+        readout=replace(readout, saturation=top, lag=lag),
         gain_error=number * error,
         read_noise_error=read_noise_error,
         how=noise.how,
@@ -212,21 +217,35 @@ def _curves(noise: Told) -> tuple[BinnedCurve, ...]:
     return tuple(shown(binning, noise.blocks[binning], line) for binning, line in noise.lines.items())
 
 
-def _readout(noise: Told, found: Spread, dark: FoundDark | None, number: int) -> tuple[Readout, float, list[str]]:
-    """Return the readout of one exposure, the standard error of its read noise, and notes."""
+def _readout(
+    noise: Told, found: Spread, gain: float, gain_error: float, dark: FoundDark | None, number: int
+) -> tuple[Readout, float, list[str]]:
+    """Return the readout of one exposure, the standard error of its read noise, and notes.
+
+    Parameters
+    ----------
+    gain, gain_error
+        Of a frame, with the lag.
+
+    Raises
+    ------
+    SymDenoiseError
+        If frames have an offset that is not known.
+    """
     constant, error = noise.lines[1].constant, noise.lines[1].constant_error
     notes = []
     sigma = float(np.sqrt(max(constant, 0.0)))
     sigma_error = error / (2 * sigma) if sigma > np.sqrt(error) else float(np.sqrt(error))
-    offset = 0.0
     if dark is not None and np.isfinite(dark.noise):
         if constant - dark.noise**2 > SEEN * error:
             notes.append(f"without photons, noise would be {sigma:.3g} in the frames; it is {dark.noise:.3g} in darks")
         sigma, sigma_error = dark.noise, dark.error
     elif dark is None and constant < -SEEN * error:
-        offset = -constant / found.gain
-        notes.append(
-            f"the offset is where noise vanishes, {offset:.4g}: without darks it is not told apart from read noise"
+        raise SymDenoiseError(
+            f"noise vanishes at a signal of {-constant / found.gain:.4g}",
+            rule="frames have an offset of at least this, which without darks is not told apart from read noise",
+            remedy="give darks (--dark), or write offset and read noise into the file by hand, with the gain that was "
+            f"found: gain = {number * gain:.4g}  # +/- {number * gain_error:.1g}",
         )
     elif dark is None:
         notes.append("the offset is taken as 0: give darks unless they were subtracted")
@@ -234,9 +253,8 @@ def _readout(noise: Told, found: Spread, dark: FoundDark | None, number: int) ->
         notes.append("read noise is not seen beside that of the photons")
     root = float(np.sqrt(number))
     readout = Readout(
-        gain=_rounded(number * found.gain),
+        gain=_rounded(number * gain),
         read_noise=_rounded(root * sigma),
-        offset=_rounded(offset),
         frames=number,
         blur=_rounded(found.blur),
     )

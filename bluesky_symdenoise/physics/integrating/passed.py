@@ -74,7 +74,7 @@ def tested_sums(noise: Told, found: Spread, lines: dict[str, float]) -> float:
     """
     if noise.differences == "mixed":
         return np.nan
-    sums = Blocks.together([in_blocks(residual, TESTED) for residual in noise.residuals])
+    sums = Blocks.together([in_blocks(residual, TESTED, shared=noise.shared) for residual in noise.residuals])
     slope = found.gain * seen_noise(TESTED, found.blur, noise.differences)
     expected = slope * sums.level + noise.lines[1].constant
     fine = expected > 0

@@ -27,6 +27,8 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 BINNINGS, ONE_FRAME_BINNINGS = (1, 2, 4, 8), (1, 2)
 #: Share of blocks off the line from which frames are not of one scene.
 CHANGED = 0.1
+#: Share by which the brightness of successive frames may differ if a lag is to be found.
+ALIKE = 0.25
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Told:
         Whether it is that of mates.
     lag, lag_error
         Share of a frame that is seen in the next one, and its standard error; NaN if it was not measured.
+    unlike
+        Whether it was not measured because successive frames differ in brightness.
+    shared
+        Variance of a pixel that all frames share: that of the dark that was subtracted from them.
     """
 
     how: str
@@ -54,6 +60,8 @@ class Told:
     mates: bool = False
     lag: float = np.nan
     lag_error: float = np.nan
+    unlike: bool = False
+    shared: float = 0.0
 
     @property
     def differences(self) -> Differences:
@@ -85,8 +93,11 @@ def candidates(
         if apart > 1:
             far = _lines("differences of frames", _pairs(signals, apart), dark, BINNINGS)
             if far.off < CHANGED:
-                lag, lag_error = _lag(near, far)
-                yield replace(far, lag=lag, lag_error=lag_error)
+                if _alike(signals):
+                    lag, lag_error = _lag(near, far)
+                    yield replace(far, lag=lag, lag_error=lag_error)
+                else:
+                    yield replace(far, unlike=True)
         if near.off < CHANGED:
             yield near
     if symmetry is not None and symmetry.grid_center is not None and symmetry.operations:
@@ -117,19 +128,42 @@ def _pairs(signals: Sequence[tuple[Image, Mask]], apart: int) -> list[Residual]:
 def _lines(how: str, residuals: list[Residual], dark: FoundDark | None, binnings: Sequence[int]) -> Told:
     """Return the lines through the noise of residuals, and of darks, at each binning."""
     differences = residuals[0].differences
+    shared = _shared(residuals, dark)
     # Where the dark drifts, the level of frames is not known, but their differences in level are.
     without = [] if dark is None or dark.drift else dark.residuals(residuals[0].good, differences)
     lines: dict[int, Line] = {}
     blocks: dict[int, Blocks] = {}
     for binning in binnings:
-        bright = Blocks.together([in_blocks(residual, binning) for residual in residuals])
+        bright = Blocks.together([in_blocks(residual, binning, shared=shared) for residual in residuals])
         if not bright.level.size:
             continue
         here = Blocks.together([bright, *(in_blocks(residual, binning) for residual in without)])
         line = line_through(here)
         if line is not None:
             lines[binning], blocks[binning] = line, here
-    return Told(how, lines, blocks, residuals)
+    return Told(how, lines, blocks, residuals, shared=shared)
+
+
+def _shared(residuals: list[Residual], dark: FoundDark | None) -> float:
+    """Return the variance of a pixel of the mean dark, which is in all frames."""
+    if dark is None or max(residual.common for residual in residuals) == 0:
+        return 0.0
+    if np.isfinite(dark.noise):
+        return dark.noise**2 / dark.dark.frames
+    # One dark does not say its noise: it is that of frames without photons.
+    shared = 0.0
+    for _ in range(6):
+        line = line_through(Blocks.together([in_blocks(residual, 1, shared=shared) for residual in residuals]))
+        if line is None:
+            break
+        shared = max(line.constant, 0.0) / dark.dark.frames
+    return shared
+
+
+def _alike(signals: Sequence[tuple[Image, Mask]]) -> bool:
+    """Return whether frames that follow each other have about the same brightness."""
+    level = np.array([signal[good].mean() if good.any() else 0.0 for signal, good in signals])
+    return bool(np.all(np.abs(np.diff(level)) <= ALIKE * np.maximum(np.abs(level[1:]), np.abs(level[:-1]))))
 
 
 def _lag(near: Told, far: Told) -> tuple[float, float]:
