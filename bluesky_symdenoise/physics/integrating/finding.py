@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.counts.verdict import verdict
 from bluesky_symdenoise.physics.frame import as_mask
 from bluesky_symdenoise.physics.integrating.darks import FoundDark, found_dark
 from bluesky_symdenoise.physics.integrating.found import BinnedCurve, FoundReadout
@@ -20,11 +21,13 @@ from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.integrating.residual import Image, Mask
 from bluesky_symdenoise.physics.integrating.spread import KNOWN, Spread, spread_of
 from bluesky_symdenoise.physics.integrating.told import Told, candidates
-from bluesky_symdenoise.physics.integrating.values import bands, exposures, saturation, usable_pixels
-from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.physics.integrating.values import averaged_exposures, bands, saturation, usable_pixels
+from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
 
 #: Frames that are looked at.
 MOST_FRAMES = 24
+#: What is said of frames that look like those of a counting detector.
+COUNTS = "photon counts, which need no readout"
 #: Standard errors from which a lag is taken into account: it changes the gain by more than most of them.
 LAG_SEEN = 2.5
 #: How far the noise of averaged counts may be off their mean.
@@ -39,7 +42,7 @@ class _Passed:
     found: Spread
     lines: dict[str, float]
     chi_squared: float
-    refusal: SymDenoiseError | None
+    refusal: str | None
 
 
 def readout_from_frames(
@@ -82,15 +85,24 @@ def readout_from_frames(
             rule="a readout is found from frames (y, x) of one shape",
             remedy="give at least one, and those of each detector separately",
         )
+    given = [np.asarray(frame) for frame in islice(darks, MOST_FRAMES)]
+    for frame in [*held, *given]:
+        if frame.dtype.kind not in "iuf":
+            raise SymDenoiseError(
+                f"frame of {frame.dtype} values",
+                rule="a signal is real numbers",
+                remedy="give it as the detector wrote it",
+            )
+    if symmetry is not None and symmetry.beam_center is not None:
+        checked_beam_center(symmetry.beam_center, (held[0].shape[0], held[0].shape[1]))
     bad = as_mask(mask, (held[0].shape[0], held[0].shape[1]))
     top = saturation(held, bad)
     # Mates need whole frames.
     rows = bands(bad.shape) if symmetry is None else np.arange(len(bad))
     parts = [frame[rows] for frame in held]
     usable = [usable_pixels(frame, bad[rows], top) for frame in parts]
-    steps = exposures(parts[0][usable[0]]) if averaged is None else None
+    steps = averaged_exposures(parts, usable) if averaged is None else None
     number = averaged or steps or 1
-    given = [np.asarray(frame) for frame in islice(darks, MOST_FRAMES)]
     for frame in given:
         if frame.shape != bad.shape:
             raise SymDenoiseError(
@@ -99,12 +111,26 @@ def readout_from_frames(
     dark = found_dark(given, averaged=number, rows=rows) if given else None
     signals = [_signal(frame, good, dark) for frame, good in zip(parts, usable, strict=True)]
     told: Iterable[Told] = candidates(signals, dark, symmetry)
+    hints = []
     if steps is not None and dark is None:
         first, *rest = told
         if (ratio := _over_counts(first, steps)) is not None:
             return _averaged_counts(first, steps, ratio, top, len(held))
         told = [first, *rest]
-    passed = _first_passed(told, offset_known=dark is not None)
+        if len(held) == 1:
+            hints.append(
+                f"all values are multiples of 1/{steps}: if that is because the frame is a mean of exposures, and not "
+                "because a mean dark was subtracted, give --frames"
+            )
+            number, steps = 1, None
+    try:
+        passed = _first_passed(told, offset_known=dark is not None)
+    except SymDenoiseError as refusal:
+        if dark is None and verdict(held[0], bad).kind == "counts":
+            raise SymDenoiseError(
+                refusal.value, rule=refusal.rule, remedy=f"{refusal.remedy}; these look like {COUNTS}"
+            ) from refusal
+        raise
     noise, found = passed.noise, passed.found
     kept, lag, said = 1.0, 0.0, []
     if noise.unlike:
@@ -118,6 +144,9 @@ def readout_from_frames(
             f"{noise.lag:.1%} of a frame is seen in the next one, so that a frame has {1 - kept:.1%} less noise than "
             "its gain says"
         )
+    no_lag = noise.lag < -LAG_SEEN * noise.lag_error
+    if no_lag:
+        said.append("lag was not measured: frames that follow each other are less alike than others")
     # Of a lag l, the gain is too small by 2 l if it is not seen.
     gain, error = found.gain / kept, float(np.hypot(found.gain_error, 2 * found.gain * np.nan_to_num(noise.lag_error)))
     if error > KNOWN * gain:
@@ -127,13 +156,18 @@ def readout_from_frames(
             remedy="give more frames, or frames of unequal brightness",
         )
     readout, read_noise_error, notes = _readout(noise, found, gain, error, dark, number)
-    notes += [f"pixels of a {name} share noise of {value:.3g}" for name, value in passed.lines.items()] + said
+    notes += [f"pixels of a {name} share noise of {value:.3g}" for name, value in passed.lines.items()] + said + hints
+    if dark is None and noise.differences == "along" and not noise.mates and any(map(_negative, parts, usable)):
+        notes.append(
+            "of a dark that was subtracted from all frames, differences of frames do not see the noise: multiply "
+            "read_noise by sqrt(1 + 1/n) if it was the mean of n dark frames"
+        )
     if passed.refusal is not None:
-        notes.append(f"not used are differences of frames: {passed.refusal.value}")
+        notes.append(f"not used are {passed.refusal}")
     if steps is not None:
         notes.append(f"all values are multiples of 1/{steps}: frames are means of {steps} exposures")
-    elif all(frame.dtype.kind in "iu" for frame in held) and _counts(found, readout, read_noise_error):
-        notes.append("these look like photon counts, which need no readout")
+    elif all(frame.dtype.kind in "iu" for frame in held) and _counts(noise, found, dark):
+        notes.append(f"these look like {COUNTS}")
     return FoundReadout(
         readout=replace(readout, saturation=top, lag=lag),
         gain_error=number * error,
@@ -141,8 +175,8 @@ def readout_from_frames(
         how=noise.how,
         frames=len(held),
         curves=_curves(noise),
-        lag=noise.lag,
-        lag_error=noise.lag_error,
+        lag=np.nan if no_lag else noise.lag,
+        lag_error=np.nan if no_lag else noise.lag_error,
         chi_squared=passed.chi_squared,
         notes=tuple(notes),
     )
@@ -157,16 +191,16 @@ def _first_passed(told: Iterable[Told], *, offset_known: bool) -> _Passed:
         If none does: what is said of the first.
     """
     refusal: SymDenoiseError | None = None
-    most = np.inf
+    most, said = np.inf, None
     for noise in told:
         lines: dict[str, float] = {}
         try:
             found = spread_of(noise.lines, noise.differences)
             refuse_structure(noise, found, offset_known=offset_known, most=most)
             lines = shared(noise)
-            return _Passed(noise, found, lines, tested_sums(noise, found, lines), refusal)
+            return _Passed(noise, found, lines, tested_sums(noise, found, lines), said)
         except SymDenoiseError as error:
-            refusal = refusal or error
+            refusal, said = refusal or error, said or f"{noise.how}: {error.value}"
             if 1 in noise.lines:
                 most = min(most, noise.lines[1].gain + SEEN * noise.lines[1].gain_error)
             # Differences within a frame do not see what its rows share.
@@ -176,9 +210,14 @@ def _first_passed(told: Iterable[Told], *, offset_known: bool) -> _Passed:
     raise refusal
 
 
-def _counts(found: Spread, readout: Readout, read_noise_error: float) -> bool:
-    """Return whether a readout is that of counts."""
-    noiseless = float(np.max(readout.read_noise)) < 2 * read_noise_error and not np.any(readout.offset)
+def _negative(frame: NDArray[Any], good: Mask) -> bool:
+    """Return whether a frame has negative signal, as without an offset."""
+    return bool((frame[good] < 0).any())
+
+
+def _counts(noise: Told, found: Spread, dark: FoundDark | None) -> bool:
+    """Return whether noise is that of counts."""
+    noiseless = dark is None and noise.lines[1].constant < SEEN * noise.lines[1].constant_error
     return noiseless and found.blur == 0 and abs(found.gain - 1) < max(0.05, SEEN * found.gain_error)
 
 
@@ -198,7 +237,7 @@ def _over_counts(noise: Told, exposures: int) -> float | None:
     blocks = noise.blocks[1].chosen(noise.lines[1].used)
     level = float((blocks.number * blocks.level).sum())
     ratio = exposures * float((blocks.number * blocks.variance).sum()) / level if level > 0 else np.nan
-    return ratio if abs(ratio - 1) < OFF_COUNTS else None
+    return ratio if abs(ratio - 1) < OFF_COUNTS and blocks.number.sum() > 2 / KNOWN**2 else None
 
 
 def _averaged_counts(noise: Told, exposures: int, ratio: float, top: float | None, frames: int) -> FoundReadout:
