@@ -100,6 +100,12 @@ def test_what_cannot_be_done_is_one_line(folder: Path, capsys: pytest.CaptureFix
     assert "the file exists" in refused(capsys, light, "-o", f"{folder}/held.toml")
     assert "NAME.png" in refused(capsys, light, "--plot", f"{folder}/a.svg")
     assert "add --from" in refused(capsys, light, "--stream", "primary")
+    assert "'foo': it must be one of" in refused(capsys, light, "--symmetry", "foo")
+    assert "must be on the detector" in refused(capsys, light, "--symmetry", "2", "--beam-center", "500", "80")
+    np.save(folder / "bool.npy", np.eye(64, dtype=bool))
+    assert "real numbers" in refused(capsys, f"{folder}/bool.npy")
+    np.save(folder / "colour.npy", np.zeros((64, 64, 3), np.uint8))
+    assert "colour" in refused(capsys, f"{folder}/colour.npy")
     np.save(folder / "flat.npy", np.full((2, 64, 64), 7.0))
     assert "give more frames" in refused(capsys, f"{folder}/flat.npy")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from arrays import frozen
@@ -165,6 +167,78 @@ def test_averaged_counts_are_recognised():
     assert other.readout.gain == pytest.approx(3.0, rel=0.1)
 
 
+@pytest.mark.parametrize("number", [6, 1])
+def test_a_dark_that_was_subtracted_is_no_average(number: int):
+    """Fractions of its mean of 5 are the same in all frames; control: means of 4 exposures minus it."""
+    rng = np.random.default_rng(14)
+    detector = Detector(2.4, 3.0, 100.0, rounded=True)
+    dark = detector.frames(rng, 0 * rings(1), 5).mean(axis=0, dtype=np.float64)
+    rate = rings(100) + 20
+    told = readout_from_frames((detector.frames(rng, rate, number) - dark).astype(np.float32))
+    assert told.readout.frames == 1
+    assert told.readout.gain == pytest.approx(2.4, rel=0.1)
+    assert any("multiples of 1/5" in note for note in told.notes) == (number == 1)
+    if number > 1:
+        means = replace(detector, averaged=4).frames(rng, rate, number) - dark
+        told = readout_from_frames(means.astype(np.float32))
+        assert told.readout.frames == 4
+        assert told.readout.gain == pytest.approx(2.4, rel=0.05)
+
+
+def test_the_noise_of_a_dark_that_was_subtracted_is_said():
+    """Where there are negative values, and frames are compared; within a frame it is seen."""
+    rng = np.random.default_rng(15)
+    detector = Detector(2.0, 5.0)
+    dark = detector.frames(rng, 0 * rings(1), 2).mean(axis=0)
+    frames = detector.frames(rng, rings(30), 8) - dark
+    for number, sigma in ((8, 5.0), (1, 5.0 * np.sqrt(1.5))):
+        told = readout_from_frames(frames[:number])
+        assert any("sqrt(1 + 1/n)" in note for note in told.notes) == (number > 1)
+        assert told.readout.read_noise == pytest.approx(sigma, rel=0.1)
+    assert not any("sqrt" in note for note in found(detector, rings(30), 8, darks=4).notes)
+
+
+@pytest.mark.parametrize("number", [1, 4])
+@pytest.mark.parametrize("photons", [1, 10, 100])
+def test_counts_are_said_to_need_no_readout(number: int, photons: float):
+    frames = np.random.default_rng(16).poisson(rings(photons), (number, *SHAPE))
+    try:
+        said = " ".join(readout_from_frames(frames).notes)
+    except SymDenoiseError as error:
+        said = str(error)
+    assert "these look like photon counts, which need no readout" in said
+    ccd = Detector(2.0, 5.0, rounded=True).frames(np.random.default_rng(17), rings(100), number).astype(np.int32)
+    assert not any("photon counts" in note for note in readout_from_frames(ccd).notes)
+
+
+def test_mates_that_are_none_are_refused():
+    """Control: the pattern's own symmetry."""
+    y, x = np.ogrid[:384, :384]
+    rate = 30 * (1.2 + np.cos(np.hypot(y - 190, x - 195) / 9))
+    near = rate * (1 + 0.1 * np.sin(x / 8) * np.cos(y / 9))
+    detector = Detector(2.4, 5.0)
+    told = found(detector, rate, 1, symmetry=Symmetry("2", (190.0, 195.0)))
+    assert told.how == "symmetry pairs"
+    for image, center in ((near, (190.0, 195.0)), (rate, (192.0, 195.0))):
+        told = found(detector, image, 1, symmetry=Symmetry("2", center))
+        assert told.how == "second differences of frames"
+        assert any(note.startswith("not used are symmetry pairs: ") for note in told.notes)
+        assert told.readout.gain == pytest.approx(2.4, rel=0.1)
+    with pytest.raises(SymDenoiseError, match="must be on the detector"):
+        found(detector, rate, 1, symmetry=Symmetry("2", (500.0, 195.0)))
+
+
+def test_a_lag_that_cannot_be_is_not_said():
+    """Frames in pairs of which each is as the other's opposite: those that follow each other are less alike."""
+    rng = np.random.default_rng(18)
+    frames = Detector(2.0, 3.0).frames(rng, rings(300), 12)
+    other = np.random.default_rng(19).normal(0, 0.2, SHAPE) * np.sqrt(2 * 2.0 * rings(300))
+    told = readout_from_frames([frame + (-1) ** index * other for index, frame in enumerate(frames)])
+    assert np.isnan(told.lag)
+    assert told.readout.lag == 0
+    assert any("less alike" in note for note in told.notes)
+
+
 def test_the_top_of_the_converter_is_proposed_as_saturation():
     rate = rings(900)
     rate[:20] *= 3
@@ -258,6 +332,9 @@ def test_what_says_nothing_is_refused():
     for frames in ([], [noise[0, 0]], [noise[0], noise[1, :50]]):
         with pytest.raises(SymDenoiseError, match="of one shape"):
             readout_from_frames(frames)
+    for dtype in (bool, complex):
+        with pytest.raises(SymDenoiseError, match="a signal is real numbers"):
+            readout_from_frames(noise.astype(dtype))
     for frames in (noise, np.zeros((3, *SHAPE), np.uint16), noise[:, :20, :20], np.full((2, *SHAPE), np.nan)):
         with pytest.raises(SymDenoiseError, match="more frames"):
             readout_from_frames(frames)

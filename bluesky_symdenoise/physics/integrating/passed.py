@@ -81,6 +81,12 @@ def tested_sums(noise: Told, found: Spread, lines: dict[str, float]) -> float:
     fine = expected > 0
     ratio, number = sums.variance[fine] / expected[fine], sums.number[fine]
     kept = ratio * np.maximum(number, 0.3) < TEST_OFF
+    if np.count_nonzero(fine) >= TESTED_SUMS and kept.mean() < 0.5:
+        raise SymDenoiseError(
+            f"{1 - kept.mean():.0%} of sums over {TESTED} x {TESTED} pixels are far off what noise explains",
+            rule="pairs of equal signal have few of them",
+            remedy="check symmetry and centre, or give repeats of one scene",
+        )
     if np.count_nonzero(kept) < TESTED_SUMS:
         return np.nan
     value = float(np.average(ratio[kept], weights=number[kept]))

@@ -55,14 +55,16 @@ def averaged_exposures(frames: Sequence[NDArray[Any]], usable: Sequence[NDArray[
 
     Fractions that are the same in all frames are those of a dark that was subtracted, itself a mean.
     """
-    number = exposures(frames[0][usable[0]])
-    if number is None or len(frames) == 1:
-        return number
+    first = frames[0][usable[0]]
+    if len(frames) == 1 or first.dtype.kind != "f" or not first.size or first.min() < 0:
+        return exposures(first)
     both = usable[0] & usable[1]
-    difference = np.abs(frames[1][both].astype(np.float64) - frames[0][both])
+    difference, where = np.unique(np.abs(frames[1][both].astype(np.float64) - frames[0][both]), return_inverse=True)
     if np.all(np.abs(difference - np.round(difference)) < OFF_WHOLE):
         return None
-    return exposures(difference)
+    # Rounding to single precision makes one value several.
+    new = np.diff(difference, prepend=-np.inf) > 0.5 / MOST_EXPOSURES
+    return exposures(difference[new][np.cumsum(new) - 1][where])
 
 
 def bands(shape: tuple[int, ...]) -> NDArray[np.intp]:
