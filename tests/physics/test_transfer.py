@@ -293,6 +293,8 @@ def test_an_offset_without_darks_is_refused(number: int):
         assert "at least this" in str(caught.value)
         gain = float(str(caught.value).split("gain = ")[1].split()[0])
         assert gain == pytest.approx(2.0, rel=0.05)
+    with pytest.raises(SymDenoiseError, match=r"noise vanishes .* gain = 3\.\d* +# \+/-|gain = 2\.[89]\d* +# \+/-"):
+        found(Detector(3.0, 8.0, 200.0, blur=0.6), rings(200), 12)
     # What read noise hides is not seen, and said.
     assert "give darks unless" in found(Detector(2.0, 5.0, 10.0), rings(100), 8).notes[0]
 
@@ -312,6 +314,25 @@ def test_flat_fields_that_get_brighter(steps: str, darks: int):
     assert told.readout.gain == pytest.approx(2.4, rel=0.03)
     assert told.readout.read_noise == pytest.approx(5.0, rel=0.03)
     assert told.readout.lag == 0
+
+
+@pytest.mark.parametrize("darks", [0, 2, 10])
+def test_flat_fields_that_get_brighter_without_darks(darks: int):
+    """The pattern of the offset, or the noise of a mean dark that was subtracted before, cancels in part only."""
+    rng = np.random.default_rng(20)
+    y, x = np.ogrid[:256, :256]
+    flat = 5 * (1 + 0.3 * np.exp(-(np.hypot(y - 128, x - 128) ** 2) / 1e4))
+    detector = Detector(2.4, 5.0, 100.0, rounded=True)
+    frames = np.array([detector.frames(rng, flat * rate, 1)[0] for rate in np.linspace(0.3, 2.7, 20)])
+    if darks:
+        told = readout_from_frames(frames - detector.frames(rng, 0 * flat, darks).mean(axis=0))
+        gain, sigma = told.readout.gain, told.readout.read_noise
+        assert sigma == pytest.approx(5.0, rel=0.05)
+    else:
+        with pytest.raises(SymDenoiseError, match="noise vanishes") as caught:
+            readout_from_frames(frames + rng.normal(0, 3, flat.shape).round())
+        gain = float(str(caught.value).split("gain = ")[1].split()[0])
+    assert gain == pytest.approx(2.4, rel=0.05)
 
 
 def test_identical_darks_are_refused():

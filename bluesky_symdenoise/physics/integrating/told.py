@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bluesky_symdenoise.physics.integrating.blur import Differences
 from bluesky_symdenoise.physics.integrating.darks import FoundDark
@@ -29,6 +30,8 @@ BINNINGS, ONE_FRAME_BINNINGS = (1, 2, 4, 8), (1, 2)
 CHANGED = 0.1
 #: Share by which the brightness of successive frames may differ if a lag is to be found.
 ALIKE = 0.25
+#: Share of what frames have in common that may be left in their differences if it is not known.
+COMMON = ALIKE**2 / 2
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ def candidates(
     """Yield the noise of frames, that which says most first.
 
     First differences of frames, if they are of one scene: of frames that are far from each other, as neighbours may
-    have a lag. Then those of mates, and last those of neighbouring pixels.
+    have a lag. Where their brightness differs, the pattern of an offset that is left, or the noise of a dark that was
+    subtracted, cancels in part only: unless darks say it, frames of similar brightness are compared. Then those of
+    mates, and last those of neighbouring pixels.
 
     Parameters
     ----------
@@ -89,11 +94,19 @@ def candidates(
     """
     if len(signals) > 1:
         apart = len(signals) // 2 if len(signals) > 3 else 1
-        near = _lines("differences of consecutive frames", _pairs(signals, 1), dark, BINNINGS)
+        consecutive, distant = _pairs(signals, 1), _pairs(signals, apart)
+        # Of frames with an offset, the scale to each other says more than their levels.
+        alike = _alike(signals) and max(pair.common for pair in consecutive + distant) < COMMON
+        if not alike and (dark is None or not np.isfinite(dark.noise)) and len(signals) > 2:
+            ordered = [signals[index] for index in np.argsort(_levels(signals))]
+            similar = _lines("differences of frames of similar brightness", _pairs(ordered, 1), dark, BINNINGS)
+            if similar.off < CHANGED:
+                yield replace(similar, unlike=True)
+        near = _lines("differences of consecutive frames", consecutive, dark, BINNINGS)
         if apart > 1:
-            far = _lines("differences of frames", _pairs(signals, apart), dark, BINNINGS)
+            far = _lines("differences of frames", distant, dark, BINNINGS)
             if far.off < CHANGED:
-                if _alike(signals):
+                if alike:
                     lag, lag_error = _lag(near, far)
                     yield replace(far, lag=lag, lag_error=lag_error)
                 else:
@@ -160,9 +173,13 @@ def _shared(residuals: list[Residual], dark: FoundDark | None) -> float:
     return shared
 
 
+def _levels(signals: Sequence[tuple[Image, Mask]]) -> NDArray[np.float64]:
+    return np.array([signal[good].mean() if good.any() else 0.0 for signal, good in signals])
+
+
 def _alike(signals: Sequence[tuple[Image, Mask]]) -> bool:
     """Return whether frames that follow each other have about the same brightness."""
-    level = np.array([signal[good].mean() if good.any() else 0.0 for signal, good in signals])
+    level = _levels(signals)
     return bool(np.all(np.abs(np.diff(level)) <= ALIKE * np.maximum(np.abs(level[1:]), np.abs(level[:-1]))))
 
 
