@@ -220,7 +220,7 @@ def _vanishes(noise: Told, found: Spread) -> float | None:
     """
     lines = noise.lines.values() if found.blur else (noise.lines[1],)
     seen = [
-        -line.constant / line.gain for line in lines if 0 < line.gain and line.constant < -SEEN * line.constant_error
+        -line.constant / line.gain for line in lines if line.gain > 0 and line.constant < -SEEN * line.constant_error
     ]
     return max(seen, default=None)
 
