@@ -65,7 +65,7 @@ def readout_from_frames(
         (y, x) each, as the detector wrote them; of some 20 frames the gain is known to a few per cent.
     darks
         (y, x) each: frames without photons, of the same exposure time and number of averaged exposures. Without them
-        frames are taken as dark-subtracted.
+        frames are taken as dark-subtracted, and refused if their noise shows an offset.
     mask
         (y, x), True = bad.
     averaged
