@@ -115,13 +115,14 @@ def said(found: FoundReadout) -> list[str]:
 def _group(symbol: str, center: tuple[float, float] | None) -> Symmetry | None:
     """Return the symmetry of which mates may be taken; None for none."""
     from bluesky_symdenoise.physics.check import stated_symmetry
-    from bluesky_symdenoise.physics.symmetry import Symmetry
+    from bluesky_symdenoise.physics.symmetry import Symmetry, checked_symmetry
 
     if symbol == "1":
         return None
     stated = stated_symmetry(symbol)
     if isinstance(stated, Symmetry):
         return stated
+    checked_symmetry(stated)
     if stated.startswith("auto") or center is None:
         raise SymDenoiseError(
             f"symmetry {symbol}" + ("" if center else " without a centre"),

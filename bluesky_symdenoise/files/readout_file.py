@@ -17,6 +17,8 @@ from bluesky_symdenoise.files.opening import open_frames
 from bluesky_symdenoise.physics.integrating.found import FoundReadout
 from bluesky_symdenoise.physics.integrating.readout import MAPS, Readout
 
+#: Exposures of which a frame may be the mean.
+MOST_FRAMES = 1_000_000
 _TABLE, _NAMES = "readout", tuple(each.name for each in fields(Readout))
 
 
@@ -148,7 +150,14 @@ def _given(path: Path, name: str, value: Any) -> Any:
                     rule="a map is one image",
                     remedy="name a file with one",
                 )
-            return stack[0].astype(np.float64)
+            image = stack[0]
+            if image.dtype.kind not in "iuf":
+                raise SymDenoiseError(
+                    f"{path}: {name} from {value} of {image.dtype} values",
+                    rule="a map is real numbers",
+                    remedy="name a file with some",
+                )
+            return image.astype(np.float64)
     # True and False are integers to Python.
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or (name == "frames" and not isinstance(value, int)):
@@ -158,4 +167,25 @@ def _given(path: Path, name: str, value: Any) -> Any:
             rule=f"it is {'a whole number' if name == 'frames' else kind}",
             remedy="give one",
         )
-    return value if name == "frames" else float(value)
+    if name == "frames":
+        if not 1 <= value <= MOST_FRAMES:
+            raise SymDenoiseError(
+                f"{path}: frames={_short(value)}",
+                rule=f"a frame is the mean of 1 to {MOST_FRAMES:,} exposures",
+                remedy="give their number",
+            )
+        return value
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise SymDenoiseError(
+            f"{path}: {name} = {_short(value)}",
+            rule="it is beyond double precision",
+            remedy="give it in units of the signal",
+        ) from error
+
+
+def _short(value: int) -> str:
+    """Return a whole number as text, and of a long one its size: Python writes no more than 4300 digits."""
+    digits = int(abs(value).bit_length() * 0.30103)
+    return str(value) if digits < 20 else f"a number of about {digits} digits"

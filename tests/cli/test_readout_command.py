@@ -73,11 +73,16 @@ def test_without_output_the_toml_can_be_pasted(folder: Path, capsys: pytest.Capt
     mask[:, 40:50] = 1
     np.save(folder / "mask.npy", mask)
     names = [f"{folder}/light_{index}.npy" for index in range(8)]
-    text = done(capsys, *names, "--mask", f"{folder}/mask.npy", "--frames", "1")
+    options = ("--mask", f"{folder}/mask.npy", "--frames", "1")
+    assert "--dark" in refused(capsys, *names, *options)
+    for index in range(8):
+        file = folder / f"light_{index}.npy"
+        np.save(file, np.load(file) - 100.0)
+    text = done(capsys, *names, *options)
     pasted = folder / "pasted.toml"
     pasted.write_text(text[text.index("# found") :])
     assert load_readout(pasted).gain == pytest.approx(2.0, rel=0.05)
-    assert "# the offset is where noise vanishes" in text
+    assert "# the offset is taken as 0" in text
 
 
 def test_pairs_of_mates_are_compared_if_their_place_is_known(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -95,6 +100,12 @@ def test_what_cannot_be_done_is_one_line(folder: Path, capsys: pytest.CaptureFix
     assert "the file exists" in refused(capsys, light, "-o", f"{folder}/held.toml")
     assert "NAME.png" in refused(capsys, light, "--plot", f"{folder}/a.svg")
     assert "add --from" in refused(capsys, light, "--stream", "primary")
+    assert "'foo': it must be one of" in refused(capsys, light, "--symmetry", "foo")
+    assert "must be on the detector" in refused(capsys, light, "--symmetry", "2", "--beam-center", "500", "80")
+    np.save(folder / "bool.npy", np.eye(64, dtype=bool))
+    assert "real numbers" in refused(capsys, f"{folder}/bool.npy")
+    np.save(folder / "colour.npy", np.zeros((64, 64, 3), np.uint8))
+    assert "colour" in refused(capsys, f"{folder}/colour.npy")
     np.save(folder / "flat.npy", np.full((2, 64, 64), 7.0))
     assert "give more frames" in refused(capsys, f"{folder}/flat.npy")
 

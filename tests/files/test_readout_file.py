@@ -74,11 +74,21 @@ def test_nothing_is_replaced_unless_told(tmp_path: Path):
         ("[readout]\ngain = 2\noffset = 'missing.npy'", "no file matches"),
         ("[readout]\ngain = 2\noffset = 'three.npy'", "with 3 images"),
         ("[readout]\ngain = nan", "must be finite"),
+        ("[readout]\ngain = 1" + 400 * "0", "gain = a number of about 400 digits: it is beyond double precision"),
+        ("[readout]\ngain = 2\nsaturation = 1" + 400 * "0", "saturation = a number"),
+        ("[readout]\ngain = 1" + 5000 * "0", "cannot be read"),
+        ("[readout]\ngain = 2\nframes = 1e20", "frames = 1e+20: it is a whole number"),
+        ("[readout]\ngain = 2\nframes = 100000000000000000000000", "frames=a number of about"),
+        ("[readout]\ngain = 2\nframes = 1" + 400 * "0", "frames=a number of about 400 digits: a frame is the mean"),
+        ("[readout]\ngain = 2\nframes = true", "frames = True: it is a whole number"),
+        ("[readout]\ngain = 2\nframes = '3'", "frames = '3': it is a whole number"),
+        ("[readout]\ngain = 'bool.npy'", "gain from bool.npy of bool values"),
         ("[readout", "cannot be read"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_name(tmp_path: Path, text: str, said: str):
     np.save(tmp_path / "three.npy", np.ones((3, 4, 5)))
+    np.save(tmp_path / "bool.npy", np.ones((4, 5), bool))
     (tmp_path / "r.toml").write_text(text)
     with pytest.raises(SymDenoiseError) as caught:
         load_readout(tmp_path / "r.toml")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from arrays import frozen
@@ -165,6 +167,78 @@ def test_averaged_counts_are_recognised():
     assert other.readout.gain == pytest.approx(3.0, rel=0.1)
 
 
+@pytest.mark.parametrize("number", [6, 1])
+def test_a_dark_that_was_subtracted_is_no_average(number: int):
+    """Fractions of its mean of 5 are the same in all frames; control: means of 4 exposures minus it."""
+    rng = np.random.default_rng(14)
+    detector = Detector(2.4, 3.0, 100.0, rounded=True)
+    dark = detector.frames(rng, 0 * rings(1), 5).mean(axis=0, dtype=np.float64)
+    rate = rings(100) + 20
+    told = readout_from_frames((detector.frames(rng, rate, number) - dark).astype(np.float32))
+    assert told.readout.frames == 1
+    assert told.readout.gain == pytest.approx(2.4, rel=0.1)
+    assert any("multiples of 1/5" in note for note in told.notes) == (number == 1)
+    if number > 1:
+        means = replace(detector, averaged=4).frames(rng, rate, number) - dark
+        told = readout_from_frames(means.astype(np.float32))
+        assert told.readout.frames == 4
+        assert told.readout.gain == pytest.approx(2.4, rel=0.05)
+
+
+def test_the_noise_of_a_dark_that_was_subtracted_is_said():
+    """Where there are negative values, and frames are compared; within a frame it is seen."""
+    rng = np.random.default_rng(15)
+    detector = Detector(2.0, 5.0)
+    dark = detector.frames(rng, 0 * rings(1), 2).mean(axis=0)
+    frames = detector.frames(rng, rings(30), 8) - dark
+    for number, sigma in ((8, 5.0), (1, 5.0 * np.sqrt(1.5))):
+        told = readout_from_frames(frames[:number])
+        assert any("sqrt(1 + 1/n)" in note for note in told.notes) == (number > 1)
+        assert told.readout.read_noise == pytest.approx(sigma, rel=0.1)
+    assert not any("sqrt" in note for note in found(detector, rings(30), 8, darks=4).notes)
+
+
+@pytest.mark.parametrize("number", [1, 4])
+@pytest.mark.parametrize("photons", [1, 10, 100])
+def test_counts_are_said_to_need_no_readout(number: int, photons: float):
+    frames = np.random.default_rng(16).poisson(rings(photons), (number, *SHAPE))
+    try:
+        said = " ".join(readout_from_frames(frames).notes)
+    except SymDenoiseError as error:
+        said = str(error)
+    assert "these look like photon counts, which need no readout" in said
+    ccd = Detector(2.0, 5.0, rounded=True).frames(np.random.default_rng(17), rings(100), number).astype(np.int32)
+    assert not any("photon counts" in note for note in readout_from_frames(ccd).notes)
+
+
+def test_mates_that_are_none_are_refused():
+    """Control: the pattern's own symmetry."""
+    y, x = np.ogrid[:384, :384]
+    rate = 30 * (1.2 + np.cos(np.hypot(y - 190, x - 195) / 9))
+    near = rate * (1 + 0.1 * np.sin(x / 8) * np.cos(y / 9))
+    detector = Detector(2.4, 5.0)
+    told = found(detector, rate, 1, symmetry=Symmetry("2", (190.0, 195.0)))
+    assert told.how == "symmetry pairs"
+    for image, center in ((near, (190.0, 195.0)), (rate, (192.0, 195.0))):
+        told = found(detector, image, 1, symmetry=Symmetry("2", center))
+        assert told.how == "second differences of frames"
+        assert any(note.startswith("not used are symmetry pairs: ") for note in told.notes)
+        assert told.readout.gain == pytest.approx(2.4, rel=0.1)
+    with pytest.raises(SymDenoiseError, match="must be on the detector"):
+        found(detector, rate, 1, symmetry=Symmetry("2", (500.0, 195.0)))
+
+
+def test_a_lag_that_cannot_be_is_not_said():
+    """Frames in pairs of which each is as the other's opposite: those that follow each other are less alike."""
+    rng = np.random.default_rng(18)
+    frames = Detector(2.0, 3.0).frames(rng, rings(300), 12)
+    other = np.random.default_rng(19).normal(0, 0.2, SHAPE) * np.sqrt(2 * 2.0 * rings(300))
+    told = readout_from_frames([frame + (-1) ** index * other for index, frame in enumerate(frames)])
+    assert np.isnan(told.lag)
+    assert told.readout.lag == 0
+    assert any("less alike" in note for note in told.notes)
+
+
 def test_the_top_of_the_converter_is_proposed_as_saturation():
     rate = rings(900)
     rate[:20] *= 3
@@ -210,11 +284,68 @@ def test_flat_fields_tell_the_gain_with_darks_only():
         found(Detector(2.0, 5.0), flat, 8)
 
 
-def test_an_offset_without_darks_is_said():
-    told = found(Detector(2.0, 1.0, 100.0), rings(100), 8)
+@pytest.mark.parametrize("number", [8, 1])
+def test_an_offset_without_darks_is_refused(number: int):
+    """Where noise vanishes is not where there are no photons: read noise hides a part. The gain is said."""
+    with pytest.raises(SymDenoiseError, match=r"noise (that )?vanishes at a signal of") as caught:
+        found(Detector(2.0, 5.0, 100.0), rings(100), number)
+    if number > 1:
+        assert "at least this" in str(caught.value)
+        gain = float(str(caught.value).split("gain = ")[1].split()[0])
+        assert gain == pytest.approx(2.0, rel=0.05)
+    with pytest.raises(SymDenoiseError, match=r"noise vanishes .* gain = 3\.\d* +# \+/-|gain = 2\.[89]\d* +# \+/-"):
+        found(Detector(3.0, 8.0, 200.0, blur=0.6), rings(200), 12)
+    # What read noise hides is not seen, and said.
+    assert "give darks unless" in found(Detector(2.0, 5.0, 10.0), rings(100), 8).notes[0]
+
+
+@pytest.mark.parametrize("darks", [1, 4, 10])
+@pytest.mark.parametrize("steps", ["linear", "geometric", "shuffled"])
+def test_flat_fields_that_get_brighter(steps: str, darks: int):
+    """The noise of the dark that is subtracted from all frames cancels in part only."""
+    rng = np.random.default_rng(11)
+    y, x = np.ogrid[:256, :256]
+    flat = 5 * (1 + 0.3 * np.exp(-(np.hypot(y - 128, x - 128) ** 2) / 1e4))
+    rates = np.geomspace(0.3, 2.7, 20) if steps == "geometric" else np.linspace(0.3, 2.7, 20)
+    rates = rng.permutation(rates) if steps == "shuffled" else rates
+    detector = Detector(2.4, 5.0, 100.0, rounded=True)
+    frames = [detector.frames(rng, flat * rate, 1)[0] for rate in rates]
+    told = readout_from_frames(frames, darks=detector.frames(rng, 0 * flat, darks))
+    assert told.readout.gain == pytest.approx(2.4, rel=0.03)
+    assert told.readout.read_noise == pytest.approx(5.0, rel=0.03)
+    assert told.readout.lag == 0
+
+
+@pytest.mark.parametrize("darks", [0, 2, 10])
+def test_flat_fields_that_get_brighter_without_darks(darks: int):
+    """The pattern of the offset, or the noise of a mean dark that was subtracted before, cancels in part only."""
+    rng = np.random.default_rng(20)
+    y, x = np.ogrid[:256, :256]
+    flat = 5 * (1 + 0.3 * np.exp(-(np.hypot(y - 128, x - 128) ** 2) / 1e4))
+    detector = Detector(2.4, 5.0, 100.0, rounded=True)
+    frames = np.array([detector.frames(rng, flat * rate, 1)[0] for rate in np.linspace(0.3, 2.7, 20)])
+    if darks:
+        told = readout_from_frames(frames - detector.frames(rng, 0 * flat, darks).mean(axis=0))
+        gain, sigma = told.readout.gain, told.readout.read_noise
+        assert sigma == pytest.approx(5.0, rel=0.05)
+    else:
+        with pytest.raises(SymDenoiseError, match="noise vanishes") as caught:
+            readout_from_frames(frames + rng.normal(0, 3, flat.shape).round())
+        gain = float(str(caught.value).split("gain = ")[1].split()[0])
+    assert gain == pytest.approx(2.4, rel=0.05)
+
+
+def test_identical_darks_are_refused():
+    """Their noise would be 0; one of them alone does not say its noise."""
+    detector = Detector(2.0, 5.0, 100.0)
+    dark = detector.frames(np.random.default_rng(12), 0 * rings(1), 3)
+    frames = detector.frames(np.random.default_rng(13), rings(100), 8)
+    for darks in (dark[[0, 0, 0]], dark[[0, 1, 0]], np.full((4, *SHAPE), 100)):
+        with pytest.raises(SymDenoiseError, match="some are identical"):
+            readout_from_frames(frames, darks=darks)
+    told = readout_from_frames(frames, darks=dark[:1])
     assert told.readout.gain == pytest.approx(2.0, rel=0.05)
-    assert told.readout.offset == pytest.approx(100, abs=5)
-    assert "without darks" in told.notes[0]
+    assert told.readout.read_noise == pytest.approx(5.0, rel=0.1)
 
 
 def test_what_says_nothing_is_refused():
@@ -222,6 +353,9 @@ def test_what_says_nothing_is_refused():
     for frames in ([], [noise[0, 0]], [noise[0], noise[1, :50]]):
         with pytest.raises(SymDenoiseError, match="of one shape"):
             readout_from_frames(frames)
+    for dtype in (bool, complex):
+        with pytest.raises(SymDenoiseError, match="a signal is real numbers"):
+            readout_from_frames(noise.astype(dtype))
     for frames in (noise, np.zeros((3, *SHAPE), np.uint16), noise[:, :20, :20], np.full((2, *SHAPE), np.nan)):
         with pytest.raises(SymDenoiseError, match="more frames"):
             readout_from_frames(frames)

@@ -35,6 +35,8 @@ def readout_figure(found: FoundReadout) -> Figure:
     axis.set_ylabel("variance of a sum / pixels")
     blur = f", spread of light {found.readout.blur:.2g} pixels" if found.readout.blur else ""
     gain, noise = (float(np.nanmedian(value)) for value in (found.readout.gain, found.readout.read_noise))
-    axis.set_title(f"photon transfer: gain {gain:#.4g} +/- {found.gain_error:#.2g}, read noise {noise:.4g}{blur}")
+    axis.set_title(
+        f"photon transfer\ngain {gain:#.4g} +/- {found.gain_error:#.2g}, read noise {noise:.4g}{blur}", fontsize=11
+    )
     axis.legend(title="slope", fontsize=8, frameon=False)
     return figure

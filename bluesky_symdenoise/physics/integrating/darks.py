@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Dark, summed_signal
 from bluesky_symdenoise.physics.integrating.blur import Differences
 from bluesky_symdenoise.physics.integrating.residual import Residual
@@ -56,10 +57,21 @@ def found_dark(frames: Sequence[NDArray[Any]], *, averaged: int, rows: NDArray[n
     ----------
     rows
         Rows from which the noise is read.
+
+    Raises
+    ------
+    SymDenoiseError
+        If frames are identical.
     """
     dark = summed_signal(frames, averaged=averaged)
     parts = [frame[rows].astype(np.float64) for frame in frames]
     good = ~dark.mask[rows]
+    if len({np.where(good, part, 0.0).tobytes() for part in parts}) < len(parts):
+        raise SymDenoiseError(
+            f"{len(parts)} dark frames, of which some are identical",
+            rule="the noise of dark frames is the read noise, and no two have the same",
+            remedy="give each dark frame once, as the detector wrote it, or one alone, whose noise is then not used",
+        )
     offset = np.where(good, dark.counts[rows] / dark.frames, np.nan)
     pairs = []
     for first, second in pairwise(parts):

@@ -48,15 +48,15 @@ class FoundReadout:
     gain_error, read_noise_error
         Standard errors, of the gain with that of the lag; NaN if it is not known.
     how
-        What noise was read from: differences of frames (far from each other, or consecutive), symmetry pairs, second
-        differences of frames, or steps between values.
+        What noise was read from: differences of frames (far from each other, consecutive, or of similar brightness),
+        symmetry pairs, second differences of frames, or steps between values.
     frames
         Number of frames that were used.
     curves
         Photon transfer curves at each binning.
     lag, lag_error
         Share of a frame's signal that is seen again in the next one, and its standard error; NaN if it was not
-        measured.
+        measured, because successive frames differ in brightness for instance.
     chi_squared
         Variance of sums over blocks of 32 x 32 pixels, over what the readout predicts; NaN if it was not measured.
     notes

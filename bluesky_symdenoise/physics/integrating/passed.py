@@ -10,8 +10,9 @@ from bluesky_symdenoise.physics.integrating.residual import Blocks, in_blocks, s
 from bluesky_symdenoise.physics.integrating.spread import Spread
 from bluesky_symdenoise.physics.integrating.told import Told
 
-#: Side of the blocks of the test of sums, its range, and standard errors by which it must be outside.
-TESTED, RANGE, TEST_Z = 32, (0.8, 1.25), 2.0
+#: Side of the blocks of the test of sums, its range, standard errors off 1 from which it must be inside, and a range in
+#: which it must be in any case.
+TESTED, RANGE, TEST_Z, FAR = 32, (0.8, 1.25), 2.0, (0.5, 2.0)
 #: Fewest sums that are a test, and how far, squared and in standard deviations, those are off whose scene changed.
 TESTED_SUMS, TEST_OFF = 16, 25.0
 #: Standard errors from which an effect is seen.
@@ -74,18 +75,25 @@ def tested_sums(noise: Told, found: Spread, lines: dict[str, float]) -> float:
     """
     if noise.differences == "mixed":
         return np.nan
-    sums = Blocks.together([in_blocks(residual, TESTED) for residual in noise.residuals])
+    sums = Blocks.together([in_blocks(residual, TESTED, shared=noise.shared) for residual in noise.residuals])
     slope = found.gain * seen_noise(TESTED, found.blur, noise.differences)
     expected = slope * sums.level + noise.lines[1].constant
     fine = expected > 0
     ratio, number = sums.variance[fine] / expected[fine], sums.number[fine]
     kept = ratio * np.maximum(number, 0.3) < TEST_OFF
+    if np.count_nonzero(fine) >= TESTED_SUMS and kept.mean() < 0.5:
+        raise SymDenoiseError(
+            f"{1 - kept.mean():.0%} of sums over {TESTED} x {TESTED} pixels are far off what noise explains",
+            rule="pairs of equal signal have few of them",
+            remedy="check symmetry and centre, or give repeats of one scene",
+        )
     if np.count_nonzero(kept) < TESTED_SUMS:
         return np.nan
     value = float(np.average(ratio[kept], weights=number[kept]))
-    error = value * float(np.sqrt(2 / number[kept].sum()))
+    # Of the right readout: of another, it would grow with the value.
+    error = float(np.sqrt(2 / number[kept].sum()))
     low, high = RANGE
-    if value - TEST_Z * error > high or value + TEST_Z * error < low:
+    if not low <= value <= high and (abs(value - 1) > TEST_Z * error or not FAR[0] <= value <= FAR[1]):
         said = "".join(f"; pixels of a {name} share noise of {sigma:.3g}" for name, sigma in lines.items())
         raise SymDenoiseError(
             f"chi-squared {value:.3g} +/- {error:.1g} of sums over {TESTED} x {TESTED} pixels",

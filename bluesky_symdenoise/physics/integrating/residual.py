@@ -45,12 +45,16 @@ class Residual:
         Pixels that were measured.
     differences
         ``along`` rows and columns, or ``mixed`` where structure of the frame is left.
+    common
+        How much of the variance that all frames share, as the noise of a dark that was subtracted from each, is in that
+        of the noise.
     """
 
     noise: Image
     level: Image
     good: Mask
     differences: Differences
+    common: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,14 @@ def of_two_frames(first: Image, second: Image, good: Mask) -> Residual:
     """Return the residual of two frames of one scene whose intensity and dark may have changed.
 
     With the line second -> scale second + shift that fits the first frame best, (a - scale b - shift) over
-    sqrt(1 + scale^2) has the variance of a frame of level (a + scale^2 b)/(1 + scale^2).
+    sqrt(1 + scale^2) has the variance of a frame of level (a + scale^2 b)/(1 + scale^2). Of what both share,
+    (1 - scale)^2/(1 + scale^2) is left.
     """
     scale, shift = _scaled(first, second, good)
     whole = 1 + scale**2
     noise = np.where(good, first - scale * second - shift, 0.0) / np.sqrt(whole)
-    return Residual(noise, np.where(good, first + scale**2 * second, 0.0) / whole, good, "along")
+    level = np.where(good, first + scale**2 * second, 0.0) / whole
+    return Residual(noise, level, good, "along", common=(1 - scale) ** 2 / whole)
 
 
 def of_mates(frame: Image, good: Mask, operation: Operation, center: tuple[float, float]) -> Residual:
@@ -128,11 +134,16 @@ def without_lone_pixels(residual: Residual, *, gain: float, constant: float) -> 
     return replace(residual, good=residual.good & (off < HOT_Z) & (off > -DEAD_Z))
 
 
-def in_blocks(residual: Residual, binning: int) -> Blocks:
+def in_blocks(residual: Residual, binning: int, *, shared: float = 0.0) -> Blocks:
     """Return the noise of sums over `binning` x `binning` pixels, in blocks of such sums.
 
     Second differences of neighbouring sums see nothing of what changes linearly across them, such as a dark that
     drifted.
+
+    Parameters
+    ----------
+    shared
+        Variance of a pixel that all frames share. As it is that of independent pixels, it is the same at any binning.
     """
     side = GROUPED[binning]
     number = block_sum(residual.good.astype(np.float64), binning)
@@ -152,9 +163,8 @@ def in_blocks(residual: Residual, binning: int) -> Blocks:
     y, x = (np.arange(n) * width // CELL % GROUPS for n in mean.shape)
     group = np.broadcast_to(y[:, None] * GROUPS + x, mean.shape)
     worth = values / WORTH[residual.differences]
-    return Blocks(
-        mean[used], around[used], total[used] / values[used], worth[used], np.asarray(group[used], dtype=np.int64)
-    )
+    variance = total[used] / values[used] - shared * residual.common
+    return Blocks(mean[used], around[used], variance, worth[used], np.asarray(group[used], dtype=np.int64))
 
 
 def shared_noise(residual: Residual, axis: int) -> tuple[float, float]:

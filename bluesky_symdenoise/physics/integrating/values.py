@@ -17,6 +17,8 @@ from bluesky_symdenoise.physics.integrating.readout import Readout
 SATURATED_PIXELS, LEAST_TOP = 10, 255
 #: Exposures whose mean is recognised from steps between values, at most.
 MOST_EXPOSURES = 1000
+#: How far a difference of single precision numbers may be off a whole number.
+OFF_WHOLE = 0.02
 #: Pixels around saturated ones that are left out.
 AROUND_SATURATED = 4
 #: Pixels of a frame that are enough, and rows of the bands that these are taken in, which begin at multiples.
@@ -46,6 +48,23 @@ def exposures(values: NDArray[Any]) -> int | None:
     if step is None or not 1.5 / MOST_EXPOSURES < step < 0.7 or abs(round(1 / step) * step - 1) > 0.01:
         return None
     return round(1 / step)
+
+
+def averaged_exposures(frames: Sequence[NDArray[Any]], usable: Sequence[NDArray[np.bool_]]) -> int | None:
+    """Return the number of exposures of which frames are means, as the steps between their values say; else None.
+
+    Fractions that are the same in all frames are those of a dark that was subtracted, itself a mean.
+    """
+    first = frames[0][usable[0]]
+    if len(frames) == 1 or first.dtype.kind != "f" or not first.size or first.min() < 0:
+        return exposures(first)
+    both = usable[0] & usable[1]
+    difference, where = np.unique(np.abs(frames[1][both].astype(np.float64) - frames[0][both]), return_inverse=True)
+    if np.all(np.abs(difference - np.round(difference)) < OFF_WHOLE):
+        return None
+    # Rounding to single precision makes one value several.
+    new = np.diff(difference, prepend=-np.inf) > 0.5 / MOST_EXPOSURES
+    return exposures(difference[new][np.cumsum(new) - 1][where])
 
 
 def bands(shape: tuple[int, ...]) -> NDArray[np.intp]:
