@@ -12,7 +12,7 @@ from bluesky_symdenoise.physics.integrating.told import Told
 
 #: Side of the blocks of the test of sums, its range, standard errors off 1 from which it must be inside, and a range in
 #: which it must be in any case.
-TESTED, RANGE, TEST_Z, FAR = 32, (0.8, 1.25), 2.0, (0.5, 2.0)
+TESTED, RANGE, TEST_Z, FAR = 32, (0.8, 1.25), 3.0, (0.5, 2.0)
 #: Fewest sums that are a test, and how far, squared and in standard deviations, those are off whose scene changed.
 TESTED_SUMS, TEST_OFF = 16, 25.0
 #: Standard errors from which an effect is seen.

@@ -92,6 +92,7 @@ def candidates(
     signals
         Signal above the offset and which pixels were measured, (y, x) of each frame.
     """
+    lag = lag_error = np.nan
     if len(signals) > 1:
         apart = len(signals) // 2 if len(signals) > 3 else 1
         consecutive, distant = _pairs(signals, 1), _pairs(signals, apart)
@@ -111,14 +112,16 @@ def candidates(
                     yield replace(far, lag=lag, lag_error=lag_error)
                 else:
                     yield replace(far, unlike=True)
-        if near.off < CHANGED:
+        # With a lag, consecutive frames have less noise between them.
+        if near.off < CHANGED and not lag > 2 * lag_error:
             yield near
     if symmetry is not None and symmetry.grid_center is not None and symmetry.operations:
         center = symmetry.grid_center
         mates = [of_mates(*signal, operation, center) for signal in signals for operation in symmetry.operations]
-        yield replace(_lines("symmetry pairs", mates, dark, BINNINGS), mates=True)
+        yield replace(_lines("symmetry pairs", mates, dark, BINNINGS), mates=True, lag=lag, lag_error=lag_error)
     alone = [_alone(*signal) for signal in signals]
-    yield _lines("second differences of frames", alone, dark, ONE_FRAME_BINNINGS)
+    single = _lines("second differences of frames", alone, dark, ONE_FRAME_BINNINGS)
+    yield replace(single, lag=lag, lag_error=lag_error)
 
 
 def _alone(frame: Image, good: Mask) -> Residual:
