@@ -343,12 +343,8 @@ class DerivedRows(RowTaker):
         """Return the row that an earlier writer finished, if it has the symmetry that it would be given now."""
         assert self._journal is not None
         row = self._journal.kept(stream.name, key, event.seq_num, event.turn)
-        return (
-            row
-            if row is not None
-            and stream.images[key].takes_over(row, partial(stream.image, key, event), event.columns, event.time)
-            else None
-        )
+        image, images = partial(stream.image, key, event), stream.images[key]
+        return row if row is not None and images.takes_over(row, image, event.columns, event.time) else None
 
     def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
         if late := self._too_late():

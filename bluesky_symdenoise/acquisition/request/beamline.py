@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.acquisition.request.lookup import NOTHING, Found, exposures_of, number_of, plain, within
 from bluesky_symdenoise.acquisition.request.poni import DetectorPosition, detector_position
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opening import mask_from, open_frames
@@ -41,8 +42,6 @@ NAMED = (
 _ARGUMENTS = dict.fromkeys(("beam_center_y", "beam_center_x", "poni"), "beam_center") | dict.fromkeys(
     ("gain", "read_noise"), "readout"
 )
-
-_NOTHING = object()
 
 
 @dataclass(frozen=True)
@@ -163,14 +162,6 @@ class Beamline:
         return cls(**names)
 
 
-@dataclass(frozen=True)
-class Found:
-    """A value and where it came from."""
-
-    value: Any
-    source: str
-
-
 class Settings:
     """Settings for the images of one data key of one stream, from arguments and metadata.
 
@@ -216,13 +207,13 @@ class Settings:
             return float(y), float(x)
         found = [self._looked_up(f"beam_center_{axis}", data) for axis in "yx"]
         if found[0] is not None and found[1] is not None:
-            return _number(found[0]), _number(found[1])
+            return number_of(found[0]), number_of(found[1])
         return None if self._position is None else self._position[0].beam_center
 
     def exposure_time(self, data: Mapping[str, Any]) -> float | None:
         """Return the exposure time in seconds for an event with these columns; None if it is not known."""
         found = self._looked_up("exposure_time", data)
-        return None if found is None else _number(found)
+        return None if found is None else number_of(found)
 
     def readout(self, data: Mapping[str, Any]) -> Readout | None:
         """Return the readout of the detector for an event with these columns; None if frames are counts."""
@@ -230,12 +221,12 @@ class Settings:
             return None
         stated: Readout | None = self._given.get("readout")
         frames = self._looked_up("frames_averaged", data)
-        number = 1 if frames is None else _positive(frames)
+        number = 1 if frames is None else exposures_of(frames)
         if stated is None:
             gain, noise = self._looked_up("gain", data), self._looked_up("read_noise", data)
             if gain is None:
                 return None if number == 1 else Readout(1.0, frames=number)
-            stated = Readout(_number(gain), 0.0 if noise is None else _number(noise))
+            stated = Readout(number_of(gain), 0.0 if noise is None else number_of(noise))
         return replace(stated, frames=number) if stated.frames == 1 and number > 1 else stated
 
     @property
@@ -314,7 +305,7 @@ class Settings:
                 return
             found = Found(None, "not found")
         if not isinstance(found.value, Found) and found.value is not None:
-            out[f"{self._key}_{quantity}"] = _plain(found.value)
+            out[f"{self._key}_{quantity}"] = plain(found.value)
         out[f"{self._key}_{quantity}_source"] = found.source
 
     def _first(self, quantity: str, data: Mapping[str, Any]) -> Found | None:
@@ -330,11 +321,11 @@ class Settings:
         if name in data:
             return Found(data[name], f"event column {name}")
         for device in self._descriptor.get("configuration", {}).values():
-            value = _within(device.get("data", {}), name)
-            if value is not _NOTHING:
+            value = within(device.get("data", {}), name)
+            if value is not NOTHING:
                 return Found(value, f"descriptor configuration {name}")
-        value = _within(self._start, name)
-        return None if value is _NOTHING else Found(value, f"start metadata {name}")
+        value = within(self._start, name)
+        return None if value is NOTHING else Found(value, f"start metadata {name}")
 
     def _found_position(self) -> tuple[DetectorPosition, str] | None:
         """Return the position of the detector, and where it was found."""
@@ -356,48 +347,8 @@ def dark_from(path: str | Path, *, seconds: float | None, integrating: bool) -> 
         return summed((frames[i] for i in range(frames.shape[0])), seconds=seconds)
 
 
-def _within(held: Any, name: str) -> Any:
-    """Return the value of this name, whose dots address nested mappings and lists; `_NOTHING` if there is none."""
-    for part in [name] if name in held else name.split("."):
-        held = _plain(held)
-        if isinstance(held, Mapping) and part in held:
-            held = held[part]
-        elif isinstance(held, list | tuple) and part.isdecimal() and int(part) < len(held):
-            held = held[int(part)]
-        else:
-            return _NOTHING
-    return held
-
-
 def _for_key(name: str, key: str) -> str:
     return name.replace("{key}", key)
-
-
-def _number(found: Found) -> float:
-    try:
-        value = float(np.asarray(found.value).item())
-    except (TypeError, ValueError) as error:
-        raise SymDenoiseError(
-            f"{found.source} = {found.value!r}", rule="it must be a number", remedy="name a value that is a number"
-        ) from error
-    if not np.isfinite(value):
-        raise SymDenoiseError(
-            f"{found.source} = {value}", rule="it must be finite", remedy="name a value that is a finite number"
-        )
-    return value
-
-
-def _positive(found: Found) -> int:
-    value = _number(found)
-    if value < 1 or value != int(value):
-        raise SymDenoiseError(
-            f"{found.source} = {value:g}", rule="it must be a whole number, 1 or more", remedy="name such a value"
-        )
-    return int(value)
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _file_sha256(path: str | Path) -> str:

@@ -219,8 +219,7 @@ class Readout:
         SymDenoiseError
             If many pixels are far below the offset.
         """
-        # Negative values are signal: a dark was subtracted.
-        bad = sentinel_mask(np.where(signal < 0, signal.dtype.type(0), signal)) | self.saturated(signal)
+        bad = coded(signal) | self.saturated(signal)
         photons = self.photons(signal)
         bad |= ~np.isfinite(photons) | ~np.isfinite(np.broadcast_to(self.noise, photons.shape))
         cold: NDArray[np.bool_] = ~bad & (photons < -(COLD_Z * np.asarray(self.noise) + COLD_PHOTONS))
@@ -233,6 +232,14 @@ class Readout:
                 "(data_keys)",
             )
         return bad | cold
+
+
+def coded(signal: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return the pixels (..., y, x) that hold a code or no finite value; negative values are signal.
+
+    They are what is left after a dark was subtracted.
+    """
+    return sentinel_mask(np.where(signal < 0, signal.dtype.type(0), signal))
 
 
 def without_negative(values: NDArray[np.float64]) -> NDArray[np.float64]:

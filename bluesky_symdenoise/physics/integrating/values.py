@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from bluesky_symdenoise.physics.counts.verdict import value_step
 from bluesky_symdenoise.physics.frame import NEGATIVE_CODES
-from bluesky_symdenoise.physics.integrating.readout import Readout
+from bluesky_symdenoise.physics.integrating.readout import coded
 
 #: Pixels that hold the largest value if it is saturated, and least value of a converter that saturates.
 SATURATED_PIXELS, LEAST_TOP = 10, 255
@@ -79,7 +79,7 @@ def bands(shape: tuple[int, ...]) -> NDArray[np.intp]:
 
 def usable_pixels(frame: NDArray[Any], bad: NDArray[np.bool_], top: float | None) -> NDArray[np.bool_]:
     """Return which pixels were measured, far from saturated ones."""
-    out = bad | Readout(1.0).unusable(frame)
+    out = bad | coded(frame)
     below = frame[(frame < 0) & ~out]
     # Many different negative values are noise about a dark that was subtracted; few are codes.
     if below.size and np.unique(below).size <= NEGATIVE_CODES:
