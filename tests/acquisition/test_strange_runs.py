@@ -59,7 +59,7 @@ def drawn(share: float = 1.0) -> Any:
 class Unchanged(Denoiser):
     """Gives each frame as it is, so that every pixel says where it was."""
 
-    def _posterior(self, frame: Any, symmetry: Any) -> Any:
+    def _posterior(self, frame: Any, symmetry: Any, ring: Any) -> Any:
         return frame.counts.astype(np.float32), np.full(frame.counts.shape, 1e-3, np.float32)
 
 

@@ -141,6 +141,7 @@ OTHER = {
     "fold_sha256": "0" * 64,
     "analysis": (Ring(10, 20).to_text(),),
     "noise": "poisson",
+    "readout": ("gain=2.4",),
 }
 
 

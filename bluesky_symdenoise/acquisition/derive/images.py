@@ -296,7 +296,7 @@ class ImageDenoiser:
         seconds = self._usable().exposure_time(data)
         return self._backgrounds.offset(readout, dark, seconds=seconds, shape=image.shape[-2:])
 
-    def symmetry(self, image: NDArray[Any], data: Mapping[str, Any], readout: Readout | None) -> Symmetry:
+    def symmetry(self, image: NDArray[Any], data: Mapping[str, Any], readout: Readout | None = None) -> Symmetry:
         """Return the group decided with the first image that has counts, about the centre of this event."""
         settings, work = self._usable(), self._work
         tested = self._decision.holds_counts
