@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.clipped import refuse_clipped_image
 from bluesky_symdenoise.physics.counts.doubts import doubts, later_doubts, says_nothing
-from bluesky_symdenoise.physics.frame import refuse_negative, sentinel_mask
+from bluesky_symdenoise.physics.frame import frames_of, refuse_negative, sentinel_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
@@ -159,9 +159,8 @@ def doubts_of_counts(image: NDArray[Any], mask: Given, readout: Readout | None =
         If it plainly holds something else than photon counts.
     """
     if readout is None:
-        for frame in image.reshape(-1, *image.shape[-2:]):
-            fits = mask is not None and mask.shape == frame.shape
-            refuse_negative(frame, mask if fits and mask is not None else np.zeros(frame.shape, bool))
+        for frame, bad in frames_of(image, mask):
+            refuse_negative(frame, bad)
         refuse_clipped_image(image, mask)
     return doubts(image, mask, readout)
 
@@ -170,7 +169,7 @@ def has_counts(image: NDArray[Any], readout: Readout | None = None) -> bool:
     """Return whether an image (..., y, x) has counts, or more photons than the noise of its detector makes."""
     if readout is None:
         return bool(np.any(image[~sentinel_mask(image)]))
-    good = ~readout.unusable(image)
-    variance = float(np.sum(np.broadcast_to(np.square(readout.noise), image.shape)[good]))
-    photons = float(readout.photons(image)[good].sum())
-    return photons > SEEN_Z * np.sqrt(variance + max(photons, 0.0))
+    photons, bad = readout.measured(image)
+    variance = float(np.sum(np.broadcast_to(np.square(readout.noise), image.shape)[~bad]))
+    total = float(photons[~bad].sum())
+    return total > SEEN_Z * np.sqrt(variance + max(total, 0.0))

@@ -108,13 +108,14 @@ def denoised_row(
     )
     intensity, sigma = result["intensity"].values, result["sigma"].values
     shape = (image.shape[-2], image.shape[-1])
-    unusable = sentinel_mask(image) if readout is None else readout.unusable(image)
-    measured = ~(as_mask(mask, shape) | unusable) & (as_exposure(exposure, shape) > 0)
     scalars: dict[str, Any] = {}
-    if readout is not None:
+    if readout is None:
+        unusable = sentinel_mask(image)
+    else:
         if readout.saturation is not None:
             scalars[SATURATED] = float(np.count_nonzero(readout.saturated(image) & ~as_mask(mask, shape)))
-        image = readout.photons(image)
+        image, unusable = readout.measured(image)
+    measured = ~(as_mask(mask, shape) | unusable) & (as_exposure(exposure, shape) > 0)
     defect = result["defect"].values
     measured &= defect == 0
     made = Made(image, intensity, defect, measured, clock.perf_counter() - begun)

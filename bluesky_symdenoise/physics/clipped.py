@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.frame import sentinel_mask
+from bluesky_symdenoise.physics.frame import frames_of, sentinel_mask
 
 #: Side of the blocks by whose mean pixels are sorted into classes of similar rate.
 BLOCK = 8
@@ -111,6 +111,5 @@ def refuse_clipped(counts: NDArray[Any], mask: NDArray[np.bool_]) -> None:
 
 def refuse_clipped_image(image: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
     """Apply `refuse_clipped` to each frame of an image (..., y, x); wrong mask shapes are refused elsewhere."""
-    for frame in image.reshape(-1, *image.shape[-2:]):
-        bad = sentinel_mask(frame)
-        refuse_clipped(frame, bad if mask is None or mask.shape != bad.shape else bad | mask)
+    for frame, bad in frames_of(image, mask):
+        refuse_clipped(frame, sentinel_mask(frame) | bad)

@@ -156,6 +156,16 @@ def hot_pixels(counts: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[
     return hot
 
 
+def stored_dark(dark: Dark) -> NDArray[np.float64]:
+    """Return the dark as one array, NaN where masked."""
+    return np.where(dark.mask, np.nan, dark.counts)
+
+
+def dark_from_stored(array: NDArray[np.float64], *, frames: int, seconds: float | None, averaged: int = 1) -> Dark:
+    """Return the dark that `stored_dark` made into an array."""
+    return Dark(np.nan_to_num(array), np.isnan(array), frames, seconds, averaged)
+
+
 def signal(
     intensity: NDArray[np.float32], sigma: NDArray[np.float32], background: Background
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

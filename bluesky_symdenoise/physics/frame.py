@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,12 @@ def _coded(frame: NDArray[Any], held: NDArray[np.bool_], value: int, *, alone: b
     found = np.zeros(held.shape, bool)
     found[y, x] = coded[group]
     return found
+
+
+def frames_of(image: NDArray[Any], mask: NDArray[np.bool_] | None) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """Yield the frames (y, x) of an image (..., y, x), each with its mask; one of another shape masks nothing here."""
+    for frame in image.reshape(-1, *image.shape[-2:]):
+        yield frame, np.zeros(frame.shape, bool) if mask is None or mask.shape != frame.shape else mask
 
 
 def mostly_masked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from bluesky_symdenoise import (
 from bluesky_symdenoise.acquisition.request.beamline import Beamline
 from bluesky_symdenoise.acquisition.request.toml import read_arguments
 from bluesky_symdenoise.analysis.ring import Ring
+from bluesky_symdenoise.catalog.report.report import _readout
+from bluesky_symdenoise.catalog.report.served import ServedStream
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
@@ -237,6 +240,33 @@ def test_report_page_compares_with_photons(home: Path, client: Container, denois
     )
     assert page.status_code == 200, page.text
     assert "raw frames are not shown" not in page.text
+
+
+def test_report_page_subtracts_a_dark_from_a_file(
+    home: Path, client: Container, denoiser: Denoiser, tmp_path: Path
+) -> None:
+    """With the noise of the dark: its readout, not the offset alone, is what frames were denoised with."""
+    np.save(tmp_path / "dark.npy", np.round(np.random.default_rng(2).normal(100, 3, (2, *SHAPE))).astype(np.uint16))
+    raw = written(client, step_scan(home / "frames", ccd()))
+    made: Any = replay(
+        raw,
+        into=client["denoised"],
+        denoiser=denoiser,
+        symmetry="1",
+        readout=Readout(2.4, 3.0),
+        beamline=Beamline(dark_file=tmp_path / "dark.npy"),
+    )
+    assert not made.provenance["outcome"].get("doubts")
+    stream = ServedStream("primary", None, made["primary"].metadata, {})
+    dark = np.load(tmp_path / "dark.npy").sum(axis=0, dtype=float)
+    with pytest.MonkeyPatch.context() as patch:
+
+        async def stored(*_: Any) -> Any:
+            return dark
+
+        patch.setattr("bluesky_symdenoise.catalog.report.report.stored_array", stored)
+        found = asyncio.run(_readout(stream, "det", made.provenance["recipe"]))
+    assert found == Readout(2.4, 3.0, offset=dark / 2, offset_error=3.0 / np.sqrt(2))
 
 
 def test_plain_files_and_settings_take_the_file_that_holds_it(

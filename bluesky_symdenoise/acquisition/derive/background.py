@@ -89,13 +89,3 @@ def checked_dark(dark: Dark, shape: tuple[int, ...]) -> Dark:
             remedy="name the dark of this detector",
         )
     return dark
-
-
-def stored_dark(dark: Dark) -> NDArray[np.float64]:
-    """Return the dark as one array, NaN where masked."""
-    return np.where(dark.mask, np.nan, dark.counts)
-
-
-def dark_from_stored(array: NDArray[np.float64], *, frames: int, seconds: float | None, averaged: int = 1) -> Dark:
-    """Return the dark that `stored_dark` made into an array."""
-    return Dark(np.nan_to_num(array), np.isnan(array), frames, seconds, averaged)

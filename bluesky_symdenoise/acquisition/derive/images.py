@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.acquisition.derive.background import Backgrounds, checked_dark, stored_dark
+from bluesky_symdenoise.acquisition.derive.background import Backgrounds, checked_dark
 from bluesky_symdenoise.acquisition.derive.darks import Darks
 from bluesky_symdenoise.acquisition.derive.rings import ring_scalars
 from bluesky_symdenoise.acquisition.request.beamline import Settings
@@ -21,7 +21,7 @@ from bluesky_symdenoise.derived.row import CompressedRow, Row, denoised_row
 from bluesky_symdenoise.derived.stated_readout import to_recipe
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import stated_shape
-from bluesky_symdenoise.physics.dark import Background, Dark
+from bluesky_symdenoise.physics.dark import Background, Dark, stored_dark
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
@@ -210,7 +210,7 @@ class ImageDenoiser:
     def as_now(self) -> ImageDenoiser:
         """Return a copy in the present state, which later images do not change."""
         there = copy(self)
-        there._decision = copy(self._decision)
+        there._decision, there._made = copy(self._decision), None
         return there
 
     def elsewhere(self, asked: Request) -> ImageDenoiser:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.acquisition.derive.background import Backgrounds, dark_from_stored
+from bluesky_symdenoise.acquisition.derive.background import Backgrounds
 from bluesky_symdenoise.acquisition.derive.darks import dark_of
 from bluesky_symdenoise.acquisition.request.beamline import Beamline, Settings
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun
@@ -17,7 +17,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.derived.stated_readout import from_recipe
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opened import open_for_reading
-from bluesky_symdenoise.physics.dark import Background, Dark
+from bluesky_symdenoise.physics.dark import Background, Dark, dark_from_stored
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe, array_sha256
@@ -68,34 +68,27 @@ class Recorded:
         found = self._said.get(f"{self._key}_mask_sha256")
         return None if found is None else self._array(f"{self._key}_mask", found)
 
-    @property
-    def may_integrate(self) -> bool:
-        """Whether a row may be of an integrating detector, or a mean."""
-        return self._recipe.readout is not None or self._names.names_readout
-
     @cached_property
     def readout(self) -> Readout | None:
         """Readout that was stated with the recipe, or None."""
         return from_recipe(self._recipe.readout, self._array)
 
-    def readout_of(self, index: int) -> Readout | None:
-        """Return the readout of the detector at one row, with the dark as its offset; None for counts."""
+    def of_row(
+        self, denoiser: Denoiser, index: int, symmetry: Symmetry
+    ) -> tuple[NDArray[Any] | None, Background | None, Readout | None]:
+        """Return mask, background and readout of one row: a dark is a background of counts, or a readout's offset."""
+        names = self._names
+        if not (names.has_dark or names.names_readout):
+            return self.mask, None, self.readout
         settings, data = self._settings(self._stream, self._recipe.rows[index])
         readout = settings.readout(data)
-        if readout is None or not self._names.has_dark:
-            return readout
+        if not names.has_dark:
+            return self.mask, None, readout
         dark, seconds = self._dark(index), settings.exposure_time(data)
-        return self._backgrounds.offset(readout, dark, seconds=seconds, shape=dark.mask.shape)
-
-    def with_dark(
-        self, denoiser: Denoiser, index: int, symmetry: Symmetry
-    ) -> tuple[NDArray[Any] | None, Background | None]:
-        """Return the mask and the background of one row of counts; without a dark, the mask alone."""
-        if not self._names.has_dark:
-            return self.mask, None
-        settings, data = self._settings(self._stream, self._recipe.rows[index])
-        seconds = settings.exposure_time(data)
-        return self._backgrounds.of(denoiser, self._dark(index), seconds=seconds, mask=self.mask, symmetry=symmetry)
+        if readout is not None:
+            offset = self._backgrounds.offset(readout, dark, seconds=seconds, shape=dark.mask.shape)
+            return self.mask, None, offset
+        return *self._backgrounds.of(denoiser, dark, seconds=seconds, mask=self.mask, symmetry=symmetry), None
 
     def _dark(self, index: int) -> Dark:
         fixed = f"{self._key}_dark_sha256" in self._said

@@ -46,7 +46,7 @@ def ring_scalars(
     frames = image.reshape(-1, *image.shape[-2:])
     shape = (frames.shape[1], frames.shape[2])
     if readout is not None:
-        frames, background = readout.equivalent(frames, mask)
+        frames, background = readout.equivalent(frames, mask, as_exposure(work.exposure, shape))
     bad = as_mask(mask, shape) | sentinel_mask(frames).any(axis=0)
     exposure = np.where(bad, 0.0, as_exposure(work.exposure, shape))
     measured = exposure > 0

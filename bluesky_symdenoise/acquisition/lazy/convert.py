@@ -28,7 +28,6 @@ from bluesky_symdenoise.catalog.store.writer import DerivedStream
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.derived.columns import PENDING, SCALARS, denoised_images
 from bluesky_symdenoise.derived.row import Row, empty_row
-from bluesky_symdenoise.derived.stated_readout import readout_maps
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opened import open_for_reading
 from bluesky_symdenoise.files.source import Source
@@ -212,16 +211,7 @@ class _StoredImage:
                 rule="this computer cannot read their file",
                 remedy="run this on a computer that can",
             )
-        needed = [
-            (name, array)
-            for name, array in (
-                ("mask", again.mask),
-                ("exposure", again.exposure),
-                *readout_maps(again.readout).items(),
-            )
-            if array is not None
-        ]
-        folder = frames_folder(_container(run), Place(directory)) if needed else Path()
+        folder = frames_folder(_container(run), Place(directory)) if again.arrays else Path()
         return cls(
             run=run,
             stream=stream,
@@ -231,7 +221,7 @@ class _StoredImage:
             lazy=lazy_key(again.denoiser, again.recipe, source, uris, symmetry, first),
             pixels=pixels,
             dataset=f"entry/data/{key}",
-            arrays={name: stored_array(folder, array) for name, array in needed},
+            arrays={name: stored_array(folder, array) for name, array in again.arrays.items()},
         )
 
     def _computed(self, row: int) -> Row:
@@ -329,15 +319,13 @@ def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fo
     part, final = folder / f"{uid}-{stream}.h5.part", folder / f"{uid}-{stream}.h5"
     raw_descriptor = _descriptor(raw_for(run), stream)
     some = next(iter(images.values()))
-    arrays = {name: a for name, a in (("mask", some.mask), ("exposure", some.exposure)) if a is not None}
-    arrays |= readout_maps(some.readout)
     opened = DerivedStream(
         lambda name, doc: documents.append((name, doc)),
         compose_run(uid=uid, time=run.start["time"]),
         descriptor=raw_descriptor,
         keys=keys,
         path=part,
-        arrays=arrays,
+        arrays=some.arrays,
         configuration=dict(run[stream].metadata.get("configuration", {}).get("symdenoise", {}).get("data", {})),
         flown=False,
         entered=lambda **_: None,

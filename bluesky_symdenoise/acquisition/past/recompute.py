@@ -13,6 +13,7 @@ from bluesky_symdenoise.acquisition.runs.stored import TiledRun
 from bluesky_symdenoise.catalog.find.query import raw_for
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.derived.row import Row, denoised_row
+from bluesky_symdenoise.derived.stated_readout import readout_maps
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -132,6 +133,12 @@ class Again:
         centers = (np.asarray(events[f"{key}_center_{axis}"].read(), float) for axis in "yx")
         self.centers = [None if np.isnan(y) else (float(y), float(x)) for y, x in zip(*centers, strict=True)]
 
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Arrays given with the recipe, by the names under which they are stored; without the map of mates."""
+        named = {"mask": self.mask, "exposure": self.exposure, **readout_maps(self.readout)}
+        return {name: array for name, array in named.items() if array is not None}
+
     def row(self, index: int, image: NDArray[Any]) -> Row:
         """Return one row as it was stored, from its raw image.
 
@@ -154,10 +161,7 @@ class Again:
                 remedy="replay the run from its documents",
             )
         symmetry = Symmetry(self.groups[index], self.centers[index], self.fold)
-        readout = self._recorded.readout_of(index) if self._recorded.may_integrate else None
-        mask, background = self.mask, None
-        if readout is None:
-            mask, background = self._recorded.with_dark(self.denoiser, index, symmetry)
+        mask, background, readout = self._recorded.of_row(self.denoiser, index, symmetry)
         return denoised_row(
             self.denoiser,
             self.recipe,

@@ -79,7 +79,7 @@ def check_symmetry(
         for index in range(stack.shape[0]):
             counted = stack.read(index)
             if readout is not None:
-                counted, _ = readout.equivalent(counted, bad)
+                counted, _ = readout.equivalent(counted, bad, n)
             frame = frame_from_counts(counted, mask=bad, exposure=n)
             frame = without(frame, found_defects(frame).mask)
             if frame.counts.any():

@@ -238,11 +238,15 @@ class Settings:
     def readout_in_columns(self) -> bool:
         """Whether a part of the readout is looked up in a column, and may differ from event to event."""
         columns = self._columns()
-        names = ("frames_averaged",) if "readout" in self._given else ("gain", "read_noise", "frames_averaged")
         return "noise" not in self._given and any(
             (found := self._looked_up(quantity, columns)) is not None and isinstance(found.value, Found)
-            for quantity in names
+            for quantity in self._of_readout
         )
+
+    @property
+    def _of_readout(self) -> tuple[str, ...]:
+        """Quantities of a readout that are looked up: of one that was given, only the number of exposures."""
+        return ("frames_averaged",) if "readout" in self._given else ("gain", "read_noise", "frames_averaged")
 
     def record(self) -> Document:
         """Return what was found before the first event, and where, for the derived descriptor.
@@ -251,8 +255,7 @@ class Settings:
         """
         out: Document = {}
         columns = self._columns()
-        readout = ("frames_averaged",) if "readout" in self._given else ("gain", "read_noise", "frames_averaged")
-        for quantity in ("symmetry", "exposure_time", *readout, "i0", "transmission"):
+        for quantity in ("symmetry", "exposure_time", *self._of_readout, "i0", "transmission"):
             self._say(out, quantity, self._first(quantity, columns), columns)
         center, other = (self._looked_up(f"beam_center_{axis}", columns) for axis in "yx")
         if center is None or other is None:

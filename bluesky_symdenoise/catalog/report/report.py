@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -31,6 +31,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.agreement import PairTest, pair_tests
 from bluesky_symdenoise.physics.counts.doubts import readout_verdict
 from bluesky_symdenoise.physics.counts.verdict import Verdict, verdict
+from bluesky_symdenoise.physics.dark import dark_from_stored
 from bluesky_symdenoise.physics.frame import frame_from_counts, sentinel_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
@@ -233,8 +234,14 @@ async def _readout(stream: ServedStream, key: str, recipe: Mapping[str, Any]) ->
     readout = from_recipe(said, lambda name, _sha256: held[name])
     if readout is None or dark_sha256 is None:
         return readout
-    mean = np.asarray(held[f"{key}_dark"]) / configuration[f"{key}_dark_frames"]
-    return replace(readout, offset=mean)
+    return readout.with_dark(
+        dark_from_stored(
+            np.asarray(held[f"{key}_dark"]),
+            frames=configuration[f"{key}_dark_frames"],
+            seconds=None,
+            averaged=configuration.get(f"{key}_dark_averaged", 1),
+        )
+    )
 
 
 def _raw_number(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.counts.verdict import LATER_PIXELS, MOST_FRAMES, Verdict, judged, sampled, verdict
+from bluesky_symdenoise.physics.frame import frames_of
 from bluesky_symdenoise.physics.integrating.readout import Readout
 
 #: Share of pixels so many standard deviations below the offset that noise does not explain.
@@ -27,9 +29,8 @@ def doubts(image: NDArray[Any], mask: Mask, readout: Readout | None = None) -> s
     SymDenoiseError
         If it plainly holds something else than photon counts.
     """
-    for frame in image.reshape(-1, *image.shape[-2:])[:MOST_FRAMES]:
-        fits = mask if mask is None or mask.shape == frame.shape else None
-        found = verdict(frame, fits) if readout is None else readout_verdict(frame, readout, fits)
+    for frame, bad in islice(frames_of(image, mask), MOST_FRAMES):
+        found = verdict(frame, bad) if readout is None else readout_verdict(frame, readout, bad)
         if found.kind == "not counts" and readout is None:
             raise SymDenoiseError("frame that is not photon counts", rule=found.why, remedy=_remedy(found))
         if found.kind != "too few":
@@ -39,9 +40,7 @@ def doubts(image: NDArray[Any], mask: Mask, readout: Readout | None = None) -> s
 
 def says_nothing(image: NDArray[Any], mask: Mask) -> bool:
     """Return whether too little can be said of the frames of an image (..., y, x)."""
-    fits = [mask if mask is None or mask.shape == image.shape[-2:] else None] * MOST_FRAMES
-    frames = image.reshape(-1, *image.shape[-2:])[:MOST_FRAMES]
-    return all(verdict(frame, bad).kind == "too few" for frame, bad in zip(frames, fits, strict=False))
+    return all(verdict(frame, bad).kind == "too few" for frame, bad in islice(frames_of(image, mask), MOST_FRAMES))
 
 
 def later_doubts(image: NDArray[Any], mask: Mask, readout: Readout | None = None) -> str | None:
@@ -49,8 +48,7 @@ def later_doubts(image: NDArray[Any], mask: Mask, readout: Readout | None = None
 
     None if nothing is, or too little can be said.
     """
-    for frame in image.reshape(-1, *image.shape[-2:])[:MOST_FRAMES]:
-        bad = mask if mask is not None and mask.shape == frame.shape else np.zeros(frame.shape, bool)
+    for frame, bad in islice(frames_of(image, mask), MOST_FRAMES):
         if readout is None:
             found = verdict(*sampled(frame, bad, LATER_PIXELS))
         else:
@@ -77,8 +75,7 @@ def readout_verdict(signal: NDArray[Any], readout: Readout, mask: Mask = None, p
     """
     if signal.dtype.kind not in "iuf":
         return Verdict("too few")
-    above = readout.photons(signal)
-    bad = readout.unusable(signal)
+    above, bad = readout.measured(signal)
     bad = bad if mask is None else bad | mask
     below = float(np.mean((above < -BELOW_Z * np.asarray(readout.noise))[~bad])) if not bad.all() else 0.0
     if below > BELOW_SHARE:

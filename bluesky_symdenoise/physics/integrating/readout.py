@@ -176,12 +176,13 @@ class Readout:
         """
         shape = (signal.shape[-2], signal.shape[-1])
         given = as_mask(mask, shape)
-        noise = np.broadcast_to(self.noise, shape)
-        usual = np.nanmedian(noise)
-        given = given | ~(noise**2 <= NOISY * usual**2)
-        lift = float(np.mean(noise[~given] ** 2)) if not given.all() else float(usual**2)
-        photons = np.broadcast_to(self.photons(signal), signal.shape)
-        bad = self.unusable(signal) | given
+        noise = np.asarray(self.noise)
+        lift = float(np.nanmedian(noise)) ** 2
+        if noise.ndim:
+            given = given | ~(noise**2 <= NOISY * lift)
+            lift = lift if given.all() else float(np.mean(noise[~given] ** 2))
+        photons, bad = self.measured(signal)
+        bad = bad | given
         relative = np.ones(shape) if exposure is None else _relative(exposure, given)
         lifted = np.where(bad, 0.0, photons + lift * relative).reshape(-1, *shape)
         counts = np.stack([without_negative(frame) for frame in lifted]).reshape(signal.shape)
@@ -209,8 +210,8 @@ class Readout:
                 )
         return np.asarray(self.frames * (signal.astype(np.float64) - self.offset) / self.gain)
 
-    def unusable(self, signal: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return the pixels (..., y, x) that hold no signal.
+    def measured(self, signal: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return `photons` of frames (..., y, x), and the pixels that hold no signal.
 
         These are codes, values that are not finite, saturated ones, and those far below the offset.
 
@@ -231,7 +232,7 @@ class Readout:
                 remedy="give the readout of this detector, and mask its dead parts; of several detectors, choose one "
                 "(data_keys)",
             )
-        return bad | cold
+        return photons, bad | cold
 
 
 def coded(signal: NDArray[Any]) -> NDArray[np.bool_]:
