@@ -61,8 +61,8 @@ def import_model(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="NAME.safetensors; NAME.json lies beside it. Or a wheel of bluesky-symdenoise, for the weights of that "
-            "version.",
+            help="NAME.safetensors; NAME.json lies beside it. Or a wheel of bluesky-symdenoise, for that version's "
+            "weights.",
         ),
     ],
     name: Annotated[str | None, typer.Option(help="Name of the model on this computer; not for a wheel.")] = None,
