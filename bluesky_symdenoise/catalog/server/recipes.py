@@ -128,16 +128,14 @@ def _finding(http: httpx.Client, container: str, group: Group) -> Finding | None
 
 def _distinct(http: httpx.Client, container: str, key: str, *conditions: Condition) -> list[tuple[Any, int]]:
     """Return the values of a metadata key among the denoised runs that meet all conditions, with their numbers."""
-    parameters: list[tuple[str, str]] = [
+    parameters: list[tuple[str, str | int | float | bool | None]] = [
         ("metadata", key),
         ("counts", "true"),
         ("filter[specs][condition][include]", json.dumps([SPEC])),
         ("filter[specs][condition][exclude]", "[]"),
     ]
     for kind, of, value in conditions:
-        parameters += [
-            (f"filter[{kind}][condition][key]", of),
-            (f"filter[{kind}][condition][value]", json.dumps(value)),
-        ]
+        query = f"filter[{kind}][condition]"
+        parameters += [(f"{query}[key]", of), (f"{query}[value]", json.dumps(value))]
     answer = http.get(f"distinct/{container}", params=parameters, timeout=COUNTING_S).raise_for_status()
     return [(each["value"], int(each["count"])) for each in answer.json()["metadata"][key] if each["value"] is not None]
