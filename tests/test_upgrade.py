@@ -19,7 +19,8 @@ from tiled.client.container import Container
 
 from bluesky_symdenoise import DenoiserSettings, SymDenoiseError, denoised_for, find, recompute, register, replay
 from bluesky_symdenoise.acquisition.deliver.spool import spool_folder
-from bluesky_symdenoise.acquisition.lazy.renew import delete_older, made_with, renew
+from bluesky_symdenoise.acquisition.lazy.register import made_with
+from bluesky_symdenoise.acquisition.lazy.renew import delete_older, renew
 from bluesky_symdenoise.acquisition.live.backlog import Head, RunFile, left_with_other_settings
 from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
 from bluesky_symdenoise.acquisition.past.replay import replay_with
@@ -474,6 +475,25 @@ def test_what_is_no_wheel_is_refused(tmp_path: Path, content: bytes) -> None:
         archive.writestr("empty.py", "")
     with pytest.raises(SymDenoiseError, match="it has no model"):
         import_wheel(path)
+
+
+def test_registering_beside_an_older_run_says_which_is_newer(
+    catalog: Container,
+    frames_folder: Path,
+    write_run: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Registration in Python does what it is asked for; another model is no upgrade."""
+    raw = catalog["raw"][write_run(catalog["raw"], frames_folder, {"det": counts()})]
+    older = register(raw, catalog["denoised"], denoiser=work_on(catalog).denoiser, symmetry="1")
+    register(raw, catalog["denoised"], denoiser=work_on(catalog).denoiser, symmetry="2", beam_center=(19.5, 23.5))
+    assert not caplog.text
+    next_algorithm(monkeypatch)
+    newer = register(raw, catalog["denoised"], denoiser=work_on(catalog).denoiser, symmetry="1")
+    assert f"{newer.start['uid']} ({made_with(newer)}) is newer than {older.start['uid']} (" in caplog.text
+    assert f"algorithm {NEXT}" in newer._repr_html_()
+    assert denoised_for(catalog, raw).start["uid"] == newer.start["uid"]
 
 
 def status_of(run: Any) -> tuple[int, str]:

@@ -53,9 +53,10 @@ def register(
     A RUN with a complete one of the same settings and model of before an upgrade is left alone. Exit status 1: a run
     could not be renewed.
     """
+    from bluesky_symdenoise.acquisition.lazy.register import made_with, older_complete
     from bluesky_symdenoise.acquisition.lazy.register import register as register_run
-    from bluesky_symdenoise.acquisition.lazy.renew import made_with, older_complete
     from bluesky_symdenoise.acquisition.request.request import Request
+    from bluesky_symdenoise.catalog.store.containers import run_in
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     given = {"symmetry": symmetry, "beam_center": beam_center, "noise": noise, "readout": readout}
@@ -78,7 +79,7 @@ def register(
         for uid in runs or ():
             raw = run_named(client, "raw", uid)
             before = older_complete(client["denoised"], raw, recipe, model=denoiser.model.name)
-            if before:
+            if before and run_in(client["denoised"], recipe.derived_uid(raw.start["uid"])) is None:
                 kept = f"{before[0].start['uid']} ({made_with(before[0])})"
                 typer.echo(f"{uid}: left alone, has {kept} with the same settings; --renew registers a newer one")
                 continue

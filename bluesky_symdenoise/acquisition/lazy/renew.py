@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from tiled.queries import Key, SpecsQuery
 
-from bluesky_symdenoise.acquisition.deliver.claim import Claim
 from bluesky_symdenoise.acquisition.derive.recorded import Recorded
-from bluesky_symdenoise.acquisition.lazy.register import register
+from bluesky_symdenoise.acquisition.lazy.register import made_with, registered
 from bluesky_symdenoise.acquisition.request.earlier import same_settings
 from bluesky_symdenoise.acquisition.request.options import ImageOptions
-from bluesky_symdenoise.acquisition.request.request import Request
+from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.catalog.find.query import SPEC, raw_for
 from bluesky_symdenoise.catalog.store.containers import run_in
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -60,12 +59,6 @@ class Renewed:
         )
 
 
-def made_with(run: BlueskyRun) -> str:
-    """Return algorithm and weights of a derived run in words."""
-    recipe, model = run.start["provenance"]["recipe"], run.start["provenance"]["model"]
-    return f"algorithm {recipe['algorithm']}, {model['name']} {model.get('version', '?')} {model['sha256'][:12]}"
-
-
 def renew(run: BlueskyRun, *, denoiser: Denoiser | None = None, directory: str | Path | None = None) -> Renewed:
     """Register the raw run of a lazy run again, with the same settings, the newest algorithm and present weights.
 
@@ -109,16 +102,15 @@ def renew(run: BlueskyRun, *, denoiser: Denoiser | None = None, directory: str |
         )
     raw = raw_for(run)
     options = _options(run, raw)
-    recipe = Request.asked(activity="register", denoiser=denoiser, **options).recipe
-    if not same_settings(stored, recipe):
+    work = Work.planned(run.parent, activity="register", denoiser=denoiser, directory=directory, **options)
+    if not same_settings(stored, work.recipe):
         raise SymDenoiseError(
             f"lazy run {run.start['uid']}",
             rule="its recipe has settings that registration cannot give, such as columns of an analysis",
             remedy="replay the raw run with these, then `symdenoise evict` it",
         )
-    was_there = recipe.derived_uid(raw.start["uid"]) in run.parent
-    newer = register(raw, run.parent, denoiser=denoiser, directory=directory, **options)
-    return Renewed(run, newer, made=not was_there)
+    newer, made = registered(raw, work)
+    return Renewed(run, newer, made=made)
 
 
 def delete_older(renewed: Renewed) -> Renewed:
@@ -155,21 +147,3 @@ def lazy_runs(denoised: Container, raw_uid: str | None = None) -> Iterator[Blues
     runs = (run for uid in uids if (run := run_in(denoised, uid)) is not None)
     lazy = (run for run in runs if computed_when_read(run.metadata.get("stop") or {}))
     yield from sorted(lazy, key=lambda run: float(run.start["time"]))
-
-
-def older_complete(denoised: Container, raw: BlueskyRun, recipe: Recipe, *, model: str) -> list[BlueskyRun]:
-    """Return complete runs of a raw run with the settings and model of a recipe, of before an upgrade, newest first.
-
-    They are empty if there is a run of the recipe itself.
-    """
-    claim, found = Claim(raw_stop=raw.metadata.get("stop")), []
-    for run in denoised.search(Key("start.raw_uid") == raw.start["uid"]).search(SpecsQuery([SPEC])).values():
-        stored = run.start["provenance"]["recipe"]
-        if stored == recipe.to_dict():
-            return []
-        if not same_settings(stored, recipe) or run.start["provenance"]["model"]["name"] != model:
-            continue
-        before = stored["algorithm"] == recipe.algorithm or older_than(stored["algorithm"], recipe.algorithm)
-        if before and claim.stands(run):
-            found.append(run)
-    return sorted(found, key=lambda run: float(run.start["time"]), reverse=True)
