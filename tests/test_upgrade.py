@@ -13,6 +13,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 from earlier_catalogue import KEY, Earlier, earlier_catalogue
+from facility import tiled_process
 from next_algorithm import FACTOR, NEXT, next_algorithm, other_weights, upgraded_package
 from raw_runs import step_scan
 from tiled.client.container import Container
@@ -32,12 +33,14 @@ from bluesky_symdenoise.acquisition.service.catchup import finish_left
 from bluesky_symdenoise.acquisition.service.health import Health
 from bluesky_symdenoise.acquisition.service.watch import Watch
 from bluesky_symdenoise.catalog.lazy import models as served
+from bluesky_symdenoise.catalog.store.containers import prepare
 from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser import registry, released
 from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.weights import import_model
 from bluesky_symdenoise.denoiser.wheel import import_wheel
+from bluesky_symdenoise.recipe import Recipe
 
 pytestmark = [pytest.mark.server, pytest.mark.process]
 
@@ -196,18 +199,38 @@ def doctor(command: Command) -> dict[str, dict[str, str]]:
     return {each["check"]: each for each in found}
 
 
+def as_if_made_with(earlier: Earlier, algorithm: str, *, package: str, **more: Any) -> None:
+    """Have the complete runs name another algorithm and version."""
+    for kind in ("computed", "lazy"):
+        (run,) = every(earlier, kind)
+        start = json.loads(json.dumps(dict(run.start)))
+        start["provenance"]["recipe"] |= {"algorithm": algorithm, **more}
+        start["provenance"]["wasAssociatedWith"]["version"] = package
+        run.update_metadata({"start": start}, drop_revision=True)
+
+
+def test_runs_of_development_versions_keep_their_pixels_and_lazy_ones_can_be_renewed(
+    earlier: Earlier, command: Command
+) -> None:
+    as_if_made_with(earlier, "4", package="0.1.0")
+    (stored,) = every(earlier, "computed")
+    assert np.isfinite(image(stored)).all()
+    with pytest.raises(SymDenoiseError, match="development version, whose code it does not have"):
+        recompute(stored, 1)
+    (about,) = (each for check, each in doctor(command).items() if check.startswith("algorithm 4"))
+    assert about["verdict"] == "problem"
+    assert "`symdenoise register --renew` lazy ones" in about["remedy"]
+    assert command("register", "--renew")[0] == 0
+    assert [algorithm(run) for run in every(earlier, "lazy")] == [NEXT, "4"]
+
+
 class TestNewerPackage:
     """Recipes that a newer version of the package wrote."""
 
     @pytest.fixture
     def rewritten(self, earlier: Earlier) -> Earlier:
         """The runs of the earlier version, as if algorithm 9 of version 7.0 had made them."""
-        for kind in ("computed", "lazy"):
-            (run,) = every(earlier, kind)
-            start = json.loads(json.dumps(dict(run.start)))
-            start["provenance"]["recipe"] |= {"algorithm": "9", "sharpness": 3}
-            start["provenance"]["wasAssociatedWith"]["version"] = "7.0"
-            run.update_metadata({"start": start}, drop_revision=True)
+        as_if_made_with(earlier, "9", package="7.0", sharpness=3)
         return earlier
 
     def test_they_are_refused_with_value_rule_and_remedy(self, rewritten: Earlier) -> None:
@@ -494,6 +517,27 @@ def test_registering_beside_an_older_run_says_which_is_newer(
     assert f"{newer.start['uid']} ({made_with(newer)}) is newer than {older.start['uid']} (" in caplog.text
     assert f"algorithm {NEXT}" in newer._repr_html_()
     assert denoised_for(catalog, raw).start["uid"] == newer.start["uid"]
+
+
+def test_a_server_of_before_the_upgrade_refuses_new_lazy_runs_and_nothing_is_left(
+    tmp_path: Path, write_run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tiled_process(tmp_path / "server") as server:
+        client, folder = server.client(), server.folder / "symdenoise-data" / "frames"
+        folder.mkdir(parents=True)
+        prepare(client, frames=folder)
+        raw = client["raw"][write_run(client["raw"], folder, {"det": counts()})]
+        next_algorithm(monkeypatch)
+        with pytest.raises(SymDenoiseError, match="install this version of bluesky-symdenoise on the server, too"):
+            register(raw, client["denoised"], denoiser=work_on(client).denoiser, symmetry="1")
+        assert len(client["denoised"]) == 0
+        today = Denoiser.pretrained(device="cpu", threads=1, algorithm=ALGORITHM)
+        assert np.isfinite(image(register(raw, client["denoised"], denoiser=today, symmetry="1"))).all()
+
+
+def test_a_recipe_with_fields_of_a_newer_version_is_refused() -> None:
+    with pytest.raises(SymDenoiseError, match="this version does not know what that changes"):
+        Recipe.from_dict(Recipe(model_sha256="0" * 64, algorithm=ALGORITHM).to_dict() | {"sharpness": 3})
 
 
 def status_of(run: Any) -> tuple[int, str]:

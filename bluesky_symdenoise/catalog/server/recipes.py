@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -62,11 +63,22 @@ def groups(http: httpx.Client, container: str = "denoised") -> list[Group]:
     found = []
     for algorithm, _ in _distinct(http, container, _ALGORITHM):
         of_it: Condition = ("eq", _ALGORITHM, algorithm)
-        lazy = {model["sha256"]: count for model, count in _distinct(http, container, _MODEL, of_it, *_LAZY)}
+        lazy: Counter[str] = Counter()
+        for model, count in _distinct(http, container, _MODEL, of_it, *_LAZY):
+            lazy[_sha256(model)] += count
+        # The same weights may have several names.
+        runs: dict[str, list[tuple[Any, int]]] = {}
         for model, count in _distinct(http, container, _MODEL, of_it):
-            name, version, sha256 = (str(model.get(key, "?")) for key in ("name", "version", "sha256"))
-            found.append(Group(str(algorithm), name, version, sha256, count, lazy.get(sha256, 0)))
+            runs.setdefault(_sha256(model), []).append((model, count))
+        for sha256, models in runs.items():
+            name, version = (str(models[0][0].get(key, "?")) for key in ("name", "version"))
+            total = sum(count for _, count in models)
+            found.append(Group(str(algorithm), name, version, sha256, total, lazy[sha256]))
     return sorted(found, key=lambda group: (group.algorithm, -group.runs))
+
+
+def _sha256(model: Any) -> str:
+    return str(model.get("sha256", "?"))
 
 
 def recipes(http: httpx.Client, container: str = "denoised") -> Iterator[Finding]:
