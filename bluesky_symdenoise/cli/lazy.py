@@ -79,7 +79,11 @@ def register(
         for uid in runs or ():
             raw = run_named(client, "raw", uid)
             before = older_complete(client["denoised"], raw, recipe, model=denoiser.model.name)
-            if before and run_in(client["denoised"], recipe.derived_uid(raw.start["uid"])) is None:
+            if model is not None:
+                # Other weights of a model that was named are no upgrade.
+                before = [each for each in before if each.start["provenance"]["model"]["sha256"] == recipe.model_sha256]
+            there = run_in(client["denoised"], recipe.derived_uid(raw.start["uid"])) is not None
+            if before and algorithm is None and not there:
                 kept = f"{before[0].start['uid']} ({made_with(before[0])})"
                 typer.echo(f"{uid}: left alone, has {kept} with the same settings; --renew registers a newer one")
                 continue
@@ -97,7 +101,7 @@ def _renew(
     delete: bool,
 ) -> None:
     """Renew the lazy runs of these raw runs, or all, one after another, and say what was done."""
-    from bluesky_symdenoise.acquisition.lazy.renew import delete_older, lazy_runs, renew
+    from bluesky_symdenoise.acquisition.lazy.renew import delete_older, lazy_runs, present_denoiser, renew
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     denoised, failed = client["denoised"], 0
@@ -106,9 +110,7 @@ def _renew(
     chosen = None if model is None else Denoiser.pretrained(model, threads=threads, algorithm=algorithm)
     for run in older:
         try:
-            name = run.start["provenance"]["model"]["name"]
-            count = threads or run.start["provenance"]["environment"]["threads"]
-            denoiser = chosen or Denoiser.pretrained(name, threads=count, algorithm=algorithm)
+            denoiser = chosen or present_denoiser(run, threads=threads, algorithm=algorithm)
             renewed = renew(run, denoiser=denoiser)
             if renewed.newer is run and not runs:
                 continue

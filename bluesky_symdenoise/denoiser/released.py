@@ -63,7 +63,9 @@ def checked_algorithm(algorithm: str | None, *, made_with: str | None = None) ->
         return newest()
     if is_released(algorithm):
         return algorithm
-    raise SymDenoiseError(f"algorithm {str(algorithm)[:20]!r}", rule=not_computed(algorithm), remedy=way_out(made_with))
+    raise SymDenoiseError(
+        f"algorithm {str(algorithm)[:20]!r}", rule=not_computed(algorithm), remedy=way_out(algorithm, made_with)
+    )
 
 
 def not_computed(algorithm: object) -> str:
@@ -73,13 +75,14 @@ def not_computed(algorithm: object) -> str:
     return f"this version computes {_listed()}"
 
 
-def way_out(made_with: str | None = None) -> str:
-    """Return what to do about a recipe that this version does not compute."""
+def way_out(algorithm: object, made_with: str | None = None) -> str:
+    """Return what to do about a recipe of an algorithm that this version does not compute."""
+    again = f"denoise the raw run again for those of algorithm {newest()}"
+    if algorithm in NEVER_RELEASED:
+        # No version has it, whatever version the run's provenance names.
+        return f"use its stored pixels as they are, or {again}"
     version = f"version {made_with[:40]}" if made_with else "the version that made the recipe"
-    return (
-        f"install {version} of bluesky-symdenoise, or a newer one, or denoise the raw run again "
-        f"with algorithm {newest()}"
-    )
+    return f"install {version} of bluesky-symdenoise, or a newer one, for its pixels, or {again}"
 
 
 def older_than(algorithm: str, other: str) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tiled.client.utils import ClientError
 from tiled.queries import Key, SpecsQuery
 
 from bluesky_symdenoise.acquisition.derive.recorded import Recorded
@@ -18,7 +19,7 @@ from bluesky_symdenoise.catalog.find.query import SPEC, raw_for
 from bluesky_symdenoise.catalog.store.containers import run_in
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.released import older_than
-from bluesky_symdenoise.derived.columns import computed_when_read
+from bluesky_symdenoise.derived.columns import computed_when_read, denoised_images
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import Recipe
 
@@ -85,12 +86,7 @@ def renew(run: BlueskyRun, *, denoiser: Denoiser | None = None, directory: str |
             rule="it is not lazy, or not complete",
             remedy="make runs with stored pixels again with `symdenoise replay`",
         )
-    environment = run.start["provenance"]["environment"]
-    denoiser = denoiser or Denoiser.pretrained(
-        run.start["provenance"]["model"]["name"],
-        device="cpu" if environment["device"] == "cpu" else "auto",
-        threads=environment["threads"],
-    )
+    denoiser = denoiser or present_denoiser(run)
     stored = run.start["provenance"]["recipe"]
     if (stored["algorithm"], stored["model_sha256"]) == (denoiser.algorithm, denoiser.model.sha256):
         return Renewed(run, run, made=False)
@@ -113,12 +109,46 @@ def renew(run: BlueskyRun, *, denoiser: Denoiser | None = None, directory: str |
     return Renewed(run, newer, made=made)
 
 
+def present_denoiser(run: BlueskyRun, *, threads: int | None = None, algorithm: str | None = None) -> Denoiser:
+    """Return the model of a derived run with the weights that its name has now, on the run's device and threads."""
+    environment = run.start["provenance"]["environment"]
+    return Denoiser.pretrained(
+        run.start["provenance"]["model"]["name"],
+        device="cpu" if environment["device"] == "cpu" else "auto",
+        threads=threads or environment["threads"],
+        algorithm=algorithm,
+    )
+
+
 def delete_older(renewed: Renewed) -> Renewed:
-    """Delete the older run where there is a newer one, which can be read; raw files and files of arrays stay."""
+    """Delete the older run where there is a newer one; raw files and files of arrays stay.
+
+    Raises
+    ------
+    SymDenoiseError
+        If the server cannot read the newer one. The older one then stays.
+    """
     if renewed.newer is renewed.older:
         return renewed
+    _refuse_unreadable(renewed.newer)
     renewed.older.delete(recursive=True, external_only=False)
     return replace(renewed, deleted=True)
+
+
+def _refuse_unreadable(run: BlueskyRun) -> None:
+    """Read a pixel of the last row of each image."""
+    for stream in run:
+        for key in denoised_images(list(run[stream])):
+            array = run[stream][key]
+            corner = (slice(array.shape[0] - 1, array.shape[0]), *(slice(0, 1) for _ in array.shape[1:]))
+            try:
+                array[corner]
+            except ClientError as error:
+                raise SymDenoiseError(
+                    f"{stream}/{key} of run {run.start['uid']}",
+                    rule=f"the server cannot read it ({str(error).splitlines()[0]})",
+                    remedy="see the server's log, then renew again: the older run stays",
+                ) from error
 
 
 def _options(run: BlueskyRun, raw: BlueskyRun) -> ImageOptions:

@@ -13,7 +13,7 @@ import httpx
 from bluesky_symdenoise.catalog.find.query import SPEC
 from bluesky_symdenoise.catalog.server.finding import Finding
 from bluesky_symdenoise.denoiser.registry import found_by_sha256
-from bluesky_symdenoise.denoiser.released import is_released, newest, not_computed, where_weights_are
+from bluesky_symdenoise.denoiser.released import is_released, not_computed, way_out, where_weights_are
 
 #: Seconds that counting may take: SQLite reads the metadata of every run.
 COUNTING_S = 120.0
@@ -122,12 +122,10 @@ def _finding(http: httpx.Client, container: str, group: Group) -> Finding | None
         )
         made = [str(version) for version, _ in _distinct(http, container, _PACKAGE, *conditions)]
         why = not_computed(group.algorithm)
-        remedy = (
-            f"keep bluesky-symdenoise {' or '.join(made) or 'of that time'}, which made them, for these; "
-            f"`symdenoise replay` makes stored ones again with algorithm {newest()}"
-        )
+        remedy = way_out(group.algorithm, " or ".join(sorted(made)))
+        remedy += "; `symdenoise replay` makes stored runs again"
         if group.lazy:
-            remedy += ", `symdenoise register --renew` lazy ones"
+            remedy += ", `symdenoise register --renew` lazy ones of older algorithms"
     what = "is not served" if group.runs == group.lazy == 1 else "are not served"
     served = f"; {group.lazy} {what} by a server of this version" if group.lazy else "; their pixels stay"
     return Finding(
