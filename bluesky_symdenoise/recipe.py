@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from operator import index
 from typing import Any
 from uuid import UUID, uuid5
@@ -97,7 +97,20 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
-        """Make the recipe from the values of `to_dict`."""
+        """Make the recipe from the values of `to_dict`.
+
+        Raises
+        ------
+        SymDenoiseError
+            If it has fields that this version does not know, as a newer one may have written.
+        """
+        unknown = sorted(set(stored) - {each.name for each in fields(cls)})
+        if unknown:
+            raise SymDenoiseError(
+                f"recipe with {', '.join(map(str, unknown))[:80]}",
+                rule="this version does not know what that changes",
+                remedy="install the version of bluesky-symdenoise in the run's provenance, or a newer one",
+            )
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
         }

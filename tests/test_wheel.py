@@ -99,3 +99,18 @@ print(DEFAULT_STRUCTURE_CLIENT_DISPATCH["numpy"]["SymDenoised"].__name__)
 def test_installed_command(site: Path, tmp_path: Path) -> None:
     command = site / "bin" / "symdenoise"
     assert run(str(command), "--version", cwd=tmp_path, PYTHONPATH=str(site)).startswith("symdenoise ")
+
+
+def test_weights_are_imported_from_the_wheel_itself(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a later version, which ships others, has to; the file is called as that version will say."""
+    from bluesky_symdenoise.denoiser import registry, released
+    from bluesky_symdenoise.denoiser.wheel import import_wheel
+
+    shipped = registry.entry("fast")
+    assert f"`symdenoise models import {wheel.name}`" in released.where_weights_are(shipped.sha256, "fast")
+    monkeypatch.setenv(registry.MODELS_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(registry, "available", list)
+    (found,) = import_wheel(wheel)
+    assert (found.name, found.sha256, found.shipped) == ("fast", shipped.sha256, False)

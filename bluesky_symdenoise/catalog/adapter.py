@@ -151,7 +151,13 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
     def _computed(self, row: int) -> Pair:
         image = self._image
         recipe = image.recipe
-        denoiser = served_denoiser(image.model, recipe.model_sha256, device=image.device, threads=image.threads)
+        denoiser = served_denoiser(
+            image.model,
+            recipe.model_sha256,
+            algorithm=recipe.algorithm,
+            device=image.device,
+            threads=image.threads,
+        )
         shape = self._source.row_shape[-2:]
         mask = _array(self._arrays, MASK, recipe.mask_sha256, shape, "|b1")
         exposure = _array(self._arrays, EXPOSURE, recipe.exposure_sha256, shape, "<f8")

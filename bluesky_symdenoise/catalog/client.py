@@ -191,7 +191,9 @@ def _summary(start: Mapping[str, Any], stop: Mapping[str, Any], uri: str) -> dic
     lines = {
         "raw run": raw,
         "made": escape(datetime.fromtimestamp(start["time"]).astimezone().isoformat(sep=" ", timespec="minutes")),
-        "model": escape(f"{model.get('name', '?')} ({str(model.get('sha256', '?'))[:12]})"),
+        "model": escape(
+            f"{model.get('name', '?')} ({str(model.get('sha256', '?'))[:12]}), algorithm {recipe.get('algorithm', '?')}"
+        ),
         "recipe": escape(str(made.get("recipe_sha256", "?"))[:12]),
         "symmetry": escape(
             f"asked for {recipe.get('symmetry', '?')}, used {', '.join(ended.get('symmetry', {})) or 'not known'}"

@@ -12,6 +12,7 @@ import typer
 
 from bluesky_symdenoise.cli.catalog import opened
 from bluesky_symdenoise.cli.options import (
+    Algorithm,
     Center,
     Defects,
     Denoised,
@@ -64,6 +65,7 @@ def catch_up(
     defects: Defects = "find",
     views: Views = 1,
     sums: Sums = "free",
+    algorithm: Algorithm = None,
 ) -> None:
     """Finish what was missed: raw runs without a complete derived run; the API key comes from TILED_API_KEY.
 
@@ -74,7 +76,8 @@ def catch_up(
 
     from bluesky_symdenoise.acquisition.deliver.delivery import send_spooled
     from bluesky_symdenoise.acquisition.live.backlog import left_files, left_with_other_settings
-    from bluesky_symdenoise.acquisition.service.catchup import finish, finish_left, tidy, unfinished
+    from bluesky_symdenoise.acquisition.request.earlier import earlier_recipes
+    from bluesky_symdenoise.acquisition.service.catchup import finish, finish_left, tidy, unfinished, works_left
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
     with opened(uri, raw=raw, denoised=denoised) as client:
@@ -86,11 +89,19 @@ def catch_up(
             "directory": directory,
             "frames": frames,
         }
-        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views, sums=sums)
+        denoiser = Denoiser.pretrained(
+            model,
+            device=device,
+            threads=threads,
+            defects=defects,
+            views=views,
+            sums=sums,
+            algorithm=algorithm,
+        )
         work = planned_work(client[denoised], settings, given, activity="catch-up", denoiser=denoiser)
         seconds = None if older_than is None else older_than * 3600
         done: dict[str, Outcome] = {}
-        for line in left_with_other_settings(work):
+        for line in left_with_other_settings(work, but=earlier_recipes(work)):
             typer.echo(line, err=True)
         if not dry_run:
             for run in send_spooled(work):
@@ -110,7 +121,7 @@ def catch_up(
             remedy = "--older-than HOURS takes those that were interrupted"
             typer.echo(f"{endless} raw runs have no stop document; {remedy}", err=True)
         if dry_run:
-            for file, head in left_files(work):
+            for file, head in (left for each in works_left(work) for left in left_files(each)):
                 file.close()
                 typer.echo(f"{head.raw_uid}  left by a callback whose process ended")
             for item in found:
@@ -203,6 +214,7 @@ def watch(
     defects: Defects = "find",
     views: Views = 1,
     sums: Sums = "free",
+    algorithm: Algorithm = None,
 ) -> None:
     """Follow raw runs and denoise them while they grow, until Ctrl-C or SIGTERM; the API key comes from TILED_API_KEY.
 
@@ -230,7 +242,15 @@ def watch(
             "directory": directory,
             "frames": frames,
         }
-        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views, sums=sums)
+        denoiser = Denoiser.pretrained(
+            model,
+            device=device,
+            threads=threads,
+            defects=defects,
+            views=views,
+            sums=sums,
+            algorithm=algorithm,
+        )
         work = planned_work(client[denoised], settings, given, activity="watch", denoiser=denoiser)
         health = Health()
         with (

@@ -57,14 +57,25 @@ def show(name: Name) -> None:
 
 @models.command("import")
 def import_model(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="NAME.safetensors; NAME.json lies beside it.")],
-    name: Annotated[str | None, typer.Option(help="Name of the model on this computer.")] = None,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="NAME.safetensors; NAME.json lies beside it. Or a wheel of bluesky-symdenoise, for that version's "
+            "weights.",
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(help="Name of the model on this computer; not for a wheel.")] = None,
 ) -> None:
-    """Add an exported or trained model to your own models, after checking it."""
+    """Add an exported or trained model, or those of an earlier version, to your own models, after checking them."""
     from bluesky_symdenoise.denoiser.weights import import_model as take
+    from bluesky_symdenoise.denoiser.wheel import import_wheel
+    from bluesky_symdenoise.errors import SymDenoiseError
 
-    found = take(file, name=name)
-    typer.echo(f"{found.name}: {found.sha256[:12]} in {found.weights.parent}")
+    if file.suffix == ".whl" and name is not None:
+        raise SymDenoiseError(f"--name {name}", rule="a wheel names its models itself", remedy="leave --name out")
+    for found in import_wheel(file) if file.suffix == ".whl" else [take(file, name=name)]:
+        typer.echo(f"{found.name}: {found.sha256[:12]} in {found.weights.parent}")
 
 
 @models.command()

@@ -70,6 +70,12 @@ SettingsFile = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Algorithm = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBER", help="Algorithm of a recipe, to go on as before an upgrade; by default the newest one."
+    ),
+]
 RedoOlder = Annotated[
     bool,
     typer.Option(

@@ -13,6 +13,7 @@ import typer
 from bluesky_symdenoise.cli.catalog import opened
 from bluesky_symdenoise.cli.live import planned_work, show
 from bluesky_symdenoise.cli.options import (
+    Algorithm,
     Center,
     Defects,
     Denoised,
@@ -84,6 +85,7 @@ def replay(
     defects: Defects = "find",
     views: Views = 1,
     sums: Sums = "free",
+    algorithm: Algorithm = None,
     dask: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Address of the scheduler of a Dask cluster whose workers denoise."),
@@ -117,7 +119,15 @@ def replay(
         opened(uri, raw=raw, denoised=denoised) as client,
         nullcontext() if dask is None else connected(dask) as scheduler,
     ):
-        denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views, sums=sums)
+        denoiser = Denoiser.pretrained(
+            model,
+            device=device,
+            threads=threads,
+            defects=defects,
+            views=views,
+            sums=sums,
+            algorithm=algorithm,
+        )
         work = planned_work(client[denoised], settings, given, activity="replay", denoiser=denoiser, rows=_rows(rows))
         after = None if since is None else since.timestamp()
         if runs:

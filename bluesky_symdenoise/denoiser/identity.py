@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from bluesky_symdenoise.denoiser import registry
+from bluesky_symdenoise.denoiser.released import RELEASED
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Name of the default model.
 DEFAULT_MODEL = "fast"
-#: Version of the algorithm, part of every recipe; it changes when the same weights would give other pixels.
-ALGORITHM = "6"
+#: Algorithm of new work, part of every recipe; see `bluesky_symdenoise.denoiser.released`.
+ALGORITHM = RELEASED[-1]
 #: Remedy for a model file that cannot be used.
 REMEDY = "install the package again, import the model again, or write the file again with `symdenoise train`"
 

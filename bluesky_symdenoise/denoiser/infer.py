@@ -15,8 +15,8 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise.denoiser.bands import as_tensor, banded_prior, flux_kept
-from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.network import PriorNet, features, prior
+from bluesky_symdenoise.denoiser.released import checked_algorithm
 from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype, checked_sums, checked_views
 from bluesky_symdenoise.denoiser.stack import as_dataset, plain_readout, pooled, stacked
 from bluesky_symdenoise.denoiser.sums import agreeing, rings_of
@@ -25,14 +25,7 @@ from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.check import SymmetryCheck, chosen_symmetry, stated_symmetry
 from bluesky_symdenoise.physics.dark import Background, Dark, signal
-from bluesky_symdenoise.physics.defects import (
-    DEAD,
-    HOT,
-    Defects,
-    found_defects,
-    no_defects,
-    without,
-)
+from bluesky_symdenoise.physics.defects import DEAD, HOT, Defects, found_defects, no_defects, without
 from bluesky_symdenoise.physics.fold import Mates, gated_mates
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.integrating.readout import Readout
@@ -84,6 +77,8 @@ class Denoiser:
         ``free``: only the frame's total is that of its counts. ``agree``: so are, within the error of the counts, sums
         over wide boxes and over rings about the beam centre that have at least 100 counts
         (`bluesky_symdenoise.denoiser.sums.agreeing`).
+    algorithm
+        That of a recipe (`bluesky_symdenoise.denoiser.released`); None: the newest.
     """
 
     def __init__(
@@ -96,8 +91,11 @@ class Denoiser:
         defects: str = "find",
         views: int = 1,
         sums: str = "free",
+        algorithm: str | None = None,
     ) -> None:
         checked_dtype(dtype)
+        #: Algorithm of the recipes whose pixels this denoiser computes.
+        self.algorithm = checked_algorithm(algorithm)
         self.defects = checked_defects(defects)
         self.views = checked_views(views)
         self.sums = checked_sums(sums)
@@ -130,6 +128,7 @@ class Denoiser:
         defects: str = "find",
         views: int = 1,
         sums: str = "free",
+        algorithm: str | None = None,
     ) -> Denoiser:
         """Return a denoiser by model name (the package's or your own; None: the default) or ``.safetensors`` path.
 
@@ -139,18 +138,20 @@ class Denoiser:
             If there is none of that name or its sha256 is not the recorded one.
         """
         return cls(
-            load_model(name), device=device, threads=threads, dtype=dtype, defects=defects, views=views, sums=sums
+            load_model(name),
+            device=device,
+            threads=threads,
+            dtype=dtype,
+            defects=defects,
+            views=views,
+            sums=sums,
+            algorithm=algorithm,
         )
 
     def environment(self) -> dict[str, Any]:
         """Return what, besides the recipe, decides the last bits: torch, device, dtype, threads."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return {
-            "torch": torch.__version__,
-            "device": device,
-            "dtype": self.dtype,
-            "threads": self.threads,
-        }
+        return {"torch": torch.__version__, "device": device, "dtype": self.dtype, "threads": self.threads}
 
     def resolve(
         self,
@@ -297,7 +298,7 @@ class Denoiser:
             intensity, sigma = signal(intensity, sigma, background)
         about = {
             "model": self.model.identity(),
-            "algorithm": ALGORITHM,
+            "algorithm": self.algorithm,
             "symmetry": resolved.point_group,
             "beam_center": list(resolved.beam_center) if resolved.beam_center else None,
             **({} if readout is None else {"readout": plain_readout(readout)}),

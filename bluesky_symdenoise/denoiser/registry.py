@@ -16,6 +16,7 @@ from typing import Any
 
 from platformdirs import user_data_path
 
+from bluesky_symdenoise.denoiser.released import SHIPPED, where_weights_are
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Environment variable with the folder of models, instead of the one in the user's data directory.
@@ -99,33 +100,41 @@ def entry(name: str) -> Entry:
     return Entry(name, _read_record(folder / f"{name}.json"), folder / f"{name}.safetensors", shipped)
 
 
-def entry_by_sha256(name: str, sha256: str) -> Entry:
+def entry_by_sha256(name: str, sha256: str, *, version: str | None = None) -> Entry:
     """Return the model with these weights, whatever its name is here.
 
     Parameters
     ----------
-    name
-        Name of the model where it was used, for the message.
+    name, version
+        Name and version of the model where it was used, for the message.
 
     Raises
     ------
     SymDenoiseError
         If this computer has none.
     """
-    # Try the record of that name first: it is usually the right one.
-    for each in sorted([*available(), *registered()], key=lambda each: each != name):
+    found = found_by_sha256(sha256, first=name)
+    if found is not None:
+        return found
+    known = SHIPPED.get(sha256)
+    said = f"model {name!r}" + (f" version {known.version if known else version}" if known or version else "")
+    raise SymDenoiseError(
+        f"{said} with sha256 {sha256[:12]}",
+        rule=f"neither the package nor {models_folder()} has it on this computer",
+        remedy=where_weights_are(sha256, name),
+    )
+
+
+def found_by_sha256(sha256: str, *, first: str = "") -> Entry | None:
+    """Return the model with these weights, whatever its name is, or None; `first` is the name that is tried first."""
+    for each in sorted([*available(), *registered()], key=lambda each: each != first):
         try:
             found = entry(each)
         except SymDenoiseError:
             continue  # Skip damaged records: `symdenoise models list` names them.
         if found.sha256 == sha256:
             return found
-    older = "install the version of bluesky-symdenoise in the run's provenance, or " if name in available() else ""
-    raise SymDenoiseError(
-        f"model {name!r} with sha256 {sha256[:12]}",
-        rule=f"neither the package nor {models_folder()} has it on this computer",
-        remedy=f"{older}`symdenoise models import FILE`, after `symdenoise models export {name}` where it was made",
-    )
+    return None
 
 
 def checked_new_name(name: str) -> str:

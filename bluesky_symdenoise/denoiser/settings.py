@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from bluesky_symdenoise.denoiser.identity import model_file
+from bluesky_symdenoise.denoiser.released import checked_algorithm, newest
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -34,11 +35,14 @@ class DenoiserSettings:
         1 or 8; see `bluesky_symdenoise.Denoiser`.
     sums
         ``free`` or ``agree``; see `bluesky_symdenoise.Denoiser`.
+    algorithm
+        That of a recipe, to go on as an earlier version did; by default the newest.
 
     Raises
     ------
     SymDenoiseError
-        If `threads` is less than 1, or another dtype, choice of defects or sums, or number of views is given.
+        If `threads` is less than 1, or another dtype, choice of defects or sums, or number of views is given, or an
+        algorithm that this version does not have.
     """
 
     model: str | None = None
@@ -48,12 +52,14 @@ class DenoiserSettings:
     defects: str = "find"
     views: int = 1
     sums: str = "free"
+    algorithm: str = field(default_factory=newest)
 
     def __post_init__(self) -> None:
         checked_dtype(self.dtype)
         checked_defects(self.defects)
         checked_views(self.views)
         checked_sums(self.sums)
+        checked_algorithm(self.algorithm)
         if self.threads is not None and self.threads < 1:
             raise SymDenoiseError(
                 f"threads={self.threads}", rule="at least one is needed", remedy="give 1 or more, or None"
@@ -157,6 +163,7 @@ def _loaded(settings: DenoiserSettings) -> Denoiser:
         defects=settings.defects,
         views=settings.views,
         sums=settings.sums,
+        algorithm=settings.algorithm,
     )
 
 
@@ -174,4 +181,5 @@ def _loaded_as_recorded(settings: RecordedSettings) -> Denoiser:
         defects=settings.defects,
         views=settings.views,
         sums=settings.sums,
+        algorithm=settings.algorithm,
     )

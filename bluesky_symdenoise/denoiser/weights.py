@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,15 +104,20 @@ def load_model(name: str | Path | None = None) -> Model:
     return _model(model_file(name))
 
 
-def load_recorded(name: str, sha256: str) -> Model:
+def load_recorded(name: str, sha256: str, *, version: str | None = None) -> Model:
     """Return the model that a run was made with, by the sha256 of its weights, whatever it is called here.
+
+    Parameters
+    ----------
+    name, version
+        Name and version of the model in the run's provenance, for the message.
 
     Raises
     ------
     SymDenoiseError
         If this computer has no model with that sha256.
     """
-    return _model(registered_file(registry.entry_by_sha256(name, sha256)))
+    return _model(registered_file(registry.entry_by_sha256(name, sha256, version=version)))
 
 
 def import_model(path: Path, *, name: str | None = None) -> registry.Entry:
@@ -124,7 +130,8 @@ def import_model(path: Path, *, name: str | None = None) -> registry.Entry:
     path
         The safetensors file; its record (.json) is beside it, and perhaps a card (.md).
     name
-        By default the one in the record.
+        By default the one in the record, with the version at its end where the package has that name for other weights.
+        Weights that are here already are then left as they are.
     """
     if path.suffix != ".safetensors":
         raise SymDenoiseError(
@@ -138,7 +145,15 @@ def import_model(path: Path, *, name: str | None = None) -> registry.Entry:
     _model(file)
     card = path.with_suffix(".md")
     text = card.read_text() if card.is_file() else f"# Model card: {file.name}, version {file.version}\n"
-    return registry.add(name or file.name, file.content, file.record, text)
+    if name is None and (here := registry.found_by_sha256(file.sha256, first=file.name)) is not None:
+        return here
+    return registry.add(name or _own_name(file), file.content, file.record, text)
+
+
+def _own_name(file: ModelFile) -> str:
+    if file.name not in registry.available():
+        return file.name
+    return f"{file.name}-{re.sub('[^A-Za-z0-9_-]', '-', file.version)}"
 
 
 def _model(file: ModelFile) -> Model:

@@ -11,6 +11,7 @@ import hdf5plugin  # noqa: F401
 import numpy as np
 import pytest
 from callback_runs import rings
+from next_algorithm import next_algorithm
 from tiled.client.container import Container
 
 from bluesky_symdenoise import DenoiseCallback, DenoiserSettings
@@ -165,7 +166,7 @@ class TestUpgraded:
         """An upgrade denoises nothing again by itself; other settings and failed frames are something else."""
         uid = raw()
         assert command()[0] == 0
-        monkeypatch.setattr("bluesky_symdenoise.acquisition.request.request.ALGORITHM", "next")
+        next_algorithm(monkeypatch)
         assert command() == (0, "0 of 0 runs caught up\n")
         assert "not denoised" in command("--dry-run", "--symmetry", "1")[1]
         assert f"{uid}  not denoised" in command("--dry-run", "--redo-older")[1]

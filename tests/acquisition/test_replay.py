@@ -146,7 +146,7 @@ class TestRecompute:
 
         other = Denoiser(denoiser.model, threads=1)
         other.model = Other()  # type: ignore[assignment]
-        with pytest.raises(SymDenoiseError, match="install version"):
+        with pytest.raises(SymDenoiseError, match="give a denoiser of these"):
             recompute(live("auto")[1], 0, denoiser=other)
 
     @pytest.mark.parametrize("index", [FRAMES, -FRAMES - 1])

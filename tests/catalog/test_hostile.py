@@ -330,6 +330,9 @@ def test_a_model_that_is_not_the_registered_one_is_refused(server: Server) -> No
         {"model": "../models/fast"},
         {"recipe": recipe | {"model_sha256": "0" * 64}},
         {"recipe": recipe | {"algorithm": "0"}},
+        {"recipe": recipe | {"algorithm": "9", "sharpness": 3}},
+        {"recipe": recipe | {"algorithm": ["6"]}},
+        {"recipe": recipe | {"sharpness": 3}},
         {"recipe": {}},
     ):
         name = server.create(parameters=server.parameters | parameters)

@@ -106,6 +106,7 @@ def prepared(client: Client, work: Work) -> tuple[RecordedSettings, Machine]:
         defects=denoiser.defects,
         views=denoiser.views,
         sums=denoiser.sums,
+        algorithm=denoiser.algorithm,
     )
     future = client.submit(Machine.here, model, key=f"symdenoise-machine-{uuid4().hex}")
     return model, result_of(future, "the model")

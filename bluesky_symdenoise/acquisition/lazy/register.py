@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
+from tiled.queries import Key, SpecsQuery
 
 from bluesky_symdenoise.acquisition.deliver.claim import Claim
 from bluesky_symdenoise.acquisition.deliver.outlet import straight_to_tiled
@@ -21,15 +22,18 @@ from bluesky_symdenoise.acquisition.derive.run import DerivedRows
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.derive.taker import PassedOn, RowTaker
 from bluesky_symdenoise.acquisition.past.replay import derived_already
+from bluesky_symdenoise.acquisition.request.earlier import same_settings
 from bluesky_symdenoise.acquisition.request.images import image_keys
 from bluesky_symdenoise.acquisition.request.options import ImageOptions, refuse_unknown
 from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_source
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun, drive
+from bluesky_symdenoise.catalog.find.query import SPEC
 from bluesky_symdenoise.catalog.lazy.documents import LazyKey, LazyRun, write_pending
 from bluesky_symdenoise.catalog.lazy.parameters import LazyImage
 from bluesky_symdenoise.catalog.store.writer import DerivedRun, Emit
 from bluesky_symdenoise.denoiser.infer import Denoiser
+from bluesky_symdenoise.denoiser.released import older_than
 from bluesky_symdenoise.derived.columns import PENDING, computed_when_read, scalars_of
 from bluesky_symdenoise.derived.decision import Decision
 from bluesky_symdenoise.derived.row import Row
@@ -62,7 +66,9 @@ def register(
     (counts, hot and dead pixels, ``ms``): these are NaN until `bluesky_symdenoise.materialize` stores the pixels.
     Frames are read here up to the first that has counts, which decides the symmetry; that one is also read through
     the server, and a run that the server cannot serve is not left behind. A derived run of the same recipe, lazy or
-    not, is returned as it is, and one that stores its pixels is logged.
+    not, is returned as it is, and one that stores its pixels is logged. One of before an upgrade, with the same
+    settings and model, stays beside the newer one, which is logged; `bluesky_symdenoise.acquisition.lazy.renew.renew`
+    takes over its settings.
     `denoiser` and `directory` are those of `bluesky_symdenoise.DenoiseCallback`.
 
     Parameters
@@ -88,6 +94,17 @@ def register(
     """
     refuse_unknown(options, ImageOptions)
     work = Work.planned(into, activity="register", denoiser=denoiser, directory=directory, **options)
+    derived, made = registered(run, work)
+    if made:
+        for older in older_complete(into, run, work.recipe, model=work.denoiser.model.name)[:1]:
+            said = derived.start["uid"], made_with(derived), older.start["uid"], made_with(older)
+            log.warning("derived run %s (%s) is newer than %s (%s), which stays", *said)
+    return derived
+
+
+def registered(run: BlueskyRun, work: Work) -> tuple[BlueskyRun, bool]:
+    """Return the derived run of a request, and whether it was written now; see `register`."""
+    into = work.container
     claim = Claim(raw_stop=run.metadata.get("stop"))
     stored = TiledRun(run, work.beamline.columns)
     existing = derived_already(stored, work, claim)
@@ -95,7 +112,7 @@ def register(
         if not computed_when_read(existing.metadata["stop"]):
             uid = existing.start["uid"]
             log.warning("derived run %s is stored already and is kept; `symdenoise evict` makes it lazy", uid)
-        return existing
+        return existing, False
     if claim.raw_stop is None:
         raise SymDenoiseError(
             f"run {run.start['uid']}", rule="it has no stop document yet", remedy="register it when it has ended"
@@ -114,7 +131,26 @@ def register(
         if pipeline.derived_uid is not None and pipeline.derived_uid in into:
             into[pipeline.derived_uid].delete(recursive=True, external_only=False)
         raise
-    return derived
+    return derived, True
+
+
+def made_with(run: BlueskyRun) -> str:
+    """Return algorithm and weights of a derived run in words."""
+    recipe, model = run.start["provenance"]["recipe"], run.start["provenance"]["model"]
+    return f"algorithm {recipe['algorithm']}, {model['name']} {model.get('version', '?')} {model['sha256'][:12]}"
+
+
+def older_complete(into: Container, raw: BlueskyRun, recipe: Recipe, *, model: str) -> list[BlueskyRun]:
+    """Return complete derived runs with the settings and model of a recipe, of before an upgrade, newest first."""
+    claim, found = Claim(raw_stop=raw.metadata.get("stop")), []
+    for run in into.search(Key("start.raw_uid") == raw.start["uid"]).search(SpecsQuery([SPEC])).values():
+        stored = run.start["provenance"]["recipe"]
+        if stored == recipe.to_dict() or not same_settings(stored, recipe):
+            continue
+        before = stored["algorithm"] == recipe.algorithm or older_than(stored["algorithm"], recipe.algorithm)
+        if before and run.start["provenance"]["model"]["name"] == model and claim.stands(run):
+            found.append(run)
+    return sorted(found, key=lambda run: float(run.start["time"]), reverse=True)
 
 
 @dataclass(frozen=True)
@@ -312,8 +348,11 @@ def _refuse_unreadable(array: Any, planned: LazyKey) -> None:
     if answer.is_success:
         return
     said = answer.json().get("detail", "") if answer.status_code == HTTPStatus.UNPROCESSABLE_ENTITY else ""
+    remedy = "add its folder to readable_storage in the server's configuration, then register the run again"
+    if "this version computes" in said:
+        remedy = "install this version of bluesky-symdenoise on the server, too, then register the run again"
     raise SymDenoiseError(
         f"file {planned.uris[0]}",
         rule=f"the server cannot serve it ({said or f'status {answer.status_code}: outside its readable storage?'})",
-        remedy="add its folder to readable_storage in the server's configuration, then register the run again",
+        remedy=remedy,
     )

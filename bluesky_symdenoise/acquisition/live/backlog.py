@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -195,11 +195,23 @@ def left_files(work: Work) -> Iterator[tuple[RunFile, Head]]:
             log.error("%s cannot be read and is kept: its run can only be finished from the catalogue", path)
 
 
-def left_with_other_settings(work: Work) -> Iterator[str]:
-    """Yield a message for each file of documents received for another request that no living process holds."""
+def recipes_left(work: Work) -> set[str]:
+    """Return the sha256 of the recipe of each file of documents."""
+    heads = (head_of(path) for path in spool_folder(work.folder).glob(f"*{SUFFIX}"))
+    return {head.recipe_sha256 for head in heads if head is not None}
+
+
+def left_with_other_settings(work: Work, *, but: Collection[str] = ()) -> Iterator[str]:
+    """Yield a message for each file of documents received for another request that no living process holds.
+
+    Parameters
+    ----------
+    but
+        Sha256 of other recipes whose documents are no others'.
+    """
     for path in sorted(spool_folder(work.folder).glob(f"*{SUFFIX}")):
         head = head_of(path)
-        if head is not None and not _is_for(head, work) and not is_held(path):
+        if head is not None and head.recipe_sha256 not in but and not _is_for(head, work) and not is_held(path):
             yield (
                 f"documents of run {head.raw_uid[:8]}, taken with other settings by a process that has ended, wait in "
                 f"{path}: finish them with `symdenoise catch-up` and those settings"

@@ -190,6 +190,7 @@ def finetune(
             defects=denoiser.defects,
             views=denoiser.views,
             sums=denoiser.sums,
+            algorithm=denoiser.algorithm,
         ),
     )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.acquisition.derive.recorded import Recorded
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun
 from bluesky_symdenoise.catalog.find.query import raw_for
-from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.denoiser.released import checked_algorithm
 from bluesky_symdenoise.derived.row import Row, denoised_row
 from bluesky_symdenoise.derived.stated_readout import readout_maps
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -58,7 +58,8 @@ def recompute(
     Raises
     ------
     SymDenoiseError
-        If the recipe's model or algorithm is not this package's, or the raw run or the mask is gone.
+        If this computer has not the recipe's weights or this version not its algorithm, or the raw run or the mask is
+        gone.
     """
     source = run.start["provenance"]["wasDerivedFrom"][0]
     key, stream = key or source["data_key"], stream or source["stream"]
@@ -81,19 +82,28 @@ def recompute(
 
 
 def recorded_denoiser(run: BlueskyRun) -> Denoiser:
-    """Return the model that the provenance of a derived run names, with its device and thread count."""
+    """Return the denoiser of a derived run's own algorithm and weights, with its device and thread count.
+
+    Raises
+    ------
+    SymDenoiseError
+        If this version has not the algorithm, or this computer not the weights.
+    """
     from bluesky_symdenoise.denoiser.infer import Denoiser
     from bluesky_symdenoise.denoiser.weights import load_recorded
 
     provenance: Document = dict(run.start["provenance"])
+    recipe, model = provenance["recipe"], provenance["model"]
+    algorithm = checked_algorithm(recipe["algorithm"], made_with=provenance["wasAssociatedWith"]["version"])
     return Denoiser(
-        load_recorded(provenance["model"]["name"], provenance["model"]["sha256"]),
+        load_recorded(model["name"], model["sha256"], version=model.get("version")),
         device="cpu" if provenance["environment"]["device"] == "cpu" else "auto",
         threads=provenance["environment"]["threads"],
         dtype=provenance["environment"]["dtype"],
-        defects=provenance["recipe"].get("defects") or "find",
-        views=provenance["recipe"].get("views") or 1,
-        sums=provenance["recipe"].get("sums") or "free",
+        defects=recipe.get("defects") or "find",
+        views=recipe.get("views") or 1,
+        sums=recipe.get("sums") or "free",
+        algorithm=algorithm,
     )
 
 
@@ -103,17 +113,18 @@ class Again:
     Raises
     ------
     SymDenoiseError
-        If the recipe's model or algorithm is not this package's, or the raw run or the mask is gone.
+        If the denoiser has not the recipe's algorithm and weights, or the raw run or the mask is gone.
     """
 
     def __init__(self, run: BlueskyRun, stream: str, key: str, denoiser: Denoiser) -> None:
         provenance: Document = dict(run.start["provenance"])
+        checked_algorithm(provenance["recipe"]["algorithm"], made_with=provenance["wasAssociatedWith"]["version"])
         self.recipe = recipe = Recipe.from_dict(provenance["recipe"])
-        if denoiser.model.sha256 != recipe.model_sha256 or recipe.algorithm != ALGORITHM:
+        if (denoiser.model.sha256, denoiser.algorithm) != (recipe.model_sha256, recipe.algorithm):
             raise SymDenoiseError(
-                f"model {denoiser.model.name} ({denoiser.model.sha256[:12]}), algorithm {ALGORITHM}",
+                f"a denoiser with model {denoiser.model.sha256[:12]} and algorithm {denoiser.algorithm}",
                 rule=f"the run was made with {recipe.model_sha256[:12]} and algorithm {recipe.algorithm}",
-                remedy=f"install version {provenance['wasAssociatedWith']['version']}",
+                remedy="give a denoiser of these, or none",
             )
         made_with = (recipe.defects or "find", recipe.views or 1, recipe.sums or "free")
         if (denoiser.defects, denoiser.views, denoiser.sums) != made_with:

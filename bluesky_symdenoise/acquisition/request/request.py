@@ -21,7 +21,6 @@ from bluesky_symdenoise.acquisition.request.place import UNSORTED, Place
 from bluesky_symdenoise.acquisition.request.poni import check_poni
 from bluesky_symdenoise.analysis.ring import Ring, checked_rings
 from bluesky_symdenoise.catalog.store.containers import FRAMES_FOLDER
-from bluesky_symdenoise.denoiser.identity import ALGORITHM
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.derived.columns import SATURATED, with_numbers
 from bluesky_symdenoise.derived.stated_readout import readout_maps, to_recipe
@@ -163,7 +162,7 @@ class Request:
             check_poni(kept.poni_file)
         recipe = Recipe(
             model_sha256=model.sha256() if isinstance(model, DenoiserSettings) else model.model.sha256,
-            algorithm=ALGORITHM,
+            algorithm=model.algorithm,
             symmetry=symmetry,
             beam_center=None if beam_center is None else (float(beam_center[0]), float(beam_center[1])),
             mask_sha256=None if bad is None else array_sha256(bad),

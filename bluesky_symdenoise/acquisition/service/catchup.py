@@ -15,8 +15,15 @@ from tiled.utils import path_from_uri
 
 from bluesky_symdenoise.acquisition.deliver.claim import Claim
 from bluesky_symdenoise.acquisition.deliver.spool import Spool
-from bluesky_symdenoise.acquisition.live.backlog import documents_in, foresee, left_files
+from bluesky_symdenoise.acquisition.live.backlog import documents_in, foresee, left_files, recipes_left
 from bluesky_symdenoise.acquisition.past.replay import replay_with
+from bluesky_symdenoise.acquisition.request.earlier import (
+    as_begun,
+    earlier_recipes,
+    is_computable,
+    same_settings,
+    with_recipe,
+)
 from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.acquisition.runs.given import GivenRun
 from bluesky_symdenoise.acquisition.runs.replaced import Places, Replaced
@@ -50,11 +57,14 @@ class Unfinished:
         State of the derived run, in words.
     ready
         Whether the run can be finished now: it has ended, or counts as ended.
+    begun
+        Derived run that was begun before an upgrade, with the same settings and model; None if there is none.
     """
 
     raw: BlueskyRun
     state: str
     ready: bool = True
+    begun: BlueskyRun | None = None
 
     @property
     def uid(self) -> str:
@@ -94,8 +104,8 @@ def unfinished(
 ) -> Iterator[Unfinished]:
     """Yield raw runs that lack a complete derived run of this recipe, oldest first.
 
-    A run that other weights, or another version of the algorithm, denoised with the same settings is complete: an
-    upgrade denoises nothing again by itself.
+    A run that other weights, or another algorithm, denoised with the same settings is complete, whether it stores its
+    pixels or is computed when it is read: an upgrade denoises nothing again by itself.
 
     Parameters
     ----------
@@ -125,22 +135,43 @@ def unfinished(
         if made is None:
             if older is None:
                 older = _before_an_upgrade(work)
-            if not any(Claim(raw_stop=stop).stands(each) for each in older.get(start["uid"], ())):
-                yield Unfinished(run, "not denoised")
+            before = older.get(start["uid"], ())
+            if not any(Claim(raw_stop=stop).stands(each) for each in before):
+                begun = next((each for each in before if _goes_on(each, work)), None)
+                yield Unfinished(run, "not denoised" if begun is None else _begun(begun), begun=begun)
         elif not Claim(raw_stop=stop).stands(made):
             yield Unfinished(run, _state(made))
 
 
 def _before_an_upgrade(work: Work) -> dict[str, list[BlueskyRun]]:
     """Return derived runs whose recipe differs in weights and algorithm only, by the uid of their raw run."""
-    upgraded = {"model_sha256": None, "algorithm": None}
-    asked = work.recipe.to_dict() | upgraded
     found: dict[str, list[BlueskyRun]] = {}
     for run in work.container.search(Key("provenance.recipe_sha256") != work.recipe.sha256).values():
         recipe = run.start.get("provenance", {}).get("recipe", {})
-        if recipe | upgraded == asked:
+        if same_settings(recipe, work.recipe):
             found.setdefault(str(run.start.get("raw_uid")), []).append(run)
     return found
+
+
+def _goes_on(run: BlueskyRun, work: Work) -> bool:
+    """Return whether a derived run, begun before an upgrade, is the present model's and can be finished as begun."""
+    provenance = run.start["provenance"]
+    return provenance["model"]["name"] == work.denoiser.model.name and is_computable(provenance["recipe"])
+
+
+def begun_before(work: Work, raw_uid: str) -> BlueskyRun | None:
+    """Return a derived run of a raw run that was begun before an upgrade and is not complete; None if there is none."""
+    for run in work.container.search(Key("raw_uid") == raw_uid).values():
+        recipe = run.start.get("provenance", {}).get("recipe", {})
+        earlier = recipe != work.recipe.to_dict() and same_settings(recipe, work.recipe)
+        if earlier and not Claim().stands(run) and _goes_on(run, work):
+            return run
+    return None
+
+
+def _begun(derived: BlueskyRun) -> str:
+    recipe = derived.start["provenance"]["recipe"]
+    return f"{_state(derived)}, begun with algorithm {recipe['algorithm']}, weights {recipe['model_sha256'][:12]}"
 
 
 def _state(derived: BlueskyRun) -> str:
@@ -158,7 +189,8 @@ def finish(
     older_than: float | None = None,
     finished_frame: Callable[[str | None], None] = lambda _: None,
 ) -> Outcome:
-    """Finish one run; see `attempt`."""
+    """Finish one run, with the algorithm and weights with which it was begun; see `attempt`."""
+    work = work if item.begun is None else as_begun(work, item.begun)
     stored = stored_run(item.raw, columns=work.beamline.columns)
     return attempt(stored, work, was=item.state, older_than=older_than, finished_frame=finished_frame)
 
@@ -167,18 +199,28 @@ def finish_left(work: Work, *, older_than: float | None = None) -> Iterator[Outc
     """Finish the runs whose documents a callback left on disk when its process ended; see `attempt` for each.
 
     Runs that can only be finished later stay there: a run without its stop document until that is in the catalogue, or
-    until `older_than`.
+    until `older_than`. Those that an earlier version began are finished with its algorithm and weights.
     """
-    for file, _ in left_files(work):
-        replaced = Replaced()
-        foresee([file.path], Places(), replaced)
-        run = GivenRun(((name, doc) for _, name, doc in documents_in(file.path)), replaced=replaced)
-        outcome = attempt(run, work, was="left by a process that ended", older_than=older_than)
-        if outcome.ok and outcome.result != _HELD:
-            file.remove()
-        else:
-            file.close()
-        yield outcome
+    for each in works_left(work):
+        for file, _ in left_files(each):
+            replaced = Replaced()
+            foresee([file.path], Places(), replaced)
+            run = GivenRun(((name, doc) for _, name, doc in documents_in(file.path)), replaced=replaced)
+            outcome = attempt(run, each, was="left by a process that ended", older_than=older_than)
+            if outcome.ok and outcome.result != _HELD:
+                file.remove()
+            else:
+                file.close()
+            yield outcome
+
+
+def works_left(work: Work) -> Iterator[Work]:
+    """Yield the work, and that of each earlier recipe with its settings of which documents were left on disk."""
+    yield work
+    left = recipes_left(work)
+    for sha256, recipe in earlier_recipes(work).items():
+        if sha256 in left:
+            yield with_recipe(work, recipe, model=work.denoiser.model.name)
 
 
 def attempt(

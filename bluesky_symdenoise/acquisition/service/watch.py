@@ -15,9 +15,10 @@ import httpx
 from bluesky_symdenoise.acquisition.deliver.delivery import send_spooled
 from bluesky_symdenoise.acquisition.derive.reader import RunReader
 from bluesky_symdenoise.acquisition.derive.run import run_denoiser
+from bluesky_symdenoise.acquisition.request.earlier import as_begun
 from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.acquisition.runs.routing import Owners
-from bluesky_symdenoise.acquisition.service.catchup import finish, tidy, unfinished
+from bluesky_symdenoise.acquisition.service.catchup import begun_before, finish, tidy, unfinished
 from bluesky_symdenoise.acquisition.service.health import Health
 from bluesky_symdenoise.acquisition.service.sources import DocumentSource
 from bluesky_symdenoise.catalog.store.lock import hold
@@ -83,7 +84,7 @@ class Watch:
         self._work, self._source, self._raw, self._health, self._stop = work, source, raw, health, stop
         self._sweep_every, self._older_than = sweep_every, older_than
         self._since, self._redo_older = since, redo_older
-        self._owners = Owners()
+        self._owners, self._started = Owners(), clock.time()
         self._open: dict[str, RunReader] = {}
         self._swept = float("-inf")
         self._frame_begun = clock.perf_counter()
@@ -109,7 +110,12 @@ class Watch:
     def _take(self, name: str, doc: Document) -> None:
         uid = self._owners.of(name, doc) or ""
         if name == "start" and uid not in self._open and "raw_uid" not in doc:
-            self._open[uid] = run_denoiser(self._work, source=self._source.frames, finished_frame=self._finished)
+            try:
+                work = self._work if doc["time"] >= self._started else self._as_begun(uid)
+            except httpx.HTTPError as error:
+                self._failed(uid, error)
+                return
+            self._open[uid] = run_denoiser(work, source=self._source.frames, finished_frame=self._finished)
         run = self._open.get(uid)
         if run is None:
             return
@@ -129,6 +135,11 @@ class Watch:
             self._health.lag(clock.time() - doc["time"])
         if name == "stop":
             self._end(uid, run)
+
+    def _as_begun(self, uid: str) -> Work:
+        """Return the work of a run that began before this service: an earlier version may have begun to denoise it."""
+        begun = begun_before(self._work, uid)
+        return self._work if begun is None else as_begun(self._work, begun)
 
     def _end(self, uid: str, run: RunReader) -> None:
         del self._open[uid]

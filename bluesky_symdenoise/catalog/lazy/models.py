@@ -16,16 +16,16 @@ INFERENCE = threading.BoundedSemaphore(1)
 _LOADING = threading.Lock()
 
 
-def served_denoiser(name: str, sha256: str, *, device: str, threads: int) -> Denoiser:
-    """Return the denoiser with the model of this sha256, of the package or of the server's registry.
+def served_denoiser(name: str, sha256: str, *, algorithm: str, device: str, threads: int) -> Denoiser:
+    """Return the denoiser of a recipe's algorithm and weights, of the package or of the server's registry.
 
     Raises
     ------
     SymDenoiseError
-        If the server has no such model.
+        If the server has no such model or algorithm.
     """
     with _LOADING:
-        return _denoiser(_Wanted(name, sha256), device, threads)
+        return _denoiser(_Wanted(name, sha256), algorithm, device, threads)
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class _Wanted:
 
 
 @lru_cache(maxsize=16)
-def _denoiser(wanted: _Wanted, device: str, threads: int) -> Denoiser:
+def _denoiser(wanted: _Wanted, algorithm: str, device: str, threads: int) -> Denoiser:
     # Torch takes seconds to import, and most servers are started without a lazy array being read.
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
-    return Denoiser(_model(wanted, device), device=device, threads=threads)
+    return Denoiser(_model(wanted, device), device=device, threads=threads, algorithm=algorithm)
 
 
 @lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluesky_symdenoise.denoiser.identity import ALGORITHM
+from bluesky_symdenoise.denoiser.released import checked_algorithm
 from bluesky_symdenoise.derived.decision import Decision
 from bluesky_symdenoise.derived.row import Row, denoised_row, empty_row
 from bluesky_symdenoise.derived.stated_readout import from_recipe
@@ -202,10 +202,12 @@ def _recipe(stored: Any) -> Recipe:
     # The server reads pixels only: it cannot look up metadata of a run or choose frames, so the recipe has neither; an
     # analysis changes columns and no pixels.
     names = {field.name for field in fields(Recipe)} - OPTIONAL
-    if not isinstance(stored, Mapping) or set(stored) - {"analysis", "noise", "readout"} != names:
+    if not (isinstance(stored, Mapping) and isinstance(stored.get("algorithm"), str)):
         raise _refused("recipe must have the entries of a recipe")
-    if stored["algorithm"] != ALGORITHM:
-        raise _refused(f"algorithm {str(stored['algorithm'])[:20]!r} is not this server's, {ALGORITHM!r}")
+    # First, because a newer version's recipe may have other entries.
+    checked_algorithm(stored["algorithm"])
+    if set(stored) - {"analysis", "noise", "readout"} != names:
+        raise _refused("recipe must have the entries of a recipe")
     shas = [stored["model_sha256"], *(stored[name] for name in ("mask_sha256", "exposure_sha256") if stored[name])]
     if not all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in shas):
         raise _refused("recipe has a value that is not a sha256")

@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 from bluesky_symdenoise.catalog.find.query import SPEC
 from bluesky_symdenoise.catalog.server.finding import Finding
 from bluesky_symdenoise.catalog.server.probe import try_out
+from bluesky_symdenoise.catalog.server.recipes import recipes
 from bluesky_symdenoise.catalog.server.serve import config_path
 from bluesky_symdenoise.catalog.store.containers import CATALOGUE, FRAMES_FOLDER
 from bluesky_symdenoise.denoiser.weights import load_model
@@ -161,6 +162,7 @@ class _ServerChecks:
             return
         yield from self._streaming()
         yield from self._derived_runs()
+        yield from recipes(self._http)
         yield from self._tables()
         yield from self._probes(containers["denoised"])
 
