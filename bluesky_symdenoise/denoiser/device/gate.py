@@ -86,8 +86,8 @@ def gated_mates(held: Held, symmetry: Symmetry) -> Evidence:
             use = accepted.rows(held.measured(first, last), first, last)
             if checked is not None:
                 use *= checked[:, first:last]
-            if (again := move.repeated_in(first, last, held.size[2])) is not None:
-                use.view(len(use), -1)[:, again.to(held.device)] = 0
+            if (again := move.repeated_in(first, last, held.counts)) is not None:
+                use.view(len(use), -1)[:, again] = 0
             for target, image in zip((total.counts, total.exposure), other(first, last), strict=True):
                 target[:, first:last].addcmul_(use, image)
     return total

@@ -80,7 +80,11 @@ class Layers:
             self._joins.append(Joining(kernel, _prepared(join.weight[:, deep:], join.bias)))
             self._after.append(_prepared(after.weight, after.bias))
 
-    @torch.inference_mode()
+    @property
+    def device(self) -> torch.device:
+        """Device of the layers."""
+        return self.net.head.weight.device
+
     def __call__(self, inputs: Inputs, *, part_pixels: int, band: int = BAND) -> Prior:
         """Return the prior of every pixel of a batch of frames.
 
@@ -105,7 +109,8 @@ class Layers:
     def _part(self, inputs: Inputs, prior: Prior, region: tuple[int, int], wanted: tuple[int, int], band: int) -> None:
         """Write the prior of the wanted rows of pixels, from a region of rows."""
         begin, end = (row // 2 for row in region)
-        skips, pooled = [], []
+        skips: list[Tensor] = []
+        pooled: list[Tensor] = []
         bands = [(first, min(first + band, end)) for first in range(begin, end, band)]
         for first, last in bands:
             low, high = max(begin, first - 2), min(end, last + 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -62,6 +62,7 @@ class Move:
     index: Tensor | None
     off: Tensor | None
     repeated: NDArray[np.int64]
+    _within: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
 
     @property
     def exact(self) -> bool:
@@ -94,10 +95,14 @@ class Move:
         out[:, top - first : bottom - first, x.first : x.last] = part
         return out
 
-    def repeated_in(self, first: int, last: int, width: int) -> Tensor | None:
-        """Return flat indices of `repeated` within some rows; None if there are none."""
-        low, high = np.searchsorted(self.repeated, (first * width, last * width))
-        return torch.from_numpy(self.repeated[low:high] - first * width) if high > low else None
+    def repeated_in(self, first: int, last: int, like: Tensor) -> Tensor | None:
+        """Return flat indices of `repeated` within some rows of an image, on its device; None if there are none."""
+        if (first, last) not in self._within:
+            width = like.shape[2]
+            low, high = np.searchsorted(self.repeated, (first * width, last * width))
+            here = torch.from_numpy(self.repeated[low:high] - first * width).to(like.device)
+            self._within[first, last] = here if high > low else None
+        return self._within[first, last]
 
 
 @dataclass
