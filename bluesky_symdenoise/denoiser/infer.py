@@ -15,6 +15,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise.denoiser.choices import Choices
+from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.layers import Layers
 from bluesky_symdenoise.denoiser.device.posterior import device_posterior
 from bluesky_symdenoise.denoiser.law import law_posterior
@@ -107,7 +108,6 @@ class Denoiser:
             self.device = torch.device(chosen)
             net = model.net.in_bfloat16() if dtype == "bfloat16" else model.net
             self._net = net.to(self.device)
-            self._layers = Layers(self._net)
         except (RuntimeError, AssertionError) as error:
             raise SymDenoiseError(
                 f"device {device!r}",
@@ -118,6 +118,7 @@ class Denoiser:
         #: Device and threads as requested, because another computer may resolve them differently.
         self.asked = (device, threads)
         self.threads = torch.get_num_threads() if threads is None else threads
+        self._layers = Layers(self._net, Crew(self.device, self.threads))
 
     @classmethod
     def pretrained(
@@ -360,7 +361,8 @@ class Denoiser:
         If the device's memory runs out, frames are processed one by one and in parts, and then on the CPU.
         """
         with _ONE_AT_A_TIME, torch.inference_mode():
-            torch.set_num_threads(self.threads)
+            # A crew's threads process parts of a frame; only the law leaves that to the operators.
+            torch.set_num_threads(self.threads if self.algorithm == LAW else 1)
             for part_pixels in (PART_PIXELS, PART_PIXELS // SMALLER):
                 try:
                     return self._posteriors_on(self._net, self._layers, part_pixels, frames, symmetry, ring)
@@ -369,7 +371,8 @@ class Denoiser:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
             spare = copy.deepcopy(self._net).to("cpu")
-            return self._posteriors_on(spare, Layers(spare), PART_PIXELS, frames, symmetry, ring)
+            layers = Layers(spare, Crew(torch.device("cpu"), self.threads))
+            return self._posteriors_on(spare, layers, PART_PIXELS, frames, symmetry, ring)
 
     def _posteriors_on(
         self,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bluesky_symdenoise.denoiser.bands import FLUX_DAMPING, FLUX_ITERATIONS
-from bluesky_symdenoise.denoiser.device.rows import rows_at_a_time
 from bluesky_symdenoise.denoiser.network import CONFLICT, PriorNet, combined
 
 if TYPE_CHECKING:
+    from bluesky_symdenoise.denoiser.device.crew import Crew
     from bluesky_symdenoise.denoiser.device.gate import Evidence
     from bluesky_symdenoise.denoiser.device.inputs import Inputs
 
@@ -38,7 +38,7 @@ class Prior:
         return cls(torch.empty_like(like), torch.empty_like(like))
 
 
-def answer(net: PriorNet, x: Tensor, inputs: Inputs, prior: Prior, first: int) -> None:
+def answer(net: PriorNet, x: Tensor, inputs: Inputs, prior: Prior, first: int, crew: Crew) -> None:
     """Write the prior of rows of pixels, from the first one on.
 
     Parameters
@@ -50,7 +50,7 @@ def answer(net: PriorNet, x: Tensor, inputs: Inputs, prior: Prior, first: int) -
     assert head.bias is not None
     batch, channels, rows, columns = x.shape
     weight = head.weight.view(-1, channels).T
-    for start, stop in rows_at_a_time(2 * rows, 2 * columns, x.device, step=4):
+    for start, stop in crew.rows(2 * rows, 2 * columns, step=4):
         part = slice(first + start, first + stop)
         flat = x[:, :, start // 2 : stop // 2].permute(0, 2, 3, 1).reshape(-1, channels).to(weight.dtype)
         out = torch.addmm(head.bias, flat, weight).view(batch, (stop - start) // 2, columns, -1)
@@ -77,20 +77,21 @@ def _shuffled(out: Tensor) -> list[Tensor]:
     return list(planes)
 
 
-def posterior(own: Evidence, prior: Prior) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a frame's posterior without what its sums tell: prior's weight, its shape, and the factor of its mean.
+def posterior(own: Evidence, prior: Prior, crew: Crew) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a frame's posterior without what its sums tell.
 
     Returns
     -------
     tuple of Tensor
-        (batch, y, x) exposure that the prior is worth before the factor, kappa / mean; shape kappa, reduced where own
-        counts refute it (`bluesky_symdenoise.denoiser.network.unrefuted`); and (batch, 1, 1) the factor of the mean
-        that makes the frame's expected counts add up to its counts.
+        (batch, y, x) exposure that the prior is worth before the factor, kappa / mean; its shape kappa, reduced where
+        own counts refute it (`bluesky_symdenoise.denoiser.network.unrefuted`); and (batch, 1, 1) the factor of the
+        mean that makes the frame's expected counts add up to its counts.
     """
     weight, kappa = torch.empty_like(prior.mean), torch.empty_like(prior.mean)
     _, height, width = weight.shape
-    parts = [slice(*rows) for rows in rows_at_a_time(height, width, weight.device, step=2)]
-    for part in parts:
+    parts = [slice(*rows) for rows in crew.rows(height, width, step=2)]
+
+    def refuted(part: slice) -> Tensor:
         mean, counts, exposure = prior.mean[:, part], own.counts[:, part], own.exposure[:, part]
         expected = exposure * mean
         away = torch.sqrt(counts + 0.375).sub_(torch.sqrt(expected + 0.375)).mul_(2 / CONFLICT).square_().sub_(1)
@@ -99,20 +100,23 @@ def posterior(own: Evidence, prior: Prior) -> tuple[Tensor, Tensor, Tensor]:
         reduced = shape / (shape * away / expected).nan_to_num_(nan=0.0).clamp_(min=1)
         kappa[:, part] = reduced
         weight[:, part] = reduced / mean
-    total = own.counts.sum(dim=(1, 2), keepdim=True, dtype=torch.float64)
+        return counts.sum(dim=(1, 2), keepdim=True, dtype=torch.float64)
+
+    def expected(part: slice) -> Tensor:
+        exposure = own.exposure[:, part]
+        rate = torch.addcmul(exposure, weight[:, part], (1 / factor).float())
+        counts = (own.counts[:, part] + kappa[:, part]).mul_(exposure).div_(rate)
+        return counts.sum(dim=(1, 2), keepdim=True, dtype=torch.float64)
+
+    total = torch.stack(crew.each(refuted, parts)).sum(dim=0)
     factor = torch.ones_like(total)
     for _ in range(FLUX_ITERATIONS):
-        expected = torch.zeros_like(total)
-        for part in parts:
-            exposure = own.exposure[:, part]
-            rate = torch.addcmul(exposure, weight[:, part], (1 / factor).float())
-            counts = (own.counts[:, part] + kappa[:, part]).mul_(exposure).div_(rate)
-            expected += counts.sum(dim=(1, 2), keepdim=True, dtype=torch.float64)
-        factor = factor * (total + FLUX_DAMPING) / (expected + FLUX_DAMPING)
+        now = torch.stack(crew.each(expected, parts)).sum(dim=0)
+        factor = factor * (total + FLUX_DAMPING) / (now + FLUX_DAMPING)
     return weight, kappa, factor
 
 
-def result(own: Evidence, mates: Evidence | None, kappa: Tensor, weight: Tensor) -> Tensor:
+def result(own: Evidence, mates: Evidence | None, kappa: Tensor, weight: Tensor, crew: Crew) -> Tensor:
     """Return expected counts and their standard deviation, (batch, 2, y, x); NaN where nothing was measured.
 
     Parameters
@@ -122,8 +126,9 @@ def result(own: Evidence, mates: Evidence | None, kappa: Tensor, weight: Tensor)
     """
     batch, height, width = kappa.shape
     out = kappa.new_empty((batch, 2, height, width))
-    for first, last in rows_at_a_time(height, width, kappa.device, step=2):
-        part = slice(first, last)
+
+    def task(rows: tuple[int, int]) -> None:
+        part = slice(*rows)
         exposure = own.exposure[:, part]
         shape = own.counts[:, part] + kappa[:, part]
         # A pixel seen only by its mates is returned at the median exposure, which is 1.
@@ -134,4 +139,6 @@ def result(own: Evidence, mates: Evidence | None, kappa: Tensor, weight: Tensor)
         scale.mul_(seen / seen)
         torch.mul(shape, scale, out=out[:, 0, part])
         torch.mul(shape.sqrt_(), scale, out=out[:, 1, part])
+
+    crew.each(task, crew.rows(height, width, step=2))
     return out

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.network import MULTIPLE
 from bluesky_symdenoise.physics.frame import Frame
 
@@ -32,17 +33,15 @@ class Held:
         (y, x) of the frames before they were padded.
     whole
         Whether all exposures are 0 or 1, and all counts whole numbers, in float32.
+    crew
+        Their device, and the threads that work on them.
     """
 
     counts: Tensor
     exposure: Tensor
     shape: tuple[int, int]
     whole: bool
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the arrays."""
-        return self.counts.device
+    crew: Crew
 
     def measured(self, first: int, last: int) -> Tensor:
         """Return 1 where a pixel was measured, else 0, (batch, rows, x) float32, of some rows."""
@@ -56,17 +55,17 @@ class Held:
         return batch, height, width
 
 
-def held(frames: Sequence[Frame], device: torch.device) -> Held:
+def held(frames: Sequence[Frame], crew: Crew) -> Held:
     """Return frames of one shape on a device: one upload of their counts, and one of their exposures."""
     whole = all(_whole(frame) for frame in frames)
     few = whole or max(frame.counts.max(initial=0) for frame in frames) < FEW
     dtype = np.float32 if few else np.float64
     shape = (frames[0].counts.shape[0], frames[0].counts.shape[1])
     counts, exposure = (
-        torch.from_numpy(padded([getattr(frame, name) for frame in frames], dtype)).to(device)
+        torch.from_numpy(padded([getattr(frame, name) for frame in frames], dtype)).to(crew.device)
         for name in ("counts", "exposure")
     )
-    return Held(counts, exposure, shape, whole)
+    return Held(counts, exposure, shape, whole, crew)
 
 
 def padded(images: Sequence[NDArray[np.float64]], dtype: type[np.floating]) -> NDArray[np.floating]:

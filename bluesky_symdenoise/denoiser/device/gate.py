@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.frame import Held, padded
 from bluesky_symdenoise.denoiser.device.moves import Turnable, moves
-from bluesky_symdenoise.denoiser.device.pairs import PairSums, pair_sums, score, spots
-from bluesky_symdenoise.denoiser.device.rows import rows_at_a_time
+from bluesky_symdenoise.denoiser.device.pairs import PairSums, pair_sums, tested
 from bluesky_symdenoise.physics.fold import BLOCK, GATE_Z, SPOT_BLOCK
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
@@ -45,11 +45,12 @@ class Gate:
         return use.view(batch, rows, width)
 
 
-def gate(sums: PairSums) -> Gate:
+def gate(sums: PairSums, crew: Crew) -> Gate:
     """Return `symmetry_gate` from the sums of a pair test."""
-    agreeing = (score(sums) <= GATE_Z).repeat_interleave(BLOCK // SPOT_BLOCK, dim=1)
+    worst, spots = tested(sums, crew)
+    agreeing = (worst <= GATE_Z).repeat_interleave(BLOCK // SPOT_BLOCK, dim=1)
     agreeing = agreeing.repeat_interleave(BLOCK // SPOT_BLOCK, dim=2)
-    return Gate(_twice(agreeing, 1.0), _twice(agreeing & spots(sums), -1.0))
+    return Gate(_twice(agreeing, 1.0), _twice(agreeing & spots, -1.0))
 
 
 def _twice(flags: Tensor, value: float) -> Tensor:
@@ -75,22 +76,33 @@ def gated_mates(held: Held, symmetry: Symmetry) -> Evidence:
     """Return counts and exposures of all mates that the test accepts, under exact and oblique operations."""
     counts, exposure = Turnable(held.counts), Turnable(held.exposure)
     total = Evidence(torch.zeros_like(held.counts), torch.zeros_like(held.exposure))
-    for index, move in enumerate(moves(symmetry, held.shape, held.size[2], held.device)):
+    parts = held.crew.rows(*held.size[1:], step=BLOCK)
+    for index, move in enumerate(moves(symmetry, held.shape, held.size[2], held.crew.device)):
         other: Rows = partial(move.both, counts, exposure)
         if not move.exact:
             # Gathering is slow: it is done once.
-            other = Evidence(*other(0, held.size[1])).rows
-        accepted = gate(pair_sums(partial(pair_rows, held, other), held, halves=held.whole))
+            other = Evidence(*_gathered(held.crew, other, parts)).rows
+        accepted = gate(pair_sums(partial(pair_rows, held, other), held, halves=held.whole), held.crew)
         checked = None if symmetry.fold is None else folded(symmetry, index, held)
-        for first, last in rows_at_a_time(*held.size[1:], held.device, step=BLOCK):
-            use = accepted.rows(held.measured(first, last), first, last)
-            if checked is not None:
-                use *= checked[:, first:last]
-            if (again := move.repeated_in(first, last, held.counts)) is not None:
+
+        def add(part: tuple[int, int]) -> None:
+            first, last = part
+            use = accepted.rows(held.measured(first, last), first, last)  # noqa: B023
+            if checked is not None:  # noqa: B023
+                use *= checked[:, first:last]  # noqa: B023
+            if (again := move.repeated_in(first, last, held.counts)) is not None:  # noqa: B023
                 use.view(len(use), -1)[:, again] = 0
-            for target, image in zip((total.counts, total.exposure), other(first, last), strict=True):
+            for target, image in zip((total.counts, total.exposure), other(first, last), strict=True):  # noqa: B023
                 target[:, first:last].addcmul_(use, image)
+
+        held.crew.each(add, parts)
     return total
+
+
+def _gathered(crew: Crew, other: Rows, parts: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Return whole images of rows."""
+    counts, exposure = zip(*crew.each(lambda part: other(*part), parts), strict=True)
+    return torch.cat(counts, dim=1), torch.cat(exposure, dim=1)
 
 
 def pair_rows(held: Held, other: Rows, first: int, last: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -101,4 +113,4 @@ def pair_rows(held: Held, other: Rows, first: int, last: int) -> tuple[Tensor, T
 def folded(symmetry: Symmetry, index: int, held: Held) -> Tensor:
     """Return 1 where a checked symmetry lets mates be used, (1, y, x)."""
     use = symmetry.may_fold(index, held.shape).astype(np.float64)
-    return torch.from_numpy(padded([use], np.float32)).to(held.device)
+    return torch.from_numpy(padded([use], np.float32)).to(held.crew.device)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.gate import Evidence
-from bluesky_symdenoise.denoiser.device.rows import rows_at_a_time
 from bluesky_symdenoise.denoiser.network import ALONE, COARSEST, FINEST, PIXEL_FEATURES, means_of
 
 #: Levels of the pyramid of mean rates that are inputs per block of 2 x 2 pixels, relative to the finest.
@@ -53,8 +53,8 @@ class Inputs:
         Logarithms of the rate over the local mean, by the pixel and by its mates.
     """
 
-    def __init__(self, own: Evidence, mates: Evidence | None) -> None:
-        self.own, self.mates = own, mates
+    def __init__(self, own: Evidence, mates: Evidence | None, crew: Crew) -> None:
+        self.own, self.mates, self.crew = own, mates, crew
         batch, height, width = own.counts.shape
         self.channels = 4 * (len(ALONE) if mates is None else PIXEL_FEATURES) + len(COARSER) * (
             1 if mates is None else 2
@@ -73,16 +73,22 @@ class Inputs:
         self.seen = own.counts.new_empty((batch, height + 2, width + 2))
         self.log_rates = [own.counts.new_empty(own.counts.shape) for _ in pyramids]
 
-    def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        """Return the inputs of rows of pixels, multiples of 4, as (batch, channels, rows / 2, x / 2), channels last."""
+    def rows(self, first: int, last: int, dtype: torch.dtype, *, kept: tuple[int, int]) -> Tensor:
+        """Return the inputs of rows of pixels, multiples of 4, as (batch, channels, rows / 2, x / 2), channels last.
+
+        Parameters
+        ----------
+        kept
+            First and last row of those of which `log_mean`, `seen` and `log_rates` are kept; each is kept once.
+        """
         batch, _, width = self.own.counts.shape
         shape = (batch, (last - first) // 2, width // 2, self.channels)
         out = torch.empty(shape, dtype=dtype, device=self.log_mean.device)
-        for start, stop in rows_at_a_time(last - first, width, out.device, step=4):
-            self._write(out[:, start // 2 : stop // 2], first + start, first + stop)
+        for start, stop in self.crew.rows(last - first, width, step=4):
+            self._write(out[:, start // 2 : stop // 2], first + start, first + stop, kept)
         return out.permute(0, 3, 1, 2)
 
-    def _write(self, out: Tensor, first: int, last: int) -> None:
+    def _write(self, out: Tensor, first: int, last: int, kept: tuple[int, int]) -> None:
         """Write the inputs of some rows, channels last."""
         part = slice(first, last)
         log_mean = _rows_of([self._mean], first, last)
@@ -95,14 +101,17 @@ class Inputs:
             rates.append(_roots(self.mates.counts[:, part], mates, mean))
             planes.insert(1, _stabilised(*rates[1], mates))
             planes += [torch.log1p(mates).mul_(0.5), _rows_of([self._both], first, last)]
-        self.log_mean[:, part] = log_mean
-        for target, (over, under) in zip(self.log_rates, rates, strict=True):
-            torch.log(over / under, out=target[:, part])
-        self._note_seen(first, last)
+        low, high = max(first, kept[0]), min(last, kept[1])
+        if low < high:
+            here = slice(low - first, high - first)
+            self.log_mean[:, low:high] = log_mean[:, here]
+            for target, (over, under) in zip(self.log_rates, rates, strict=True):
+                torch.log(over[:, here] / under[:, here], out=target[:, low:high])
+            self._keep_seen(low, high)
         _unshuffle(planes, out)
         out[..., 4 * len(planes) :] = _rows_of(self._coarser, first // 2, last // 2).view(*out.shape[:3], -1)
 
-    def _note_seen(self, first: int, last: int) -> None:
+    def _keep_seen(self, first: int, last: int) -> None:
         """Keep the logarithm of the pixels' own rates of these rows, with the border."""
         seen = self.seen[:, 1 + first : 1 + last]
         torch.add(self.log_mean[:, first:last], self.log_rates[0][:, first:last], out=seen[:, :, 1:-1])

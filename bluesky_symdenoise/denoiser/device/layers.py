@@ -1,8 +1,10 @@
-"""The network's layers, with the finest level in bands of rows: `bluesky_symdenoise.denoiser.network.PriorNet`."""
+"""The network's layers in bands of rows: `bluesky_symdenoise.denoiser.network.PriorNet`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -10,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from bluesky_symdenoise.denoiser.device.answer import Prior, answer
+from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.inputs import Inputs
 from bluesky_symdenoise.denoiser.network import ALONE, PIXEL_FEATURES, PriorNet, doubling_kernel
 
-#: Rows of blocks (2 x 2 pixels) of the finest level that a CPU processes at a time.
-BAND = 64
+#: Rows that a thread of a CPU processes at a time at the finest levels, and at the coarser ones.
+BANDS = (32, 32, 32, 16)
 #: Extra rows of pixels on either side of a part of a large frame, more than the network's receptive field.
 HALO = 256
 
@@ -59,6 +62,25 @@ class Joining:
         return self.shallow(shallow, top=top, bottom=bottom, relu=False).add_(doubled[:, :, rows]).relu_()
 
 
+@dataclass(frozen=True)
+class Band:
+    """Rows of one level that are processed at a time, of all rows from 0 to before ``end``."""
+
+    first: int
+    last: int
+    end: int
+
+    @property
+    def top(self) -> bool:
+        """Whether the image's first row is among them."""
+        return self.first == 0
+
+    @property
+    def bottom(self) -> bool:
+        """Whether the image's last row is among them."""
+        return self.last == self.end
+
+
 class Layers:
     """The layers of a network on a device, prepared for frames with and without mates.
 
@@ -66,13 +88,15 @@ class Layers:
     ----------
     net
         The network, which has own counts in its posterior.
+    crew
+        Its device, and threads.
     """
 
-    def __init__(self, net: PriorNet) -> None:
-        self.net, self.dtype = net, net.dtype
-        first, second = (cast(nn.Conv2d, layer) for layer in list(net.down[0].children())[::2])
-        self._first = {True: _prepared(first.weight, first.bias), False: _alone(first)}
-        self._second = _prepared(second.weight, second.bias)
+    def __init__(self, net: PriorNet, crew: Crew) -> None:
+        self.net, self.crew, self.dtype = net, crew, net.dtype
+        pairs = [[cast(nn.Conv2d, layer) for layer in list(block.children())[::2]] for block in net.down]
+        self._down = [[_prepared(layer.weight, layer.bias) for layer in pair] for pair in pairs]
+        self._alone = _alone(pairs[0][0])
         self._joins, self._after = [], []
         for block, deep in zip(net.up, reversed(net.architecture.channels[1:]), strict=True):
             join, after = (cast(nn.Conv2d, layer) for layer in list(block.children())[::2])
@@ -80,78 +104,95 @@ class Layers:
             self._joins.append(Joining(kernel, _prepared(join.weight[:, deep:], join.bias)))
             self._after.append(_prepared(after.weight, after.bias))
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the layers."""
-        return self.net.head.weight.device
-
-    def __call__(self, inputs: Inputs, *, part_pixels: int, band: int = BAND) -> Prior:
+    def __call__(self, inputs: Inputs, *, part_pixels: int) -> Prior:
         """Return the prior of every pixel of a batch of frames.
 
         Parameters
         ----------
         part_pixels
             Frames of more pixels are processed in parts, whose overlap exceeds the receptive field.
-        band
-            Rows of blocks of the finest level that are processed at a time.
         """
         _, height, width = inputs.own.counts.shape
         prior = Prior.empty(inputs.own.counts)
         if height * width <= part_pixels:
-            self._part(inputs, prior, (0, height), (0, height), band)
+            self._part(inputs, prior, (0, height), (0, height))
             return prior
         rows = max(HALO, part_pixels // width // HALO * HALO - 2 * HALO)
         for start in range(0, height, rows):
             stop = min(height, start + rows)
-            self._part(inputs, prior, (max(0, start - HALO), min(height, stop + HALO)), (start, stop), band)
+            self._part(inputs, prior, (max(0, start - HALO), min(height, stop + HALO)), (start, stop))
         return prior
 
-    def _part(self, inputs: Inputs, prior: Prior, region: tuple[int, int], wanted: tuple[int, int], band: int) -> None:
+    def _part(self, inputs: Inputs, prior: Prior, region: tuple[int, int], wanted: tuple[int, int]) -> None:
         """Write the prior of the wanted rows of pixels, from a region of rows."""
-        begin, end = (row // 2 for row in region)
-        skips: list[Tensor] = []
-        pooled: list[Tensor] = []
-        bands = [(first, min(first + band, end)) for first in range(begin, end, band)]
-        for first, last in bands:
-            low, high = max(begin, first - 2), min(end, last + 2)
-            edges = {"top": low == begin, "bottom": high == end}
-            x = inputs.rows(2 * low, 2 * high, self.dtype)
-            x = self._first[inputs.mates is not None](x, **edges)
-            x = _trimmed(self._second(x, **edges), low if low == begin else low + 2, first, last)
-            skips.append(x)
-            pooled.append(F.avg_pool2d(x, 2))
-        deep = self._deeper(torch.cat(pooled, dim=2))
-        for index, (first, last) in enumerate(bands):
-            if 2 * last <= wanted[0] or 2 * first >= wanted[1]:
+        begin, end = region
+        first, second = self._down[0]
+        if inputs.mates is None:
+            first = self._alone
+
+        def of_pixels(low: int, high: int, band: Band) -> Tensor:
+            kept = (begin + 2 * band.first, begin + 2 * band.last)
+            return inputs.rows(begin + 2 * low, begin + 2 * high, self.dtype, kept=kept)
+
+        skips = [self._downward(first, second, 0, (end - begin) // 2, of_pixels)]
+        for level, (first, second) in enumerate(self._down[1:], start=1):
+            x = torch.cat(self.crew.each(lambda band: F.avg_pool2d(band, 2), skips[-1]), dim=2)
+            skips.append(self._downward(first, second, level, x.shape[2], partial(_rows, x)))
+        deep = torch.cat(skips.pop(), dim=2)
+        for level in range(len(skips) - 1, -1, -1):
+            bands = self._bands(level, 2 * deep.shape[2])
+
+            def upward(index: int, level: int = level, deep: Tensor = deep, bands: list[Band] = bands) -> Tensor:
+                return self._upward(level, deep, skips[level], bands, index)
+
+            if level > 0:
+                deep = torch.cat(self.crew.each(upward, range(len(bands))), dim=2)
                 continue
-            top, bottom = index == 0, index == len(bands) - 1
-            around = [] if top else [skips[index - 1][:, :, -2:]]
-            around += [skips[index], *([] if bottom else [skips[index + 1][:, :, :2]])]
-            low = (first - begin) // 2 - (not top)
-            high = (last - begin) // 2 + (not bottom)
-            shallow = torch.cat(around, dim=2) if len(around) > 1 else around[0]
-            x = self._joins[-1](deep[:, :, low:high], shallow, top=top, bottom=bottom)
-            x = self._after[-1](x, top=top, bottom=bottom)
-            start, stop = max(2 * first, wanted[0]), min(2 * last, wanted[1])
-            answer(self.net, x[:, :, start // 2 - first : stop // 2 - first], inputs, prior, start)
 
-    def _deeper(self, x: Tensor) -> Tensor:
-        """Return the output of all levels but the finest, for the finest one's pooled output."""
-        skips = []
-        for level, block in enumerate(self.net.down):
-            if level == 0:
-                continue
-            x = block(x if level == 1 else F.avg_pool2d(x, 2))
-            skips.append(x)
-        skips.pop()
-        for join, after in zip(self._joins[:-1], self._after[:-1], strict=True):
-            x = after(join(x, skips.pop(), top=True, bottom=True), top=True, bottom=True)
-        return x
+            def answered(index: int, bands: list[Band] = bands) -> None:
+                rows = [begin + 2 * row for row in (bands[index].first, bands[index].last)]
+                start, stop = max(rows[0], wanted[0]), min(rows[1], wanted[1])
+                if start < stop:
+                    x = upward(index)[:, :, (start - rows[0]) // 2 : (stop - rows[0]) // 2]
+                    answer(self.net, x, inputs, prior, start, self.crew)
+
+            self.crew.each(answered, range(len(bands)))
+
+    def _bands(self, level: int, rows: int) -> list[Band]:
+        """Return the bands of one level, the finest being 0."""
+        step = BANDS[min(level, len(BANDS) - 1)] if self.crew.device.type == "cpu" else rows
+        return [Band(first, min(first + step, rows), rows) for first in range(0, rows, step)]
+
+    def _downward(
+        self, first: Convolution, second: Convolution, level: int, rows: int, source: Callable[[int, int, Band], Tensor]
+    ) -> list[Tensor]:
+        """Return a level's output for each band, from rows of its input."""
+
+        def task(band: Band) -> Tensor:
+            low, high = max(0, band.first - 2), min(rows, band.last + 2)
+            edges = {"top": low == 0, "bottom": high == rows}
+            x = second(first(source(low, high, band), **edges), **edges)
+            start = band.first - (0 if low == 0 else low + 2)
+            return x[:, :, start : start + band.last - band.first]
+
+        return self.crew.each(task, self._bands(level, rows))
+
+    def _upward(self, level: int, deep: Tensor, skips: list[Tensor], bands: list[Band], index: int) -> Tensor:
+        """Return the output of one band of a level on the way up."""
+        band = bands[index]
+        edges = {"top": band.top, "bottom": band.bottom}
+        around = [] if band.top else [skips[index - 1][:, :, -2:]]
+        around += [skips[index], *([] if band.bottom else [skips[index + 1][:, :, :2]])]
+        shallow = torch.cat(around, dim=2) if len(around) > 1 else around[0]
+        low, high = band.first // 2 - (not band.top), band.last // 2 + (not band.bottom)
+        upward = len(self._joins) - 1 - level
+        x = self._joins[upward](deep[:, :, low:high], shallow, **edges)
+        return self._after[upward](x, **edges)
 
 
-def _trimmed(x: Tensor, row: int, first: int, last: int) -> Tensor:
-    """Return rows from ``first`` to before ``last`` of those that begin with a row."""
-    return x[:, :, first - row : last - row]
+def _rows(x: Tensor, low: int, high: int, _: Band) -> Tensor:
+    """Return rows of a level's input."""
+    return x[:, :, low:high]
 
 
 def _prepared(weight: Tensor, bias: Tensor | None) -> Convolution:

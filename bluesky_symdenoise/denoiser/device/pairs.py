@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.frame import Held
-from bluesky_symdenoise.denoiser.device.rows import rows_at_a_time
 from bluesky_symdenoise.denoiser.device.windows import windowed
 from bluesky_symdenoise.physics.fold import BLOCK, SPOT_BLOCK, SPOT_WINDOW, SPOT_Z, WINDOWS
 
+#: The window w has unit sum; the sum of w^2 v is the window of its sigma over this times the sum of w^2.
+ROOT = math.sqrt(2)
 #: Counts and exposures (batch, rows, x) of some rows, and of their mates.
 Pair = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -57,13 +60,19 @@ def pair_sums(pair: Callable[[int, int], Pair], like: Held, *, halves: bool) -> 
     terms = _whole_terms if halves else _terms
     fine = like.counts.new_empty((2, batch, height // SPOT_BLOCK, width // SPOT_BLOCK))
     coarse = like.counts.new_empty((4, batch, height // BLOCK, width // BLOCK))
-    for first, last in rows_at_a_time(height, width, like.device, step=BLOCK):
+
+    def task(part: tuple[int, int]) -> None:
+        first, last = part
         two, four = terms(*pair(first, last))
-        for index, rows in enumerate(two):
-            fine[index, :, first // SPOT_BLOCK : last // SPOT_BLOCK] = _columns(rows, SPOT_BLOCK)
-        coarse[:2, :, first // BLOCK : last // BLOCK] = _pooled(fine[:, :, first // SPOT_BLOCK : last // SPOT_BLOCK])
-        for index, rows in enumerate(four, start=2):
-            coarse[index, :, first // BLOCK : last // BLOCK] = _columns(rows, BLOCK)
+        here = slice(first // SPOT_BLOCK, last // SPOT_BLOCK)
+        for target, rows in zip(fine, two, strict=True):
+            target[:, here] = _columns(rows, SPOT_BLOCK)
+        pooled = slice(first // BLOCK, last // BLOCK)
+        coarse[:2, :, pooled] = _pooled(fine[:, :, here])
+        for target, rows in zip(coarse[2:], four, strict=True):
+            target[:, pooled] = _columns(rows, BLOCK)
+
+    like.crew.each(task, like.crew.rows(height, width, step=BLOCK))
     return PairSums(like.shape, *fine, *coarse)
 
 
@@ -116,25 +125,47 @@ def _pooled(image: Tensor) -> Tensor:
     return rows[..., ::2] + rows[..., 1::2]
 
 
-def score(sums: PairSums) -> Tensor:
+def tested(sums: PairSums, crew: Crew) -> tuple[Tensor, Tensor]:
+    """Return `score` and `spots`."""
+    done = crew.each(lambda window: windowed(*window), [*_score_windows(sums), *_spot_windows(sums)])
+    return _score(done[:-2]), _spots(sums, *done[-2:])
+
+
+def score(sums: PairSums, crew: Crew) -> Tensor:
     """Return `symmetry_score` of each block of 4 x 4 pixels, (batch, y, x)."""
-    worst = torch.zeros_like(sums.difference)
-    for window in WINDOWS:
-        sigma = window / BLOCK
-        values = windowed(torch.cat([sums.difference, sums.chi]), sigma)
-        scale = _spread(torch.cat([sums.variance, sums.chi_variance]), sigma).sqrt_()
+    return _score(crew.each(lambda window: windowed(*window), _score_windows(sums)))
+
+
+def _score_windows(sums: PairSums) -> list[tuple[Tensor, float]]:
+    """Return sums and the windows that they are needed in: values and their variances, for each window."""
+    values = torch.cat([sums.difference, sums.chi])
+    variances = torch.cat([sums.variance, sums.chi_variance])
+    sigmas = [window / BLOCK for window in WINDOWS]
+    return [each for sigma in sigmas for each in ((values, sigma), (variances, sigma / ROOT))]
+
+
+def _score(done: Sequence[Tensor]) -> Tensor:
+    worst: Tensor | None = None
+    for window, values, variances in zip(WINDOWS, done[::2], done[1::2], strict=True):
+        scale = variances.div_(4 * np.pi * (window / BLOCK) ** 2).sqrt_()
         difference, chi = values.div_(scale).masked_fill_(scale <= 1e-12, 0.0).chunk(2)
-        worst = torch.maximum(torch.maximum(worst, difference.abs_()), chi)
+        here = torch.maximum(difference.abs_(), chi)
+        worst = here if worst is None else torch.maximum(worst, here)
+    assert worst is not None
     return worst
 
 
-def spots(sums: PairSums) -> Tensor:
-    """Return where blocks of 2 x 2 pixels are within one block of a spot that mates do not share, (batch, y, x)."""
+def _spot_windows(sums: PairSums) -> list[tuple[Tensor, float]]:
+    """Return sums over blocks of 2 x 2 pixels and the windows that they are needed in."""
     sigma = SPOT_WINDOW / SPOT_BLOCK
-    spread = _spread(sums.spot_variance, sigma)
+    return [(sums.spot_difference, sigma), (sums.spot_variance, sigma / ROOT)]
+
+
+def _spots(sums: PairSums, difference: Tensor, variance: Tensor) -> Tensor:
+    """Return where blocks of 2 x 2 pixels are within one block of a spot that mates do not share, (batch, y, x)."""
+    spread = variance.div_(4 * np.pi * (SPOT_WINDOW / SPOT_BLOCK) ** 2)
     # Squares save a root and a division.
-    square = windowed(sums.spot_difference, sigma).square_()
-    spot = (square > SPOT_Z**2 * spread) & (spread > 1e-24)
+    spot = (difference.square_() > SPOT_Z**2 * spread) & (spread > 1e-24)
     # No block beyond the frame's edge is a spot.
     height, width = (-(-size // SPOT_BLOCK) for size in sums.shape)
     spot[:, height:], spot[:, :, width:] = False, False
@@ -144,11 +175,3 @@ def spots(sums: PairSums) -> Tensor:
         spot.narrow(dim, 1, last).logical_or_(once.narrow(dim, 0, last))
         spot.narrow(dim, 0, last).logical_or_(once.narrow(dim, 1, last))
     return spot
-
-
-def _spread(variance: Tensor, sigma: float) -> Tensor:
-    """Return the variance of windowed sums.
-
-    The window w has unit sum; the sum of w^2 v is the window of sigma/sqrt(2) times the sum of w^2.
-    """
-    return windowed(variance, sigma / float(np.sqrt(2))).div_(4 * np.pi * sigma**2)

@@ -37,7 +37,7 @@ def device_posterior(
     frames
         Frames of one shape.
     """
-    here = held(frames, layers.device)
+    here = held(frames, layers.crew)
     mates = None
     if symmetry.group == "inf" and symmetry.beam_center is not None:
         mates = ring_mates(here, symmetry)
@@ -46,10 +46,10 @@ def device_posterior(
     own, mates = _single(Evidence(here.counts, here.exposure)), None if mates is None else _single(mates)
 
     def prior(own: Evidence, mates: Evidence | None) -> Prior:
-        return layers(Inputs(own, mates), part_pixels=choices.part_pixels)
+        return layers(Inputs(own, mates, layers.crew), part_pixels=choices.part_pixels)
 
     found = prior(own, mates) if choices.views == 1 else _averaged(prior, own, mates)
-    weight, kappa, factor = posterior(own, found)
+    weight, kappa, factor = posterior(own, found, layers.crew)
     if choices.agree:
         mean = found.mean * factor.float()
         each = zip(own.counts, own.exposure, kappa, mean, strict=True)
@@ -59,7 +59,7 @@ def device_posterior(
     else:
         weight /= factor.float()
     height, width = here.shape
-    out: NDArray[np.float32] = result(own, mates, kappa, weight)[:, :, :height, :width].cpu().numpy()
+    out: NDArray[np.float32] = result(own, mates, kappa, weight, layers.crew)[:, :, :height, :width].cpu().numpy()
     return out
 
 

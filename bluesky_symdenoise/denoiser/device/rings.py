@@ -11,14 +11,13 @@ from torch import Tensor
 from bluesky_symdenoise.denoiser.device.frame import Held
 from bluesky_symdenoise.denoiser.device.gate import Evidence, folded, gate, pair_rows
 from bluesky_symdenoise.denoiser.device.pairs import PairSums, pair_sums, score
-from bluesky_symdenoise.denoiser.device.rows import rows_at_a_time
 from bluesky_symdenoise.physics.fold import BLOCK, GATE_Z, RING_MATES, RING_TRIMS, rings
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 
 def ring_mates(held: Held, symmetry: Symmetry) -> Evidence:
     """Return mates of full rotation: the mean over the agreeing part of a pixel's ring, worth `RING_MATES`."""
-    ring = _numbers(symmetry, held.shape, held.device)
+    ring = _numbers(symmetry, held.shape, held.crew.device)
     speaks = None
     for trim in range(RING_TRIMS + 1):
         other = _others(held, ring, speaks)
@@ -27,7 +26,7 @@ def ring_mates(held: Held, symmetry: Symmetry) -> Evidence:
             break
         # A bright spot raises the mean of its ring, so that the whole ring disagrees: leave out the worst pixels
         # first.
-        worst = score(sums)
+        worst = score(sums, held.crew)
         inside = worst[:, : -(-held.shape[0] // BLOCK), : -(-held.shape[1] // BLOCK)]
         if inside.max() <= GATE_Z:
             break
@@ -40,15 +39,19 @@ def ring_mates(held: Held, symmetry: Symmetry) -> Evidence:
 
 def _weighted(held: Held, symmetry: Symmetry, other: Evidence, sums: PairSums) -> Evidence:
     """Return the ring's sums where the test accepts them, worth at most `RING_MATES` exposures."""
-    accepted = gate(sums)
+    accepted = gate(sums, held.crew)
     use = None if symmetry.fold is None else folded(symmetry, 0, held)
-    for first, last in rows_at_a_time(*held.size[1:], held.device, step=BLOCK):
+
+    def weigh(part: tuple[int, int]) -> None:
+        first, last = part
         weight = accepted.rows(held.measured(first, last), first, last)
         weight = weight * (RING_MATES / other.exposure[:, first:last].clamp(min=RING_MATES))
         if use is not None:
             weight *= use[:, first:last]
         other.counts[:, first:last] *= weight
         other.exposure[:, first:last] *= weight
+
+    held.crew.each(weigh, held.crew.rows(*held.size[1:], step=BLOCK))
     return other
 
 
@@ -60,7 +63,8 @@ def _others(held: Held, ring: Tensor, speaks: Tensor | None) -> Evidence:
         counts, exposure = (
             (image.view(len(image), -1, BLOCK, image.shape[2]) * use).view(image.shape) for image in (counts, exposure)
         )
-    total = Evidence(*(_summed(image, ring).sub_(image).clamp_(min=0) for image in (counts, exposure)))
+    sums = held.crew.each(lambda image: _summed(image, ring).sub_(image).clamp_(min=0), (counts, exposure))
+    total = Evidence(*sums)
     if not held.whole:
         # Sums of whole numbers are exact; rounding of others would leave something of a pixel that is alone.
         measured = exposure.sign()
