@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,20 @@ import torch
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from bluesky_symdenoise.denoiser.bands import as_tensor, banded_prior, flux_kept
-from bluesky_symdenoise.denoiser.network import PriorNet, features, prior
-from bluesky_symdenoise.denoiser.released import checked_algorithm
+from bluesky_symdenoise.denoiser.choices import Choices
+from bluesky_symdenoise.denoiser.device.layers import Layers
+from bluesky_symdenoise.denoiser.device.posterior import device_posterior
+from bluesky_symdenoise.denoiser.law import law_posterior
+from bluesky_symdenoise.denoiser.network import PriorNet
+from bluesky_symdenoise.denoiser.released import LAW, checked_algorithm
 from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype, checked_sums, checked_views
 from bluesky_symdenoise.denoiser.stack import as_dataset, plain_readout, pooled, stacked
-from bluesky_symdenoise.denoiser.sums import agreeing, rings_of
-from bluesky_symdenoise.denoiser.views import averaged
+from bluesky_symdenoise.denoiser.sums import rings_of
 from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.check import SymmetryCheck, chosen_symmetry, stated_symmetry
 from bluesky_symdenoise.physics.dark import Background, Dark, signal
 from bluesky_symdenoise.physics.defects import DEAD, HOT, Defects, found_defects, no_defects, without
-from bluesky_symdenoise.physics.fold import Mates, gated_mates
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import (
@@ -39,9 +40,9 @@ from bluesky_symdenoise.physics.symmetry import (
 from bluesky_symdenoise.physics.tilt import split_tilt
 from bluesky_symdenoise.recipe import array_sha256
 
-#: Frames with more pixels than this are processed in bands of rows.
-BAND_PIXELS = 2**22
-#: Factor by which the bands are made smaller after running out of memory.
+#: Frames with more pixels than this are processed in parts.
+PART_PIXELS = 2**22
+#: Factor by which the parts are made smaller after running out of memory.
 SMALLER = 4
 
 log = logging.getLogger("bluesky_symdenoise")
@@ -106,6 +107,7 @@ class Denoiser:
             self.device = torch.device(chosen)
             net = model.net.in_bfloat16() if dtype == "bfloat16" else model.net
             self._net = net.to(self.device)
+            self._layers = Layers(self._net)
         except (RuntimeError, AssertionError) as error:
             raise SymDenoiseError(
                 f"device {device!r}",
@@ -293,7 +295,7 @@ class Denoiser:
                     rule="at least one pixel must have been measured",
                     remedy="check the mask (True = bad) and the detector",
                 )
-            intensity[index], sigma[index] = self._posterior(frame, resolved, ring)
+            intensity[index], sigma[index] = self._posteriors([frame], resolved, ring)[0]
         if background is not None:
             intensity, sigma = signal(intensity, sigma, background)
         about = {
@@ -350,50 +352,35 @@ class Denoiser:
             return rings_of(shape, symmetry)
         return None if beam_center is None else rings_of(shape, Symmetry("1", finite_beam_center(beam_center)))
 
-    def _posterior(
-        self, frame: Frame, symmetry: Symmetry, ring: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return expected counts and standard deviation, (y, x); if memory runs out, in bands, then on the CPU."""
-        mates = gated_mates(frame, symmetry)
+    def _posteriors(
+        self, frames: Sequence[Frame], symmetry: Symmetry, ring: NDArray[np.int64] | None
+    ) -> NDArray[np.float32]:
+        """Return expected counts and standard deviations, (frame, 2, y, x).
+
+        If the device's memory runs out, frames are processed one by one and in parts, and then on the CPU.
+        """
         with _ONE_AT_A_TIME, torch.inference_mode():
             torch.set_num_threads(self.threads)
-            for band_pixels in (BAND_PIXELS, BAND_PIXELS // SMALLER):
+            for part_pixels in (PART_PIXELS, PART_PIXELS // SMALLER):
                 try:
-                    return self._posterior_on(self.device, self._net, band_pixels, frame, mates, ring)
+                    return self._posteriors_on(self._net, self._layers, part_pixels, frames, symmetry, ring)
                 except torch.OutOfMemoryError as error:
                     log.warning("%s: %s; the frame is tried in smaller pieces, then on the CPU", self.device, error)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
             spare = copy.deepcopy(self._net).to("cpu")
-            return self._posterior_on(torch.device("cpu"), spare, BAND_PIXELS, frame, mates, ring)
+            return self._posteriors_on(spare, Layers(spare), PART_PIXELS, frames, symmetry, ring)
 
-    def _posterior_on(
+    def _posteriors_on(
         self,
-        device: torch.device,
         net: PriorNet,
-        band_pixels: int,
-        frame: Frame,
-        mates: Mates,
+        layers: Layers,
+        part_pixels: int,
+        frames: Sequence[Frame],
+        symmetry: Symmetry,
         ring: NDArray[np.int64] | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        y, n, mate_y, mate_n = (
-            as_tensor(image, device) for image in (frame.counts, frame.exposure, mates.counts, mates.exposure)
-        )
-        per_pixel, per_block, mean = features(y, n, mate_y, mate_n)
-        ratio, log_kappa = averaged(
-            partial(banded_prior, net, band_pixels=band_pixels), per_pixel, per_block, self.views
-        )
-        own_y, own_n = net.own(y, n)
-        mean, kappa = prior(ratio, log_kappa, mean, own_y, own_n)
-        shape = own_y + kappa
-        mean = flux_kept(y.sum(dtype=torch.float64), n, shape, own_n, kappa, mean)
-        if self.sums == "agree":
-            mean = agreeing(y, n, own_y, own_n, kappa, mean, ring)
-        rate = own_n + kappa / mean
-        # A pixel seen only by its mates is returned at the median exposure, which is 1.
-        exposure = torch.where(n > 0, n, 1.0)
-        result = torch.cat([shape / rate, torch.sqrt(shape) / rate], dim=1) * exposure
-        result = torch.where((n + mate_n) > 0, result, torch.nan)
-        height, width = frame.counts.shape
-        intensity, sigma = result[0, :, :height, :width].cpu().numpy()
-        return intensity, sigma
+    ) -> NDArray[np.float32]:
+        choices = Choices(self.views, self.sums == "agree", ring, part_pixels)
+        if self.algorithm == LAW or not net.architecture.conjugate:
+            return np.stack([law_posterior(net, frame, symmetry, choices) for frame in frames])
+        return device_posterior(layers, frames, symmetry, choices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -89,9 +90,15 @@ def pyramid_means(counts: Tensor, exposure: Tensor) -> list[Tensor]:
         (batch, 1, y / 2^l, x / 2^l) rate > 0 for l = 2 ... 7.
     """
     block = 2**FINEST
-    sums = [tuple(block**2 * F.avg_pool2d(t, block) for t in (counts, exposure))]
+    return means_of(*(block**2 * F.avg_pool2d(t, block) for t in (counts, exposure)))
+
+
+def means_of(counts: Tensor, exposure: Tensor) -> list[Tensor]:
+    """Return `pyramid_means` from sums over blocks of 4 x 4 pixels, (batch, 1, y / 4, x / 4)."""
+    sums = [(counts, exposure)]
     for _ in range(FINEST, COARSEST):
-        sums.append(tuple(4 * F.avg_pool2d(t, 2) for t in sums[-1]))
+        y, n = (4 * F.avg_pool2d(t, 2) for t in sums[-1])
+        sums.append((y, n))
     total_counts, total_exposure = (t.sum(dim=(2, 3), keepdim=True) for t in sums[-1])
     mean = ((total_counts + 0.5) / (total_exposure + 1.0)).expand_as(sums[-1][0])
     means: list[Tensor] = []
@@ -237,23 +244,41 @@ class PriorNet(nn.Module):
     def _answer(self, x: Tensor, log_mean: Tensor, log_rates: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output for some rows from that of the last layer; ``seen``: log rates and a pixel around."""
         out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)), 2)
-        relative, log_kappa, in_sigma = (out[:, i : i + 1] for i in range(OUTPUTS))
-        # The layers may state a rate in two ways: relative to the mean, and as a difference of square roots, like the
-        # inputs.
-        difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(log_mean))
-        ratio = relative + 2 * torch.copysign(torch.log1p(difference.abs()), difference)
-        if self.architecture.outputs > OUTPUTS:
-            # On steep slopes, the counts of a pixel and its mates are better than the layers' estimate: they are
-            # passed on.
-            shares = out[:, OUTPUTS : OUTPUTS + log_rates.shape[1]]
-            ratio = ratio + (shares * log_rates).sum(dim=1, keepdim=True)
-        height, width = log_mean.shape[2:]
-        for index in range(KNOWN_OUTPUTS[1], self.architecture.outputs):
-            # The same holds for its neighbours, in opposite pairs: on any slope, their mean is the pixel's rate.
-            down, right = TO_NEIGHBOURS[index - KNOWN_OUTPUTS[1]]
-            one, other = (seen[:, :, 1 + sign * down :, 1 + sign * right :][:, :, :height, :width] for sign in (1, -1))
-            ratio = ratio + out[:, index : index + 1] * (one + other - 2 * log_mean)
-        return _LOG_RATIO * torch.tanh(ratio / _LOG_RATIO), (log_kappa + 1.0).clamp(*_LOG_KAPPA)
+        ratio, log_kappa = combined(*(each.unbind(dim=1) for each in (out, log_mean, log_rates, seen)))
+        return ratio.unsqueeze(1), log_kappa.unsqueeze(1)
+
+
+def combined(
+    out: Sequence[Tensor], log_mean: Sequence[Tensor], log_rates: Sequence[Tensor], seen: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return log of the prior's mean over the local mean, and log of its shape, from the outputs of the last layer.
+
+    Parameters
+    ----------
+    out
+        Outputs of each pixel, (batch, y, x) each; their number is one of `KNOWN_OUTPUTS`.
+    log_mean, log_rates
+        Logarithms of the local mean, and of the rates over it by the pixel and by its mates, if it has any.
+    seen
+        Logarithm of the pixels' own rates, with one pixel around: (batch, y + 2, x + 2).
+    """
+    relative, log_kappa, in_sigma = out[:OUTPUTS]
+    (mean,), (near,) = log_mean, seen
+    # The layers may state a rate in two ways: relative to the mean, and as a difference of square roots, like the
+    # inputs.
+    difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(mean))
+    ratio = relative + 2 * torch.copysign(torch.log1p(difference.abs()), difference)
+    if len(out) > OUTPUTS:
+        # On steep slopes, the counts of a pixel and its mates are better than the layers' estimate: they are passed
+        # on.
+        shares = [share * rate for share, rate in zip(out[OUTPUTS:], log_rates, strict=False)]
+        ratio = ratio + (shares[0] if len(shares) == 1 else shares[0] + shares[1])
+    height, width = mean.shape[-2:]
+    for share, (down, right) in zip(out[KNOWN_OUTPUTS[1] :], TO_NEIGHBOURS, strict=False):
+        # The same holds for its neighbours, in opposite pairs: on any slope, their mean is the pixel's rate.
+        one, other = (near[..., 1 + sign * down :, 1 + sign * right :][..., :height, :width] for sign in (1, -1))
+        ratio = ratio + share * (one + other - 2 * mean)
+    return _LOG_RATIO * torch.tanh(ratio / _LOG_RATIO), (log_kappa + 1.0).clamp(*_LOG_KAPPA)
 
 
 def _without_mates(first: nn.Conv2d, x: Tensor) -> Tensor:
@@ -280,10 +305,14 @@ def _joined(first: nn.Conv2d, deep: Tensor, shallow: Tensor) -> Tensor:
     Repetition followed by a kernel of 3 x 3 is a transposed convolution, stride 2, with its 4 x 4 partial sums.
     """
     channels = deep.shape[1]
-    sums = _PARTIAL_SUMS.to(first.weight)
-    kernel = torch.einsum("au,bv,oiuv->ioab", sums, sums, first.weight[:, :channels])
     same_size = F.conv2d(shallow, first.weight[:, channels:], first.bias, padding=1)
-    return same_size.add_(F.conv_transpose2d(deep, kernel, stride=2, padding=1))
+    return same_size.add_(F.conv_transpose2d(deep, doubling_kernel(first.weight[:, :channels]), stride=2, padding=1))
+
+
+def doubling_kernel(weight: Tensor) -> Tensor:
+    """Return the kernel of the transposed convolution, stride 2, that equals repetition and a kernel of 3 x 3."""
+    sums = _PARTIAL_SUMS.to(weight)
+    return torch.einsum("au,bv,oiuv->ioab", sums, sums, weight)
 
 
 def unrefuted(kappa: Tensor, mean: Tensor, counts: Tensor, exposure: Tensor) -> Tensor:

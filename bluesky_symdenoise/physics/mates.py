@@ -98,33 +98,50 @@ def mate(image: NDArray[Any], operation: Operation, beam_center: tuple[float, fl
     """
     if not operation.exact:
         # The last element stands for pixels without a mate.
-        return np.append(image.ravel(), np.zeros(1, image.dtype))[_mates(image.shape, operation, beam_center)]
+        return np.append(image.ravel(), np.zeros(1, image.dtype))[mate_indices(image.shape, operation, beam_center)]
     out = np.zeros_like(image)
-    doubled = twice(beam_center, operation)
-    # Along each axis of `moved`, the source index is sign * position + offset.
-    turned = operation.yx != 0
+    turned, axes = exact_move((image.shape[0], image.shape[1]), operation, beam_center)
     moved = image.T if turned else image
-    signs = (operation.xy, operation.yx) if turned else (operation.yy, operation.xx)
     target: list[slice] = []
     source: list[slice] = []
+    for sign, offset, first, last in axes:
+        target.append(slice(first, last))
+        ends = (first + offset, last + offset) if sign > 0 else (offset - last + 1, offset - first + 1)
+        source.append(slice(*ends) if last > first else slice(0, 0))
+    part = moved[tuple(source)]
+    out[tuple(target)] = part[tuple(slice(None, None, sign) for sign, *_ in axes)]
+    return out
+
+
+def exact_move(
+    shape: tuple[int, int], operation: Operation, beam_center: tuple[float, float]
+) -> tuple[bool, tuple[tuple[int, int, int, int], tuple[int, int, int, int]]]:
+    """Return where an exact operation takes an image's pixels from.
+
+    Returns
+    -------
+    tuple
+        Whether the axes are exchanged, and, for each axis of the result, (sign, offset, first, last): pixels from
+        ``first`` to before ``last`` are those at sign * position + offset of the image, or of its transpose.
+    """
+    doubled = twice(beam_center, operation)
+    turned = operation.yx != 0
+    signs = (operation.xy, operation.yx) if turned else (operation.yy, operation.xx)
+    sizes = shape[::-1] if turned else shape
+    axes: list[tuple[int, int, int, int]] = []
     for axis, sign in enumerate(signs):
         offset = (doubled[1 - axis if turned else axis] - int(sign) * doubled[axis]) // 2
-        there = moved.shape[axis]
+        there = sizes[axis]
         low, high = (-offset, there - 1 - offset) if sign > 0 else (offset - there + 1, offset)
-        first, last = max(0, low), min(image.shape[axis] - 1, high)
-        # Off the detector last < first: the slice must be empty, and not count from the other edge.
-        stop = max(first, last + 1)
-        target.append(slice(first, stop))
-        ends = (first + offset, stop + offset) if sign > 0 else (offset - stop + 1, offset - first + 1)
-        source.append(slice(*ends) if stop > first else slice(0, 0))
-    part = moved[tuple(source)]
-    out[tuple(target)] = part[tuple(slice(None, None, int(sign)) for sign in signs)]
-    return out
+        first, last = max(0, low), min(shape[axis] - 1, high)
+        # Off the detector last < first: the range must be empty, and not count from the other edge.
+        axes.append((int(sign), offset, first, max(first, last + 1)))
+    return turned, (axes[0], axes[1])
 
 
 def first_of_pair(shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.bool_]:
     """Return True for one pixel of each pair (u, g u), if both are on the detector: no photon is in two pairs."""
-    there = _mates(shape, operation, beam_center)
+    there = mate_indices(shape, operation, beam_center)
     if operation.inverse() == operation:
         return np.arange(shape[0] * shape[1]).reshape(shape) < there
     # A quarter turn maps four pixels onto each other: the first and the third of them lead a pair.
@@ -151,7 +168,7 @@ def same_mate(
         dy, dx = dy[:, None], dx[None, :]
         a, b, c, d = (int(value) for value in difference[:4])
         return ((a - 1) * dy + b * dx == 0) & (c * dy + (d - 1) * dx == 0)
-    return np.equal(_mates(shape, one, beam_center), _mates(shape, other, beam_center))
+    return np.equal(mate_indices(shape, one, beam_center), mate_indices(shape, other, beam_center))
 
 
 def twice(beam_center: tuple[float, float], operation: Operation) -> tuple[int, int]:
@@ -166,7 +183,9 @@ def twice(beam_center: tuple[float, float], operation: Operation) -> tuple[int, 
     return y, x
 
 
-def _mates(shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]) -> NDArray[np.signedinteger]:
+def mate_indices(
+    shape: tuple[int, ...], operation: Operation, beam_center: tuple[float, float]
+) -> NDArray[np.signedinteger]:
     """Return the flat index of each pixel's mate, -1 if it has none."""
     if operation.exact:
         return mate(np.arange(1, 1 + shape[0] * shape[1]).reshape(shape), operation, beam_center) - 1

@@ -1,0 +1,137 @@
+"""From the last layer's output to the prior, and from it to the posterior, some rows at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bluesky_symdenoise.denoiser.bands import FLUX_DAMPING, FLUX_ITERATIONS
+from bluesky_symdenoise.denoiser.device.rows import rows_at_a_time
+from bluesky_symdenoise.denoiser.network import CONFLICT, PriorNet, combined
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.denoiser.device.gate import Evidence
+    from bluesky_symdenoise.denoiser.device.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Gamma prior of each pixel's rate, (batch, y, x) float32.
+
+    Attributes
+    ----------
+    mean
+        Its mean.
+    log_kappa
+        Logarithm of its shape.
+    """
+
+    mean: Tensor
+    log_kappa: Tensor
+
+    @classmethod
+    def empty(cls, like: Tensor) -> Prior:
+        """Return a prior whose values are still to be written."""
+        return cls(torch.empty_like(like), torch.empty_like(like))
+
+
+def answer(net: PriorNet, x: Tensor, inputs: Inputs, prior: Prior, first: int) -> None:
+    """Write the prior of rows of pixels, from the first one on.
+
+    Parameters
+    ----------
+    x
+        Output of the last layer but one, (batch, channels, rows / 2, x / 2).
+    """
+    head = net.head
+    assert head.bias is not None
+    batch, channels, rows, columns = x.shape
+    weight = head.weight.view(-1, channels).T
+    for start, stop in rows_at_a_time(2 * rows, 2 * columns, x.device, step=4):
+        part = slice(first + start, first + stop)
+        flat = x[:, :, start // 2 : stop // 2].permute(0, 2, 3, 1).reshape(-1, channels).to(weight.dtype)
+        out = torch.addmm(head.bias, flat, weight).view(batch, (stop - start) // 2, columns, -1)
+        ratio, log_kappa = combined(
+            _shuffled(out),
+            [inputs.log_mean[:, part]],
+            [rates[:, part] for rates in inputs.log_rates],
+            [inputs.seen[:, part.start : part.stop + 2]],
+        )
+        torch.exp(ratio.add_(inputs.log_mean[:, part]), out=prior.mean[:, part])
+        prior.log_kappa[:, part] = log_kappa
+
+
+def _shuffled(out: Tensor) -> list[Tensor]:
+    """Return each output of the pixels of blocks, (batch, y/2, x/2, 4 outputs), as (batch, y, x)."""
+    batch, rows, columns, outputs = out.shape
+    # Two columns are moved as one element of 64 bits.
+    pairs = out.view(torch.float64)
+    planes = out.new_empty((outputs // 4, batch, 2 * rows, 2 * columns))
+    for index, plane in enumerate(planes):
+        wide = plane.view(torch.float64)
+        for below in range(2):
+            wide[:, below::2] = pairs[..., 2 * index + below]
+    return list(planes)
+
+
+def posterior(own: Evidence, prior: Prior) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a frame's posterior without what its sums tell: prior's weight, its shape, and the factor of its mean.
+
+    Returns
+    -------
+    tuple of Tensor
+        (batch, y, x) exposure that the prior is worth before the factor, kappa / mean; shape kappa, reduced where own
+        counts refute it (`bluesky_symdenoise.denoiser.network.unrefuted`); and (batch, 1, 1) the factor of the mean
+        that makes the frame's expected counts add up to its counts.
+    """
+    weight, kappa = torch.empty_like(prior.mean), torch.empty_like(prior.mean)
+    _, height, width = weight.shape
+    parts = [slice(*rows) for rows in rows_at_a_time(height, width, weight.device, step=2)]
+    for part in parts:
+        mean, counts, exposure = prior.mean[:, part], own.counts[:, part], own.exposure[:, part]
+        expected = exposure * mean
+        away = torch.sqrt(counts + 0.375).sub_(torch.sqrt(expected + 0.375)).mul_(2 / CONFLICT).square_().sub_(1)
+        shape = torch.exp(prior.log_kappa[:, part])
+        # min(kappa, expected / away) where away > 0: nan is 0 / 0, where nothing was measured.
+        reduced = shape / (shape * away / expected).nan_to_num_(nan=0.0).clamp_(min=1)
+        kappa[:, part] = reduced
+        weight[:, part] = reduced / mean
+    total = own.counts.sum(dim=(1, 2), keepdim=True, dtype=torch.float64)
+    factor = torch.ones_like(total)
+    for _ in range(FLUX_ITERATIONS):
+        expected = torch.zeros_like(total)
+        for part in parts:
+            exposure = own.exposure[:, part]
+            rate = torch.addcmul(exposure, weight[:, part], (1 / factor).float())
+            counts = (own.counts[:, part] + kappa[:, part]).mul_(exposure).div_(rate)
+            expected += counts.sum(dim=(1, 2), keepdim=True, dtype=torch.float64)
+        factor = factor * (total + FLUX_DAMPING) / (expected + FLUX_DAMPING)
+    return weight, kappa, factor
+
+
+def result(own: Evidence, mates: Evidence | None, kappa: Tensor, weight: Tensor) -> Tensor:
+    """Return expected counts and their standard deviation, (batch, 2, y, x); NaN where nothing was measured.
+
+    Parameters
+    ----------
+    kappa, weight
+        Shape of the prior, and the exposure that it is worth: kappa / mean.
+    """
+    batch, height, width = kappa.shape
+    out = kappa.new_empty((batch, 2, height, width))
+    for first, last in rows_at_a_time(height, width, kappa.device, step=2):
+        part = slice(first, last)
+        exposure = own.exposure[:, part]
+        shape = own.counts[:, part] + kappa[:, part]
+        # A pixel seen only by its mates is returned at the median exposure, which is 1.
+        measured = exposure.sign()
+        scale = (exposure + (1 - measured)).div_(exposure + weight[:, part])
+        seen = measured if mates is None else measured + mates.exposure[:, part]
+        # 0 / 0 is NaN.
+        scale.mul_(seen / seen)
+        torch.mul(shape, scale, out=out[:, 0, part])
+        torch.mul(shape.sqrt_(), scale, out=out[:, 1, part])
+    return out

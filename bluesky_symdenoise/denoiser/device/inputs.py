@@ -1,0 +1,211 @@
+"""The network's inputs on a device, some rows at a time, as in `bluesky_symdenoise.denoiser.network.features`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from bluesky_symdenoise.denoiser.device.gate import Evidence
+from bluesky_symdenoise.denoiser.device.rows import rows_at_a_time
+from bluesky_symdenoise.denoiser.network import ALONE, COARSEST, FINEST, PIXEL_FEATURES, means_of
+
+#: Levels of the pyramid of mean rates that are inputs per block of 2 x 2 pixels, relative to the finest.
+COARSER = range(FINEST + 1, COARSEST)
+#: Type of twice the size, by type: two columns of one block are moved as one element.
+WIDE = {torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Logarithms of one level's mean rates, interpolated along x.
+
+    Attributes
+    ----------
+    values
+        (batch, y / 2^level, any) values to be interpolated along y.
+    factor
+        Rows of the result for each row.
+    """
+
+    values: Tensor
+    factor: int
+
+
+class Inputs:
+    """Inputs of the network for frames of one shape, and what its outputs refer to.
+
+    Attributes
+    ----------
+    own, mates
+        Counts and exposures (batch, y, x) float32, sides multiples of 128; mates are None where there are none.
+    channels
+        Number of inputs per block of 2 x 2 pixels.
+    log_mean
+        (batch, y, x) logarithm of the local mean rate; as the next two, of the rows that `rows` was asked for.
+    seen
+        (batch, y + 2, x + 2) logarithm of the pixel's own rate, the nearest one in a border of one pixel.
+    log_rates
+        Logarithms of the rate over the local mean, by the pixel and by its mates.
+    """
+
+    def __init__(self, own: Evidence, mates: Evidence | None) -> None:
+        self.own, self.mates = own, mates
+        batch, height, width = own.counts.shape
+        self.channels = 4 * (len(ALONE) if mates is None else PIXEL_FEATURES) + len(COARSER) * (
+            1 if mates is None else 2
+        )
+        sums = [_blocks(own.counts), _blocks(own.exposure)]
+        pyramids = [means_of(*sums)]
+        if mates is not None:
+            pyramids.append(
+                means_of(*(a + _blocks(b) for a, b in zip(sums, (mates.counts, mates.exposure), strict=True)))
+            )
+        logs = [[torch.log(mean) for mean in means] for means in pyramids]
+        self._mean = Profile(_wider(logs[0][0], 4)[:, 0], 4)
+        self._both = None if mates is None else Profile(_wider(logs[1][0] - logs[0][0], 4)[:, 0], 4)
+        self._coarser = _coarser(logs)
+        self.log_mean = own.counts.new_empty(own.counts.shape)
+        self.seen = own.counts.new_empty((batch, height + 2, width + 2))
+        self.log_rates = [own.counts.new_empty(own.counts.shape) for _ in pyramids]
+
+    def rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        """Return the inputs of rows of pixels, multiples of 4, as (batch, channels, rows / 2, x / 2), channels last."""
+        batch, _, width = self.own.counts.shape
+        shape = (batch, (last - first) // 2, width // 2, self.channels)
+        out = torch.empty(shape, dtype=dtype, device=self.log_mean.device)
+        for start, stop in rows_at_a_time(last - first, width, out.device, step=4):
+            self._write(out[:, start // 2 : stop // 2], first + start, first + stop)
+        return out.permute(0, 3, 1, 2)
+
+    def _write(self, out: Tensor, first: int, last: int) -> None:
+        """Write the inputs of some rows, channels last."""
+        part = slice(first, last)
+        log_mean = _rows_of([self._mean], first, last)
+        mean = torch.exp(log_mean)
+        exposure = self.own.exposure[:, part]
+        rates = [_roots(self.own.counts[:, part], exposure, mean)]
+        planes = [_stabilised(*rates[0], exposure), log_mean / 4, exposure.clamp(max=4)]
+        if self.mates is not None and self._both is not None:
+            mates = self.mates.exposure[:, part]
+            rates.append(_roots(self.mates.counts[:, part], mates, mean))
+            planes.insert(1, _stabilised(*rates[1], mates))
+            planes += [torch.log1p(mates).mul_(0.5), _rows_of([self._both], first, last)]
+        self.log_mean[:, part] = log_mean
+        for target, (over, under) in zip(self.log_rates, rates, strict=True):
+            torch.log(over / under, out=target[:, part])
+        self._note_seen(first, last)
+        _unshuffle(planes, out)
+        out[..., 4 * len(planes) :] = _rows_of(self._coarser, first // 2, last // 2).view(*out.shape[:3], -1)
+
+    def _note_seen(self, first: int, last: int) -> None:
+        """Keep the logarithm of the pixels' own rates of these rows, with the border."""
+        seen = self.seen[:, 1 + first : 1 + last]
+        torch.add(self.log_mean[:, first:last], self.log_rates[0][:, first:last], out=seen[:, :, 1:-1])
+        seen[:, :, 0], seen[:, :, -1] = seen[:, :, 1], seen[:, :, -2]
+        if first == 0:
+            self.seen[:, 0] = self.seen[:, 1]
+        if last == self.log_mean.shape[1]:
+            self.seen[:, -1] = self.seen[:, -2]
+
+
+def _unshuffle(planes: Sequence[Tensor], out: Tensor) -> None:
+    """Write images (batch, y, x) as four channels each of blocks of 2 x 2 pixels, (batch, y / 2, x / 2, channels)."""
+    # Two columns of a block are moved as one element.
+    wide = out.view(WIDE[out.dtype])
+    for index, plane in enumerate(planes):
+        columns = plane.to(out.dtype).view(WIDE[out.dtype])
+        for below in range(2):
+            wide[..., 2 * index + below] = columns[:, below::2]
+
+
+def _blocks(image: Tensor) -> Tensor:
+    """Return sums over 4 x 4 pixels, (batch, 1, y / 4, x / 4)."""
+    batch, height, width = image.shape
+    block = 2**FINEST
+    rows = image.view(batch, height // block, block, width).sum(dim=2)
+    total = rows[..., ::block] + rows[..., 1::block]
+    for index in range(2, block):
+        total += rows[..., index::block]
+    return total.unsqueeze(1)
+
+
+def _roots(counts: Tensor, exposure: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Return y + 3/8 and n m + 3/8."""
+    return counts + 0.375, (exposure * mean).add_(0.375)
+
+
+def _stabilised(over: Tensor, under: Tensor, exposure: Tensor) -> Tensor:
+    """Return 16 asinh(x / 16) of the difference x of square roots, 0 where nothing was measured."""
+    x = torch.sqrt(over).sub_(torch.sqrt(under)).mul_(2)
+    size = x.abs().mul_(1 / 16)
+    square = size.square()
+    asinh = torch.log1p(size.add_(square / torch.sqrt(square + 1).add_(1))).mul_(16)
+    return torch.copysign(asinh, x).mul_(exposure.sign())
+
+
+def _wider(image: Tensor, factor: int) -> Tensor:
+    """Return (batch, channels, y, x) interpolated along x."""
+    if factor == 1:
+        return image
+    return F.interpolate(image, scale_factor=(1, factor), mode="bilinear", align_corners=False)
+
+
+def _coarser(logs: Sequence[Sequence[Tensor]]) -> list[Profile]:
+    """Return the inputs per block as profiles whose sum, interpolated along y, is (batch, y / 2, x / 2 * channels).
+
+    A channel is a level's logarithm less that of the finest level, whose interpolation to blocks of 2 x 2 pixels is
+    the mean of that to pixels.
+    """
+    channels = len(COARSER) * len(logs)
+    profiles = []
+    for level in (FINEST, *COARSER):
+        factor = 2 ** (level - 1)
+        batch, _, rows, columns = logs[0][level - FINEST].shape
+        values = logs[0][0].new_zeros((batch, rows, columns * factor, channels))
+        for pyramid, means in enumerate(logs):
+            wider = _wider(means[level - FINEST], factor)[:, 0, :, :, None]
+            if level > FINEST:
+                channel = pyramid * len(COARSER) + level - FINEST - 1
+                values[..., channel : channel + 1] = wider
+            elif pyramid == 0:
+                values -= wider
+        profiles.append(Profile(values.view(batch, rows, -1), factor))
+    return profiles
+
+
+def _rows_of(profiles: Sequence[Profile], first: int, last: int) -> Tensor:
+    """Return rows of the sum of profiles, interpolated along y: (batch, last - first, any)."""
+    weights, parts = [], []
+    for profile in profiles:
+        matrix, low = _interpolation(profile.factor, profile.values.shape[1], first, last, profile.values.device)
+        weights.append(matrix)
+        parts.append(profile.values[:, low : low + matrix.shape[1]])
+    if len(profiles) == 1:
+        return weights[0] @ parts[0]
+    return torch.cat(weights, dim=1) @ torch.cat(parts, dim=1)
+
+
+@lru_cache(512)
+def _interpolation(factor: int, size: int, first: int, last: int, device: torch.device) -> tuple[Tensor, int]:
+    """Return the matrix that interpolates rows from ``first`` to ``last`` of an image, and the first row it needs.
+
+    Parameters
+    ----------
+    factor, size
+        Rows of the result for each row of the image, and the number of these.
+    """
+    place = ((torch.arange(first, last, dtype=torch.float64) + 0.5) / factor - 0.5).clamp(0, size - 1)
+    below = place.floor().long().clamp(max=max(size - 2, 0))
+    share = place - below
+    low, high = int(below.min()), min(int(below.max()) + 2, size)
+    matrix = torch.zeros(last - first, high - low, dtype=torch.float64)
+    row = torch.arange(last - first)
+    matrix[row, below - low] += 1 - share
+    if size > 1:
+        matrix[row, below - low + 1] += share
+    return matrix.to(device, torch.float32), low
