@@ -24,7 +24,13 @@ from bluesky_symdenoise.catalog.report.choice import Choice
 from bluesky_symdenoise.catalog.report.nexus_export import write_nexus
 from bluesky_symdenoise.catalog.report.processes import DrawingError
 from bluesky_symdenoise.catalog.report.report import report_page
-from bluesky_symdenoise.catalog.report.served import Filter, ServedStream, served_streams, with_columns
+from bluesky_symdenoise.catalog.report.served import (
+    NO_IMAGES,
+    Filter,
+    ServedStream,
+    served_streams,
+    with_columns,
+)
 from bluesky_symdenoise.catalog.report.thumbnail import frames_png
 
 #: Maximum number of frames in a report.
@@ -96,7 +102,7 @@ async def _streamed(path: Path, folder: tempfile.TemporaryDirectory[str]) -> Asy
 async def _with_images(run: Any, filter_for_access: Filter) -> list[ServedStream]:
     streams = [await with_columns(each) for each in await served_streams(run, filter_for_access) if each.images]
     if not streams:
-        raise HTTPException(422, "this run has no denoised images yet; ask again when it has events")
+        raise HTTPException(422, NO_IMAGES)
     return streams
 
 

@@ -141,7 +141,9 @@ class DrawingProcesses:
             while len(taken) < number:
                 taken.append(self._free.get_nowait())
         for process in reversed(taken):
-            process.start()
+            # Where none can be started now, drawing says so.
+            with suppress(OSError):
+                process.start()
             self._free.put(process)
 
     def draw(self, drawing: Drawing) -> FrameFigures:

@@ -16,7 +16,7 @@ from bluesky_symdenoise.catalog.report.drawn import Drawing, FrameFigures, ReadF
 from bluesky_symdenoise.catalog.report.processes import PROCESSES, drawn_aside, start_processes
 from bluesky_symdenoise.catalog.report.profile import stated_geometry
 from bluesky_symdenoise.catalog.report.seen import SeenImage, SeenStream, page_key, seen_streams
-from bluesky_symdenoise.catalog.report.served import Filter, ServedFrames, ServedStream, stored_array
+from bluesky_symdenoise.catalog.report.served import NO_IMAGES, Filter, ServedFrames, ServedStream, stored_array
 from bluesky_symdenoise.catalog.report.shared import Page, pages_of
 from bluesky_symdenoise.derived.columns import PENDING
 from bluesky_symdenoise.derived.stated_readout import from_recipe, map_sha256s
@@ -55,7 +55,7 @@ async def report_page(run: Any, metadata: Mapping[str, Any], filter_for_access: 
     """
     seen = await seen_streams(run, metadata, filter_for_access)
     if not seen:
-        raise HTTPException(422, "this run has no denoised images yet; ask again when it has events")
+        raise HTTPException(422, NO_IMAGES)
     images = [image.denoised for each in seen for image in each.images if image.denoised is not None]
     choice.refuse_missing(map(len, images))
     for frames in images:

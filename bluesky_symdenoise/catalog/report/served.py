@@ -17,6 +17,9 @@ from bluesky_symdenoise.derived.columns import denoised_images
 from bluesky_symdenoise.files.opened import open_for_reading
 from bluesky_symdenoise.recipe import array_sha256
 
+#: What is said of a run without a stream of images.
+NO_IMAGES = "this run has no denoised images yet; ask again when it has events"
+
 #: Function that Tiled passes to every exporter of a container: it filters a node to what the requesting user may see.
 Filter = Callable[[Any], Awaitable[Any]]
 
