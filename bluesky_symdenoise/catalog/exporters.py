@@ -22,15 +22,23 @@ from tiled.utils import UnsupportedShape, parse_mimetype
 
 from bluesky_symdenoise.catalog.report.choice import Choice
 from bluesky_symdenoise.catalog.report.nexus_export import write_nexus
-from bluesky_symdenoise.catalog.report.report import Shown, report_page
-from bluesky_symdenoise.catalog.report.served import Filter, ServedStream, served_streams
+from bluesky_symdenoise.catalog.report.processes import DrawingError
+from bluesky_symdenoise.catalog.report.report import report_page
+from bluesky_symdenoise.catalog.report.served import (
+    NO_IMAGES,
+    Filter,
+    ServedStream,
+    served_streams,
+    with_columns,
+)
 from bluesky_symdenoise.catalog.report.thumbnail import frames_png
 
 #: Maximum number of frames in a report.
 MOST_FRAMES = 6
-#: One heavy export at a time in each server process.
+#: Few NeXus exports at a time in each server process.
 _BUSY = threading.BoundedSemaphore(2)
 _BLOCK = 2**20
+_PAGE_BLOCK = 2**17
 _MOST_PARTS = 100
 _FRAMES = "frames must be numbers and ranges joined by '+', the first frame is 0: frames=0-9 or frames=0+17+99"
 
@@ -43,15 +51,26 @@ def image_png(mimetype: str, array: NDArray[Any], metadata: Mapping[str, Any]) -
         raise UnsupportedShape(array.shape) from error
 
 
-async def report_html(mimetype: str, run: Any, metadata: Mapping[str, Any], filter_for_access: Filter) -> bytes:
+async def report_html(
+    mimetype: str, run: Any, metadata: Mapping[str, Any], filter_for_access: Filter
+) -> AsyncIterator[bytes]:
     """Return ``text/html`` of a derived run: one self-contained page."""
     choice = _chosen(mimetype)
     if (most := sum(map(len, choice.parts or ()))) > MOST_FRAMES:
         raise HTTPException(400, f"{most} frames are requested; a report shows at most {MOST_FRAMES}")
-    streams = await _with_images(run, filter_for_access)
-    with _one_of_few():
-        page = await report_page(Shown(run, metadata, streams, filter_for_access), choice)
-    return page.encode()
+    try:
+        page = await report_page(run, metadata, filter_for_access, choice)
+    except DrawingError as error:
+        # Tiled's client repeats a request that ends with 500 ten times.
+        raise HTTPException(422, "a frame of this run could not be drawn; the server's log says why") from error
+    return _in_blocks(page)
+
+
+async def _in_blocks(page: bytes) -> AsyncIterator[bytes]:
+    """Yield a page in blocks, between which the server turns to others: Tiled compresses what it sends."""
+    for start in range(0, len(page), _PAGE_BLOCK):
+        yield page[start : start + _PAGE_BLOCK]
+        await anyio.sleep(0)
 
 
 async def run_nexus(
@@ -81,9 +100,9 @@ async def _streamed(path: Path, folder: tempfile.TemporaryDirectory[str]) -> Asy
 
 
 async def _with_images(run: Any, filter_for_access: Filter) -> list[ServedStream]:
-    streams = [stream for stream in await served_streams(run, filter_for_access) if stream.images]
+    streams = [await with_columns(each) for each in await served_streams(run, filter_for_access) if each.images]
     if not streams:
-        raise HTTPException(422, "this run has no denoised images yet; ask again when it has events")
+        raise HTTPException(422, NO_IMAGES)
     return streams
 
 
@@ -105,9 +124,9 @@ def _chosen(mimetype: str) -> Choice:
 
 @contextmanager
 def _one_of_few() -> Iterator[None]:
-    """Wait for one of the few places to work at once, so that many requests cannot fill the memory."""
+    """Take one of the few places to work at once, so that many requests cannot fill the memory."""
     if not _BUSY.acquire(blocking=False):
-        raise HTTPException(503, "the server draws other reports or exports; ask again", headers={"Retry-After": "5"})
+        raise HTTPException(503, "the server writes other exports; ask again", headers={"Retry-After": "5"})
     try:
         yield
     finally:

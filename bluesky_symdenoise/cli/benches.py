@@ -52,6 +52,10 @@ BENCHES = {
         "load.serve",
         "Measure what a lazy run costs its readers: one frame, the same again, and many clients at a time.",
     ),
+    "page": (
+        "load.page",
+        "Measure how long report pages take: drawn, from memory, several users at once, and a read of an array beside.",
+    ),
     "science": (
         "truth.science",
         "Measure rings and G(r) of powders: exposure saved against raw counts and a likelihood fit; error bars.",

@@ -290,6 +290,7 @@ def test_a_lazy_run_is_found_by_the_symmetry_that_is_used(
         assert "denoised when they are read" in shown()
 
 
+@pytest.mark.process
 def test_the_report_of_a_lazy_run_says_that_nothing_is_stored(client: Container, lazy: Any) -> None:
     url = f"{client.context.api_uri}container/full/denoised/{lazy.start['uid']}"
     page = client.context.http_client.get(url, params={"format": "text/html;frames=1"}).text

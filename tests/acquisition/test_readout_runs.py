@@ -232,6 +232,7 @@ def test_stated_twice_is_refused(client: Container, denoiser: Denoiser) -> None:
         ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, readout=CCD, noise="poisson")
 
 
+@pytest.mark.process
 def test_report_page_compares_with_photons(home: Path, client: Container, denoiser: Denoiser) -> None:
     raw = written(client, step_scan(home / "frames", ccd()))
     made: Any = replay(raw, into=client["denoised"], denoiser=denoiser, symmetry="1", readout=CCD)

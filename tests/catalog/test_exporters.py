@@ -30,7 +30,7 @@ from bluesky_symdenoise.catalog.server import serve
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.files import open_frames
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.process]
 
 SHAPE = (64, 80)
 CENTER = (31.5, 39.5)
@@ -257,7 +257,8 @@ def served_to(home: Path, uid: str, allowed: Any) -> str:
         await root.startup()
         try:
             run = await root.lookup_adapter(["denoised", uid])
-            return await report_html("text/html;frames=0", run, run.metadata(), allowed)
+            blocks = await report_html("text/html;frames=0", run, run.metadata(), allowed)
+            return b"".join([block async for block in blocks])
         finally:
             await root.shutdown()
 

@@ -9,7 +9,17 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bluesky_symdenoise.catalog.report.picture import log_limits, panel_figure, panels, png, residual, shrunk
+from bluesky_symdenoise.catalog.report.drawn import Drawing, ReadFrame, drawn
+from bluesky_symdenoise.catalog.report.picture import (
+    Panel,
+    draw_in_boxes,
+    log_limits,
+    panel_figure,
+    panels,
+    png,
+    residual,
+    shrunk,
+)
 from bluesky_symdenoise.catalog.report.profile import Geometry, profile, stated_geometry
 from bluesky_symdenoise.catalog.report.thumbnail import MOST, frames_png
 from bluesky_symdenoise.catalog.report.transfer import draw_transfer
@@ -110,6 +120,67 @@ def test_panels_of_any_frame_are_drawn(frame: np.ndarray):
     drawn = panels(counts, frame, frame, np.ones(frame.shape, bool), Symmetry("2", (31.5, 39.5)))
     assert len(drawn) == 5
     assert png(panel_figure(drawn)).startswith(b"\x89PNG")
+
+
+def of_the_page(shape: tuple[int, int], symmetry: str = "2", *, raw: bool = True, value: float = 3) -> Drawing:
+    counts = np.random.default_rng(3).poisson(3, shape).astype(np.uint16)
+    rate = np.full(shape, value, np.float32)
+    center = ((shape[0] - 1) / 2, (shape[1] - 1) / 2)
+    frame = ReadFrame(counts if raw else None, rate, rate, None, None, Symmetry(symmetry, center))
+    return Drawing(4, None, frame, None, {})
+
+
+@pytest.mark.parametrize(
+    ("drawing", "wide"),
+    [
+        (of_the_page((64, 80)), False),
+        (of_the_page((300, 20)), False),
+        (of_the_page((20, 900)), True),
+        (of_the_page((64, 80), raw=False), False),
+        (of_the_page((64, 80), value=np.nan), False),
+        (of_the_page((1, 1), raw=False), False),
+    ],
+    ids=["usual", "tall", "flat", "no raw frame", "not denoised", "one pixel"],
+)
+def test_every_frame_of_the_page_has_a_picture(drawing: Drawing, wide: bool) -> None:
+    found = drawn(drawing)
+    image = Image.open(io.BytesIO(found.picture))
+    assert image.size[0] == 1300
+    assert image.mode == "RGB"
+    assert found.number == 4
+    assert ("not denoised" in found.note) == bool(np.isnan(drawing.frame.intensity).all())
+    # The cells of wide frames are two in a row, and else three.
+    rows = image.size[1] / (1300 * 0.86 / (2 if wide else 3))
+    assert abs(rows - round(rows)) < 0.01
+
+
+def test_images_in_boxes_have_titles_and_the_numbers_of_their_scales() -> None:
+    figure = Figure(figsize=(6, 4))
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, 6), ylim=(0, 4), autoscale_on=False)
+    image = np.array([[0.1, np.nan], [1.0, 90.0]])
+    logarithmic = Panel("rate", image, (0.1, 90.0), "viridis", logarithmic=True)
+    draw_in_boxes(axis, [(1, 1, 1, 2), (4, 1, 1, 2)], [logarithmic, Panel("z", image, (-4, 4), "RdBu_r")])
+    said = {text.get_text(): text.get_position() for text in axis.texts}
+    assert {"rate", "z", "0.1", "0.2", "50", "\N{MINUS SIGN}4", "4"} <= said.keys()
+    assert not {"0.05", "100", "\N{MINUS SIGN}5"} & said.keys()
+    # Along a logarithmic scale, 10 is as far from 0.1 as 50 is from 0.5.
+    low, high, other_low, other_high = (said[number][1] for number in ("0.1", "10", "0.5", "50"))
+    np.testing.assert_allclose(high - low, other_high - other_low)
+    pixels = np.asarray(Image.open(io.BytesIO(png(figure, dpi=100))))
+    assert tuple(pixels[150, 175]) == (191, 191, 191), "the pixel without a value is grey"
+    assert tuple(pixels[150, 125]) != (191, 191, 191)
+
+
+def test_blocks_are_means_whatever_is_left_over_at_the_edges() -> None:
+    image = np.random.default_rng(0).poisson(5, (7, 11)).astype(float)
+    image[2, 3] = np.nan
+    for block in (1, 2, 3, 4, 20):
+        wanted = (
+            [[np.nanmean(image[y : y + block, x : x + block]) for x in range(0, 11, block)] for y in range(0, 7, block)]
+            if block > 1
+            else image
+        )
+        np.testing.assert_allclose(shrunk(image, block), wanted)
 
 
 # --- profiles

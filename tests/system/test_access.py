@@ -206,6 +206,53 @@ class TestTwoProposals:
             assert httpx.get(f"{facility.server.url}{path}").status_code == 401
 
 
+class TestReportPagesInMemory:
+    """Rights are asked for with each request, before a page is looked for in the server's memory."""
+
+    @staticmethod
+    def page(facility: Facility, who: str, uid: str) -> httpx.Response:
+        return facility.get(who, f"/container/full/denoised/{uid}", format="text/html;frames=0")
+
+    @pytest.mark.parametrize("who", PROPOSALS)
+    def test_are_shown_to_their_proposal_only(self, facility: Facility, who: str) -> None:
+        uid = facility.denoised[who]
+        first, again = self.page(facility, who, uid), self.page(facility, who, uid)
+        assert first.status_code == 200
+        assert f"secret of {who}" in first.text
+        assert again.content == first.content
+        refused = self.page(facility, OTHER[who], uid)
+        assert refused.status_code == 404
+        assert f"secret of {who}" not in refused.text
+        nobodys = httpx.get(f"{facility.server.url}/container/full/denoised/{uid}?format=text/html;frames=0")
+        assert nobodys.status_code == 401
+
+    def test_show_raw_frames_to_those_only_who_may_read_the_raw_run(self, facility: Facility) -> None:
+        """Of a derived run that both may read, each gets a page with what that user may see."""
+        root = facility.client("service")
+        uid = facility.denoised["alice"]
+        run = root["denoised"][uid].base
+        stream = run["primary"].base
+        nodes = [run, stream, *(stream[name] for name in stream)]
+
+        def give(*tags: str) -> None:
+            for node in nodes:
+                node.update_metadata(access_tags=list(tags))
+
+        def without_raw(who: str) -> bool:
+            page = self.page(facility, who, uid)
+            assert page.status_code == 200
+            return "The raw frames are not shown" in page.text
+
+        give("proposal-1", "proposal-2")
+        try:
+            for _ in range(2):
+                assert [without_raw(who) for who in ("alice", "bob")] == [False, True]
+        finally:
+            give("proposal-1")
+        assert self.page(facility, "bob", uid).status_code == 404, "it was in memory, and was taken from bob since"
+        assert not without_raw("alice")
+
+
 class TestTheServiceThatDenoises:
     """The service writes no run that it may not give the tags of the raw run."""
 

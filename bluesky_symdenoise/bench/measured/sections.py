@@ -327,7 +327,7 @@ def _science(content: Content) -> Texts:
 #: By bench: from its JSON to Markdown by name.
 SECTIONS: dict[str, Callable[[Content], Texts]] = {
     **dict.fromkeys(("live", "replay", "speed", "dask"), _load),
-    "serve": _serve,
+    **dict.fromkeys(("serve", "page"), _serve),
     "search": _search,
     "quality": _quality,
     "features": _features,

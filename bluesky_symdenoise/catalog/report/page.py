@@ -16,7 +16,7 @@ from bluesky_symdenoise.physics.agreement import PairTest
 from bluesky_symdenoise.physics.mates import named
 
 if TYPE_CHECKING:
-    from bluesky_symdenoise.catalog.report.report import FrameFigures
+    from bluesky_symdenoise.catalog.report.drawn import FrameFigures
 
 #: Below this p-value, which is then printed in red, mates differ by more than noise.
 _RED_BELOW = 1e-3

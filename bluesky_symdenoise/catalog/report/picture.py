@@ -19,10 +19,19 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
 
 #: Colour of pixels without a measurement: a grey that is in none of the colour maps.
 NO_DATA = "0.75"
+#: Compression of PNG files: of a page's pictures, 6 makes files of the same size and takes twice as long.
+PNG_LEVEL = 3
+#: Colour bars of `draw_in_boxes`, in inches: distance from the image, width, height at least, and as a share of its.
+BAR_GAP, BAR_WIDTH, BAR_LEAST, BAR_SHARE = 0.12, 0.13, 1.3, 0.8
+
+#: Left, bottom, width and height in inches.
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -85,15 +94,22 @@ def residual(
 def shrunk(image: NDArray[Any], block: int) -> NDArray[np.float64]:
     """Return means over blocks of pixels that are finite; NaN if none is."""
     finite = np.isfinite(image)
-    count = _blocks(finite.astype(float), block)
+    count = _blocks(finite, block)
     total = _blocks(np.where(finite, image, 0.0), block)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
 def _blocks(image: NDArray[Any], block: int) -> NDArray[np.float64]:
-    height, width = image.shape
-    padded = np.pad(image.astype(float), ((0, -height % block), (0, -width % block)))
-    return padded.reshape(padded.shape[0] // block, block, -1, block).sum(axis=(1, 3))
+    """Return sums over blocks of pixels, zeros beyond the edge; whole rows are added up first."""
+    height, width = (-(-size // block) for size in image.shape)
+    rows, sums = np.zeros((height, image.shape[1])), np.zeros((height, width))
+    for first in range(block):
+        part = image[first::block]
+        rows[: len(part)] += part
+    for first in range(block):
+        part = rows[:, first::block]
+        sums[:, : part.shape[1]] += part
+    return sums
 
 
 def panels(
@@ -151,12 +167,10 @@ def panels(
 
 def draw_panels(axes: Sequence[Axes], drawn: Sequence[Panel]) -> None:
     """Draw each panel on its own axes, with its colour bar."""
-    from matplotlib.colors import LogNorm, Normalize
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import NullLocator
 
     for axis, panel in zip(axes, drawn, strict=True):
-        norm = LogNorm(*panel.limits) if panel.logarithmic else Normalize(*panel.limits)
-        image = np.maximum(panel.image, panel.limits[0]) if panel.logarithmic else panel.image
+        image, norm, ticks = _scaled(panel)
         shown = axis.imshow(image, norm=norm, cmap=panel.colours, interpolation="nearest")
         axis.set_title(panel.title, fontsize=10)
         axis.set_xticks([])
@@ -164,9 +178,58 @@ def draw_panels(axes: Sequence[Axes], drawn: Sequence[Panel]) -> None:
         axis.set_facecolor(NO_DATA)
         bar = axis.figure.colorbar(shown, ax=axis, shrink=0.8)
         if panel.logarithmic:
-            bar.locator = LogLocator(subs=(1, 2, 5), numticks=12)
+            bar.locator = ticks
             bar.ax.yaxis.set_minor_locator(NullLocator())
             bar.ax.yaxis.set_major_formatter("{x:g}")
+
+
+def draw_in_boxes(axis: Axes, boxes: Sequence[Box], drawn: Sequence[Panel]) -> None:
+    """Draw each panel in its box, with its colour bar on the right, all of them on one pair of axes.
+
+    matplotlib takes longer for the axes of an image and those of its colour bar than for the image itself.
+
+    Parameters
+    ----------
+    axis
+        Axes of the whole figure, in inches from its lower left corner.
+    boxes
+        Left, bottom, width and height of each image.
+    """
+    import matplotlib
+    from matplotlib.collections import LineCollection
+
+    lines: list[list[tuple[float, float]]] = []
+    for (left, bottom, width, height), panel in zip(boxes, drawn, strict=True):
+        image, norm, ticks = _scaled(panel)
+        colours = matplotlib.colormaps[panel.colours].with_extremes(bad=NO_DATA)
+        bar_height = max(BAR_SHARE * height, BAR_LEAST)
+        bar = (left + width + BAR_GAP, bottom + (height - bar_height) / 2, BAR_WIDTH, bar_height)
+        for (x, y, w, h), pixels, scale in (
+            ((left, bottom, width, height), image, norm),
+            (bar, np.linspace(1, 0, 256)[:, None], None),
+        ):
+            extent = (x, x + w, y, y + h)
+            axis.imshow(pixels, norm=scale, cmap=colours, interpolation="nearest", extent=extent, aspect="auto")
+            lines.append([(x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y)])
+        axis.text(left + width / 2, bottom + height + 0.08, panel.title, fontsize=10, ha="center", va="bottom")
+        edge = bar[0] + bar[2]
+        low, high = panel.limits
+        for value in ticks.tick_values(low, high):
+            if low <= value <= high:
+                y = bar[1] + bar_height * float(norm(value))
+                lines.append([(edge, y), (edge + 0.05, y)])
+                axis.text(edge + 0.1, y, f"{value:g}".replace("-", "\N{MINUS SIGN}"), va="center_baseline")
+    axis.add_collection(LineCollection(lines, colors="black", linewidths=0.8))
+
+
+def _scaled(panel: Panel) -> tuple[NDArray[Any], Normalize, Locator]:
+    """Return image, scale of colours, and places of the numbers on it."""
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.ticker import AutoLocator, LogLocator
+
+    if not panel.logarithmic:
+        return panel.image, Normalize(*panel.limits), AutoLocator()
+    return np.maximum(panel.image, panel.limits[0]), LogNorm(*panel.limits), LogLocator(subs=(1, 2, 5), numticks=12)
 
 
 def panel_figure(drawn: Sequence[Panel], *, title: str = "") -> Figure:
@@ -222,7 +285,17 @@ def check_figure(check: SymmetryCheck) -> Figure:
 
 
 def png(figure: Figure, *, dpi: int = 90) -> bytes:
-    """Return the figure as PNG."""
+    """Return the figure as PNG.
+
+    matplotlib's own `savefig` draws twice; transparency, of which a figure has none, takes a quarter of the rest.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    figure.set_dpi(dpi)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    pixels = np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    Image.fromarray(pixels).save(buffer, format="png", dpi=(dpi, dpi), compress_level=PNG_LEVEL)
     return buffer.getvalue()

@@ -2,121 +2,97 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import anyio
 import numpy as np
 from fastapi import HTTPException
-from numpy.typing import NDArray
 
 from bluesky_symdenoise.catalog.report import page
 from bluesky_symdenoise.catalog.report.choice import Choice
-from bluesky_symdenoise.catalog.report.picture import draw_panels, panels, png
-from bluesky_symdenoise.catalog.report.profile import Profile, profile, stated_geometry
-from bluesky_symdenoise.catalog.report.served import (
-    Filter,
-    ServedFrames,
-    ServedStream,
-    raw_stream,
-    served_frames,
-    stored_array,
-)
-from bluesky_symdenoise.catalog.report.transfer import draw_transfer
+from bluesky_symdenoise.catalog.report.drawn import Drawing, FrameFigures, ReadFrame
+from bluesky_symdenoise.catalog.report.processes import PROCESSES, drawn_aside, start_processes
+from bluesky_symdenoise.catalog.report.profile import stated_geometry
+from bluesky_symdenoise.catalog.report.seen import SeenImage, SeenStream, page_key, seen_streams
+from bluesky_symdenoise.catalog.report.served import NO_IMAGES, Filter, ServedFrames, ServedStream, stored_array
+from bluesky_symdenoise.catalog.report.shared import Page, pages_of
 from bluesky_symdenoise.derived.columns import PENDING
 from bluesky_symdenoise.derived.stated_readout import from_recipe, map_sha256s
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.physics.agreement import PairTest, pair_tests
-from bluesky_symdenoise.physics.counts.doubts import readout_verdict
-from bluesky_symdenoise.physics.counts.verdict import Verdict, verdict
 from bluesky_symdenoise.physics.dark import dark_from_stored
-from bluesky_symdenoise.physics.frame import frame_from_counts, sentinel_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group
 from bluesky_symdenoise.recipe import rows_of
 
-#: Largest frame in pixels: a 4M detector. Its report takes about 1 GiB and, on one busy core, a minute per frame.
+#: Largest frame in pixels: a 4M detector. A process that draws one takes about 1 GiB.
 MOST_PIXELS = 5_000_000
-#: matplotlib shares caches between figures, so only one thread draws at a time.
-_DRAWING = threading.Lock()
+#: Frames that a page shows of each image if none are chosen.
+DEFAULT_FRAMES = 3
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A derived run as an exporter receives it, with its streams that hold images."""
-
-    run: Any
-    metadata: Mapping[str, Any]
-    streams: Sequence[ServedStream]
-    filter_for_access: Filter
-
-
-@dataclass(frozen=True)
-class FrameFigures:
-    """Figures and pictures of one frame on the page; `raw_row` is set if the run is a part of its raw run."""
-
-    number: int
-    raw_row: int | None
-    picture: bytes
-    tests: tuple[PairTest, ...]
-    scalars: Mapping[str, Any]
-    note: str
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """One frame as read; raw counts are None if the user may not read them or they do not exist."""
-
-    counts: NDArray[Any] | None
-    intensity: NDArray[Any]
-    sigma: NDArray[Any]
-    mask: NDArray[np.bool_] | None
-    exposure: NDArray[np.float64] | None
-    symmetry: Symmetry
-    readout: Readout | None = None
-
-
-async def report_page(shown: Shown, choice: Choice) -> str:
+async def report_page(run: Any, metadata: Mapping[str, Any], filter_for_access: Filter, choice: Choice) -> bytes:
     """Return the whole page as HTML; everything from metadata is escaped, and pictures are embedded.
+
+    First it is found what the requesting user may see. Only then is the page looked for among those in memory, under a
+    key that stands for just that.
 
     Parameters
     ----------
-    shown
-        The run.
+    run, metadata, filter_for_access
+        A derived run as an exporter receives it.
     choice
         Frames to show; without a choice the first, the middle and the last one.
 
     Raises
     ------
     fastapi.HTTPException
-        413 if frames are larger than `MOST_PIXELS`, 416 if a chosen frame is not there.
+        413 if frames are larger than `MOST_PIXELS`, 416 if a chosen frame is not there, 422 if there is no image yet,
+        503 if too many other pages are being drawn.
+    DrawingError
+        If a frame cannot be drawn.
     """
-    images = [await served_frames(stream, key) for stream in shown.streams for key in stream.images]
-    choice.refuse_missing(len(frames) for frames in images if frames is not None)
-    sections, warnings = [], page.run_warnings(shown.metadata)
-    for stream in shown.streams:
-        raw = await raw_stream(shown.run, stream.name, shown.filter_for_access)
-        for key in stream.images:
-            frames, said = await _frames(shown, stream, raw, key, choice)
+    seen = await seen_streams(run, metadata, filter_for_access)
+    if not seen:
+        raise HTTPException(422, NO_IMAGES)
+    images = [image.denoised for each in seen for image in each.images if image.denoised is not None]
+    choice.refuse_missing(map(len, images))
+    for frames in images:
+        if len(frames) and int(np.prod(frames.shape[-2:])) > MOST_PIXELS:
+            raise HTTPException(
+                413, f"frames of {frames.shape[-2:]} pixels are too large for a report; read them with the Tiled client"
+            )
+    key = await page_key(run, metadata, seen, choice)
+    return await pages_of(run.context).get(key, partial(_page, metadata, seen, choice, growing=key.growing))
+
+
+async def _page(metadata: Mapping[str, Any], seen: Sequence[SeenStream], choice: Choice, *, growing: bool) -> Page:
+    """Return the page; of a growing run with the rows that its key has, which is shown once and not kept."""
+    await start_processes(min(PROCESSES, sum(map(len, choice.parts)) or DEFAULT_FRAMES))
+    sections, warnings, complete = [], page.run_warnings(metadata), not growing
+    for each in seen:
+        shown = each if growing else await each.with_columns()
+        for image in shown.images:
+            figures, said, all_read = await _figures(metadata, shown.stream, shown.raw, image, choice)
             warnings += said
-            sections.append(page.image_section(f"{stream.name} / {key}", frames, stream.columns, key))
-    return page.whole(shown.metadata, list(dict.fromkeys(warnings)), sections)
+            complete &= all_read
+            name = f"{shown.stream.name} / {image.key}"
+            sections.append(page.image_section(name, figures, shown.stream.columns, image.key))
+    return Page(page.whole(metadata, list(dict.fromkeys(warnings)), sections).encode(), lasting=complete)
 
 
-async def _frames(
-    shown: Shown, stream: ServedStream, raw: ServedStream | None, key: str, choice: Choice
-) -> tuple[list[FrameFigures], list[str]]:
-    denoised, sigma = await served_frames(stream, key), await served_frames(stream, f"{key}_sigma")
+async def _figures(
+    metadata: Mapping[str, Any], stream: ServedStream, raw: ServedStream | None, image: SeenImage, choice: Choice
+) -> tuple[list[FrameFigures], list[str], bool]:
+    """Return figures of the chosen frames of an image, warnings, and whether all of them could be read.
+
+    A frame is read while those before it are drawn.
+    """
+    key, denoised, sigma, counts = image.key, image.denoised, image.sigma, image.counts
     if denoised is None or sigma is None or not len(denoised):
-        return [], [f"{stream.name}/{key} has no frame yet."]
-    if int(np.prod(denoised.shape[-2:])) > MOST_PIXELS:
-        raise HTTPException(
-            413, f"frames of {denoised.shape[-2:]} pixels are too large for a report; read them with the Tiled client"
-        )
+        return [], [f"{stream.name}/{key} has no frame yet."], True
     numbers = choice.of(len(denoised), otherwise=(0, len(denoised) // 2, len(denoised) - 1))
-    counts = await served_frames(raw, key) if raw is not None else None
     warnings = []
     if counts is None or counts.shape[-2:] != denoised.shape[-2:]:
         counts = None
@@ -125,26 +101,37 @@ async def _frames(
             "Without them there is no residual and no test of the symmetry."
         )
     configuration = (raw or stream).metadata.get("configuration", {})
-    geometry = stated_geometry(shown.metadata.get("start", {}), configuration, key)
-    recipe = shown.metadata.get("start", {}).get("provenance", {}).get("recipe", {})
+    geometry = stated_geometry(metadata.get("start", {}), configuration, key)
+    recipe = metadata.get("start", {}).get("provenance", {}).get("recipe", {})
     chosen = _chosen(recipe)
-    figures = []
-    for number in numbers:
-        try:
-            frame, said = await _read(stream, raw, key, number, (denoised, sigma, counts), recipe, chosen)
-        except HTTPException as error:
-            warnings.append(f"Frame {number} of {stream.name}/{key} could not be read: {error.detail}")
-            continue
-        warnings += said
-        row = number * len(stream.columns.get(f"{key}_ms", ())) // len(denoised)
-        scalars = {
-            name: stream.columns[f"{key}_{name}"][row]
-            for name in PENDING
-            if row < len(stream.columns.get(f"{key}_{name}", ()))
-        }
-        raw_row = None if chosen is None else _nth(chosen, number // _per_row(stream, key, len(denoised)))
-        figures.append(await anyio.to_thread.run_sync(_drawn, number, raw_row, frame, geometry, scalars))
-    return figures, warnings
+    # Of large frames no more are held than are drawn, and one that is read meanwhile.
+    few = asyncio.Semaphore(PROCESSES + 1)
+    drawings: list[asyncio.Task[FrameFigures]] = []
+    all_read = True
+    try:
+        for number in numbers:
+            await few.acquire()
+            try:
+                frame, said = await _read(stream, raw, key, number, (denoised, sigma, counts), recipe, chosen)
+            except HTTPException as error:
+                few.release()
+                warnings.append(f"Frame {number} of {stream.name}/{key} could not be read: {error.detail}")
+                all_read = False
+                continue
+            warnings += said
+            row = number * len(stream.columns.get(f"{key}_ms", ())) // len(denoised)
+            scalars = {
+                name: stream.columns[f"{key}_{name}"][row]
+                for name in PENDING
+                if row < len(stream.columns.get(f"{key}_{name}", ()))
+            }
+            raw_row = None if chosen is None else _nth(chosen, number // _per_row(stream, key, len(denoised)))
+            drawings.append(asyncio.create_task(drawn_aside(Drawing(number, raw_row, frame, geometry, scalars))))
+            drawings[-1].add_done_callback(lambda _: few.release())
+        return list(await asyncio.gather(*drawings)), warnings, all_read
+    finally:
+        for drawing in drawings:
+            drawing.cancel()
 
 
 def _chosen(recipe: Mapping[str, Any]) -> Sequence[int] | None:
@@ -175,7 +162,7 @@ async def _read(
     sources: tuple[ServedFrames, ServedFrames, ServedFrames | None],
     recipe: Mapping[str, Any],
     chosen: Sequence[int] | None,
-) -> tuple[_Frame, list[str]]:
+) -> tuple[ReadFrame, list[str]]:
     denoised, sigma, counts = sources
     intensity, spread = await denoised.read(number), await sigma.read(number)
     warnings = []
@@ -201,7 +188,7 @@ async def _read(
         else:
             image = await counts.read(at)
     symmetry = _symmetry(stream, key, number, len(denoised))
-    return _Frame(image, intensity, spread, arrays["mask"], arrays["exposure"], symmetry, readout), warnings
+    return ReadFrame(image, intensity, spread, arrays["mask"], arrays["exposure"], symmetry, readout), warnings
 
 
 async def _readout(stream: ServedStream, key: str, recipe: Mapping[str, Any]) -> Readout | None:
@@ -277,87 +264,3 @@ def _symmetry(stream: ServedStream, key: str, number: int, frames: int) -> Symme
         return Symmetry(checked_point_group(str(groups[row])), (y, x))
     except SymDenoiseError:
         return Symmetry()
-
-
-def _drawn(number: int, raw_row: int | None, frame: _Frame, geometry: Any, scalars: Mapping[str, Any]) -> FrameFigures:
-    """Compute and draw one frame; runs in a thread."""
-    shape = (frame.intensity.shape[0], frame.intensity.shape[1])
-    measured = np.isfinite(frame.intensity)
-    counts, lift = frame.counts, None
-    if frame.counts is not None and frame.readout is not None:
-        counts, background = frame.readout.equivalent(frame.counts, frame.mask, frame.exposure)
-        lift = background.expected
-    if counts is not None:
-        measured &= ~sentinel_mask(counts)
-    if frame.mask is not None:
-        measured &= ~frame.mask
-    exposure = frame.symmetry.exposure(frame.exposure, shape)
-    measured &= exposure > 0
-    note = ""
-    tests: tuple[PairTest, ...] = ()
-    if not np.isfinite(frame.intensity).any():
-        note = "This frame was not denoised: all of it is NaN. The reason is among the failures above."
-    try:
-        if counts is not None and measured.any():
-            seen = frame_from_counts(counts, mask=~measured, exposure=exposure)
-            tests = pair_tests(seen, frame.symmetry)
-    except SymDenoiseError as error:
-        counts, note = None, str(error)
-    # Of the frame as it came: where it was refused, nothing of it is denoised.
-    found = None
-    if frame.counts is not None:
-        stated = frame.readout
-        found = (
-            verdict(frame.counts, frame.mask) if stated is None else readout_verdict(frame.counts, stated, frame.mask)
-        )
-    center = frame.symmetry.beam_center
-    around = profile(counts, frame.intensity, measured, geometry=geometry, beam_center=center, lift=lift)
-    with _DRAWING:
-        picture = _picture(counts, frame, measured, exposure, around, found, lift)
-    return FrameFigures(number, raw_row, picture, tests, scalars, note)
-
-
-def _picture(
-    counts: NDArray[Any] | None,
-    frame: _Frame,
-    measured: NDArray[np.bool_],
-    exposure: NDArray[np.float64],
-    around: Profile | None,
-    found: Verdict | None,
-    lift: NDArray[np.float32] | None,
-) -> bytes:
-    from matplotlib.figure import Figure
-
-    drawn = panels(
-        counts, frame.intensity, frame.sigma, measured, frame.symmetry, exposure=exposure, most=512, lift=lift
-    )
-    transfer = found is not None and found.curve is not None
-    number = len(drawn) + (around is not None) + transfer
-    columns = 2 if frame.intensity.shape[1] > 2 * frame.intensity.shape[0] else 3
-    rows = -(-number // columns)
-    figure = Figure(figsize=(13, 13 / columns * 0.86 * rows), layout="constrained")
-    axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
-    draw_panels(axes[: len(drawn)], drawn)
-    if around is not None:
-        _draw_profile(axes[len(drawn)], around)
-    if transfer and found is not None:
-        draw_transfer(axes[number - 1], found)
-    for unused in axes[number:]:
-        unused.set_axis_off()
-    return png(figure, dpi=100)
-
-
-def _draw_profile(axis: Any, around: Profile) -> None:
-    if around.raw is not None and around.error is not None:
-        low, high = around.raw - around.error, around.raw + around.error
-        axis.fill_between(around.radial, low, high, color="0.7", linewidth=0, label="raw, Poisson error of its counts")
-        axis.plot(around.radial, around.raw, color="0.35", linewidth=0.8)
-    axis.plot(around.radial, around.denoised, color="tab:blue", linewidth=1.2, label="denoised, same pixels")
-    values = around.denoised if around.raw is None else np.concatenate([around.denoised, around.raw])
-    positive = values[values > 0]
-    if positive.size and positive.max() > 20 * np.percentile(positive, 5):
-        axis.set_yscale("log")
-        axis.set_ylim(np.percentile(positive, 1) / 2, positive.max() * 2)
-    axis.set_xlabel(around.unit)
-    axis.set_title("mean counts per pixel in rings", fontsize=10)
-    axis.legend(fontsize=8, frameon=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from tiled.utils import BrokenLink, ensure_awaitable, path_from_uri
 from bluesky_symdenoise.derived.columns import denoised_images
 from bluesky_symdenoise.files.opened import open_for_reading
 from bluesky_symdenoise.recipe import array_sha256
+
+#: What is said of a run without a stream of images.
+NO_IMAGES = "this run has no denoised images yet; ask again when it has events"
 
 #: Function that Tiled passes to every exporter of a container: it filters a node to what the requesting user may see.
 Filter = Callable[[Any], Awaitable[Any]]
@@ -30,13 +33,16 @@ class ServedStream:
     metadata
         Metadata of the stream's node: its descriptor.
     columns
-        Scalars, one value a row.
+        Scalars, one value a row; none before they are read, see `with_columns`.
+    table
+        Node of the table that holds the scalars; None if there is none that the requesting user may read.
     """
 
     name: str
     node: Any
     metadata: Mapping[str, Any]
-    columns: Mapping[str, NDArray[Any]]
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    table: Any = None
 
     @property
     def images(self) -> list[str]:
@@ -65,7 +71,7 @@ class ServedFrames:
 
 
 async def served_streams(run: Any, filter_for_access: Filter) -> list[ServedStream]:
-    """Return the streams of a run that the requesting user may read and that have images or a table."""
+    """Return the streams of a run that the requesting user may read, without their columns."""
     allowed = await filter_for_access(run)
     names = await allowed.keys_range(0, None)
     return [await _stream(await allowed.lookup_adapter([name]), name, filter_for_access) for name in names]
@@ -73,23 +79,32 @@ async def served_streams(run: Any, filter_for_access: Filter) -> list[ServedStre
 
 async def _stream(node: Any, name: str, filter_for_access: Filter) -> ServedStream:
     node = await filter_for_access(node)
-    columns: dict[str, NDArray[Any]] = {}
-    if "internal" in await node.keys_range(0, None):
-        table = await ensure_awaitable((await node.lookup_adapter(["internal"])).read)
-        columns = {column: np.asarray(table[column]) for column in table.columns}
-    return ServedStream(name=name, node=node, metadata=node.metadata(), columns=columns)
+    return ServedStream(name=name, node=node, metadata=node.metadata(), table=await _child(node, "internal"))
 
 
-async def served_frames(stream: ServedStream, key: str) -> ServedFrames | None:
-    """Return the frames of a data key; None if no frame has been written yet."""
+async def with_columns(stream: ServedStream) -> ServedStream:
+    """Return the stream with the scalars of its table as they are now."""
+    if stream.table is None:
+        return stream
+    table = await ensure_awaitable(stream.table.read)
+    return replace(stream, columns={column: np.asarray(table[column]) for column in table.columns})
+
+
+async def _child(node: Any, key: str) -> Any | None:
     try:
-        return ServedFrames(await stream.node.lookup_adapter([key]))
+        return await node.lookup_adapter([key])
     except NoEntry:
         return None
 
 
+async def served_frames(stream: ServedStream, key: str) -> ServedFrames | None:
+    """Return the frames of a data key; None if no frame has been written yet."""
+    node = await _child(stream.node, key)
+    return None if node is None else ServedFrames(node)
+
+
 async def raw_stream(run: Any, name: str, filter_for_access: Filter) -> ServedStream | None:
-    """Return the stream of the raw run that a derived run names, if the requesting user may read that run too.
+    """Return the stream of the raw run that a derived run names, without columns, if its user may read it too.
 
     An exporter gets no tree and no request, only its own node and the filter of the request. The raw run is the one in
     ``raw`` beside the derived run's container. The server's access policy must allow this principal every node on the
@@ -141,16 +156,16 @@ async def stored_array(stream: ServedStream, key: str, name: str, sha256: str) -
     for asset in sources[0].assets if sources else []:
         if not asset.data_uri.startswith("file:"):
             continue
-        found = await ensure_awaitable(_array_in_file, path_from_uri(asset.data_uri), name)
-        if found is not None and array_sha256(found) == sha256:
+        found: NDArray[Any] | None = await ensure_awaitable(_verified, path_from_uri(asset.data_uri), name, sha256)
+        if found is not None:
             return found
     return None
 
 
-def _array_in_file(path: Any, name: str) -> NDArray[Any] | None:
+def _verified(path: Any, name: str, sha256: str) -> NDArray[Any] | None:
     try:
         with open_for_reading(path) as file:
             array: NDArray[Any] = file[f"entry/process/{name}"][()]
     except (OSError, KeyError, ValueError):
         return None
-    return array
+    return array if array_sha256(array) == sha256 else None
