@@ -143,7 +143,7 @@ def _rate(work: Callable[[], object], device: str) -> float:
     return done / (time.perf_counter() - begun)
 
 
-def main() -> None:
+def answer() -> None:
     """Answer requests until there are no more."""
     # What a library prints must not end up among the replies.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
@@ -159,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    answer()
