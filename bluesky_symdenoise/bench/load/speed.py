@@ -215,15 +215,16 @@ def side_by_side(
     return rows, cases
 
 
-def memory(bench: Bench, ours: Worker, folder: Path, setting: Setting, symmetries: Sequence[str]) -> list[Row]:
-    """Return the peak of memory of the first frame of each symmetry, above the process and the frame."""
+def memory(bench: Bench, ours: Worker, measured: Worker, setting: Setting, symmetries: Sequence[str]) -> list[Row]:
+    """Return a version's peak of memory of the first frame of each symmetry, above the process and the frame."""
+    whose = "" if measured is ours else ", the other version"
     rows = []
     for symmetry in symmetries:
         # Use a process of its own: memory that another case left behind would hide this one's peak.
         asked = bench.request(setting, symmetry, ours)
-        with worker(folder) as alone:
+        with worker(measured.folder) as alone:
             found = alone.ask("peak", **asked)
-        words = f"{setting}: {_named(symmetry, asked)}, peak above the frame"
+        words = f"{setting}: {_named(symmetry, asked)}, peak above the frame{whose}"
         goal = f"<= {MEMORY[setting.shape]}" if setting.shape in MEMORY and setting.batch == 1 else ""
         rows.append(Row(words, found["megabytes"], "MB", goal))
         if "megabytes_on_gpu" in found:
@@ -362,10 +363,10 @@ def main(
                 rows, found = side_by_side(bench, ours, theirs, setting, symmetries)
             results[str(setting)] = rows
             cases += found
-        results["memory"] = [row for each in of_memory for row in memory(bench, ours, ours.folder, each, asked)]
+        results["memory"] = [row for each in of_memory for row in memory(bench, ours, ours, each, asked)]
         if theirs is not None:
             results["memory of the other version"] = [
-                row for each in of_memory for row in memory(bench, ours, theirs.folder, each, asked)
+                row for each in of_memory for row in memory(bench, ours, theirs, each, asked)
             ]
         else:
             results["limits"] = limit_rows(
