@@ -37,7 +37,7 @@ BENCHES = {
     ),
     "speed": (
         "load.speed",
-        "Measure Mpixel/s and memory of the denoiser in float32 and bfloat16, beside BM3D and non-local means.",
+        "Measure Mpixel/s and memory of the denoiser by symmetry, size and dtype, beside peers or another version.",
     ),
     "live": (
         "load.live",

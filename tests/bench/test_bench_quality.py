@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import replace
 
@@ -366,23 +365,6 @@ def test_a_floor_is_the_best_one_for_all_cases_together(data):
 
     assert loss(floors["raw"]) <= min(loss(floor) for floor in metrics.FLOORS) * (1 + 1e-12)
     assert "azimuthal" not in tuned_floors([case for case in found if case.set == "spot"], chosen)
-
-
-# Speed
-
-
-def test_speed_prints_and_stores_what_a_small_frame_takes(tmp_path):
-    path = tmp_path / "speed.json"
-    options = ["--size", "128", "--part", "32", "--threads", "1", "--repeats", "1", "--json", str(path)]
-    done = CliRunner().invoke(app, ["bench", "speed", *options])
-    assert done.exit_code == 0, done.output
-    written = json.loads(path.read_text())
-    assert written["header"]["command"] == f"symdenoise bench speed {shlex.join(options)}"
-    assert written["header"]["model"]["name"] == "fast"
-    stored = written["figures"]
-    values = {row["figure"]: row["value"] for rows in stored.values() for row in rows}
-    assert {"float32, 1 thread(s)", "bfloat16, 1 thread(s)"} <= set(values)
-    assert all(value > 0 for name, value in values.items() if "memory" not in name)
 
 
 # Cross-validation

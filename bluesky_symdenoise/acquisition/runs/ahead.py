@@ -1,27 +1,41 @@
-"""Read-ahead of the frames of a stored run: the next frame is read while the present one is denoised."""
+"""Read-ahead of the frames of a stored run: the next frames are read while the present one is denoised."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.acquisition.runs.frames import FrameSource
+from bluesky_symdenoise.acquisition.runs.frames import TOGETHER, FrameSource
+
+#: Most frames of a data key that are read ahead, and their bytes: those that one request fetches.
+MOST, MOST_BYTES = 32, TOGETHER
+
+
+@dataclass
+class _Coming:
+    """Frames of one data key that are being read, with their numbers, and how many may be."""
+
+    frames: deque[tuple[int, Future[NDArray[Any]]]] = field(default_factory=deque)
+    last: int | None = None
+    most: int = 1
 
 
 class Ahead:
-    """A frame source that reads the next frame of a data key in a background thread.
+    """A frame source that reads the next frames of a data key in a background thread.
 
-    The next frame is guessed from the last two; a wrong guess costs the reading of one frame that is not used.
+    The next frames are guessed from the last two. At first, one is read ahead, and twice as many after each that was
+    guessed rightly: a wrong guess costs the reading of one frame, or of those that were already fetched together.
     """
 
     def __init__(self, source: FrameSource) -> None:
         self._source = source
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="symdenoise-ahead")
-        self._coming: dict[str, tuple[int, Future[NDArray[Any]]]] = {}
-        self._last: dict[str, int] = {}
+        self._coming: dict[str, _Coming] = {}
 
     def has(self, key: str, seq_num: int, turn: int = 0) -> bool:
         """Return whether the run has this row."""
@@ -39,17 +53,28 @@ class Ahead:
         SymDenoiseError
             If it cannot be read.
         """
-        number, coming = self._coming.pop(key, (None, None))
-        if coming is None or number != seq_num or turn:
+        coming = self._coming.setdefault(key, _Coming())
+        if coming.frames and coming.frames[0][0] == seq_num and not turn:
+            _, found = coming.frames.popleft()
+            coming.most = min(MOST, 2 * coming.most)
+        else:
+            for _, unwanted in coming.frames:
+                unwanted.cancel()
+            coming.frames.clear()
+            coming.most = 1
             # Read in the same thread, after its current work: a source must not be read by two threads.
-            coming = self._reader.submit(self._source.read, key, seq_num, turn)
-        following = seq_num + max(1, seq_num - self._last.get(key, seq_num - 1))
-        self._last[key] = seq_num
+            found = self._reader.submit(self._source.read, key, seq_num, turn)
+        step = 1 if coming.last is None else max(1, seq_num - coming.last)
+        coming.last = seq_num
         try:
-            return coming.result()
+            image = found.result()
+            coming.most = min(coming.most, max(1, MOST_BYTES // max(1, image.nbytes)))
+            return image
         finally:
-            if self._source.has(key, following):
-                self._coming[key] = following, self._reader.submit(self._source.read, key, following)
+            following = (coming.frames[-1][0] if coming.frames else seq_num) + step
+            while len(coming.frames) < coming.most and self._source.has(key, following):
+                coming.frames.append((following, self._reader.submit(self._source.read, key, following)))
+                following += step
 
     def close(self) -> None:
         """Wait for the read in progress, and close the files."""

@@ -35,7 +35,7 @@ PATIENCE_S = 10.0
 #: After this many successive rows of a stored run that a server fails to read, no more rows are requested.
 REFUSALS = 2
 #: Bytes of successive rows that one request reads.
-TOGETHER = 2**20
+TOGETHER = 2**22
 
 
 class FrameSource(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +106,9 @@ def raw_source(run: BlueskyRun, descriptor: Document, key: str) -> tuple[Source,
         ) from error
 
 
-def refuse_other_rows(name: str, array: Any, used: Mapping[tuple[str, str | None], Collection[str]]) -> None:
+def refuse_other_rows(
+    name: str, array: Any, sources: Iterable[Any], used: Mapping[tuple[str, str | None], Collection[str]]
+) -> None:
     """Raise SymDenoiseError if rows of a raw image, as the server gives them, are not those that were announced.
 
     Tiled stores which files an image has, but not which of their rows were announced, and it reads all of them from
@@ -118,11 +120,12 @@ def refuse_other_rows(name: str, array: Any, used: Mapping[tuple[str, str | None
         Name of the image, ``stream/key``.
     array
         Client of the image.
+    sources
+        Its data sources.
     used
         Names of the images that each file, with the dataset in it, belongs to.
     """
-    sources = array.data_sources() if hasattr(array, "data_sources") else None
-    for source in sources or ():
+    for source in sources:
         dataset = source.parameters.get("dataset")
         uris = [asset.data_uri for asset in source.assets]
         if len(set(uris)) < len(uris):

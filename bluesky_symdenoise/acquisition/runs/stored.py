@@ -152,6 +152,8 @@ class TiledRun:
         if run.access_tags:
             self.start["tiled_access_tags"] = list(run.access_tags)
         self.stop: Document | None = run.metadata.get("stop")
+        #: Data sources by image, as far as the server was asked for them.
+        self._asked: dict[str, Sequence[Any]] = {}
         #: Streams by the uid of their first descriptor.
         self.streams: dict[str, StoredStream] = {}
         for name in run:
@@ -185,14 +187,21 @@ class TiledRun:
                 f"it has {array.shape[0]} rows and {events} events, and stream {lacking[0]!r} has no rows: Tiled's "
                 "writer stored them together and does not keep which rows belong to which stream",
             )
-        refuse_other_rows(f"{stream}/{key}", array, self._used)
-        self._warn_of_later_files(f"{stream}/{key}", array)
+        name = f"{stream}/{key}"
+        refuse_other_rows(name, array, self._sources(name, array), self._used)
+        self._warn_of_later_files(name, array)
+
+    def _sources(self, name: str, array: Any) -> Sequence[Any]:
+        """Return the data sources of an image, for which the server is asked once."""
+        if name not in self._asked:
+            self._asked[name] = (array.data_sources() or ()) if hasattr(array, "data_sources") else ()
+        return self._asked[name]
 
     def _warn_of_later_files(self, name: str, array: Any) -> None:
         """Warn if a raw file changed after the run: a later run may have written a file of this name."""
-        if self.stop is None or not hasattr(array, "data_sources"):
+        if self.stop is None:
             return
-        for source in array.data_sources() or ():
+        for source in self._sources(name, array):
             for asset in source.assets:
                 try:
                     changed = path_from_uri(asset.data_uri).stat().st_mtime
@@ -216,10 +225,10 @@ class TiledRun:
         used: dict[tuple[str, str | None], set[str]] = {}
         for stream in self.streams.values():
             for key, array in stream.external():
-                for source in array.data_sources() or () if hasattr(array, "data_sources") else ():
+                name = f"{stream.descriptor['name']}/{key}"
+                for source in self._sources(name, array):
                     for asset in source.assets:
-                        place = asset.data_uri, source.parameters.get("dataset")
-                        used.setdefault(place, set()).add(f"{stream.descriptor['name']}/{key}")
+                        used.setdefault((asset.data_uri, source.parameters.get("dataset")), set()).add(name)
         return used
 
     def layout(self, descriptor: Document, key: str) -> Layout:

@@ -352,8 +352,9 @@ def report(
     title: str,
     about: Header,
     json_path: Path | None,
+    cases: Sequence[Mapping[str, object]] = (),
 ) -> None:
-    """Print figures as a table and write them as JSON."""
+    """Print figures as a table and write them as JSON, with the single cases that they are of, if any."""
     table = Table(title=title, title_justify="left")
     for column in ("figure", "value", "unit", "target"):
         table.add_column(column, justify="right" if column == "value" else "left")
@@ -363,4 +364,5 @@ def report(
         table.add_section()
     Console().print(table)
     plain = {name: [vars(row) for row in rows] for name, rows in results.items()}
-    write(json_path, about, {"options": dict(options), "figures": plain})
+    content = {"options": dict(options), "figures": plain}
+    write(json_path, about, content | ({"cases": [dict(case) for case in cases]} if cases else {}))

@@ -20,7 +20,7 @@ from bluesky_symdenoise.acquisition.runs.stored import stored_run
 from bluesky_symdenoise.bench.load.live import Row, report
 from bluesky_symdenoise.bench.load.scans import resident, run_documents
 from bluesky_symdenoise.bench.load.server import ServerProcess, served
-from bluesky_symdenoise.bench.options import DenoiserThreads, JsonPath
+from bluesky_symdenoise.bench.options import DenoiserThreads, DeviceName, JsonPath
 from bluesky_symdenoise.bench.record import header
 from bluesky_symdenoise.denoiser.identity import model_file
 from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -45,6 +45,8 @@ class Options:
         CPU threads of the denoiser.
     memory_frames
         Frames of 64 x 64 over which memory is watched.
+    device
+        Device of the denoiser.
     """
 
     sizes: tuple[int, ...]
@@ -52,6 +54,7 @@ class Options:
     repeats: int
     threads: int
     memory_frames: int
+    device: str = "auto"
 
 
 def _written(server: ServerProcess, folder: Path, counts: np.ndarray[Any, Any], frames: int) -> Any:
@@ -66,7 +69,7 @@ def throughput(server: ServerProcess, folder: Path, options: Options, size: int)
     """Return frames per second of the denoiser in a loop, of a replay into the catalogue, and of one in memory."""
     counts = np.random.default_rng(0).poisson(1.0, (4, size, size)).astype(np.uint16)
     run = _written(server, folder, counts, options.frames)
-    denoiser = Denoiser.pretrained(threads=options.threads)
+    denoiser = Denoiser.pretrained(device=options.device, threads=options.threads)
     denoiser(counts[0], symmetry="1")
     taken: dict[str, list[float]] = {"alone": [], "replay": [], "sustained": [], "memory": []}
     moments: list[float] = []
@@ -110,7 +113,7 @@ def memory(server: ServerProcess, folder: Path, options: Options) -> list[Row]:
     """Return growth of this process's resident memory over a long run of small frames, after its first tenth."""
     counts = np.random.default_rng(0).poisson(1.0, (64, 64, 64)).astype(np.uint16)
     run = _written(server, folder, counts, options.memory_frames)
-    denoiser = Denoiser.pretrained(threads=options.threads)
+    denoiser = Denoiser.pretrained(device=options.device, threads=options.threads)
     work = Work.planned(server.client["denoised"], activity="replay", denoiser=denoiser, symmetry="1")
     measured: list[float] = []
     replay_with(
@@ -135,11 +138,14 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="Replays of each.")] = 3,
     threads: DenoiserThreads = 1,
     memory_frames: Annotated[int, typer.Option(min=100, help="Frames over which memory is watched.")] = 2000,
+    device: DeviceName = "auto",
 ) -> dict[str, list[Row]]:
     """Measure how fast stored runs are denoised, beside the denoiser alone, and the memory that a long run takes."""
     sizes = tuple(size or (256, 1024))
-    options = Options(sizes=sizes, frames=frames, repeats=repeats, threads=threads, memory_frames=memory_frames)
-    about = header(model_file(), device=Denoiser.pretrained().environment()["device"])
+    options = Options(
+        sizes=sizes, frames=frames, repeats=repeats, threads=threads, memory_frames=memory_frames, device=device
+    )
+    about = header(model_file(), device=Denoiser.pretrained(device=device).environment()["device"])
     title = (
         f"{options.frames} frames a run, medians of {options.repeats}, denoiser on {options.threads} thread(s), "
         f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before"

@@ -24,6 +24,24 @@ def _load(content: Content) -> Texts:
     return {"table": table(columns, ((r["figure"].strip(), f"{r['value']:.3g}", r["unit"], r["target"]) for r in rows))}
 
 
+def _speed(content: Content) -> Texts:
+    columns = ("frame", "network", "threads", "symmetry", "Mpixel/s", "times symmetry 1", "of the other's time")
+    rows = [
+        (
+            f"{each['batch']} of {each['shape'][0]} x {each['shape'][1]}",
+            each["dtype"],
+            str(each["threads"]),
+            f"`{each['symmetry']}`" if "," not in each["symmetry"] else each["symmetry"],
+            f"{each['mpixel_per_s']:.3g}",
+            *(f"{each[name]:.2f}" if name in each else "" for name in ("times_symmetry_1", "time_of_other")),
+        )
+        for each in content["cases"]
+    ]
+    kept = [place for place in range(len(columns)) if any(row[place] for row in rows)]
+    cases = table([columns[place] for place in kept], [[row[place] for place in kept] for row in rows])
+    return {**_load(content), "cases": cases}
+
+
 def _serve(content: Content) -> Texts:
     rows = [(r["figure"], r["measured"], r["target"], "yes" if r["met"] else "no") for r in content["results"]]
     return {"table": table(("figure", "measured", "target", "met"), rows)}
@@ -326,7 +344,8 @@ def _science(content: Content) -> Texts:
 
 #: By bench: from its JSON to Markdown by name.
 SECTIONS: dict[str, Callable[[Content], Texts]] = {
-    **dict.fromkeys(("live", "replay", "speed", "dask"), _load),
+    **dict.fromkeys(("live", "replay", "dask"), _load),
+    "speed": _speed,
     **dict.fromkeys(("serve", "page"), _serve),
     "search": _search,
     "quality": _quality,

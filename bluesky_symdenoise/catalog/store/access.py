@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from bluesky_tiled_plugins import TiledWriter
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer
+from event_model import DocumentNames
 from tiled.client.constructors import from_context
 from tiled.client.utils import ClientError
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from tiled.client.container import Container
 
 Document = dict[str, Any]
+
+#: Documents that come with each row.
+_OF_ROWS = frozenset({DocumentNames.event, DocumentNames.stream_datum})
 
 
 def derived_writer(container: Container, *, batch_size: int = 1) -> Callable[[str, Document], Any]:
@@ -66,12 +70,23 @@ class _Normalizer(RunNormalizer):  # type: ignore[misc]
         super().__init__(**options)
         self._refusals = refusals
         self._resources: set[str] = set()
+        self._checked: set[tuple[str, ...] | None] = set()
 
     def subscribe(self, func: Any, name: str = "all") -> Any:
         # TiledWriter has no public method that sends its buffered documents.
         self._writer, self._batch_size = func, func._batch_size
         func._batch_size = 1
         return super().subscribe(func, name)
+
+    def emit(self, name: DocumentNames, doc: Document) -> None:
+        """Send a document; check it, unless one of the same descriptor and keys was checked before."""
+        form = (doc["descriptor"], doc.get("stream_resource"), *doc.get("data", ())) if name in _OF_ROWS else None
+        if form is None or form not in self._checked:
+            super().emit(name, doc)
+            self._checked.add(form)
+        else:
+            # To check the documents of every row would take as long as all else that is done to send them.
+            self.dispatcher.process(name, doc)
 
     def stream_datum(self, doc: Document) -> None:
         if doc["stream_resource"] in self._resources:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -164,6 +164,8 @@ class DerivedStream:
         self._emit, self._run, self.path, self._flown = emit, run, path, flown
         self._arrays, self._entered, self._created, self._start = arrays, entered, created, start
         self._turns: Counter[int] = Counter()
+        #: Names of the scalars of the last row; its documents were checked, or were like those that were.
+        self._checked: Collection[str] | None = None
         self.shapes = {key: tuple(descriptor["data_keys"][key]["shape"]) for key in keys}
         self._rows = 0
         self._composed = run.compose_descriptor(
@@ -236,20 +238,29 @@ class DerivedStream:
         self._entered(index=index, seq_num=seq_num, turn=self._turns[seq_num], rows=rows)
         self._turns[seq_num] += 1
         self._rows += 1
+        number = int(seq_num)
+        # The documents of all rows are alike: event-model's check of the first one takes as long as all else here.
+        unlike = scalars.keys() != self._checked
+        self._checked = scalars.keys()
         for resource in self._resources.values():
             self._emit(
                 "stream_datum",
                 resource.compose_stream_datum(
                     {"start": index, "stop": index + 1},
-                    {"start": seq_num, "stop": seq_num + 1},
+                    {"start": number, "stop": number + 1},
                     self._composed.descriptor_doc,
+                    validate=unlike,
                 ),
             )
         if not self._flown:
             assert time is not None, "only a flown stream has no times"
             moment = float(time)
             event = self._composed.compose_event(
-                data=scalars, timestamps=dict.fromkeys(scalars, moment), seq_num=int(seq_num), time=moment
+                data=scalars,
+                timestamps=dict.fromkeys(scalars, moment),
+                seq_num=number,
+                time=moment,
+                validate=unlike,
             )
             self._emit("event", event)
 
