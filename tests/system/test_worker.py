@@ -183,7 +183,7 @@ class TestStart:
     def test_refused_argument_leaves_no_process(self, client: Container, monkeypatch: pytest.MonkeyPatch) -> None:
         ended: list[int] = []
         monkeypatch.setattr(StartedDenoiser, "close", lambda started: ended.append(started.taken()[0].stop()))
-        with pytest.raises(SymDenoiseError, match="point group"):
+        with pytest.raises(SymDenoiseError, match="it must be one of 1, 2"):
             callback_on(client, symmetry="7mm")
         assert len(ended) == 1
 
@@ -241,6 +241,7 @@ class TestCrash:
         monkeypatch.setattr("bluesky_symdenoise.acquisition.live.feeder.RESTARTS", 1)
         documents = composed(rings(2), write(rings(2), tmp_path / "raw.h5"))
         callback = callback_on(client)
+        callback.wait_until_ready()
         for name, doc in documents[:-1]:
             callback(name, doc)
         killed = None

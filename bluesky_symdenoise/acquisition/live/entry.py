@@ -5,7 +5,6 @@ Run by `bluesky_symdenoise.acquisition.live.process.WorkerProcess` only.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import queue
@@ -17,6 +16,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
+from bluesky_symdenoise import _garbage
 from bluesky_symdenoise.acquisition.live.worker import Reports, Worker, WorkerSetup
 from bluesky_symdenoise.acquisition.runs.replaced import Replaced
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -37,10 +37,8 @@ def main() -> None:
     inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
     replaced = Replaced()
     threading.Thread(target=_listen, args=(pipe, inbox, replaced), daemon=True).start()
-    # What is imported stays; to look for garbage among it, again and again and at the end, takes seconds in all.
-    gc.disable()
+    _garbage.end_quickly()
     _work(reports, inbox, replaced, nice=nice)
-    gc.freeze()
 
 
 def _work(reports: Reports, inbox: queue.SimpleQueue[tuple[Any, ...]], replaced: Replaced, *, nice: int) -> None:
@@ -48,21 +46,20 @@ def _work(reports: Reports, inbox: queue.SimpleQueue[tuple[Any, ...]], replaced:
     log = logging.getLogger("bluesky_symdenoise")
     log.addHandler(_Forward(reports))
     log.propagate = False
-    denoiser = _received(inbox)
-    if denoiser is None:
-        return
-    try:
-        _warmed_up(denoiser)
-    except SymDenoiseError as error:
-        reports.say("refused", error.value, error.rule, error.remedy)
-        return
-    _import_for_documents()
-    setup = _received(inbox)
+    with _garbage.imports():
+        denoiser = _received(inbox)
+        if denoiser is None:
+            return
+        try:
+            _warmed_up(denoiser)
+        except SymDenoiseError as error:
+            reports.say("refused", error.value, error.rule, error.remedy)
+            return
+        _import_for_documents()
+        setup = _received(inbox)
     if setup is None:
         return
     _logged_in(setup)
-    gc.freeze()
-    gc.enable()
     os.nice(setup.nice - nice)
     worker = Worker(reports, setup, replaced)
     reports.say("ready")

@@ -326,7 +326,7 @@ def _science(content: Content) -> Texts:
 
 #: By bench: from its JSON to Markdown by name.
 SECTIONS: dict[str, Callable[[Content], Texts]] = {
-    **dict.fromkeys(("live", "replay", "speed", "dask"), _load),
+    **dict.fromkeys(("live", "replay", "speed", "start", "dask"), _load),
     "serve": _serve,
     "search": _search,
     "quality": _quality,
