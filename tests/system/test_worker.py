@@ -180,12 +180,23 @@ class TestStart:
             assert Path(f"/proc/{process.pid}").exists()
         assert process.wait() == -signal.SIGKILL
 
-    def test_refused_argument_leaves_no_process(self, client: Container, monkeypatch: pytest.MonkeyPatch) -> None:
-        ended: list[int] = []
-        monkeypatch.setattr(StartedDenoiser, "close", lambda started: ended.append(started.taken()[0].stop()))
-        with pytest.raises(SymDenoiseError, match="it must be one of 1, 2"):
-            callback_on(client, symmetry="7mm")
-        assert len(ended) == 1
+    def test_refusal_leaves_no_process(
+        self, client: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started: list[StartedDenoiser] = []
+
+        class Noted(StartedDenoiser):
+            def close(self) -> None:
+                started.append(self)
+                process = self._process
+                super().close()
+                assert process is not None
+                assert process.wait() == -signal.SIGKILL
+
+        monkeypatch.setattr("bluesky_symdenoise.acquisition.live.callback.StartedDenoiser", Noted)
+        with pytest.raises(SymDenoiseError, match="frames='http'"):
+            callback_on(client, directory=tmp_path / "mine")
+        assert len(started) == 1
 
 
 @pytest.mark.process

@@ -102,11 +102,12 @@ class DenoiseCallback:
                 f"nice={nice}", rule="niceness is from 0 to 19", remedy="give for example 10, or 0 for normal priority"
             )
         self._slow, self._closing = slow, False
-        started = denoiser if isinstance(denoiser, StartedDenoiser) else StartedDenoiser(denoiser or DenoiserSettings())
+        settings = denoiser.settings if isinstance(denoiser, StartedDenoiser) else denoiser or DenoiserSettings()
+        work = Work.planned(
+            client, activity="callback", denoiser=settings, directory=directory, frames=frames, **options
+        )
+        started = denoiser if isinstance(denoiser, StartedDenoiser) else StartedDenoiser(settings)
         try:
-            work = Work.planned(
-                client, activity="callback", denoiser=started.settings, directory=directory, frames=frames, **options
-            )
             check_server(work)
             auth = client.context.http_client.auth
             self._feeder = Feeder(
@@ -122,7 +123,7 @@ class DenoiseCallback:
         except BaseException:
             started.close()
             raise
-        if not _loads_for_sure(started.settings):
+        if not _loads_for_sure(settings):
             self.wait_until_ready()
         atexit.register(self._close_at_exit)
         # A process forked by multiprocessing, such as the worker of a queue server, ends without calling atexit

@@ -75,7 +75,7 @@ class Reports:
             try:
                 self._pipe.send(message)
             except OSError:
-                return
+                _print(message)
 
 
 class Worker:
@@ -99,6 +99,10 @@ class Worker:
         #: Files of documents left by processes that ended, with their heads.
         self._left_behind: list[tuple[RunFile, Head]] = []
         self._leftover = self._left()
+        #: Runs of such files, and those of them whose documents come through the pipe all the same: the RunEngine's
+        #: process has ended while this one was loading.
+        self._found: set[str] = set()
+        self._found_ours: set[str] = set()
         self._sender = Sender(setup.work, listener=self)
         self._places, self._replaced = Places(), replaced
         self._engine = Engine(setup.work, self, outlet=self._outlet, too_late=self._too_late, replaced=self._replaced)
@@ -121,6 +125,10 @@ class Worker:
             match _next(inbox, self._leftover):
                 case None:
                     continue
+                case ("document", number, uid, *_) if uid in self._found:
+                    # All of the run's documents are in its file, which was found.
+                    self._found_ours.add(uid)
+                    self.say("taken", number)
                 case ("document", number, uid, path, came, again, pieces):
                     self._came, self._taken = came, number
                     if path is not None:
@@ -128,6 +136,9 @@ class Worker:
                     self._document(uid, pieces, again=again)
                     self.say("taken", number)
                 case ("close",):
+                    if self._found_ours:
+                        for _ in self._leftover:
+                            pass
                     self._leave_others()
                     self._engine.close("the callback was closed before the run's stop document came")
                     self._sender.close()
@@ -170,6 +181,7 @@ class Worker:
                 self._engine.take(name, doc)
                 yield
             self._engine.end(uid, ENDED_EARLY)
+            self._found -= {uid} - self._found_ours
 
     def _finish_alone(self) -> None:
         """Finish what the RunEngine's process took before it ended: its documents are on disk."""
@@ -212,6 +224,7 @@ class Worker:
         found = list(left_files(self._setup.work))
         foresee([file.path for file, _ in found], self._places, self._replaced)
         self._left_behind += found
+        self._found |= {head.raw_uid for _, head in found}
 
     def _remove_finished(self) -> None:
         """Remove the documents of finished runs whose process ended before it heard that they were finished."""
