@@ -10,7 +10,6 @@ import httpx
 
 from bluesky_symdenoise.acquisition.deliver.claim import Claim, doubled
 from bluesky_symdenoise.acquisition.deliver.spool import clear_spool
-from bluesky_symdenoise.acquisition.deliver.upload import Upload
 from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.catalog.store.marks import marking
 from bluesky_symdenoise.catalog.store.writer import Emit
@@ -31,6 +30,8 @@ def tiled_writer(work: Work, *, batch_size: int = 1) -> Emit:
     write = marking(work.container, derived_writer(work.container, batch_size=batch_size))
     if work.frames == "files":
         return write
+    from bluesky_symdenoise.acquisition.deliver.upload import Upload
+
     upload = Upload(work.container)
 
     def emit(name: str, doc: dict[str, Any]) -> None:
