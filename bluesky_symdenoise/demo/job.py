@@ -83,7 +83,7 @@ def run(
                 denoiser=denoiser,
                 symmetry=symmetry,
                 beam_center=beam_center or played.beam_center,
-                afterwards=lambda: beside.submit(import_module, "bluesky_symdenoise.demo.result"),
+                meanwhile=lambda: beside.submit(import_module, "bluesky_symdenoise.demo.result"),
                 console=console,
             )
             from bluesky_symdenoise.demo.result import shown

@@ -36,12 +36,13 @@ def scan(
     denoiser: StartedDenoiser,
     symmetry: str,
     beam_center: Sequence[float] | None,
-    afterwards: Callable[[], object],
+    meanwhile: Callable[[], object],
     console: Console,
 ) -> tuple[str, float, list[float]]:
     """Acquire with a RunEngine, writing raw and derived runs as at a beamline; return the raw uid and two timings.
 
-    `afterwards` is called when the scan is over, though frames still wait: nothing is timed in this process any more.
+    `meanwhile` is called while the frames after the first still wait, when the scan is over: nothing is timed in this
+    process any more.
     """
     per_event: list[float] = []
     RE = RunEngine(call_returns_result=True)
@@ -76,8 +77,11 @@ def scan(
         begun = time.perf_counter()
         (raw_uid,) = RE(bp.count([det], num=number)).run_start_uids
         seconds = time.perf_counter() - begun
-        afterwards()
+        idle = True
         while not look():
+            if idle and callback.status().frames:
+                idle = False
+                meanwhile()
             time.sleep(0.05)
         status = callback.close()
         look()
