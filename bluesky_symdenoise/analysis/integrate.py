@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.symmetry import Symmetry, center_without
 
 if TYPE_CHECKING:
+    import xarray as xr
     from pyFAI.integrator.azimuthal import AzimuthalIntegrator
+
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 #: Pixels are not split between bins, so that each count is counted once.
 METHOD = ("no", "histogram", "cython")

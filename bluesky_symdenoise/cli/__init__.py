@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from bluesky_symdenoise._garbage import end_quickly
 from bluesky_symdenoise.cli import adapt, benches, doctor, jobs, lazy, live, models, readout, replay, symmetry
 from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -13,6 +14,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command; an error that the user can fix becomes one line and exit status 2."""
+    end_quickly()
     try:
         return app(arguments)
     except SymDenoiseError as error:

@@ -43,6 +43,11 @@ BENCHES = {
         "load.live",
         "Measure what the callback costs a scan and what it delivers, beside the same scan without it.",
     ),
+    "start": (
+        "load.start",
+        "Measure how long it takes until a new process is of use: imports, commands, the callback, the demo; and "
+        "closing.",
+    ),
     "replay": (
         "load.replay",
         "Measure how fast stored runs are denoised, beside the denoiser alone, and the memory that a long run takes.",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -15,6 +14,9 @@ from bluesky_symdenoise.physics.defects import DEAD, HOT
 from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.recipe import array_sha256
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def stacked(counts: ArrayLike) -> NDArray[Any]:
@@ -65,6 +67,8 @@ def as_dataset(
     attrs: dict[str, Any],
 ) -> xr.Dataset:
     """Return what was found for frames (..., y, x), in these units, as `bluesky_symdenoise.Denoiser` returns it."""
+    import xarray as xr
+
     leading = intensity.ndim - 2
     dims = (*(("frame",) if leading == 1 else (f"dim_{i}" for i in range(leading))), "y", "x")
     described: dict[str, tuple[NDArray[Any], dict[str, Any]]] = {
@@ -87,6 +91,8 @@ def as_dataset(
 
 def empty_result(shape: tuple[int, ...]) -> xr.Dataset:
     """Return the result of a frame (y, x) that could not be denoised: NaN."""
+    import xarray as xr
+
     nothing = (("frame", "y", "x"), np.full((1, *shape), np.nan, np.float32))
     return xr.Dataset({"intensity": nothing, "sigma": nothing})
 

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.opening import open_frames
 from bluesky_symdenoise.physics.integrating.found import FoundReadout
 from bluesky_symdenoise.physics.integrating.readout import MAPS, Readout
 
@@ -142,6 +141,8 @@ def _map_files(found: FoundReadout | Readout, path: Path) -> dict[Path, NDArray[
 
 def _given(path: Path, name: str, value: Any) -> Any:
     """Return a value of the table as `Readout` takes it."""
+    from bluesky_symdenoise.files.opening import open_frames
+
     if name in MAPS and isinstance(value, str):
         with open_frames(path.parent / value) as stack:
             if len(stack) != 1:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from bluesky_symdenoise.physics.fold import REGION, mated, pair_statistics, symmetry_score
 from bluesky_symdenoise.physics.frame import Frame
@@ -69,6 +68,8 @@ def pair_tests(frame: Frame, symmetry: Symmetry) -> tuple[PairTest, ...]:
 
 
 def _pair_test(frame: Frame, operation: Operation, beam_center: tuple[float, float] | None) -> PairTest:
+    from scipy import stats
+
     assert beam_center is not None
     other = mated(frame, operation, beam_center)
     once = first_of_pair(frame.counts.shape, operation, beam_center)

@@ -43,13 +43,18 @@ def work(uri: str, how: str, frames: int, folder: Path) -> None:
 
 
 def end(how: str, callback: DenoiseCallback, uid: str) -> None:
-    """End this process: at once, or while the worker is at one of the first frames."""
+    """End this process: at once, while the worker loads its denoiser, or while it is at one of the first frames."""
     fork = None
     if how == "with a fork that goes on":
         fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=False)
         fork.start()
-    while how not in ("return", "os._exit at once", "interrupt at exit") and callback.status().frames < 2:
-        time.sleep(0.02)
+    if how.endswith(" while it loads"):
+        how = how.removesuffix(" while it loads")
+        assert callback._feeder.flush(60)
+        assert not callback.status().frames
+    else:
+        while how not in ("return", "os._exit at once", "interrupt at exit") and callback.status().frames < 2:
+            time.sleep(0.02)
     print(uid, callback.worker_pid, callback.status().waiting, fork.pid if fork else 0, flush=True)
     match how:
         case "return":

@@ -127,6 +127,7 @@ class _Uid:
         "os._exit",
         "SIGTERM",
         "SIGKILL",
+        "SIGKILL while it loads",
         "interrupt at exit",
         "with a fork that goes on",
         "fork return",

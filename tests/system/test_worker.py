@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -15,12 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 from callback_runs import column, composed, derived_of, fed, images_of, outcome, rings, write
+from safetensors.numpy import save
 from tiled.client import from_uri
 from tiled.client.container import Container
 
 from bluesky_symdenoise.acquisition.deliver.delivery import send_spooled
 from bluesky_symdenoise.acquisition.deliver.spool import FOLDER
 from bluesky_symdenoise.acquisition.live.callback import DenoiseCallback
+from bluesky_symdenoise.acquisition.live.process import StartedDenoiser
 from bluesky_symdenoise.acquisition.live.status import Status
 from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
 from bluesky_symdenoise.acquisition.request.place import Place
@@ -118,8 +122,81 @@ def test_key_is_not_on_the_command_line_and_the_worker_is_nice(client: Container
         command = Path(f"/proc/{callback.worker_pid}/cmdline").read_bytes().decode()
         assert client.context.api_key not in command
         assert client.context.api_key not in Path(f"/proc/{callback.worker_pid}/environ").read_bytes().decode()
+        callback.wait_until_ready()
         ours, its = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, callback.worker_pid))
         assert its == min(19, ours + 7)
+
+
+@pytest.mark.process
+class TestStart:
+    """The callback takes documents before its worker has loaded the denoiser."""
+
+    def test_documents_of_a_worker_that_dies_while_it_loads_go_to_the_next(
+        self, home: Path, client: Container, tmp_path: Path
+    ) -> None:
+        frames = rings(3)
+        callback = callback_on(client)
+        os.kill(callback.worker_pid, signal.SIGKILL)
+        documents = composed(frames, write(frames, tmp_path / "raw.h5"))
+        done = fed(callback, documents)
+        assert (done.status.frames, done.status.failed, done.status.restarts) == (3, 0, 1), done.status
+        same_as_in_process(derived_of(client, done), frames)
+        assert left_in_spool(home) == []
+
+    def test_one_that_never_starts_is_said_and_the_documents_stay_on_disk(
+        self, home: Path, client: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        frames = rings(2)
+        documents = composed(frames, write(frames, tmp_path / "raw.h5"))
+        with monkeypatch.context() as patched:
+            patched.setattr("bluesky_symdenoise.acquisition.live.process._START", "raise SystemExit(3)")
+            callback = callback_on(client)
+            for name, doc in documents:
+                callback(name, doc)
+            status = wait(callback, lambda status: bool(status.errors))
+            assert "cannot be started any more (status 3)" in status.errors[0]
+            assert "catch-up" in status.errors[0]
+            with pytest.raises(SymDenoiseError, match="ended before it was ready"):
+                callback.wait_until_ready()
+            callback.close()
+        assert left_in_spool(home)
+        with callback_on(client) as callback:
+            wait(callback, lambda _: not list((home / "denoised" / FOLDER).glob("*.documents")))
+        same_as_in_process(derived_of(client, _Documents(documents)), frames)
+
+    def test_denoiser_may_be_started_before_there_is_a_client(self, client: Container, tmp_path: Path) -> None:
+        frames = rings(2)
+        documents = composed(frames, write(frames, tmp_path / "raw.h5"))
+        with StartedDenoiser(ONE) as started:
+            callback = DenoiseCallback(client["denoised"], denoiser=started, symmetry="1")
+            with pytest.raises(SymDenoiseError, match="one callback"):
+                DenoiseCallback(client["denoised"], denoiser=started, symmetry="1")
+        same_as_in_process(derived_of(client, fed(callback, documents)), frames)
+
+    def test_denoiser_that_no_callback_took_is_ended(self) -> None:
+        with StartedDenoiser(ONE) as started:
+            process = started._process
+            assert process is not None
+            assert Path(f"/proc/{process.pid}").exists()
+        assert process.wait() == -signal.SIGKILL
+
+    def test_refusal_leaves_no_process(
+        self, client: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started: list[StartedDenoiser] = []
+
+        class Noted(StartedDenoiser):
+            def close(self) -> None:
+                started.append(self)
+                process = self._process
+                super().close()
+                assert process is not None
+                assert process.wait() == -signal.SIGKILL
+
+        monkeypatch.setattr("bluesky_symdenoise.acquisition.live.callback.StartedDenoiser", Noted)
+        with pytest.raises(SymDenoiseError, match="frames='http'"):
+            callback_on(client, directory=tmp_path / "mine")
+        assert len(started) == 1
 
 
 @pytest.mark.process
@@ -175,6 +252,7 @@ class TestCrash:
         monkeypatch.setattr("bluesky_symdenoise.acquisition.live.feeder.RESTARTS", 1)
         documents = composed(rings(2), write(rings(2), tmp_path / "raw.h5"))
         callback = callback_on(client)
+        callback.wait_until_ready()
         for name, doc in documents[:-1]:
             callback(name, doc)
         killed = None
@@ -395,6 +473,17 @@ class TestConstructor:
     def test_device_that_is_not_there_is_refused_at_once(self, client: Container) -> None:
         with pytest.raises(SymDenoiseError, match="cuda"):
             DenoiseCallback(client["denoised"], denoiser=DenoiserSettings(device="cuda:7", threads=1))
+
+    @pytest.mark.process
+    def test_file_that_is_no_model_is_refused_at_once(self, client: Container, tmp_path: Path) -> None:
+        """Its record fits, so that only the worker sees it."""
+        content = save({"weight": np.zeros(3, np.float32)}, metadata={"architecture": "{}"})
+        path = tmp_path / "other.safetensors"
+        path.write_bytes(content)
+        record = {"name": "other", "version": "1", "sha256": hashlib.sha256(content).hexdigest()}
+        path.with_suffix(".json").write_text(json.dumps(record))
+        with pytest.raises(SymDenoiseError, match="not a model of this package"):
+            DenoiseCallback(client["denoised"], denoiser=DenoiserSettings(str(path), threads=1))
 
     def test_unknown_model_is_refused_at_once(self, client: Container) -> None:
         with pytest.raises(SymDenoiseError, match="no-such-model"):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from bluesky_tiled_plugins.writing.tiled_writer import concatenate_stream_datums
 
 from bluesky_symdenoise.acquisition.deliver.outlet import tiled_writer
 from bluesky_symdenoise.acquisition.deliver.spool import Spool
@@ -192,6 +191,8 @@ def _last(spool: Spool) -> Document:
 
 def _merged(documents: Iterable[tuple[str, Document]]) -> Iterator[tuple[str, Document]]:
     """Yield the same documents with consecutive stream_datum documents merged, which saves a request for each row."""
+    from bluesky_tiled_plugins.writing.tiled_writer import concatenate_stream_datums
+
     data: dict[str, Document] = {}
     events: list[tuple[str, Document]] = []
     for name, doc in documents:

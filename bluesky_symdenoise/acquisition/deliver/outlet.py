@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-from tiled.client.utils import ClientError
 
 from bluesky_symdenoise.acquisition.deliver.claim import Claim, doubled
 from bluesky_symdenoise.acquisition.deliver.spool import clear_spool
-from bluesky_symdenoise.acquisition.deliver.upload import Upload
 from bluesky_symdenoise.acquisition.request.request import Work
-from bluesky_symdenoise.catalog.store.access import derived_writer
 from bluesky_symdenoise.catalog.store.marks import marking
 from bluesky_symdenoise.catalog.store.writer import Emit
 from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from tiled.client.utils import ClientError
 
 #: Function that returns where the documents of a derived run go. Its arguments are the work, the derived run's uid and
 #: the path of its journal.
@@ -25,9 +25,13 @@ Outlet = Callable[[Work, str, Path], Emit]
 
 def tiled_writer(work: Work, *, batch_size: int = 1) -> Emit:
     """Return a callback that writes one derived run to Tiled, with its raw run's access tags and its images marked."""
+    from bluesky_symdenoise.catalog.store.access import derived_writer
+
     write = marking(work.container, derived_writer(work.container, batch_size=batch_size))
     if work.frames == "files":
         return write
+    from bluesky_symdenoise.acquisition.deliver.upload import Upload
+
     upload = Upload(work.container)
 
     def emit(name: str, doc: dict[str, Any]) -> None:
@@ -64,6 +68,8 @@ STRAIGHT = straight_to_tiled(Claim())
 
 
 def _said_plainly(work: Work, uid: str, ask: Callable[[], Any]) -> Any:
+    from tiled.client.utils import ClientError
+
     try:
         return ask()
     except ClientError as error:

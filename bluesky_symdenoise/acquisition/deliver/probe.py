@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import h5py
 import httpx
 import numpy as np
 from numpy.typing import NDArray
-from tiled.client.utils import ClientError, retry_context
-from tiled.structures.array import ArrayStructure
-from tiled.structures.core import StructureFamily
-from tiled.structures.data_source import Asset, DataSource, Management
 
 from bluesky_symdenoise.acquisition.deliver.delivery import is_away
 from bluesky_symdenoise.acquisition.deliver.outlet import refusal
 from bluesky_symdenoise.acquisition.deliver.spool import spool_folder
 from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from tiled.structures.data_source import DataSource
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -35,6 +34,8 @@ def check_server(work: Work) -> None:
     SymDenoiseError
         If the client may not write, or the server cannot see the files.
     """
+    from tiled.client.utils import ClientError, retry_context
+
     container, folder = work.container, work.folder
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     key = f"symdenoise-probe-{uuid4()}"
@@ -69,6 +70,8 @@ def check_server(work: Work) -> None:
 def _written(base: Any, values: NDArray[np.float32], key: str, path: Path | None) -> Any:
     if path is None:
         return base.write_array(values, key=key)
+    from tiled.structures.core import StructureFamily
+
     with h5py.File(path, "w") as file:
         file["probe"] = values
     return base.new(
@@ -77,6 +80,10 @@ def _written(base: Any, values: NDArray[np.float32], key: str, path: Path | None
 
 
 def _source(path: Path, values: NDArray[np.float32]) -> DataSource:
+    from tiled.structures.array import ArrayStructure
+    from tiled.structures.core import StructureFamily
+    from tiled.structures.data_source import Asset, DataSource, Management
+
     return DataSource(
         structure_family=StructureFamily.array,
         structure=ArrayStructure.from_array(values),

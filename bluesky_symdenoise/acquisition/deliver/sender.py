@@ -7,8 +7,6 @@ import threading
 import time
 from typing import Protocol
 
-from tiled.client.utils import ClientError
-
 from bluesky_symdenoise.acquisition.deliver.delivery import Delivered, Delivery, is_away
 from bluesky_symdenoise.acquisition.deliver.outlet import refusal
 from bluesky_symdenoise.acquisition.deliver.spool import Spool
@@ -103,6 +101,8 @@ class Sender:
 
     def _advanced(self, delivery: Delivery) -> bool:
         """Send what there is of a run; return False if the server is away."""
+        from tiled.client.utils import ClientError
+
         uid = delivery.spool.uid
         if uid in self._refused:
             return True

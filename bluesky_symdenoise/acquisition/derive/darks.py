@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 import numpy as np
 from numpy.typing import NDArray
-from tiled.client.utils import ClientError
 
 from bluesky_symdenoise.acquisition.request.beamline import Settings
 from bluesky_symdenoise.acquisition.request.request import Request, Work
@@ -97,6 +96,8 @@ def raw_run(work: Request, uid: str) -> Any:
     SymDenoiseError
         If the run or the catalogue is not there.
     """
+    from tiled.client.utils import ClientError
+
     if work.raw is not None:
         container, folder = work.raw, work.raw.path_parts
     elif isinstance(work, Work):

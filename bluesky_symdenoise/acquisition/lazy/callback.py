@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from tiled.utils import path_from_uri
 
-from bluesky_symdenoise.acquisition.lazy.register import register
 from bluesky_symdenoise.acquisition.request.options import ImageOptions, refuse_unknown
 from bluesky_symdenoise.catalog.store.containers import run_in
-from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import Stamp, stamp
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
     from tiled.client.container import Container
+
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 
 log = logging.getLogger("bluesky_symdenoise")
@@ -58,6 +58,8 @@ class RegisterCallback:
         patience: float = 60.0,
         **options: Unpack[ImageOptions],
     ) -> None:
+        from bluesky_symdenoise.acquisition.lazy.register import register
+
         refuse_unknown(options, ImageOptions)
         self._raw, self._patience = raw, patience
 

@@ -7,25 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hdf5plugin  # noqa: F401  (the filters that our files are written with)
 import numpy as np
-from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
-from event_model import compose_run
 from numpy.typing import NDArray
-from tiled.client.utils import ClientError, handle_error
-from tiled.structures.data_source import DataSource
 from tiled.utils import path_from_uri, safe_json_dump
 
-from bluesky_symdenoise.acquisition.lazy.register import lazy_key
-from bluesky_symdenoise.acquisition.past.recompute import Again, recorded_denoiser
 from bluesky_symdenoise.acquisition.request.place import Place
 from bluesky_symdenoise.acquisition.request.request import frames_folder
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_source
 from bluesky_symdenoise.catalog.find.query import raw_for
-from bluesky_symdenoise.catalog.lazy.documents import LazyConsolidator, stored_array, write_pending
 from bluesky_symdenoise.catalog.lazy.parameters import MIMETYPE, QUANTITIES, LazyImage
 from bluesky_symdenoise.catalog.store.writer import DerivedStream
-from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.derived.columns import PENDING, SCALARS, denoised_images
 from bluesky_symdenoise.derived.row import Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -35,6 +26,10 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+    from tiled.structures.data_source import DataSource
+
+    from bluesky_symdenoise.acquisition.past.recompute import Again
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 Document = dict[str, Any]
 
@@ -69,6 +64,8 @@ def evict(run: BlueskyRun, *, directory: str | Path | None = None, denoiser: Den
         If a frame differs: the pixels stay as they are.
     """
     _refuse_unfinished(run)
+    from bluesky_symdenoise.acquisition.past.recompute import recorded_denoiser
+
     denoiser = denoiser or recorded_denoiser(run)
     images = [_StoredImage.of(run, stream, key, denoiser, directory) for stream, key in _images(run)]
     for image in images:
@@ -110,6 +107,8 @@ def materialize(run: BlueskyRun, *, directory: str | Path | None = None, denoise
         If the raw files have changed since the run was registered, or cannot be read.
     """
     _refuse_unfinished(run)
+    from bluesky_symdenoise.acquisition.past.recompute import recorded_denoiser
+
     denoiser = denoiser or recorded_denoiser(run)
     folder = frames_folder(_container(run), Place(directory))
     by_stream: dict[str, list[str]] = {}
@@ -155,6 +154,8 @@ def _descriptor(run: BlueskyRun, stream: str) -> Document:
 
 def _put(run: BlueskyRun, stream: str, name: str, source: DataSource[Any]) -> None:
     """Make an array node refer to other data, with one request that takes effect wholly or not at all."""
+    from tiled.client.utils import handle_error
+
     node = run[stream][name]
     source.id = node.data_sources()[0].id
     url = node.uri.replace("/metadata/", "/data_source/", 1)
@@ -185,6 +186,10 @@ class _StoredImage:
     def of(
         cls, run: BlueskyRun, stream: str, key: str, denoiser: Denoiser, directory: str | Path | None
     ) -> _StoredImage:
+        from bluesky_symdenoise.acquisition.lazy.register import lazy_key
+        from bluesky_symdenoise.acquisition.past.recompute import Again
+        from bluesky_symdenoise.catalog.lazy.documents import stored_array
+
         recipe = run.start["provenance"]["recipe"]
         if "time" not in run[stream] or any(recipe.get(name) for name in _KEEPS):
             raise SymDenoiseError(
@@ -255,6 +260,8 @@ class _StoredImage:
 
     def make_lazy(self) -> None:
         """Refer to the raw files, and check that the server gives a row as stored; if not, undo that."""
+        from bluesky_symdenoise.catalog.lazy.documents import LazyConsolidator
+
         if self.pixels is None:
             return
         before = {name: _data_source(self.run, self.stream, name) for name in (self.key, f"{self.key}_sigma")}
@@ -276,6 +283,8 @@ class _StoredImage:
             raise
 
     def _probe(self, pixels: Path) -> None:
+        from tiled.client.utils import ClientError
+
         row = min(self.lazy.image.first_row, len(self.again.groups) - 1)
         with open_for_reading(pixels) as file:
             for name in (self.key, f"{self.key}_sigma"):
@@ -295,6 +304,8 @@ class _StoredImage:
 
     def forget_pixels(self) -> None:
         """Remove the deleted file from the arrays; a server that does not allow it keeps the name."""
+        from tiled.client.utils import handle_error
+
         for name in (self.key, f"{self.key}_sigma"):
             node = self.run[self.stream][name]
             for asset in node.data_sources()[0].assets:
@@ -311,6 +322,12 @@ def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
 
 def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, folder: Path) -> int:
     """Write the file of one stream, then let its arrays refer to it."""
+    from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
+    from event_model import compose_run
+
+    from bluesky_symdenoise.acquisition.past.recompute import Again
+    from bluesky_symdenoise.catalog.lazy.documents import write_pending
+
     uid = run.start["uid"]
     images = {key: Again(run, stream, key, denoiser) for key in keys}
     sources = {key: _registered_source(run, stream, key) for key in keys}

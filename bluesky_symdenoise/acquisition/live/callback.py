@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from bluesky_symdenoise.acquisition.deliver.probe import check_server
 from bluesky_symdenoise.acquisition.live.feeder import Feeder
+from bluesky_symdenoise.acquisition.live.process import StartedDenoiser
 from bluesky_symdenoise.acquisition.live.status import Status
 from bluesky_symdenoise.acquisition.live.worker import WorkerSetup
 from bluesky_symdenoise.acquisition.request.options import Options
 from bluesky_symdenoise.acquisition.request.place import Place
 from bluesky_symdenoise.acquisition.request.request import Transport, Work, check_choice
+from bluesky_symdenoise.denoiser.registry import available
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -44,13 +46,18 @@ class DenoiseCallback:
     and nothing else is done; nothing is raised there. A worker process reads the frames from their files, denoises
     them and writes to Tiled; it is started here, and again if it dies. The raw run is only read.
 
+    The worker loads the denoiser, for some seconds, while documents are taken already; `wait_until_ready` waits for it,
+    and so does the constructor where the worker might refuse: with a model of your own, a device other than ``auto`` or
+    ``cpu``, or another dtype than ``float32``.
+
     Parameters
     ----------
     client
         Tiled client of the catalogue for derived runs; its key needs the scopes to create and register.
     denoiser
         Model, device and threads of the worker; by default the pretrained model on a GPU if there is one, else on all
-        cores but one. For a denoiser object of your own, see `ThreadedDenoiseCallback`.
+        cores but one. May also be a `bluesky_symdenoise.acquisition.live.process.StartedDenoiser`, which loads before
+        there is a client. For a denoiser object of your own, see `ThreadedDenoiseCallback`.
     directory
         Folder for the denoised frames, or a template or `Place`; the server must be able to read it unless `frames` is
         ``http``. By default the one that the container names in its metadata (``symdenoise_frames``).
@@ -76,7 +83,7 @@ class DenoiseCallback:
         self,
         client: Container,
         *,
-        denoiser: DenoiserSettings | None = None,
+        denoiser: DenoiserSettings | StartedDenoiser | None = None,
         directory: str | Path | Place | None = None,
         slow: Slow = "defer",
         frames: Transport = "files",
@@ -84,7 +91,7 @@ class DenoiseCallback:
         **options: Unpack[Options],
     ) -> None:
         check_choice("slow", slow, get_args(Slow))
-        if denoiser is not None and not isinstance(denoiser, DenoiserSettings):
+        if denoiser is not None and not isinstance(denoiser, DenoiserSettings | StartedDenoiser):
             raise SymDenoiseError(
                 f"denoiser of type {type(denoiser).__name__}",
                 rule="the worker is a separate process and loads its own denoiser",
@@ -94,22 +101,30 @@ class DenoiseCallback:
             raise SymDenoiseError(
                 f"nice={nice}", rule="niceness is from 0 to 19", remedy="give for example 10, or 0 for normal priority"
             )
-        work = Work.planned(
-            client, activity="callback", denoiser=denoiser, directory=directory, frames=frames, **options
-        )
-        check_server(work)
-        auth = client.context.http_client.auth
         self._slow, self._closing = slow, False
-        self._feeder = Feeder(
-            WorkerSetup(
-                work=work,
-                tokens={} if auth is None else dict(auth.tokens),
-                drop_after=DROP_AFTER_S if slow == "drop" else None,
-                settled=slow == "block",
-                nice=nice,
-            )
+        settings = denoiser.settings if isinstance(denoiser, StartedDenoiser) else denoiser or DenoiserSettings()
+        work = Work.planned(
+            client, activity="callback", denoiser=settings, directory=directory, frames=frames, **options
         )
-        self._feeder.wait_until_ready()
+        started = denoiser if isinstance(denoiser, StartedDenoiser) else StartedDenoiser(settings)
+        try:
+            check_server(work)
+            auth = client.context.http_client.auth
+            self._feeder = Feeder(
+                WorkerSetup(
+                    work=work,
+                    tokens={} if auth is None else dict(auth.tokens),
+                    drop_after=DROP_AFTER_S if slow == "drop" else None,
+                    settled=slow == "block",
+                    nice=nice,
+                ),
+                started,
+            )
+        except BaseException:
+            started.close()
+            raise
+        if not _loads_for_sure(settings):
+            self.wait_until_ready()
         atexit.register(self._close_at_exit)
         # A process forked by multiprocessing, such as the worker of a queue server, ends without calling atexit
         # handlers.
@@ -135,6 +150,16 @@ class DenoiseCallback:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the worker has loaded the denoiser.
+
+        Raises
+        ------
+        SymDenoiseError
+            If it cannot.
+        """
+        self._feeder.wait_until_ready()
 
     @property
     def worker_pid(self) -> int:
@@ -197,6 +222,12 @@ class DenoiseCallback:
                 self._feeder.pid,
                 "" if written else "; some are not on disk yet: run `symdenoise catch-up` when the run is in Tiled",
             )
+
+
+def _loads_for_sure(denoiser: DenoiserSettings) -> bool:
+    """Return whether nothing in these settings, which have been checked here, can make a worker refuse them."""
+    shipped = denoiser.model is None or denoiser.model in available()
+    return shipped and denoiser.device in ("auto", "cpu") and denoiser.dtype == "float32"
 
 
 def _at_end_of_child(reference: weakref.ref[DenoiseCallback]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import queue
 import signal
 import threading
 import time
@@ -18,7 +17,7 @@ import numpy as np
 from bluesky_symdenoise.acquisition.deliver.spool import spool_folder
 from bluesky_symdenoise.acquisition.live.backlog import FORKING, Backlog, Head
 from bluesky_symdenoise.acquisition.live.pool import Pool
-from bluesky_symdenoise.acquisition.live.process import WorkerProcess
+from bluesky_symdenoise.acquisition.live.process import StartedDenoiser, WorkerProcess
 from bluesky_symdenoise.acquisition.live.status import Status, Tally
 from bluesky_symdenoise.acquisition.live.worker import WorkerSetup
 from bluesky_symdenoise.acquisition.runs.documents import packed, plain
@@ -46,11 +45,14 @@ class Feeder:
     ----------
     setup
         Settings for the worker.
+    denoiser
+        The worker's process, which may still be loading.
     """
 
-    def __init__(self, setup: WorkerSetup) -> None:
+    def __init__(self, setup: WorkerSetup, denoiser: StartedDenoiser) -> None:
         self._setup = setup
-        self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._settings = denoiser.settings
+        self._process, self._inbox = denoiser.taken()
         self._lock, self._tally = threading.Lock(), Tally()
         self._backlog, self._pool = Backlog(spool_folder(setup.work.folder)), Pool()
         self._owners, self._places, self._replaced = Owners(), Places(), Replaced()
@@ -64,8 +66,9 @@ class Feeder:
         self._close_asked = self._close_sent = self._closed = self._again = False
         self._ready = threading.Event()
         self._refused: SymDenoiseError | None = None
-        # Normal priority while it loads: that takes seconds of one core, and no scan is running yet.
-        self._process = WorkerProcess(setup, nice=0, said=self._inbox.put)
+        #: Whether somebody waits for the worker to be ready, and is told if it cannot be started.
+        self._awaited = False
+        self._process.begin(setup)
         self._thread = threading.Thread(target=self._run, name="symdenoise", daemon=True)
         self._thread.start()
         _ALIVE.add(self)
@@ -106,6 +109,7 @@ class Feeder:
         SymDenoiseError
             If it cannot.
         """
+        self._awaited = True
         ready = self._ready.wait(START_S)
         if self._refused is None and not ready:
             self._process.stop()
@@ -173,7 +177,7 @@ class Feeder:
             case ("log", level, text):
                 log.log(level, "%s", text)
             case ("ready",):
-                self._failed_starts = 0
+                self._failed_starts, self._refused = 0, None
                 self._ready.set()
             case ("refused", value, rule, remedy):
                 self._refused = SymDenoiseError(value, rule=rule, remedy=remedy)
@@ -283,14 +287,11 @@ class Feeder:
         """Start another worker after one has ended, with all documents of the runs that it had not finished."""
         status = self._process.wait()
         why = signal.Signals(-status).name if status < 0 else f"status {status}"
-        if not self._ready.is_set():
-            self._refused = self._refused or SymDenoiseError(
-                "worker process", rule=f"it ended before it was ready ({why})", remedy="see its output above"
-            )
-            self._closed = True
-            self._ready.set()
+        if not self._ready.is_set() and self._awaited:
+            self._not_started(why)
             return
-        self._crashes += 1
+        # While it was loading, no run can have been the cause.
+        self._crashes += self._ready.is_set()
         open_runs = {uid for number in self._backlog if (uid := self._backlog.uid(number)) is not None}
         with self._lock:
             self._tally.restarts += 1
@@ -302,12 +303,14 @@ class Feeder:
         if self._failed_starts > RESTARTS:
             self._unsent.clear()
             self._in_flight.clear()
-            self._closed = True
+            line = (
+                f"the denoiser's process cannot be started any more ({self._refused or why}): nothing is denoised; "
+                "fix that, make a new callback, and finish the runs with `symdenoise catch-up`"
+            )
             with self._lock:
-                self._tally.error(
-                    f"the denoiser's process cannot be started any more ({self._refused or why}): nothing is denoised; "
-                    "fix that, make a new callback, and finish the runs with `symdenoise catch-up`"
-                )
+                self._tally.error(line)
+            log.error("%s", line)
+            self._not_started(why)
             return
         log.warning(
             "the denoiser's process ended (%s) and is started again; %d documents are processed again",
@@ -319,12 +322,21 @@ class Feeder:
         self._close_sent, self._again = False, True
         self._failed_starts += 1
         try:
-            self._process = WorkerProcess(self._setup, nice=self._setup.nice, said=self._inbox.put)
+            self._process = WorkerProcess(self._settings, nice=self._setup.nice, said=self._inbox.put)
+            self._process.begin(self._setup)
             self._process.send(("replaced", self._replaced.all))
         except OSError as error:
             log.error("the denoiser's process cannot be started (%s)", error)
             time.sleep(1)
             self._inbox.put(("gone",))
+
+    def _not_started(self, why: str) -> None:
+        """Take no more documents; whoever waits for the worker is told the reason."""
+        self._refused = self._refused or SymDenoiseError(
+            "worker process", rule=f"it ended before it was ready ({why})", remedy="see its output above"
+        )
+        self._closed = True
+        self._ready.set()
 
     def _give_up(self, runs: set[str], why: str) -> None:
         line = f"given up: the denoiser's process ended {self._crashes} times while processing it, last with {why}; "

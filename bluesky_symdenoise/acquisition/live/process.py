@@ -1,4 +1,7 @@
-"""The worker process as the RunEngine's process sees it: a pipe that takes documents and reports their outcome."""
+"""The worker process as the RunEngine's process sees it: a pipe that takes documents and reports their outcome.
+
+It loads its denoiser first, and is told what to do with it later: most of its start needs nothing but the model's name.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,22 @@ import queue
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bluesky_symdenoise.acquisition.live.worker import WorkerSetup
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
+from bluesky_symdenoise.errors import SymDenoiseError
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.acquisition.live.worker import WorkerSetup
 
 #: Few and short retries for the worker's Tiled client: the sender handles a server that is away.
 _RETRY = {"TILED_RETRY_ATTEMPTS": "3", "TILED_RETRY_TIMEOUT": "5"}
-_START = "import sys; sys.path.append(sys.argv[3]); from bluesky_symdenoise.acquisition.live.worker import main; main()"
+_START = "import sys; sys.path.append(sys.argv[3]); from bluesky_symdenoise.acquisition.live.entry import main; main()"
 
 
 class WorkerProcess:
@@ -25,15 +33,15 @@ class WorkerProcess:
 
     Parameters
     ----------
-    setup
-        Settings for the worker.
+    denoiser
+        Settings of the denoiser, which it begins to load.
     nice
         Added to its niceness while it starts.
     said
         Called from a thread with each message of the worker, and with ``("gone",)`` when it has ended.
     """
 
-    def __init__(self, setup: WorkerSetup, *, nice: int, said: Callable[[tuple[Any, ...]], None]) -> None:
+    def __init__(self, denoiser: DenoiserSettings, *, nice: int, said: Callable[[tuple[Any, ...]], None]) -> None:
         ours, theirs = Pipe()
         package = str(Path(__file__).resolve().parents[3])
         self._pipe, self._said = ours, said
@@ -49,9 +57,14 @@ class WorkerProcess:
                 env=os.environ | _RETRY,
             )
         self._outbox: queue.SimpleQueue[tuple[bytes, ...] | None] = queue.SimpleQueue()
-        self.send(setup)
+        _STARTED.add(self)
+        self.send(denoiser)
         threading.Thread(target=self._talk, name="symdenoise-talk", daemon=True).start()
         threading.Thread(target=self._listen, name="symdenoise-listen", daemon=True).start()
+
+    def begin(self, setup: WorkerSetup) -> None:
+        """Say what is to be done with the denoiser; once, and before any document."""
+        self.send(setup)
 
     @property
     def pid(self) -> int:
@@ -79,7 +92,7 @@ class WorkerProcess:
     def stop(self) -> None:
         """End the worker now."""
         self._process.kill()
-        self._process.wait()
+        self.wait()
 
     def _talk(self) -> None:
         while (pieces := self._outbox.get()) is not None:
@@ -96,3 +109,61 @@ class WorkerProcess:
             except (EOFError, OSError):
                 self._said(("gone",))
                 return
+
+
+class StartedDenoiser:
+    """A denoiser that loads in a process of its own before there is a callback that uses it.
+
+    Give it to one `bluesky_symdenoise.DenoiseCallback` as ``denoiser``. As a context, it ends the process unless a
+    callback has taken it.
+
+    Parameters
+    ----------
+    settings
+        Model, device and threads.
+    """
+
+    def __init__(self, settings: DenoiserSettings) -> None:
+        self.settings = settings
+        self._said: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        # Normal priority while it loads, which takes seconds of one core: the sooner it is over, the better.
+        self._process: WorkerProcess | None = WorkerProcess(settings, nice=0, said=self._said.put)
+
+    def taken(self) -> tuple[WorkerProcess, queue.SimpleQueue[tuple[Any, ...]]]:
+        """Return the process and the queue of its messages, for the caller alone.
+
+        Raises
+        ------
+        SymDenoiseError
+            If it was taken or closed before.
+        """
+        process, self._process = self._process, None
+        if process is None:
+            raise SymDenoiseError(
+                "a denoiser that was started", rule="it belongs to one callback", remedy="start one for each callback"
+            )
+        return process, self._said
+
+    def close(self) -> None:
+        """End the process unless a callback has taken it."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop()
+
+    def __enter__(self) -> StartedDenoiser:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+#: Processes whose pipes a fork of this process must close.
+_STARTED: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
+
+
+def _forget_in_fork() -> None:
+    for process in list(_STARTED):
+        process.forget_in_fork()
+
+
+os.register_at_fork(after_in_child=_forget_in_fork)

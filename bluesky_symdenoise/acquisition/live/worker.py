@@ -1,11 +1,10 @@
-"""The worker process: takes documents through a private pipe and writes derived runs. Run by `WorkerProcess` only."""
+"""What the worker process does with documents: it writes derived runs, and reports."""
 
 from __future__ import annotations
 
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bluesky_symdenoise.acquisition.runs.replaced import Places, Replaced
-from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.deliver.delivery import Delivered
@@ -36,7 +34,7 @@ ENDED_EARLY = (
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """Settings that a worker gets at its start.
+    """Settings that a worker gets once it has those of its denoiser.
 
     Attributes
     ----------
@@ -45,7 +43,8 @@ class WorkerSetup:
     tokens
         Tokens of a client that logged in with a name.
     drop_after
-        Seconds after which a waiting frame is not denoised any more; None: all frames are denoised.
+        Seconds after which a waiting frame is not denoised any more, not counting those before the worker was ready;
+        None: all frames are denoised.
     settled
         Whether rows are written before the next document is taken.
     nice
@@ -59,15 +58,36 @@ class WorkerSetup:
     nice: int
 
 
-class _Worker:
+class Reports:
+    """Reports to the RunEngine's process, from any thread."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._lock = pipe, threading.Lock()
+        #: Whether the RunEngine's process has ended.
+        self.alone = False
+
+    def say(self, *message: Any) -> None:
+        """Report to the RunEngine's process or, if that has ended, on this process's stderr."""
+        if self.alone:
+            _print(message)
+            return
+        with self._lock:
+            try:
+                self._pipe.send(message)
+            except OSError:
+                _print(message)
+
+
+class Worker:
     """Run the engine and the sender, and report to the process that started this one."""
 
-    def __init__(self, pipe: Connection, setup: WorkerSetup, replaced: Replaced) -> None:
+    def __init__(self, reports: Reports, setup: WorkerSetup, replaced: Replaced) -> None:
         from bluesky_symdenoise.acquisition.deliver.sender import Sender
         from bluesky_symdenoise.acquisition.live.engine import Engine
 
-        self._pipe, self._setup, self._lock = pipe, setup, threading.Lock()
-        self._came, self._taken = 0.0, -1
+        self._reports, self._setup = reports, setup
+        self.say = reports.say
+        self._came, self._taken, self._began = 0.0, -1, time.monotonic()
         self._again: set[str] = set()
         self._kept: dict[str, str] = {}
         #: Files of the documents of open runs: those held by the RunEngine's process, and (`_held`) those held by this
@@ -79,22 +99,13 @@ class _Worker:
         #: Files of documents left by processes that ended, with their heads.
         self._left_behind: list[tuple[RunFile, Head]] = []
         self._leftover = self._left()
-        #: Whether the RunEngine's process has ended.
-        self._alone = False
+        #: Runs of such files, and those of them whose documents come through the pipe all the same: the RunEngine's
+        #: process has ended while this one was loading.
+        self._found: set[str] = set()
+        self._found_ours: set[str] = set()
         self._sender = Sender(setup.work, listener=self)
         self._places, self._replaced = Places(), replaced
         self._engine = Engine(setup.work, self, outlet=self._outlet, too_late=self._too_late, replaced=self._replaced)
-
-    def say(self, *message: Any) -> None:
-        """Report to the RunEngine's process or, if that has ended, on this process's stderr."""
-        if self._alone:
-            _print(message)
-            return
-        with self._lock:
-            try:
-                self._pipe.send(message)
-            except OSError:
-                return
 
     def run(self, inbox: queue.SimpleQueue[tuple[Any, ...]]) -> None:
         """Work until the pipe is closed."""
@@ -114,6 +125,10 @@ class _Worker:
             match _next(inbox, self._leftover):
                 case None:
                     continue
+                case ("document", number, uid, *_) if uid in self._found:
+                    # All of the run's documents are in its file, which was found.
+                    self._found_ours.add(uid)
+                    self.say("taken", number)
                 case ("document", number, uid, path, came, again, pieces):
                     self._came, self._taken = came, number
                     if path is not None:
@@ -121,6 +136,9 @@ class _Worker:
                     self._document(uid, pieces, again=again)
                     self.say("taken", number)
                 case ("close",):
+                    if self._found_ours:
+                        for _ in self._leftover:
+                            pass
                     self._leave_others()
                     self._engine.close("the callback was closed before the run's stop document came")
                     self._sender.close()
@@ -163,13 +181,14 @@ class _Worker:
                 self._engine.take(name, doc)
                 yield
             self._engine.end(uid, ENDED_EARLY)
+            self._found -= {uid} - self._found_ours
 
     def _finish_alone(self) -> None:
         """Finish what the RunEngine's process took before it ended: its documents are on disk."""
         from bluesky_symdenoise.acquisition.live.backlog import RunFile, foresee, merged_documents
         from bluesky_symdenoise.catalog.store.lock import HeldError
 
-        self._alone = True
+        self._reports.alone = True
         self._remove_finished()
         taken_over = []
         for uid, path in self._paths.items():
@@ -205,6 +224,7 @@ class _Worker:
         found = list(left_files(self._setup.work))
         foresee([file.path for file, _ in found], self._places, self._replaced)
         self._left_behind += found
+        self._found |= {head.raw_uid for _, head in found}
 
     def _remove_finished(self) -> None:
         """Remove the documents of finished runs whose process ended before it heard that they were finished."""
@@ -248,7 +268,7 @@ class _Worker:
 
     def _too_late(self) -> str | None:
         late = self._setup.drop_after
-        if late is None or time.monotonic() - self._came <= late:
+        if late is None or time.monotonic() - max(self._came, self._began) <= late:
             return None
         return f"dropped: the denoiser was more than {late:g} s behind; use slow='defer', more threads or a GPU"
 
@@ -300,58 +320,6 @@ class _Worker:
             raise
 
 
-def main() -> None:
-    """Run the worker: ``fd nice`` is on the command line, everything else comes through the pipe."""
-    nice = int(sys.argv[2])
-    os.nice(nice)
-    # Ctrl-C and a closed terminal are meant for the RunEngine; the documents that it sent are still processed.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    pipe = Connection(int(sys.argv[1]))
-    setup = pipe.recv()
-    inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-    replaced = Replaced()
-    threading.Thread(target=_listen, args=(pipe, inbox, replaced), daemon=True).start()
-    _logged_in(setup)
-    worker = _Worker(pipe, setup, replaced)
-    log = logging.getLogger("bluesky_symdenoise")
-    log.addHandler(_Forward(worker))
-    log.propagate = False
-    try:
-        _warmed_up(setup.work)
-    except SymDenoiseError as error:
-        worker.say("refused", error.value, error.rule, error.remedy)
-        return
-    os.nice(setup.nice - nice)
-    worker.say("ready")
-    worker.run(inbox)
-
-
-def _warmed_up(work: Work) -> None:
-    """Load the network and run it once, so that the first frame of a scan is as fast as the second."""
-    import numpy as np
-
-    work.denoiser(np.ones((64, 64), np.uint8), symmetry="1")
-
-
-def _logged_in(setup: WorkerSetup) -> None:
-    """Give a client that logged in with a name its tokens, which pickling leaves out."""
-    auth = setup.work.container.context.http_client.auth
-    if auth is not None:
-        auth.tokens.update(setup.tokens)
-
-
-class _Forward(logging.Handler):
-    """Send log records to the RunEngine's process, which knows what the user wants to see."""
-
-    def __init__(self, worker: _Worker) -> None:
-        super().__init__()
-        self._worker = worker
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._worker.say("log", record.levelno, record.getMessage())
-
-
 def _print(message: tuple[Any, ...]) -> None:
     """Print what concerns users; ignore a closed stderr."""
     match message:
@@ -373,23 +341,3 @@ def _next(inbox: queue.SimpleQueue[tuple[Any, ...]], left: Iterator[None]) -> tu
         for _ in left:
             return None
     return inbox.get()
-
-
-def _listen(pipe: Connection, inbox: queue.SimpleQueue[tuple[Any, ...]], replaced: Replaced) -> None:
-    while True:
-        try:
-            message = pipe.recv()
-            if message[0] == "document":
-                message = (*message, (pipe.recv_bytes(), pipe.recv_bytes()))
-            if message[0] == "replaced":
-                # At once, not through the inbox: documents that wait there may name the replaced file.
-                replaced.add(message[1])
-            else:
-                inbox.put(message)
-        except (EOFError, OSError):
-            inbox.put(("gone",))
-            return
-
-
-if __name__ == "__main__":
-    main()

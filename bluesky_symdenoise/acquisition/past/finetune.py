@@ -14,17 +14,16 @@ from numpy.typing import ArrayLike
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.past.stacks import Stack, sampled, stacks_of
 from bluesky_symdenoise.acquisition.request.request import now
-from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.registry import add, checked_new_name
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import as_mask
-from bluesky_symdenoise.training.card import model_card, said
-from bluesky_symdenoise.training.fit import TrainConfig
-from bluesky_symdenoise.training.shots import Shot, same_scene
-from bluesky_symdenoise.training.tune import TUNING, halves, tune
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.training.fit import TrainConfig
+    from bluesky_symdenoise.training.shots import Shot
 
 #: Minutes that adapting a model may take in total.
 MINUTES = 4.5
@@ -72,7 +71,7 @@ def finetune(
     data_key: str | None = None,
     minutes: float = MINUTES,
     seed: int = 0,
-    config: TrainConfig = TUNING,
+    config: TrainConfig | None = None,
     progress: bool = True,
 ) -> Finetuned:
     """Tune a model to your runs, and register it if frames that it was not tuned on show that it got better.
@@ -101,7 +100,7 @@ def finetune(
     seed
         The same frames, seed and number of threads give the same weights, unless time was short.
     config
-        The tuning recipe.
+        The tuning recipe; None is `bluesky_symdenoise.training.tune.TUNING`.
     progress
         Whether to show a bar.
 
@@ -110,6 +109,11 @@ def finetune(
     SymDenoiseError
         If the name cannot be used, or there are too few frames of photon counts.
     """
+    # torch takes seconds to import: the name `finetune` alone must not cost them.
+    from bluesky_symdenoise.denoiser.infer import Denoiser
+    from bluesky_symdenoise.training.card import model_card, said
+    from bluesky_symdenoise.training.tune import TUNING, halves, tune
+
     begun = time.monotonic()
     checked_new_name(name)
     if not minutes > 0:
@@ -130,7 +134,9 @@ def finetune(
     held = max(LEAST_HELD_OUT, min(HELD_OUT, HELD_OUT_PIXELS // pixels, len(shots) // 4))
     on, held_out = halves(shots, held_out=held, seed=seed)
     origin = denoiser.model
-    recipe = replace(config, name=name, seed=seed, threads=denoiser.threads, channels=origin.net.architecture.channels)
+    recipe = replace(
+        config or TUNING, name=name, seed=seed, threads=denoiser.threads, channels=origin.net.architecture.channels
+    )
     tuned = tune(
         denoiser,
         on,
@@ -206,6 +212,8 @@ def _shots(
     beam_center: Sequence[float] | None,
 ) -> list[Shot]:
     """Return the frames that have photons, each with its reference if there is one."""
+    from bluesky_symdenoise.training.shots import Shot, same_scene
+
     shots: list[Shot] = []
     for number, stack in enumerate(stacks):
         bad = as_mask(mask, stack.shape[1:])

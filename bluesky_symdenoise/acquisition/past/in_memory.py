@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
@@ -21,6 +20,9 @@ from bluesky_symdenoise.catalog.find.align import merged
 from bluesky_symdenoise.derived.row import Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape, stated_shape
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 log = logging.getLogger("bluesky_symdenoise")
 
@@ -169,6 +171,8 @@ def denoised_when_read(run: StoredRun, asked: Request) -> xr.Dataset:
     SymDenoiseError
         If there is no such stream, or none of its rows was requested.
     """
+    import xarray as xr
+
     found = gathered(run, asked)
     name = chosen_stream(found, asked)
     events, stream = found.events[name], found.streams[name]

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-import xarray as xr
-
 from bluesky_symdenoise._renamed import rows_from
 from bluesky_symdenoise.acquisition.cluster.distributed import cluster_denoiser
 from bluesky_symdenoise.acquisition.deliver.claim import Claim
@@ -30,6 +28,7 @@ from bluesky_symdenoise.catalog.store.journal import finished
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
+    import xarray as xr
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
     from distributed import Client
     from tiled.client.container import Container

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.acquisition.request.lookup import NOTHING, Found, exposures_of, number_of, plain, within
 from bluesky_symdenoise.acquisition.request.poni import DetectorPosition, detector_position
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.files.opening import mask_from, open_frames
 from bluesky_symdenoise.physics.dark import Dark, summed_dark, summed_signal
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import checked_symmetry
@@ -192,6 +191,8 @@ class Settings:
         self.mask: NDArray[np.bool_] | None = given.get("mask")
         self._mask_source = "argument" if "mask" in given else None
         if found is not None:
+            from bluesky_symdenoise.files.opening import mask_from
+
             self.mask, self._mask_source = mask_from(str(found.value)), found.source
 
     def symmetry(self, data: Mapping[str, Any]) -> str:
@@ -345,6 +346,8 @@ class Settings:
 
 def dark_from(path: str | Path, *, seconds: float | None, integrating: bool) -> Dark:
     """Return the dark in a file of dark frames, of counts or of an integrating detector's signal."""
+    from bluesky_symdenoise.files.opening import open_frames
+
     summed = summed_signal if integrating else summed_dark
     with open_frames(path) as frames:
         return summed((frames[i] for i in range(frames.shape[0])), seconds=seconds)

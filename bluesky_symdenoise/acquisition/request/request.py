@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import numpy as np
-from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
 from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
@@ -282,6 +281,8 @@ class Work(Request):
         SymDenoiseError
             If the request could not work, whatever the frames are.
         """
+        from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
+
         if not isinstance(container, CatalogOfBlueskyRuns):
             raise SymDenoiseError(
                 f"{getattr(container, 'uri', container)!s}",

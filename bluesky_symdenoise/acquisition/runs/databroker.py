@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun, BlueskyRunV2Mongo, BlueskyRunV2SQL
-from bluesky_tiled_plugins.exporters import build_descriptor_docs
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
 
 
 def tiled_run(run: object) -> BlueskyRun | None:
     """Return the run behind a ``databroker.v1`` Header or a ``v2`` run; None if it is neither."""
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun, BlueskyRunV2SQL
+
     if not isinstance(run, BlueskyRun):
         # A databroker v1 Header; recognised without importing databroker.
         run = getattr(run, "v2", None)
@@ -29,11 +32,16 @@ def stream_arrays(run: BlueskyRun, name: str) -> Columns:
 
 def columns_of(run: BlueskyRun, stream: Any) -> Columns:
     """Return the columns of a stream of a run by name, images among them."""
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRunV2Mongo
+
     return _Blocks(stream["data"]) if isinstance(run, BlueskyRunV2Mongo) else _Parts(stream)
 
 
 def descriptors_of(run: BlueskyRun, stream: Any, name: str) -> list[dict[str, Any]]:
     """Return the descriptors of a stream of a run in order."""
+    from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRunV2Mongo
+    from bluesky_tiled_plugins.exporters import build_descriptor_docs
+
     if isinstance(run, BlueskyRunV2Mongo):
         return list(stream.descriptors)
     # As `stream.descriptors` does, but without requesting the run again.

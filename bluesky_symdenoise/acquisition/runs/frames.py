@@ -13,9 +13,7 @@ from typing import Any, Protocol
 
 import httpx
 import numpy as np
-from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
 from numpy.typing import NDArray
-from tiled.ndslice import NDSlice
 
 from bluesky_symdenoise.acquisition.runs.counting import Count
 from bluesky_symdenoise.acquisition.runs.replaced import Replaced
@@ -263,6 +261,8 @@ class _ConsolidatedFiles:
 
     def _consolidator(self, row: int) -> tuple[bool, Any]:
         """Return whether rows are in separate files, and the consolidator that says in which."""
+        from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
+
         # Consolidators modify the document that they are given.
         consolidator = consolidator_factory(deepcopy(self._resource), self._descriptor)
         numbered = hasattr(consolidator, "get_datum_uri")
@@ -273,6 +273,8 @@ class _ConsolidatedFiles:
         return numbered, consolidator
 
     def _read_now(self, row: int) -> NDArray[Any]:
+        from tiled.ndslice import NDSlice
+
         numbered, consolidator = self._consolidator(row)
         if self._joined is not None:
             return self._joined([local_path(asset.data_uri) for asset in consolidator.assets])

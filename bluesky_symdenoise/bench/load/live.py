@@ -82,7 +82,10 @@ class Row:
 
 
 def _attached(server: ServerProcess, options: Options) -> DenoiseCallback:
-    return DenoiseCallback(server.client["denoised"], denoiser=DenoiserSettings(threads=options.threads), symmetry="1")
+    settings = DenoiserSettings(threads=options.threads)
+    callback = DenoiseCallback(server.client["denoised"], denoiser=settings, symmetry="1")
+    callback.wait_until_ready()
+    return callback
 
 
 def _scan(server: ServerProcess, folder: Path, options: Options, *, dwell: float, callback: Any) -> Figures:

@@ -344,7 +344,7 @@ def _science(content: Content) -> Texts:
 
 #: By bench: from its JSON to Markdown by name.
 SECTIONS: dict[str, Callable[[Content], Texts]] = {
-    **dict.fromkeys(("live", "replay", "dask"), _load),
+    **dict.fromkeys(("live", "replay", "start", "dask"), _load),
     "speed": _speed,
     **dict.fromkeys(("serve", "page"), _serve),
     "search": _search,

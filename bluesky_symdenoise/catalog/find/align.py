@@ -9,12 +9,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import rows_of
 
 if TYPE_CHECKING:
+    import xarray as xr
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
 
 log = logging.getLogger("bluesky_symdenoise")
@@ -85,6 +85,8 @@ def merged(
     rows
         Rows of the raw stream that those of the denoised one belong to, if there are no times.
     """
+    import xarray as xr
+
     left = _with_distinct_dims(left)
     by_time = "time" in left.coords and "time" in right.coords
     if not by_time:
@@ -145,6 +147,8 @@ def _read(run: BlueskyRun, stream: str) -> xr.Dataset:
 
 def _first_rows(events: Any) -> xr.Dataset:
     """Return the rows that all columns of a stream have."""
+    import xarray as xr
+
     columns = {name: events[name].read() for name in events}
     rows = min(len(column) for column in columns.values())
     held = {
@@ -157,6 +161,8 @@ def _first_rows(events: Any) -> xr.Dataset:
 
 def _with_distinct_dims(columns: xr.Dataset) -> xr.Dataset:
     """Return the same columns; where dimensions of an image share a name, as Tiled allows, they are renamed."""
+    import xarray as xr
+
     distinct: dict[Hashable, Any] = {}
     for name, column in columns.data_vars.items():
         dims = column.dims
@@ -168,6 +174,8 @@ def _with_distinct_dims(columns: xr.Dataset) -> xr.Dataset:
 
 def _without_rows(data_keys: Mapping[str, Any]) -> xr.Dataset:
     """Return the columns of a stream that was never written to, without rows, as its descriptor describes them."""
+    import xarray as xr
+
     columns: dict[Hashable, Any] = {}
     for key, said in data_keys.items():
         shape = tuple(size or 0 for size in said["shape"])

@@ -11,10 +11,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, overload
 
 import httpx
-from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
-from bluesky_tiled_plugins.queries import PartialUID
-from tiled.client.utils import ClientError
-from tiled.queries import Key, KeyPresent, Like, SpecsQuery
 
 from bluesky_symdenoise._renamed import rows_from
 from bluesky_symdenoise.catalog.store.containers import run_at, run_in
@@ -136,6 +132,8 @@ def find(
     SymDenoiseError
         If a value cannot be searched for, if the root has no ``denoised``, or if the server cannot be reached.
     """
+    from tiled.queries import Key, KeyPresent, SpecsQuery
+
     with _reachable(client):
         found = _denoised(client).search(SpecsQuery([SPEC]))
     if model is not None:
@@ -167,6 +165,8 @@ def with_values(runs: Container, pairs: Sequence[str]) -> Container:
     pairs
         ``key=value`` each, the key perhaps nested (``sample.name=silver``); the value is JSON, else plain text.
     """
+    from tiled.queries import Key
+
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not (key and equals):
@@ -201,6 +201,8 @@ def raw_for(run: BlueskyRun, *, catalog: Container | None = None) -> BlueskyRun:
             rule="it is not a denoised run: its start document has no raw_uid",
             remedy="pass what `denoised_for` returns",
         )
+    from tiled.client.utils import ClientError
+
     folder = catalog.path_parts if catalog is not None else [*run.path_parts[:-2], "raw"]
     try:
         with _reachable(run):
@@ -228,6 +230,8 @@ def _reachable(client: Container) -> Iterator[None]:
 
 
 def _denoised(client: Container) -> Container:
+    from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
+
     if isinstance(client, CatalogOfBlueskyRuns):
         return client
     try:
@@ -241,6 +245,9 @@ def _denoised(client: Container) -> Container:
 
 
 def _full_uid(client: Container, uid: str) -> str | None:
+    from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
+    from bluesky_tiled_plugins.queries import PartialUID
+
     if isinstance(client, CatalogOfBlueskyRuns) or "raw" not in client or not _PARTIAL_UID.fullmatch(uid):
         raise SymDenoiseError(
             uid,
@@ -255,6 +262,8 @@ def _full_uid(client: Container, uid: str) -> str | None:
 
 def _made_from(denoised: Container, raw_uid: str, model: str | None, part: str | None) -> list[BlueskyRun]:
     """Return the denoised runs of a raw run, or of this part of it, newest first."""
+    from tiled.queries import Key, SpecsQuery
+
     # The raw uid first: SQLite has no index for metadata, and tests the conditions on each run in this order.
     made = denoised.search(Key("start.raw_uid") == raw_uid).search(SpecsQuery([SPEC]))
     if model is not None:
@@ -269,6 +278,8 @@ def _made_from(denoised: Container, raw_uid: str, model: str | None, part: str |
 
 
 def _of_model(runs: Container, model: str) -> Container:
+    from tiled.queries import Key
+
     if SHA256_LIKE.fullmatch(model):
         return _with_sha256(runs, "provenance.model.sha256", model)
     # Do not use `==`: most runs have the same model, and PostgreSQL would read all of them through its index for rare
@@ -277,6 +288,8 @@ def _of_model(runs: Container, model: str) -> Container:
 
 
 def _with_sha256(runs: Container, key: str, sha256: str) -> Container:
+    from tiled.queries import Like
+
     if not SHA256_LIKE.fullmatch(sha256):
         raise SymDenoiseError(
             f"sha256 {sha256!r}",

@@ -19,18 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
-from sqlalchemy.ext.asyncio import create_async_engine
-from tiled.alembic_utils import UninitializedDatabase, check_database, stamp_head
-from tiled.catalog.alembic_constants import ALEMBIC_DIR, ALEMBIC_INI_TEMPLATE_PATH
-from tiled.catalog.core import ALL_REVISIONS, REQUIRED_REVISION, initialize_database
-from tiled.client import from_uri
-from tiled.config import Config
-from tiled.server.app import build_app_from_config
-from tiled.server.settings import DatabaseSettings, Settings, get_settings
-from tiled.server.simple import ThreadedServer
-from tiled.utils import ensure_specified_sql_driver, import_object, parse
-
 from bluesky_symdenoise.catalog.store.containers import FRAMES_FOLDER as FRAMES_FOLDER
 from bluesky_symdenoise.catalog.store.containers import prepare
 from bluesky_symdenoise.catalog.store.lock import locked
@@ -38,6 +26,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     from tiled.client.container import Container
+    from tiled.config import Config
 
 KEY_VARIABLE = "TILED_SINGLE_USER_API_KEY"
 # pydantic-settings gives these precedence over the file and over values set in code.
@@ -78,6 +67,9 @@ def embedded_config(directory: str | Path, *, api_key: str, readable: Sequence[s
     SymDenoiseError
         If an environment variable redirects the storage: a demo must not write into a facility's catalogue.
     """
+    from tiled.config import Config
+    from tiled.utils import parse
+
     if not (api_key.isascii() and api_key.isalnum()):
         raise SymDenoiseError(
             "API key",
@@ -145,6 +137,8 @@ def _is_as_asked(config: Config, asked: dict[str, Any]) -> bool:
 
 def _imported(asked: Any) -> Any:
     """Return the configuration with objects in place of their names, ``package.module:name``."""
+    from tiled.utils import import_object
+
     if isinstance(asked, dict):
         return {key: _imported(value) for key, value in asked.items()}
     if isinstance(asked, list):
@@ -179,6 +173,8 @@ def embedded_catalog(
         If the folder cannot be written or has a server already, if the port is in use, or if the environment
         redirects the storage.
     """
+    from tiled.client import from_uri
+
     key = api_key or os.environ.get(KEY_VARIABLE) or secrets.token_hex(32)
     with _running(Path(directory), port=port, api_key=key, readable=readable) as url:
         client = from_uri(f"{url}/api/v1", api_key=key, trust_env=False)
@@ -257,6 +253,12 @@ def _running(directory: Path, *, port: int, api_key: str, readable: Sequence[str
 
 def _initialize(uri: str) -> None:
     """Initialize the database as ``tiled catalog init --if-not-exists`` does, without a process that takes seconds."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from tiled.alembic_utils import UninitializedDatabase, check_database, stamp_head
+    from tiled.catalog.alembic_constants import ALEMBIC_DIR, ALEMBIC_INI_TEMPLATE_PATH
+    from tiled.catalog.core import ALL_REVISIONS, REQUIRED_REVISION, initialize_database
+    from tiled.utils import ensure_specified_sql_driver
+
     address = ensure_specified_sql_driver(uri)
 
     async def is_new() -> bool:
@@ -285,6 +287,11 @@ def _initialize(uri: str) -> None:
 @contextmanager
 def running(config: Config, *, port: int, api_key: str) -> Iterator[str]:
     """Serve what a configuration describes on 127.0.0.1 while the context lasts, and yield the URL."""
+    import uvicorn
+    from tiled.server.app import build_app_from_config
+    from tiled.server.settings import DatabaseSettings, Settings, get_settings
+    from tiled.server.simple import ThreadedServer
+
     with ExitStack() as stack:
         listener = stack.enter_context(_listening(port))
         stack.enter_context(_quiet())
@@ -293,18 +300,12 @@ def running(config: Config, *, port: int, api_key: str) -> Iterator[str]:
         settings = Settings(single_user_api_key=api_key, allow_anonymous_access=False)
         settings.database_settings = DatabaseSettings()
         app.dependency_overrides[get_settings] = lambda: settings
-        server = _Server(uvicorn.Config(app, loop="asyncio", log_config=None, timeout_graceful_shutdown=_GRACE_S))
-        server.listener = listener
+        server = ThreadedServer(
+            uvicorn.Config(app, loop="asyncio", log_config=None, timeout_graceful_shutdown=_GRACE_S)
+        )
+        # Give it a bound socket: left to itself, uvicorn only logs that a port is in use.
+        server.run = partial(server.run, sockets=[listener])
         yield stack.enter_context(server.run_in_thread())
-
-
-class _Server(ThreadedServer):  # type: ignore[misc]
-    """A uvicorn server on a bound socket: left to itself, uvicorn only logs that a port is in use."""
-
-    listener: socket.socket
-
-    def run(self, sockets: list[socket.socket] | None = None) -> None:
-        super().run(sockets=[self.listener])
 
 
 @contextmanager

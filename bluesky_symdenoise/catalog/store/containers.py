@@ -7,16 +7,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
-from tiled.client.constructors import from_context
-from tiled.client.container import Container
-from tiled.client.utils import ClientError
-from tiled.structures.core import Spec
-
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
+    from tiled.client.container import Container
 
 #: Metadata key under which a container of derived runs stores the folder of its frames.
 FRAMES_FOLDER = "symdenoise_frames"
@@ -27,6 +22,8 @@ CATALOGUE = ("CatalogOfBlueskyRuns", "3.0")
 
 def run_in(container: Container, uid: str) -> BlueskyRun | None:
     """Return the run of this uid, with one request; None if there is none."""
+    from tiled.client.container import Container
+
     try:
         # CatalogOfBlueskyRuns.__getitem__ would also search for runs whose uid begins with this string.
         found: BlueskyRun = Container.__getitem__(container, uid)
@@ -43,6 +40,8 @@ def run_at(client: Container, folder: Sequence[str], uid: str) -> BlueskyRun:
     KeyError, tiled.client.utils.ClientError
         If there is none that this client may read.
     """
+    from tiled.client.constructors import from_context
+
     found: BlueskyRun = from_context(client.context, client.structure_clients, node_path_parts=[*folder, uid])
     return found
 
@@ -65,6 +64,10 @@ def prepare(root: Container, *, frames: str | Path, access_tags: Sequence[str] =
     SymDenoiseError
         If the root is itself a catalogue of runs, or if the server does not put the tags on the containers.
     """
+    from bluesky_tiled_plugins.clients.catalog_of_bluesky_runs import CatalogOfBlueskyRuns
+    from tiled.client.utils import ClientError
+    from tiled.structures.core import Spec
+
     if isinstance(root, CatalogOfBlueskyRuns):
         raise SymDenoiseError(
             f"{root.uri}",

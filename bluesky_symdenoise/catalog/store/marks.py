@@ -7,8 +7,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import httpx
-from tiled.client.container import Container
-from tiled.client.utils import ClientError
 
 from bluesky_symdenoise.derived.columns import denoised_images
 
@@ -61,6 +59,9 @@ def mark_images(container: Any, uid: str, keys: Mapping[str, Collection[str]]) -
     bool
         Whether all of them are marked.
     """
+    from tiled.client.container import Container
+    from tiled.client.utils import ClientError
+
     left = sum(2 * len(images) for images in keys.values())
     try:
         for stream, images in keys.items():

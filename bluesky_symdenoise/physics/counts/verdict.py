@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear
 
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.counts.curve import WIDE, Curve, fine_curve, transfer_curve, wide_curve
@@ -173,6 +172,8 @@ def judged(part: Sampled, step: float | None = None) -> Verdict:
 
 def fitted_line(curve: Curve) -> Line | None:
     """Return the fit of a photon transfer curve; None if its levels are too few or too alike."""
+    from scipy.optimize import lsq_linear
+
     if not curve.ratio.min() > 0:
         return None
     plain = curve.ratio <= STRUCTURE * curve.ratio.min()
