@@ -128,7 +128,7 @@ MOVED = {
     "bench.server": "bench.load.server",
     "bench.population": "bench.load.population",
     "bench.postgres": "bench.load.postgres",
-    "bench.speed": "bench.load.speed",
+    "bench.speed": "bench.computing.speed",
     "bench.patterns": "bench.simulated.patterns",
     "bench.powders": "bench.simulated.powders",
 }

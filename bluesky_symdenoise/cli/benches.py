@@ -36,7 +36,7 @@ BENCHES = {
         "Measure how far sums of rings, sectors and boxes are from those of the counts, left free and made to agree.",
     ),
     "speed": (
-        "load.speed",
+        "computing.speed",
         "Measure Mpixel/s and memory of the denoiser by symmetry, size and dtype, beside peers or another version.",
     ),
     "live": (

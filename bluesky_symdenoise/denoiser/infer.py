@@ -19,7 +19,6 @@ from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.layers import Layers
 from bluesky_symdenoise.denoiser.device.posterior import device_posterior
 from bluesky_symdenoise.denoiser.law import law_posterior
-from bluesky_symdenoise.denoiser.network import PriorNet
 from bluesky_symdenoise.denoiser.released import LAW, checked_algorithm
 from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype, checked_sums, checked_views
 from bluesky_symdenoise.denoiser.stack import as_dataset, plain_readout, pooled, stacked
@@ -43,6 +42,8 @@ from bluesky_symdenoise.recipe import array_sha256
 
 #: Frames with more pixels than this are processed in parts.
 PART_PIXELS = 2**22
+#: Pixels of the small frames that are processed together: for a CPU's caches, and to keep a GPU busy.
+BATCH_PIXELS = {"cpu": 2**18, "cuda": 2**24}
 #: Factor by which the parts are made smaller after running out of memory.
 SMALLER = 4
 
@@ -283,20 +284,24 @@ class Denoiser:
         intensity = np.empty(stack.shape, np.float32)
         sigma = np.empty(stack.shape, np.float32)
         defect = np.zeros(stack.shape, np.uint8)
+        frames: list[Frame] = []
         for index, image in enumerate(stack):
             if readout is not None:
                 image, background = readout.equivalent(image, bad, n)
             frame = frame_from_counts(image, mask=bad, exposure=n)
             found = self._defects(frame)
             defect[index] = HOT * found.hot + DEAD * found.dead
-            frame = without(frame, found.mask)
-            if frame.mask.all():
+            frames.append(without(frame, found.mask))
+            if frames[-1].mask.all():
                 raise SymDenoiseError(
                     f"frame {index} with all pixels masked",
                     rule="at least one pixel must have been measured",
                     remedy="check the mask (True = bad) and the detector",
                 )
-            intensity[index], sigma[index] = self._posteriors([frame], resolved, ring)[0]
+            if (len(frames) + 1) * image.size > BATCH_PIXELS.get(self.device.type, 0) or index == len(stack) - 1:
+                batch = slice(index + 1 - len(frames), index + 1)
+                intensity[batch], sigma[batch] = np.moveaxis(self._posteriors(frames, resolved, ring), 1, 0)
+                frames = []
         if background is not None:
             intensity, sigma = signal(intensity, sigma, background)
         about = {
@@ -363,20 +368,21 @@ class Denoiser:
         with _ONE_AT_A_TIME, torch.inference_mode():
             # A crew's threads process parts of a frame; only the law leaves that to the operators.
             torch.set_num_threads(self.threads if self.algorithm == LAW else 1)
-            for part_pixels in (PART_PIXELS, PART_PIXELS // SMALLER):
+            tries = [(PART_PIXELS, [frames]), (PART_PIXELS // SMALLER, [[frame] for frame in frames])]
+            for part_pixels, batches in tries:
                 try:
-                    return self._posteriors_on(self._net, self._layers, part_pixels, frames, symmetry, ring)
+                    return np.concatenate(
+                        [self._posteriors_on(self._layers, part_pixels, batch, symmetry, ring) for batch in batches]
+                    )
                 except torch.OutOfMemoryError as error:
                     log.warning("%s: %s; the frame is tried in smaller pieces, then on the CPU", self.device, error)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-            spare = copy.deepcopy(self._net).to("cpu")
-            layers = Layers(spare, Crew(torch.device("cpu"), self.threads))
-            return self._posteriors_on(spare, layers, PART_PIXELS, frames, symmetry, ring)
+            spare = Layers(copy.deepcopy(self._net).to("cpu"), Crew(torch.device("cpu"), self.threads))
+            return self._posteriors_on(spare, PART_PIXELS, frames, symmetry, ring)
 
     def _posteriors_on(
         self,
-        net: PriorNet,
         layers: Layers,
         part_pixels: int,
         frames: Sequence[Frame],
@@ -384,6 +390,6 @@ class Denoiser:
         ring: NDArray[np.int64] | None,
     ) -> NDArray[np.float32]:
         choices = Choices(self.views, self.sums == "agree", ring, part_pixels)
-        if self.algorithm == LAW or not net.architecture.conjugate:
-            return np.stack([law_posterior(net, frame, symmetry, choices) for frame in frames])
+        if self.algorithm == LAW or not layers.net.architecture.conjugate:
+            return np.stack([law_posterior(layers.net, frame, symmetry, choices) for frame in frames])
         return device_posterior(layers, frames, symmetry, choices)

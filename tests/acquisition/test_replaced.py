@@ -56,10 +56,10 @@ class Late(Denoiser):
     go = threading.Event()
     begun = threading.Event()
 
-    def _posterior(self, frame: Any, symmetry: Any, ring: Any) -> Any:
+    def _posteriors(self, frames: Any, symmetry: Any, ring: Any) -> Any:
         self.begun.set()
         self.go.wait(60)
-        return super()._posterior(frame, symmetry, ring)
+        return super()._posteriors(frames, symmetry, ring)
 
 
 @pytest.fixture

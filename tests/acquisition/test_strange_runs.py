@@ -59,8 +59,9 @@ def drawn(share: float = 1.0) -> Any:
 class Unchanged(Denoiser):
     """Gives each frame as it is, so that every pixel says where it was."""
 
-    def _posterior(self, frame: Any, symmetry: Any, ring: Any) -> Any:
-        return frame.counts.astype(np.float32), np.full(frame.counts.shape, 1e-3, np.float32)
+    def _posteriors(self, frames: Any, symmetry: Any, ring: Any) -> Any:
+        counts = np.stack([frame.counts for frame in frames]).astype(np.float32)
+        return np.stack([counts, np.full_like(counts, 1e-3)], axis=1)
 
 
 class Collecting(ThreadedDenoiseCallback):

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import bluesky_symdenoise
-from bluesky_symdenoise.bench.load.against import own_folder, unpacked, worker
-from bluesky_symdenoise.bench.load.device import cost, layers
-from bluesky_symdenoise.bench.load.speed import main
+from bluesky_symdenoise.bench.computing.against import own_folder, unpacked, worker
+from bluesky_symdenoise.bench.computing.device import cost, layers
+from bluesky_symdenoise.bench.computing.speed import main
 from bluesky_symdenoise.bench.measured.page import texts
 from bluesky_symdenoise.bench.simulated.symmetric import broken, center_of, counts_of, symmetric_rate
 from bluesky_symdenoise.cli import app

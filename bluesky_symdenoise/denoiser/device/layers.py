@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from bluesky_symdenoise.denoiser import bands
 from bluesky_symdenoise.denoiser.device.answer import Prior, answer
 from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.inputs import Inputs
-from bluesky_symdenoise.denoiser.network import ALONE, PIXEL_FEATURES, PriorNet, doubling_kernel
+from bluesky_symdenoise.denoiser.network import ALONE, MULTIPLE, PIXEL_FEATURES, PriorNet, doubling_kernel
 
 #: Rows that a thread of a CPU processes at a time at the finest levels, and at the coarser ones.
 BANDS = (32, 32, 32, 16)
-#: Extra rows of pixels on either side of a part of a large frame, more than the network's receptive field.
-HALO = 256
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,11 @@ class Layers:
         if height * width <= part_pixels:
             self._part(inputs, prior, (0, height), (0, height))
             return prior
-        rows = max(HALO, part_pixels // width // HALO * HALO - 2 * HALO)
+        halo = bands.HALO
+        rows = max(MULTIPLE, halo, part_pixels // width // MULTIPLE * MULTIPLE - 2 * halo)
         for start in range(0, height, rows):
             stop = min(height, start + rows)
-            self._part(inputs, prior, (max(0, start - HALO), min(height, stop + HALO)), (start, stop))
+            self._part(inputs, prior, (max(0, start - halo), min(height, stop + halo)), (start, stop))
         return prior
 
     def _part(self, inputs: Inputs, prior: Prior, region: tuple[int, int], wanted: tuple[int, int]) -> None:
@@ -140,23 +140,23 @@ class Layers:
             skips.append(self._downward(first, second, level, x.shape[2], partial(_rows, x)))
         deep = torch.cat(skips.pop(), dim=2)
         for level in range(len(skips) - 1, -1, -1):
-            bands = self._bands(level, 2 * deep.shape[2])
+            parts = self._bands(level, 2 * deep.shape[2])
 
-            def upward(index: int, level: int = level, deep: Tensor = deep, bands: list[Band] = bands) -> Tensor:
+            def upward(index: int, level: int = level, deep: Tensor = deep, bands: list[Band] = parts) -> Tensor:
                 return self._upward(level, deep, skips[level], bands, index)
 
             if level > 0:
-                deep = torch.cat(self.crew.each(upward, range(len(bands))), dim=2)
+                deep = torch.cat(self.crew.each(upward, range(len(parts))), dim=2)
                 continue
 
-            def answered(index: int, bands: list[Band] = bands) -> None:
+            def answered(index: int, bands: list[Band] = parts) -> None:
                 rows = [begin + 2 * row for row in (bands[index].first, bands[index].last)]
                 start, stop = max(rows[0], wanted[0]), min(rows[1], wanted[1])
                 if start < stop:
                     x = upward(index)[:, :, (start - rows[0]) // 2 : (stop - rows[0]) // 2]
                     answer(self.net, x, inputs, prior, start, self.crew)
 
-            self.crew.each(answered, range(len(bands)))
+            self.crew.each(answered, range(len(parts)))
 
     def _bands(self, level: int, rows: int) -> list[Band]:
         """Return the bands of one level, the finest being 0."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bluesky_symdenoise.bench.computing.against import Worker
 from bluesky_symdenoise.bench.load import replay
-from bluesky_symdenoise.bench.load.against import Worker
 from bluesky_symdenoise.bench.load.live import Row
 from bluesky_symdenoise.bench.load.server import served
 

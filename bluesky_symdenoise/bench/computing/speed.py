@@ -17,8 +17,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.bench.load.against import Worker, own_folder, unpacked, worker
-from bluesky_symdenoise.bench.load.device import limit_rows, replayed
+from bluesky_symdenoise.bench.computing.against import Worker, own_folder, unpacked, worker
+from bluesky_symdenoise.bench.computing.device import limit_rows, replayed
 from bluesky_symdenoise.bench.load.live import Row, report
 from bluesky_symdenoise.bench.options import JsonPath, ModelName
 from bluesky_symdenoise.bench.quality.stabilised import bm3d, nlm
