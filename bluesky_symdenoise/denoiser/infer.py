@@ -368,7 +368,8 @@ class Denoiser:
         with _ONE_AT_A_TIME, torch.inference_mode():
             # A crew's threads process parts of a frame; only the law leaves that to the operators.
             torch.set_num_threads(self.threads if self.algorithm == LAW else 1)
-            tries = [(PART_PIXELS, [frames]), (PART_PIXELS // SMALLER, [[frame] for frame in frames])]
+            one_by_one: list[Sequence[Frame]] = [[frame] for frame in frames]
+            tries = ((PART_PIXELS, [frames]), (PART_PIXELS // SMALLER, one_by_one))
             for part_pixels, batches in tries:
                 try:
                     return np.concatenate(
