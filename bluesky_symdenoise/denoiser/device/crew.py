@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 #: Pixels that a thread of a CPU processes at a time, so that temporary arrays stay in its cache.
-CACHED_PIXELS = 2**15
+CACHED_PIXELS = 2**17
 
 Part = TypeVar("Part")
 Done = TypeVar("Done")

@@ -18,7 +18,7 @@ from bluesky_symdenoise.denoiser.device.inputs import Inputs
 from bluesky_symdenoise.denoiser.network import ALONE, MULTIPLE, PIXEL_FEATURES, PriorNet, doubling_kernel
 
 #: Rows that a thread of a CPU processes at a time at the finest levels, and at the coarser ones.
-BANDS = (32, 32, 32, 16)
+BANDS = (64, 32, 32, 16)
 
 
 @dataclass(frozen=True)
