@@ -23,19 +23,6 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 
 GROUPS = ["2", "m", "my", "2mm", "4", "4mm", "m@30", "2mm@-17.5", "inf"]
 GROUPS += ["2mm~15:90:1200", "4~20:30:700", "inf~15:90:1200"]
-    "2",
-    "m",
-    "my",
-    "2mm",
-    "4",
-    "4mm",
-    "m@30",
-    "2mm@-17.5",
-    "2mm~15:90:1200",
-    "4~20:30:700",
-    "inf",
-    "inf~15:90:1200",
-]
 #: Blocks may differ from the law only where its score is this near to the threshold.
 NEAR = 1e-5
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -56,22 +56,14 @@ class Inputs:
     def __init__(self, own: Evidence, mates: Evidence | None, crew: Crew) -> None:
         self.own, self.mates, self.crew = own, mates, crew
         batch, height, width = own.counts.shape
-        self.channels = 4 * (len(ALONE) if mates is None else PIXEL_FEATURES) + len(COARSER) * (
-            1 if mates is None else 2
-        )
-        sums = [_blocks(own.counts), _blocks(own.exposure)]
-        pyramids = [means_of(*sums)]
-        if mates is not None:
-            pyramids.append(
-                means_of(*(a + _blocks(b) for a, b in zip(sums, (mates.counts, mates.exposure), strict=True)))
-            )
-        logs = [[torch.log(mean) for mean in means] for means in pyramids]
+        self.channels = 4 * len(ALONE) + len(COARSER) if mates is None else 4 * PIXEL_FEATURES + 2 * len(COARSER)
+        logs = crew.each(_logs, [[own]] if mates is None else [[own], [own, mates]])
         self._mean = Profile(_wider(logs[0][0], 4)[:, 0], 4)
         self._both = None if mates is None else Profile(_wider(logs[1][0] - logs[0][0], 4)[:, 0], 4)
-        self._coarser = _coarser(logs)
+        self._coarser = crew.each(partial(_coarser, logs), (FINEST, *COARSER))
         self.log_mean = own.counts.new_empty(own.counts.shape)
         self.seen = own.counts.new_empty((batch, height + 2, width + 2))
-        self.log_rates = [own.counts.new_empty(own.counts.shape) for _ in pyramids]
+        self.log_rates = [own.counts.new_empty(own.counts.shape) for _ in logs]
 
     def rows(self, first: int, last: int, dtype: torch.dtype, *, kept: tuple[int, int]) -> Tensor:
         """Return the inputs of rows of pixels, multiples of 4, as (batch, channels, rows / 2, x / 2), channels last.
@@ -164,27 +156,30 @@ def _wider(image: Tensor, factor: int) -> Tensor:
     return F.interpolate(image, scale_factor=(1, factor), mode="bilinear", align_corners=False)
 
 
-def _coarser(logs: Sequence[Sequence[Tensor]]) -> list[Profile]:
-    """Return the inputs per block as profiles whose sum, interpolated along y, is (batch, y / 2, x / 2 * channels).
+def _logs(evidence: Sequence[Evidence]) -> list[Tensor]:
+    """Return logarithms of the mean rates of evidence that is added up, finest first."""
+    counts, exposure = _blocks(evidence[0].counts), _blocks(evidence[0].exposure)
+    for other in evidence[1:]:
+        counts, exposure = counts + _blocks(other.counts), exposure + _blocks(other.exposure)
+    return [torch.log(mean) for mean in means_of(counts, exposure)]
 
-    A channel is a level's logarithm less that of the finest level, whose interpolation to blocks of 2 x 2 pixels is
-    the mean of that to pixels.
+
+def _coarser(logs: Sequence[Sequence[Tensor]], level: int) -> Profile:
+    """Return the part of one level in the inputs per block, as a profile.
+
+    The sum of all profiles, interpolated along y, is (batch, y / 2, x / 2 * channels). A channel is a level's logarithm
+    less that of the finest level, whose interpolation to blocks of 2 x 2 pixels is the mean of that to pixels.
     """
     channels = len(COARSER) * len(logs)
-    profiles = []
-    for level in (FINEST, *COARSER):
-        factor = 2 ** (level - 1)
-        batch, _, rows, columns = logs[0][level - FINEST].shape
-        values = logs[0][0].new_zeros((batch, rows, columns * factor, channels))
+    factor = 2 ** (level - 1)
+    batch, _, rows, columns = logs[0][level - FINEST].shape
+    values = logs[0][0].new_zeros((batch, rows, columns * factor, channels))
+    if level == FINEST:
+        values -= _wider(logs[0][0], factor)[:, 0, :, :, None]
+    else:
         for pyramid, means in enumerate(logs):
-            wider = _wider(means[level - FINEST], factor)[:, 0, :, :, None]
-            if level > FINEST:
-                channel = pyramid * len(COARSER) + level - FINEST - 1
-                values[..., channel : channel + 1] = wider
-            elif pyramid == 0:
-                values -= wider
-        profiles.append(Profile(values.view(batch, rows, -1), factor))
-    return profiles
+            values[..., pyramid * len(COARSER) + level - FINEST - 1] = _wider(means[level - FINEST], factor)[:, 0]
+    return Profile(values.view(batch, rows, -1), factor)
 
 
 def _rows_of(profiles: Sequence[Profile], first: int, last: int) -> Tensor:
