@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from bluesky_symdenoise.denoiser.choices import Choices
-from bluesky_symdenoise.denoiser.device.crew import Crew
-from bluesky_symdenoise.denoiser.device.layers import Layers
-from bluesky_symdenoise.denoiser.device.posterior import device_posterior
-from bluesky_symdenoise.denoiser.law import law_posterior
-from bluesky_symdenoise.denoiser.released import LAW, checked_algorithm
+from bluesky_symdenoise.denoiser.released import checked_algorithm
 from bluesky_symdenoise.denoiser.settings import checked_defects, checked_dtype, checked_sums, checked_views
 from bluesky_symdenoise.denoiser.stack import as_dataset, plain_readout, pooled, stacked
-from bluesky_symdenoise.denoiser.sums import rings_of
-from bluesky_symdenoise.denoiser.weights import Model, load_model
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.check import SymmetryCheck, chosen_symmetry, stated_symmetry
 from bluesky_symdenoise.physics.dark import Background, Dark, signal
@@ -40,17 +28,13 @@ from bluesky_symdenoise.physics.symmetry import (
 from bluesky_symdenoise.physics.tilt import split_tilt
 from bluesky_symdenoise.recipe import array_sha256
 
-#: Frames with more pixels than this are processed in parts.
-PART_PIXELS = 2**22
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from bluesky_symdenoise.denoiser.weights import Model
+
 #: Pixels of the small frames that are processed together: for a CPU's caches, and to keep a GPU busy.
 BATCH_PIXELS = {"cpu": 2**18, "cuda": 2**24}
-#: Factor by which the parts are made smaller after running out of memory.
-SMALLER = 4
-
-log = logging.getLogger("bluesky_symdenoise")
-
-#: torch's number of threads is global to the process, so only one denoiser runs at a time.
-_ONE_AT_A_TIME = threading.Lock()
 
 
 class Denoiser:
@@ -81,8 +65,8 @@ class Denoiser:
         over wide boxes and over rings about the beam centre that have at least 100 counts
         (`bluesky_symdenoise.denoiser.sums.agreeing`).
     algorithm
-        That of a recipe (`bluesky_symdenoise.denoiser.released`); None: the newest. 7 and 6 differ by less than 0.01 sigma,
-        6 is several times slower with symmetry.
+        That of a recipe (`bluesky_symdenoise.denoiser.released`); None: the newest. 7 and 6 differ by less than 0.01
+        sigma, 6 is slower with symmetry.
     """
 
     def __init__(
@@ -105,22 +89,16 @@ class Denoiser:
         self.sums = checked_sums(sums)
         if threads is not None and threads < 1:
             raise SymDenoiseError(f"threads={threads}", rule="at least one is needed", remedy="give 1 or more, or None")
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        try:
-            self.device = torch.device(chosen)
-            net = model.net.in_bfloat16() if dtype == "bfloat16" else model.net
-            self._net = net.to(self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise SymDenoiseError(
-                f"device {device!r}",
-                rule=f"torch cannot use it ({str(error).splitlines()[0]})",
-                remedy="use device='cpu' or install the torch build for this GPU",
-            ) from error
+        # torch takes a second to import: what imports this class may not need it yet.
+        from bluesky_symdenoise.denoiser.device.engine import Engine
+
+        self._engine = Engine(
+            model, device=device, threads=threads, dtype=dtype, views=views, sums=sums, algorithm=self.algorithm
+        )
         self.model, self.dtype = model, dtype
         #: Device and threads as requested, because another computer may resolve them differently.
         self.asked = (device, threads)
-        self.threads = torch.get_num_threads() if threads is None else threads
-        self._layers = Layers(self._net, Crew(self.device, self.threads))
+        self.device, self.threads = self._engine.crew.device, self._engine.crew.threads
 
     @classmethod
     def pretrained(
@@ -142,6 +120,8 @@ class Denoiser:
         SymDenoiseError
             If there is none of that name or its sha256 is not the recorded one.
         """
+        from bluesky_symdenoise.denoiser.weights import load_model
+
         return cls(
             load_model(name),
             device=device,
@@ -155,8 +135,7 @@ class Denoiser:
 
     def environment(self) -> dict[str, Any]:
         """Return what, besides the recipe, decides the last bits: torch, device, dtype, threads."""
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return {"torch": torch.__version__, "device": device, "dtype": self.dtype, "threads": self.threads}
+        return self._engine.environment()
 
     def resolve(
         self,
@@ -355,6 +334,8 @@ class Denoiser:
         """Return each pixel's ring whose sum is to agree, about the symmetry's centre or the one given without any."""
         if self.sums == "free":
             return None
+        from bluesky_symdenoise.denoiser.sums import rings_of
+
         if symmetry.beam_center is not None:
             return rings_of(shape, symmetry)
         return None if beam_center is None else rings_of(shape, Symmetry("1", finite_beam_center(beam_center)))
@@ -362,36 +343,5 @@ class Denoiser:
     def _posteriors(
         self, frames: Sequence[Frame], symmetry: Symmetry, ring: NDArray[np.int64] | None
     ) -> NDArray[np.float32]:
-        """Return expected counts and standard deviations, (frame, 2, y, x).
-
-        If the device's memory runs out, frames are processed one by one and in parts, and then on the CPU.
-        """
-        with _ONE_AT_A_TIME, torch.inference_mode():
-            # A crew's threads process parts of a frame; only the law leaves that to the operators.
-            torch.set_num_threads(self.threads if self.algorithm == LAW else 1)
-            one_by_one: list[Sequence[Frame]] = [[frame] for frame in frames]
-            tries = ((PART_PIXELS, [frames]), (PART_PIXELS // SMALLER, one_by_one))
-            for part_pixels, batches in tries:
-                try:
-                    return np.concatenate(
-                        [self._posteriors_on(self._layers, part_pixels, batch, symmetry, ring) for batch in batches]
-                    )
-                except torch.OutOfMemoryError as error:
-                    log.warning("%s: %s; the frame is tried in smaller pieces, then on the CPU", self.device, error)
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-            spare = Layers(copy.deepcopy(self._net).to("cpu"), Crew(torch.device("cpu"), self.threads))
-            return self._posteriors_on(spare, PART_PIXELS, frames, symmetry, ring)
-
-    def _posteriors_on(
-        self,
-        layers: Layers,
-        part_pixels: int,
-        frames: Sequence[Frame],
-        symmetry: Symmetry,
-        ring: NDArray[np.int64] | None,
-    ) -> NDArray[np.float32]:
-        choices = Choices(self.views, self.sums == "agree", ring, part_pixels)
-        if self.algorithm == LAW or not layers.net.architecture.conjugate:
-            return np.stack([law_posterior(layers.net, frame, symmetry, choices) for frame in frames])
-        return device_posterior(layers, frames, symmetry, choices)
+        """Return expected counts and standard deviations, (frame, 2, y, x)."""
+        return self._engine.posteriors(frames, symmetry, ring)

@@ -13,7 +13,8 @@ from safetensors.torch import save
 from scipy.stats import poisson
 from torch.nn import functional
 
-from bluesky_symdenoise.denoiser import bands, infer
+from bluesky_symdenoise.denoiser import bands
+from bluesky_symdenoise.denoiser.device import engine
 from bluesky_symdenoise.denoiser.identity import ALGORITHM, sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.network import (
@@ -445,7 +446,7 @@ def test_bands_of_a_large_frame_agree_with_the_frame_in_one_piece(denoiser, rng,
     counts = frozen(rng.poisson(rate))
     options = {"symmetry": "2", "beam_center": (500.0, 60.0)}
     whole = denoiser(counts, **options)
-    monkeypatch.setattr(infer, "PART_PIXELS", 10_000)
+    monkeypatch.setattr(engine, "PART_PIXELS", 10_000)
     assert difference_in_sigma(whole, denoiser(counts, **options)) < 0.02
     # Control: bands that do not overlap show their seams.
     monkeypatch.setattr(bands, "HALO", 0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bluesky_symdenoise.denoiser import infer
+from bluesky_symdenoise.denoiser.device import engine
 from bluesky_symdenoise.denoiser.device.posterior import device_posterior
 from bluesky_symdenoise.denoiser.infer import Denoiser
 
@@ -39,8 +39,8 @@ def test_frame_is_denoised_all_the_same(
     denoiser: Denoiser, room: dict[str, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = denoiser(COUNTS, symmetry="1")
-    monkeypatch.setattr(infer, "PART_PIXELS", 1280 * 128)
-    monkeypatch.setattr(infer, "device_posterior", Full(**room))
+    monkeypatch.setattr(engine, "PART_PIXELS", 1280 * 128)
+    monkeypatch.setattr(engine, "device_posterior", Full(**room))
     result = denoiser(COUNTS, symmetry="1")
     for name in ("intensity", "sigma"):
         off = np.abs(result[name].values - whole[name].values) / whole["sigma"].values
@@ -53,7 +53,7 @@ def test_device_with_room_is_used_as_it_is(
 ) -> None:
     whole = denoiser(COUNTS, symmetry="1")["intensity"].values
     roomy = Full(pixels=10**9, tries=99)
-    monkeypatch.setattr(infer, "device_posterior", roomy)
+    monkeypatch.setattr(engine, "device_posterior", roomy)
     np.testing.assert_array_equal(denoiser(COUNTS, symmetry="1")["intensity"].values, whole)
     assert len(roomy.sizes) == 1
     assert caplog.text == ""
@@ -63,6 +63,6 @@ def test_other_errors_are_not_hidden(denoiser: Denoiser, monkeypatch: pytest.Mon
     def broken(*_: Any) -> Any:
         raise RuntimeError("weights of another shape")
 
-    monkeypatch.setattr(infer, "device_posterior", broken)
+    monkeypatch.setattr(engine, "device_posterior", broken)
     with pytest.raises(RuntimeError, match="another shape"):
         denoiser(COUNTS, symmetry="1")

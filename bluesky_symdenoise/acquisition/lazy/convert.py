@@ -260,7 +260,7 @@ class _StoredImage:
 
     def make_lazy(self) -> None:
         """Refer to the raw files, and check that the server gives a row as stored; if not, undo that."""
-        from bluesky_symdenoise.catalog.lazy.documents import LazyConsolidator
+        from bluesky_symdenoise.catalog.lazy.consolidator import LazyConsolidator
 
         if self.pixels is None:
             return

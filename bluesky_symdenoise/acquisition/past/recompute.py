@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.derive.recorded import Recorded
@@ -20,6 +19,7 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe
 
 if TYPE_CHECKING:
+    import xarray as xr
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
 
     from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -78,6 +78,8 @@ def recompute(
     TiledRun(raw).refuse_other_rows(stream, key, image)
     row = again.row(index, np.asarray(image[raw_row : raw_row + 1])[0])
     dims = (*(f"dim_{i}" for i in range(row.intensity.ndim - 2)), "y", "x")
+    import xarray as xr
+
     return xr.Dataset({"intensity": (dims, row.intensity), "sigma": (dims, row.sigma)})
 
 

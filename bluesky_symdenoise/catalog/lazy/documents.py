@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bluesky_tiled_plugins.writing.consolidators import CONSOLIDATOR_REGISTRY, ConsolidatorBase
 from numpy.typing import NDArray
-from tiled.structures.data_source import Asset
 
 from bluesky_symdenoise.catalog.lazy.parameters import MIMETYPE, QUANTITIES, SOURCE, LazyImage
 from bluesky_symdenoise.catalog.store.journal import Journal
@@ -52,24 +50,6 @@ class LazyKey:
         return {"assets": assets, "image": replace(self.image, quantity=quantity).to_dict()}
 
 
-class LazyConsolidator(ConsolidatorBase):  # type: ignore[misc]
-    """Pass a stream_resource of our mimetype to Tiled, with assets and parameters unchanged."""
-
-    supported_mimetypes = frozenset({MIMETYPE})
-
-    def __init__(self, stream_resource: Document, descriptor: Document) -> None:
-        super().__init__(stream_resource, descriptor)
-        self.chunk_shape = (1,)
-        self.assets = [Asset(**asset) for asset in stream_resource["parameters"]["assets"]]
-
-    def adapter_parameters(self) -> Document:
-        """Return the parameters of `bluesky_symdenoise.catalog.adapter.DenoisedArrayAdapter`."""
-        return dict(self._sres_parameters["image"])
-
-
-CONSOLIDATOR_REGISTRY[MIMETYPE] = LazyConsolidator
-
-
 class LazyRun(DerivedRun):
     """A derived run whose streams are lazy.
 
@@ -90,6 +70,10 @@ class LazyRun(DerivedRun):
         time: float,
         arrays: Mapping[str, NDArray[Any]],
     ) -> None:
+        # Tiled's writer takes a second to import: not what imports this module, but what writes a run needs it.
+        from bluesky_symdenoise.catalog.lazy.consolidator import register_consolidator
+
+        register_consolidator()
         super().__init__(emit, journal=journal, start=start, uid=uid, time=time, arrays=arrays)
         self._plan = plan
 
