@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,26 @@ log = logging.getLogger("bluesky_symdenoise")
 
 #: torch's number of threads is global to the process, so only one denoiser runs at a time.
 _ONE_AT_A_TIME = threading.Lock()
+
+
+def _unlocked() -> None:
+    """Make a new lock: a forked process does not have the thread that holds it."""
+    global _ONE_AT_A_TIME
+    _ONE_AT_A_TIME = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlocked)
+
+
+@contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    """Set torch's number of threads, and restore the caller's, which is also that of the next denoiser."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Denoiser:
@@ -183,7 +206,9 @@ class Denoiser:
         if isinstance(symmetry, Symmetry):
             symmetry.may_fold(0, shape)
             if checked_symmetry(symmetry.point_group) != "1":
-                checked_beam_center(symmetry.beam_center, shape)
+                center = checked_beam_center(symmetry.beam_center, shape)
+                if not isinstance(symmetry.beam_center, tuple):
+                    symmetry = replace(symmetry, beam_center=center)
             refuse_other_center(symmetry, beam_center)
             if symmetry.group != "auto":
                 return symmetry
@@ -365,9 +390,8 @@ class Denoiser:
 
         If the device's memory runs out, frames are processed one by one and in parts, and then on the CPU.
         """
-        with _ONE_AT_A_TIME, torch.inference_mode():
-            # A crew's threads process parts of a frame; only the law leaves that to the operators.
-            torch.set_num_threads(self.threads if self.algorithm == LAW else 1)
+        # A crew's threads process parts of a frame; only the law leaves that to the operators.
+        with _ONE_AT_A_TIME, _torch_threads(self.threads if self.algorithm == LAW else 1), torch.inference_mode():
             one_by_one: list[Sequence[Frame]] = [[frame] for frame in frames]
             tries = ((PART_PIXELS, [frames]), (PART_PIXELS // SMALLER, one_by_one))
             for part_pixels, batches in tries:
