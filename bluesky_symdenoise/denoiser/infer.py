@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +164,9 @@ class Denoiser:
         if isinstance(symmetry, Symmetry):
             symmetry.may_fold(0, shape)
             if checked_symmetry(symmetry.point_group) != "1":
-                checked_beam_center(symmetry.beam_center, shape)
+                center = checked_beam_center(symmetry.beam_center, shape)
+                if not isinstance(symmetry.beam_center, tuple):
+                    symmetry = replace(symmetry, beam_center=center)
             refuse_other_center(symmetry, beam_center)
             if symmetry.group != "auto":
                 return symmetry

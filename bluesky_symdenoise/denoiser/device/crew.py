@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Barrier
 from typing import TypeVar
 
 import torch
 
 #: Pixels that a thread of a CPU processes at a time, so that temporary arrays stay in its cache.
 CACHED_PIXELS = 2**17
+
+#: Seconds within which threads start.
+STARTED_S = 60.0
 
 Part = TypeVar("Part")
 Done = TypeVar("Done")
@@ -68,7 +72,12 @@ class Crew:
 
 @lru_cache(4)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "symdenoise", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "symdenoise", initializer=torch.set_num_threads, initargs=(1,))
+    # torch's number of threads is also that of threads yet to come: it is set by all of these now, and by none later,
+    # when the caller's number has been restored.
+    started = Barrier(threads, timeout=STARTED_S)
+    list(pool.map(lambda _: started.wait(), range(threads)))
+    return pool
 
 
 # A forked process has none of the threads.

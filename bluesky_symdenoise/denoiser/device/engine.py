@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,15 @@ log = logging.getLogger("bluesky_symdenoise")
 
 #: torch's number of threads is global to the process, so only one denoiser runs at a time.
 _ONE_AT_A_TIME = threading.Lock()
+
+
+def _unlocked() -> None:
+    """Make a new lock: a forked process does not have the thread that holds it."""
+    global _ONE_AT_A_TIME
+    _ONE_AT_A_TIME = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlocked)
 
 
 class Engine:
@@ -84,7 +94,7 @@ class Engine:
         If the device's memory runs out, frames are processed one by one and in parts, and then on the CPU.
         """
         # A crew's threads process parts of a frame; only the law leaves that to the operators.
-        with _ONE_AT_A_TIME, torch.inference_mode(), _operators(self.crew.threads if self._law else 1):
+        with _ONE_AT_A_TIME, _operators(self.crew.threads if self._law else 1), torch.inference_mode():
             one_by_one: list[Sequence[Frame]] = [[frame] for frame in frames]
             for part_pixels, batches in ((PART_PIXELS, [frames]), (PART_PIXELS // SMALLER, one_by_one)):
                 try:

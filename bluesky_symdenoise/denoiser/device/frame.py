@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,35 @@ from bluesky_symdenoise.physics.frame import Frame
 EXACT = 2**23
 #: Below so many counts per pixel, float32 changes no score of a pair test by more than some 1e-6 at any exposures.
 FEW = 2**10
+
+
+class Kind(NamedTuple):
+    """How precisely a frame is held.
+
+    Attributes
+    ----------
+    whole
+        Whether all exposures are 0 or 1, and all counts whole numbers, in float32.
+    few
+        Whether float32 is enough for the pair test.
+    """
+
+    whole: bool
+    few: bool
+
+    @classmethod
+    def of(cls, frame: Frame) -> Kind:
+        """Return a frame's kind."""
+        whole = _whole(frame)
+        return cls(whole, whole or bool(frame.counts.max(initial=0) < FEW))
+
+
+def alike(frames: Sequence[Frame]) -> dict[Kind, list[int]]:
+    """Return the numbers of the frames of each kind: a frame's bits do not depend on what it is processed with."""
+    kinds: dict[Kind, list[int]] = {}
+    for index, frame in enumerate(frames):
+        kinds.setdefault(Kind.of(frame), []).append(index)
+    return kinds
 
 
 @dataclass(frozen=True)
@@ -55,10 +85,9 @@ class Held:
         return batch, height, width
 
 
-def held(frames: Sequence[Frame], crew: Crew) -> Held:
-    """Return frames of one shape on a device: one upload of their counts, and one of their exposures."""
-    whole = all(_whole(frame) for frame in frames)
-    few = whole or max(frame.counts.max(initial=0) for frame in frames) < FEW
+def held(frames: Sequence[Frame], crew: Crew, kind: Kind | None = None) -> Held:
+    """Return frames of one shape and kind on a device: one upload of their counts, and one of their exposures."""
+    whole, few = Kind.of(frames[0]) if kind is None else kind
     dtype = np.float32 if few else np.float64
     shape = (frames[0].counts.shape[0], frames[0].counts.shape[1])
     counts, exposure = (

@@ -17,6 +17,8 @@ from bluesky_symdenoise.physics.fold import BLOCK, SPOT_BLOCK, SPOT_WINDOW, SPOT
 
 #: The window w has unit sum; the sum of w^2 v is the window of its sigma over this times the sum of w^2.
 ROOT = math.sqrt(2)
+#: Least product of two shares that are compared: terms of the test, which are divided by it, stay finite in float32.
+LEAST = 1e-30
 #: Counts and exposures (batch, rows, x) of some rows, and of their mates.
 Pair = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -89,12 +91,14 @@ def _whole_terms(a: Tensor, n: Tensor, b: Tensor, m: Tensor) -> tuple[tuple[Tens
 
 def _terms(a: Tensor, n: Tensor, b: Tensor, m: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the same for any exposures."""
-    # Exposures that differ by more than float precision cannot be compared: their shares are 0 and 1.
-    share = (n / (n + m)).nan_to_num_(nan=0.0)
-    product = share * (1 - share)
-    both = product.sign()
+    # Both shares are divided, and D is the small difference of no large numbers: 1 - share and a - total * share would
+    # lose the digits that float32 has for exposures a thousand times apart, and all of them from 10^7 times on.
+    exposure = n + m
+    share, rest = (n / exposure).nan_to_num_(nan=0.0), (m / exposure).nan_to_num_(nan=0.0)
+    product = share * rest
+    both = (product > LEAST).to(product.dtype)
     total = (a + b).mul_(both)
-    difference = (a - total * share).mul_(both)
+    difference = (a * rest).sub_(b * share).mul_(both)
     variance = total * product
     seen = total.sign()
     inverse = seen / (total + (1 - seen))

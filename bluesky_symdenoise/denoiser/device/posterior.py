@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bluesky_symdenoise.denoiser.choices import Choices
 from bluesky_symdenoise.denoiser.device.answer import Prior, posterior, result
-from bluesky_symdenoise.denoiser.device.frame import held
+from bluesky_symdenoise.denoiser.device.frame import Held, alike, held
 from bluesky_symdenoise.denoiser.device.gate import Evidence, gated_mates
 from bluesky_symdenoise.denoiser.device.inputs import Inputs
 from bluesky_symdenoise.denoiser.device.layers import Layers
@@ -37,7 +37,17 @@ def device_posterior(
     frames
         Frames of one shape.
     """
-    here = held(frames, layers.crew)
+    height, width = frames[0].counts.shape
+    out = np.empty((len(frames), 2, height, width), np.float32)
+    for kind, chosen in alike(frames).items():
+        out[chosen] = _posterior(
+            layers, held([frames[index] for index in chosen], layers.crew, kind), symmetry, choices
+        )
+    return out
+
+
+def _posterior(layers: Layers, here: Held, symmetry: Symmetry, choices: Choices) -> NDArray[np.float32]:
+    """Return expected counts and standard deviations of frames of one kind."""
     mates = None
     if symmetry.group == "inf" and symmetry.beam_center is not None:
         mates = ring_mates(here, symmetry)
