@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bluesky_symdenoise.denoiser import infer
+from bluesky_symdenoise.denoiser.device import engine
 from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.frame import held
 from bluesky_symdenoise.denoiser.device.gate import pair_rows
@@ -113,7 +113,7 @@ def test_a_process_may_be_forked_while_a_frame_is_denoised() -> None:
     expected = denoiser(photons(), symmetry="2mm", beam_center=CENTER)["intensity"].values
     context = multiprocessing.get_context("fork")
     done = context.Queue()
-    with infer._ONE_AT_A_TIME:
+    with engine._ONE_AT_A_TIME:
         child = context.Process(target=_send, args=(denoiser, done), daemon=True)
         child.start()
     try:
