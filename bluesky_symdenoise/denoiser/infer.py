@@ -206,9 +206,9 @@ class Denoiser:
         if isinstance(symmetry, Symmetry):
             symmetry.may_fold(0, shape)
             if checked_symmetry(symmetry.point_group) != "1":
-                center = checked_beam_center(symmetry.beam_center, shape)
+                found = checked_beam_center(symmetry.beam_center, shape)
                 if not isinstance(symmetry.beam_center, tuple):
-                    symmetry = replace(symmetry, beam_center=center)
+                    symmetry = replace(symmetry, beam_center=found)
             refuse_other_center(symmetry, beam_center)
             if symmetry.group != "auto":
                 return symmetry

@@ -107,6 +107,7 @@ def _send(denoiser: Denoiser, done: Any) -> None:
     done.put(denoiser(photons(), symmetry="2mm", beam_center=CENTER)["intensity"].values)
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_a_process_may_be_forked_while_a_frame_is_denoised() -> None:
     denoiser = Denoiser.pretrained(device="cpu", threads=2)
