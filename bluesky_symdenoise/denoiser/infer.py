@@ -76,6 +76,12 @@ def _torch_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _callers_threads() -> int:
+    """Return torch's number of threads, not the one that another denoiser computes with at the moment."""
+    with _ONE_AT_A_TIME:
+        return torch.get_num_threads()
+
+
 class Denoiser:
     """A pretrained symmetry denoiser for photon counts.
 
@@ -141,7 +147,7 @@ class Denoiser:
         self.model, self.dtype = model, dtype
         #: Device and threads as requested, because another computer may resolve them differently.
         self.asked = (device, threads)
-        self.threads = torch.get_num_threads() if threads is None else threads
+        self.threads = _callers_threads() if threads is None else threads
         self._layers = Layers(self._net, Crew(self.device, self.threads))
 
     @classmethod

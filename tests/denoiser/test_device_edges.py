@@ -94,6 +94,25 @@ def test_the_threads_of_torch_are_left_as_they_were(two_threads: None, threads: 
     assert seen == [2]
 
 
+def test_a_denoiser_made_while_another_computes_has_the_threads_of_torch(
+    denoiser: Denoiser, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new thread of the program takes the number that torch has when it is first asked for."""
+    made: list[int] = []
+    maker = threading.Thread(target=lambda: made.append(Denoiser(denoiser.model, device="cpu").threads))
+    real = infer.device_posterior
+
+    def slow(*args: Any) -> Any:
+        maker.start()
+        maker.join(0.5)
+        return real(*args)
+
+    monkeypatch.setattr(infer, "device_posterior", slow)
+    denoiser(photons(), symmetry="1")
+    maker.join()
+    assert made == [2]
+
+
 @pytest.mark.parametrize("group", ["2mm", "m@30", "inf"])
 @pytest.mark.parametrize("kind", [list, np.array])
 def test_a_centre_need_not_be_a_tuple(denoiser: Denoiser, group: str, kind: Any) -> None:
