@@ -59,8 +59,8 @@ class Held:
     ----------
     counts, exposure
         (batch, y, x), padded with zeros to multiples of 128: float32 for frames of whole numbers without a flat field,
-        where that changes no score of the pair test by more than some 1e-6 (on rings, by 1e-4 at 10^4 counts per pixel
-        and by 2e-3 at 3 * 10^6), and for less than `FEW` counts; else float64.
+        where that changes no score of the pair test by more than some 1e-6 (on rings of more than 2^24 counts in all,
+        by 1e-4 at 10^5 counts per pixel and by 1e-3 at 3 * 10^6), and for less than `FEW` counts; else float64.
     shape
         (y, x) of the frames before they were padded.
     whole
