@@ -18,6 +18,7 @@ from bluesky_symdenoise.denoiser.device.frame import held
 from bluesky_symdenoise.denoiser.device.gate import pair_rows
 from bluesky_symdenoise.denoiser.device.moves import Turnable, moves
 from bluesky_symdenoise.denoiser.device.pairs import pair_sums, score
+from bluesky_symdenoise.denoiser.device.rings import _numbers, _others
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.physics import fold
 from bluesky_symdenoise.physics.frame import frame_from_counts
@@ -64,6 +65,22 @@ def test_scores_are_those_of_the_law_where_exposures_are_far_apart(apart: float)
     assert law.max() > fold.GATE_Z / 2
 
 
+def test_scores_of_bright_rings_are_those_of_the_law() -> None:
+    """The rounding of a share is the same in all pixels of a ring, and a window would add it up."""
+    symmetry, shape = Symmetry("inf", (130.0, 120.5)), (250, 260)
+    ring = fold.rings(shape, symmetry)
+    counts = np.random.default_rng(1).poisson(1e4 * (1.3 + np.cos(ring / 16))).astype(np.float64)
+    given = frame_from_counts(counts, mask=np.zeros(shape, bool), exposure=np.ones(shape))
+    with torch.inference_mode():
+        here = held([given], Crew(torch.device("cpu"), 1))
+        other = _others(here, _numbers(symmetry, shape, here.crew.device), None)
+        ours = score(pair_sums(partial(pair_rows, here, other.rows), here, halves=False), here.crew)[0].double().numpy()
+    law = fold.symmetry_score(given, fold.ring_mean(given, ring, np.ones(shape, bool)))[::4, ::4]
+    ours = ours[: law.shape[0], : law.shape[1]]
+    assert np.median(law) < fold.GATE_Z
+    assert np.abs(ours - law)[law < 2 * fold.GATE_Z].max() < 1e-5
+
+
 @pytest.mark.parametrize("group", ["1", "2mm", "m@30", "inf"])
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_frame_in_a_stack_has_the_bits_that_it_has_alone(denoiser: Denoiser, group: str, flat: bool) -> None:
@@ -92,6 +109,25 @@ def test_the_threads_of_torch_are_left_as_they_were(two_threads: None, threads: 
     other.start()
     other.join()
     assert seen == [2]
+
+
+def test_a_denoiser_made_while_another_computes_has_the_threads_of_torch(
+    denoiser: Denoiser, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new thread of the program takes the number that torch has when it is first asked for."""
+    made: list[int] = []
+    maker = threading.Thread(target=lambda: made.append(Denoiser(denoiser.model, device="cpu").threads))
+    real = infer.device_posterior
+
+    def slow(*args: Any) -> Any:
+        maker.start()
+        maker.join(0.5)
+        return real(*args)
+
+    monkeypatch.setattr(infer, "device_posterior", slow)
+    denoiser(photons(), symmetry="1")
+    maker.join()
+    assert made == [2]
 
 
 @pytest.mark.parametrize("group", ["2mm", "m@30", "inf"])

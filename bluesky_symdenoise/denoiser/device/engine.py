@@ -75,7 +75,7 @@ class Engine:
                 rule=f"torch cannot use it ({str(error).splitlines()[0]})",
                 remedy="use device='cpu' or install the torch build for this GPU",
             ) from error
-        self.crew = Crew(on, torch.get_num_threads() if threads is None else threads)
+        self.crew = Crew(on, _callers_threads() if threads is None else threads)
         self.dtype, self.views, self.sums = dtype, views, sums
         self._law = algorithm == LAW or not net.architecture.conjugate
         self._layers = Layers(self._net, self.crew)
@@ -121,6 +121,12 @@ class Engine:
         if self._law:
             return np.stack([law_posterior(layers.net, frame, symmetry, choices) for frame in frames])
         return device_posterior(layers, frames, symmetry, choices)
+
+
+def _callers_threads() -> int:
+    """Return torch's number of threads, not the one that another denoiser computes with at the moment."""
+    with _ONE_AT_A_TIME:
+        return torch.get_num_threads()
 
 
 @contextmanager

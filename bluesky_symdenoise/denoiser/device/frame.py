@@ -17,8 +17,9 @@ from bluesky_symdenoise.physics.frame import Frame
 
 #: Whole numbers below this are exact in float32, and so is the sum of two.
 EXACT = 2**23
-#: Below so many counts per pixel, float32 changes no score of a pair test by more than some 1e-6 at any exposures.
-FEW = 2**10
+#: Below so many counts per pixel, float32 changes no score of a pair test near its threshold by more than 5e-5 at any
+#: exposures: those of two modules may be rounded the same way in all pixels. At 1 count per pixel it is 1e-5.
+FEW = 2**6
 
 
 class Kind(NamedTuple):
@@ -57,8 +58,9 @@ class Held:
     Attributes
     ----------
     counts, exposure
-        (batch, y, x), padded with zeros to multiples of 128: float32 where that changes no score of the pair test by
-        more than about 1e-6, else float64.
+        (batch, y, x), padded with zeros to multiples of 128: float32 for frames of whole numbers without a flat field,
+        where that changes no score of the pair test by more than some 1e-6 (on rings of more than 2^24 counts in all,
+        by 1e-4 at 10^5 counts per pixel and by 1e-3 at 3 * 10^6), and for less than `FEW` counts; else float64.
     shape
         (y, x) of the frames before they were padded.
     whole

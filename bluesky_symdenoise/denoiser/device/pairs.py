@@ -91,14 +91,15 @@ def _whole_terms(a: Tensor, n: Tensor, b: Tensor, m: Tensor) -> tuple[tuple[Tens
 
 def _terms(a: Tensor, n: Tensor, b: Tensor, m: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the same for any exposures."""
-    # Both shares are divided, and D is the small difference of no large numbers: 1 - share and a - total * share would
-    # lose the digits that float32 has for exposures a thousand times apart, and all of them from 10^7 times on.
-    exposure = n + m
-    share, rest = (n / exposure).nan_to_num_(nan=0.0), (m / exposure).nan_to_num_(nan=0.0)
-    product = share * rest
+    # Equal exposures must have the product 1/4 to the last digit, which gives single counts no variance of X2. Else,
+    # 1 - share and a - total * share would lose the digits that float32 has for exposures a thousand times apart, and
+    # all of them from 10^7 times on; a * rest - b * share would be wrong by the share's rounding, the same in many
+    # pixels.
+    exposure = (n + m).clamp_(min=LEAST)
+    product = (n / exposure).mul_(m / exposure)
     both = (product > LEAST).to(product.dtype)
     total = (a + b).mul_(both)
-    difference = (a * rest).sub_(b * share).mul_(both)
+    difference = (a * m).sub_(b * n).div_(exposure).mul_(both)
     variance = total * product
     seen = total.sign()
     inverse = seen / (total + (1 - seen))
