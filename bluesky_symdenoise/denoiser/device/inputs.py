@@ -194,7 +194,7 @@ def _rows_of(profiles: Sequence[Profile], first: int, last: int) -> Tensor:
     return torch.cat(weights, dim=1) @ torch.cat(parts, dim=1)
 
 
-@lru_cache(512)
+@lru_cache(2048)
 def _interpolation(factor: int, size: int, first: int, last: int, device: torch.device) -> tuple[Tensor, int]:
     """Return the matrix that interpolates rows from ``first`` to ``last`` of an image, and the first row it needs.
 
