@@ -128,6 +128,8 @@ def integrate(
         row[:] = profile(np.where(bad, 0.0, again.intensity.values))[1]
     off = drawn - whole
     covariance = off.T @ off / replicates
+    import xarray as xr
+
     return xr.Dataset(
         {
             "intensity": ("radial", whole),

@@ -101,7 +101,7 @@ class TestFrontDoor:
 
     @pytest.mark.process
     def test_help_and_import_are_fast(self) -> None:
-        """Neither loads torch or Tiled; loading the denoiser does, so that the test would notice."""
+        """Neither loads torch or Tiled; the network does, so that the test would notice."""
         heavy = "import sys; print([m for m in ('torch', 'tiled', 'bluesky', 'h5py') if m in sys.modules])"
         helped = (
             "import contextlib, io\n"
@@ -111,7 +111,7 @@ class TestFrontDoor:
         )
         assert python(f"import bluesky_symdenoise\n{heavy}") == "[]"
         assert python(f"{helped}{heavy}") == "[]"
-        assert "torch" in python(f"from bluesky_symdenoise import Denoiser\n{heavy}")
+        assert "torch" in python(f"import bluesky_symdenoise.denoiser.network\n{heavy}")
 
     def test_no_such_name(self) -> None:
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):
