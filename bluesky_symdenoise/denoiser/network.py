@@ -211,7 +211,8 @@ class PriorNet(nn.Module):
         for level, block in enumerate(self.down):
             first, *others = block.children()
             if level == 0 and alone:
-                x = _without_mates(cast(nn.Conv2d, first), x)
+                whole = cast(nn.Conv2d, first)
+                x = F.conv2d(x, weight_without_mates(whole), whole.bias, padding=1)
             else:
                 x = first(x if level == 0 else F.avg_pool2d(x, 2))
             for layer in others:
@@ -281,11 +282,11 @@ def combined(
     return _LOG_RATIO * torch.tanh(ratio / _LOG_RATIO), (log_kappa + 1.0).clamp(*_LOG_KAPPA)
 
 
-def _without_mates(first: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return the first convolution for the inputs of a frame without mates: zero inputs are omitted."""
+def weight_without_mates(first: nn.Conv2d) -> Tensor:
+    """Return the first convolution's weight for the inputs of a frame without mates: zero inputs are omitted."""
     kept = [4 * channel + part for channel in ALONE for part in range(4)]
     own, both = first.weight[:, 4 * PIXEL_FEATURES :].chunk(2, dim=1)
-    return F.conv2d(x, torch.cat([first.weight[:, kept], own + both], dim=1), first.bias, padding=1)
+    return torch.cat([first.weight[:, kept], own + both], dim=1)
 
 
 def _unshuffled(per_pixel: Tensor, per_block: Tensor, dtype: torch.dtype) -> Tensor:

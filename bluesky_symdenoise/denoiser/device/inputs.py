@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.gate import Evidence
+from bluesky_symdenoise.denoiser.device.pairs import summed_columns, summed_rows
 from bluesky_symdenoise.denoiser.network import ALONE, COARSEST, FINEST, PIXEL_FEATURES, means_of
 
 #: Levels of the pyramid of mean rates that are inputs per block of 2 x 2 pixels, relative to the finest.
@@ -62,7 +63,8 @@ class Inputs:
         self._both = None if mates is None else Profile(_wider(logs[1][0] - logs[0][0], 4)[:, 0], 4)
         self._coarser = crew.each(partial(_coarser, logs), (FINEST, *COARSER))
         self.log_mean = own.counts.new_empty(own.counts.shape)
-        self.seen = own.counts.new_empty((batch, height + 2, width + 2))
+        # Rows that no part has written yet are read beside a part that ends without overlap: they must be numbers.
+        self.seen = own.counts.new_zeros((batch, height + 2, width + 2))
         self.log_rates = [own.counts.new_empty(own.counts.shape) for _ in logs]
 
     def rows(self, first: int, last: int, dtype: torch.dtype, *, kept: tuple[int, int]) -> Tensor:
@@ -126,13 +128,8 @@ def _unshuffle(planes: Sequence[Tensor], out: Tensor) -> None:
 
 def _blocks(image: Tensor) -> Tensor:
     """Return sums over 4 x 4 pixels, (batch, 1, y / 4, x / 4)."""
-    batch, height, width = image.shape
     block = 2**FINEST
-    rows = image.view(batch, height // block, block, width).sum(dim=2)
-    total = rows[..., ::block] + rows[..., 1::block]
-    for index in range(2, block):
-        total += rows[..., index::block]
-    return total.unsqueeze(1)
+    return summed_columns(summed_rows(image, block), block).unsqueeze(1)
 
 
 def _roots(counts: Tensor, exposure: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,8 +148,6 @@ def _stabilised(over: Tensor, under: Tensor, exposure: Tensor) -> Tensor:
 
 def _wider(image: Tensor, factor: int) -> Tensor:
     """Return (batch, channels, y, x) interpolated along x."""
-    if factor == 1:
-        return image
     return F.interpolate(image, scale_factor=(1, factor), mode="bilinear", align_corners=False)
 
 

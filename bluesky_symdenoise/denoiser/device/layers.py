@@ -15,7 +15,7 @@ from bluesky_symdenoise.denoiser import bands
 from bluesky_symdenoise.denoiser.device.answer import Prior, answer
 from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.inputs import Inputs
-from bluesky_symdenoise.denoiser.network import ALONE, MULTIPLE, PIXEL_FEATURES, PriorNet, doubling_kernel
+from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet, doubling_kernel, weight_without_mates
 
 #: Rows that a thread of a CPU processes at a time at the finest levels, and at the coarser ones.
 BANDS = (64, 32, 32, 16)
@@ -95,7 +95,7 @@ class Layers:
         self.net, self.crew, self.dtype = net, crew, net.dtype
         pairs = [[cast(nn.Conv2d, layer) for layer in list(block.children())[::2]] for block in net.down]
         self._down = [[_prepared(layer.weight, layer.bias) for layer in pair] for pair in pairs]
-        self._alone = _alone(pairs[0][0])
+        self._alone = _prepared(weight_without_mates(pairs[0][0]), pairs[0][0].bias)
         self._joins, self._after = [], []
         for block, deep in zip(net.up, reversed(net.architecture.channels[1:]), strict=True):
             join, after = (cast(nn.Conv2d, layer) for layer in list(block.children())[::2])
@@ -199,10 +199,3 @@ def _prepared(weight: Tensor, bias: Tensor | None) -> Convolution:
     """Return a convolution with its weight in the memory format of the images."""
     weight = weight.detach().contiguous(memory_format=torch.channels_last)
     return Convolution(weight, None if bias is None else bias.detach())
-
-
-def _alone(first: nn.Conv2d) -> Convolution:
-    """Return the first convolution for the inputs of a frame without mates: zero inputs are omitted."""
-    kept = [4 * channel + part for channel in ALONE for part in range(4)]
-    own, both = first.weight[:, 4 * PIXEL_FEATURES :].chunk(2, dim=1)
-    return _prepared(torch.cat([first.weight[:, kept], own + both], dim=1), first.bias)

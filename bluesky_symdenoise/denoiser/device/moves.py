@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bluesky_symdenoise.denoiser.network import MULTIPLE
 from bluesky_symdenoise.physics.mates import IDENTITY, Operation, exact_move, mate_indices, same_mate
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
@@ -165,7 +166,7 @@ def _move(
         turned, axes = exact_move(shape, operation, center)
         return Move(tuple(Axis(*axis) for axis in axes), turned, None, None, repeated)  # type: ignore[arg-type]
     there = mate_indices(shape, operation, center)
-    padded = np.full((shape[0] + -shape[0] % 128, width), -1, np.int32)
+    padded = np.full((shape[0] + -shape[0] % MULTIPLE, width), -1, np.int32)
     padded[: shape[0], : shape[1]] = np.where(there < 0, -1, there // shape[1] * width + there % shape[1])
     index = torch.from_numpy(np.maximum(padded, 0)).to(device)
     return Move(None, False, index, torch.from_numpy(padded < 0).to(device), repeated)

@@ -68,11 +68,11 @@ def pair_sums(pair: Callable[[int, int], Pair], like: Held, *, halves: bool) -> 
         two, four = terms(*pair(first, last))
         here = slice(first // SPOT_BLOCK, last // SPOT_BLOCK)
         for target, rows in zip(fine, two, strict=True):
-            target[:, here] = _columns(rows, SPOT_BLOCK)
+            target[:, here] = summed_columns(rows, SPOT_BLOCK)
         pooled = slice(first // BLOCK, last // BLOCK)
         coarse[:2, :, pooled] = _pooled(fine[:, :, here])
         for target, rows in zip(coarse[2:], four, strict=True):
-            target[:, pooled] = _columns(rows, BLOCK)
+            target[:, pooled] = summed_columns(rows, BLOCK)
 
     like.crew.each(task, like.crew.rows(height, width, step=BLOCK))
     return PairSums(like.shape, *fine, *coarse)
@@ -85,8 +85,8 @@ def _whole_terms(a: Tensor, n: Tensor, b: Tensor, m: Tensor) -> tuple[tuple[Tens
     # 1 where there is no pair, where the other factor is 0.
     inverse = total.clamp(min=1).reciprocal_()
     chi = twice_d.square().mul_(inverse).sub_(total.clamp(max=1))
-    two = _rows(twice_d, SPOT_BLOCK).mul_(0.5), _rows(total, SPOT_BLOCK).mul_(0.25)
-    return two, (_rows(chi, BLOCK), _rows(inverse, BLOCK).mul_(-2).add_(2 * BLOCK))
+    two = summed_rows(twice_d, SPOT_BLOCK).mul_(0.5), summed_rows(total, SPOT_BLOCK).mul_(0.25)
+    return two, (summed_rows(chi, BLOCK), summed_rows(inverse, BLOCK).mul_(-2).add_(2 * BLOCK))
 
 
 def _terms(a: Tensor, n: Tensor, b: Tensor, m: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -106,17 +106,17 @@ def _terms(a: Tensor, n: Tensor, b: Tensor, m: Tensor) -> tuple[tuple[Tensor, Te
     per_product = both / (product + (1 - both))
     chi = difference.square().mul_(inverse).mul_(per_product).sub_(seen)
     chi_variance = (per_product - 6).mul_(inverse).add_(seen, alpha=2).clamp_(min=0)
-    two = _rows(difference, SPOT_BLOCK), _rows(variance, SPOT_BLOCK)
-    return two, (_rows(chi, BLOCK), _rows(chi_variance, BLOCK))
+    two = summed_rows(difference, SPOT_BLOCK), summed_rows(variance, SPOT_BLOCK)
+    return two, (summed_rows(chi, BLOCK), summed_rows(chi_variance, BLOCK))
 
 
-def _rows(image: Tensor, block: int) -> Tensor:
+def summed_rows(image: Tensor, block: int) -> Tensor:
     """Return sums over so many rows of (batch, rows, x)."""
     batch, rows, width = image.shape
     return image.view(batch, rows // block, block, width).sum(dim=2)
 
 
-def _columns(rows: Tensor, block: int) -> Tensor:
+def summed_columns(rows: Tensor, block: int) -> Tensor:
     """Return sums over so many columns."""
     total = rows[..., ::block] + rows[..., 1::block]
     for index in range(2, block):

@@ -11,6 +11,7 @@ from torch import Tensor
 from bluesky_symdenoise.denoiser.device.frame import Held
 from bluesky_symdenoise.denoiser.device.gate import Evidence, folded, gate, pair_rows
 from bluesky_symdenoise.denoiser.device.pairs import PairSums, pair_sums, score
+from bluesky_symdenoise.denoiser.network import MULTIPLE
 from bluesky_symdenoise.physics.fold import BLOCK, GATE_Z, RING_MATES, RING_TRIMS, rings
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
@@ -88,5 +89,5 @@ def _summed(image: Tensor, ring: Tensor) -> Tensor:
 def _numbers(symmetry: Symmetry, shape: tuple[int, int], device: torch.device) -> Tensor:
     """Return the flat number of each pixel's ring, (y * x,), 0 for none and beyond the frame's edge."""
     height, width = shape
-    ring = np.pad(rings(shape, symmetry), ((0, -height % 128), (0, -width % 128)))
+    ring = np.pad(rings(shape, symmetry), ((0, -height % MULTIPLE), (0, -width % MULTIPLE)))
     return torch.from_numpy(ring.ravel().astype(np.int32)).to(device)
