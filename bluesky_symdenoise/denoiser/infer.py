@@ -19,6 +19,8 @@ from bluesky_symdenoise.physics.dark import Background, Dark, signal
 from bluesky_symdenoise.physics.defects import DEAD, HOT, Defects, found_defects, no_defects, without
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.integrating.readout import Readout
+from bluesky_symdenoise.physics.neighbours.lent import Lent
+from bluesky_symdenoise.physics.neighbours.window import REACH, Borrow
 from bluesky_symdenoise.physics.symmetry import (
     Symmetry,
     checked_beam_center,
@@ -193,6 +195,9 @@ class Denoiser:
         beam_center: ArrayLike | None = None,
         background: Background | None = None,
         readout: Readout | None = None,
+        borrow: str | None = None,
+        borrow_reach: int = REACH,
+        lent: Sequence[Lent] = (),
     ) -> xr.Dataset:
         """Denoise frames of photon counts, or of an integrating detector whose readout is given.
 
@@ -221,6 +226,13 @@ class Denoiser:
         readout
             Readout of an integrating detector (CCD, sCMOS, flat panel): `counts` is then its signal, in which negative
             floats are allowed, and the intensity is in photons.
+        borrow
+            ``past`` or ``both``: frames (n, y, x) are rows of a scan in order, and each may use the photons of those
+            before it, or of those on both sides, where a test finds them alike.
+        borrow_reach
+            Number of rows on each side.
+        lent
+            Frames of other rows that may lend photons to the frames given, which are one row.
 
         Returns
         -------
@@ -238,6 +250,7 @@ class Denoiser:
         SymDenoiseError
             If the input cannot be used.
         """
+        Borrow.asked(borrow, borrow_reach)
         if readout is not None and not isinstance(readout, Readout):
             raise SymDenoiseError(
                 f"readout {str(readout)[:60]!r}",

@@ -1,0 +1,1 @@
+"""Photons of neighbouring rows of a run as evidence about one row."""
