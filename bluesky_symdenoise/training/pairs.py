@@ -298,10 +298,11 @@ def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int,
     if borrowing and len(frames.counts) > 2:
         steps = offsets(rng)
         steps = steps[(steps[:, 0] + index >= 0) & (steps[:, 0] + index < len(frames.counts)) & (steps[:, 0] != 0)]
-        rows = np.stack([np.where(frames.mask[at], 0, frames.counts[index + int(step)][at]) for step in steps[:, 0]])
-        rows = np.rot90(rng.binomial(rows.astype(np.int64), share), k, axes=(1, 2))
-        rows = rows[:, ::-1] if flips else rows
-        lent = lent_evidence(own * exposure, exposure, rows * exposure, exposure, steps)
+        if len(steps):
+            chosen = frames.counts[index + steps[:, 0].astype(int)][:, *at]
+            rows = np.rot90(rng.binomial(np.where(frames.mask[at], 0, chosen).astype(np.int64), share), k, axes=(1, 2))
+            rows = rows[:, ::-1] if flips else rows
+            lent = lent_evidence(own * exposure, exposure, rows * exposure, exposure, steps)
     elif borrowing and (repeats := int(0.5 * (1 - share - number * share) / share)) > 0:
         # A lone frame lends to itself: its photons are split among rows.
         steps = offsets(rng)[:repeats]
