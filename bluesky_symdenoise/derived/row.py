@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.derived.columns import SATURATED, SCALARS, Made, scalars_of
+from bluesky_symdenoise.derived.columns import BORROWED, BORROWED_FROM, SATURATED, SCALARS, Made, rows_text, scalars_of
 from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
+from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
 from bluesky_symdenoise.physics.symmetry import Symmetry, center_without
 from bluesky_symdenoise.recipe import Recipe
@@ -88,6 +89,7 @@ def denoised_row(
     symmetry: Symmetry,
     background: Background | None = None,
     readout: Readout | None = None,
+    lent: Sequence[Lent] = (),
 ) -> Row:
     """Return one image as stored: denoised, rounded as the recipe says, with its scalars.
 
@@ -95,6 +97,8 @@ def denoised_row(
     ----------
     readout
         Readout of an integrating detector, whose signal `image` then is; scalars are in photons.
+    lent
+        Raw frames of other rows, which may lend photons if the recipe says so.
     """
     begun = clock.perf_counter()
     result = denoiser(
@@ -105,10 +109,14 @@ def denoised_row(
         beam_center=center_without(symmetry, recipe.beam_center),
         background=background,
         readout=readout,
+        lent=() if recipe.borrow is None else lent,
     )
     intensity, sigma = result["intensity"].values, result["sigma"].values
     shape = (image.shape[-2], image.shape[-1])
     scalars: dict[str, Any] = {}
+    if recipe.borrow is not None:
+        scalars[BORROWED] = float(result["borrowed"].mean()) if "borrowed" in result else 0.0
+        scalars[BORROWED_FROM] = rows_text(each.row for each in lent if each.row is not None)
     if readout is None:
         unusable = sentinel_mask(image)
     else:
