@@ -1,6 +1,9 @@
-"""Application of the network to a whole frame: in bands if it is large, and keeping the frame's own total."""
+"""Application of the network to a whole frame: in bands if it is large, by views, and keeping the frame's total."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import torch
@@ -13,6 +16,8 @@ from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet
 HALO = 256
 #: Number of steps towards the total counts of the frame, and counts that damp them.
 FLUX_ITERATIONS, FLUX_DAMPING = 3, 1000.0
+
+Prior = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def as_tensor(image: NDArray[np.float64], device: torch.device) -> Tensor:
@@ -50,3 +55,30 @@ def flux_kept(total: Tensor, n: Tensor, shape: Tensor, own_n: Tensor, kappa: Ten
         expected = (n * shape / (own_n + kappa / prior_mean)).sum(dtype=torch.float64)
         prior_mean = prior_mean * ((total + FLUX_DAMPING) / (expected + FLUX_DAMPING)).float()
     return prior_mean
+
+
+def averaged(prior: Prior, per_pixel: Tensor, per_block: Tensor, views: int) -> tuple[Tensor, Tensor]:
+    """Return the output of ``prior`` or, with 8 views, its mean over quarter turns and their mirror images.
+
+    Prior means and logarithms of shapes are averaged.
+
+    Returns
+    -------
+    tuple of Tensor
+        Log of the prior's mean over the local mean, and log of its shape; (batch, 1, y, x) each.
+    """
+    if views == 1:
+        return prior(per_pixel, per_block)
+    mean, log_kappa = torch.zeros(()), torch.zeros(())
+    for turns, mirrored in product(range(4), (False, True)):
+
+        def turned(image: Tensor, turns: int = turns, mirrored: bool = mirrored) -> Tensor:
+            image = torch.rot90(image, turns, (2, 3))
+            return (image.flip(2) if mirrored else image).contiguous()
+
+        def back(image: Tensor, turns: int = turns, mirrored: bool = mirrored) -> Tensor:
+            return torch.rot90(image.flip(2) if mirrored else image, -turns, (2, 3))
+
+        ratio, shape = prior(turned(per_pixel), turned(per_block))
+        mean, log_kappa = mean + torch.exp(back(ratio)) / views, log_kappa + back(shape) / views
+    return torch.log(mean), log_kappa

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.denoiser.bands import as_tensor, banded_prior, flux_kept
+from bluesky_symdenoise.denoiser.bands import as_tensor, averaged, banded_prior, flux_kept
 from bluesky_symdenoise.denoiser.choices import Choices
-from bluesky_symdenoise.denoiser.network import PriorNet, features, prior
+from bluesky_symdenoise.denoiser.features import features
+from bluesky_symdenoise.denoiser.network import PriorNet, prior
 from bluesky_symdenoise.denoiser.sums import agreeing
-from bluesky_symdenoise.denoiser.views import averaged
 from bluesky_symdenoise.physics.fold import gated_mates
 from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.symmetry import Symmetry

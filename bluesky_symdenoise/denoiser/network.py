@@ -1,4 +1,4 @@
-"""The network: from the counts of a frame and of its mates to the Gamma prior of each pixel's rate."""
+"""The network: from the counts of a frame, its mates and other rows to the Gamma prior of each pixel's rate."""
 
 from __future__ import annotations
 
@@ -11,26 +11,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-#: Finest and coarsest level (powers of two) of the pyramid of local mean rates.
-FINEST, COARSEST = 2, 7
-#: Counts as which a coarser level is weighted when the next finer one is estimated.
-PYRAMID_COUNTS = 4.0
-#: Number of inputs of the layers per pixel, and per block of 2 x 2 pixels: two mean rates at each level between finest
-#: and coarsest.
-PIXEL_FEATURES, BLOCK_FEATURES = 6, 2 * (COARSEST - FINEST - 1)
+from bluesky_symdenoise.denoiser.features import (
+    ALONE,
+    BLOCK_FEATURES,
+    COARSEST,
+    LENT_BLOCK_FEATURES,
+    LENT_FEATURES,
+    LOG_MEAN,
+    PIXEL_FEATURES,
+    features,
+)
+
 #: Rows and columns are padded to a multiple of this.
 MULTIPLE = 2**COARSEST
 #: Steps (row, column) to one neighbour of each pair of opposite neighbours.
 TO_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
-#: Number of outputs per pixel: three, one for the logarithm of each rate (the pixel's own and its mates'), and one for
-#: each pair of neighbours. Older weights have only the first three, or five.
+#: Number of outputs per pixel: three, one for the logarithm of each rate (the pixel's own and its mates'), one for
+#: each pair of neighbours, and one for the rate by other rows. Older weights have only the first three, five or nine.
 OUTPUTS, LOG_RATES = 3, 2
 KNOWN_OUTPUTS = (OUTPUTS, OUTPUTS + LOG_RATES, OUTPUTS + LOG_RATES + len(TO_NEIGHBOURS))
-#: Index of the input per pixel that is a quarter of the logarithm of the local mean rate.
-LOG_MEAN = 2
-#: Inputs of a frame without mates; the others are zero. Its two block means would be equal, so that only one is
-#: passed.
-ALONE = (0, LOG_MEAN, 3)
+LENT_OUTPUT = KNOWN_OUTPUTS[-1]
+#: Inputs per pixel, without the logarithms of rates, by the number with them: of a frame alone, with mates, and with
+#: other rows.
+INPUTS = {
+    len(ALONE) + 1: len(ALONE),
+    PIXEL_FEATURES + LOG_RATES: PIXEL_FEATURES,
+    PIXEL_FEATURES + LENT_FEATURES + LOG_RATES + 1: PIXEL_FEATURES + LENT_FEATURES,
+}
+#: Slope of leaky rectifiers below zero.
+SLOPE = 0.1
 #: Number of sigmas at which a pixel's own counts refute its prior.
 CONFLICT = 5.0
 #: Number of rows of blocks (2 x 2 pixels) that the last layer processes at a time.
@@ -53,16 +62,29 @@ class Architecture:
         Whether a pixel's own counts turn the network's output into a posterior. If not, that output is the result, for
         comparisons only.
     outputs
-        Outputs per pixel, one of `KNOWN_OUTPUTS`.
+        Outputs per pixel, one of `KNOWN_OUTPUTS`, without that of other rows.
+    lent
+        Whether photons of other rows are a kind of evidence of their own.
+    leaky_from
+        Level, the finest being 0, from which on rectifiers let a tenth of negative values through, without which
+        training may leave the coarse levels dead; None for no level.
     """
 
     channels: tuple[int, ...] = (32, 48, 64, 96, 96)
     conjugate: bool = True
     outputs: int = KNOWN_OUTPUTS[-1]
+    lent: bool = False
+    leaky_from: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self) | {"channels": list(self.channels)}
+        """Return plain values, without those that older weights do not have."""
+        stored = asdict(self) | {"channels": list(self.channels)}
+        newer = {"lent": False, "leaky_from": None}
+        return {name: value for name, value in stored.items() if name not in newer or value != newer[name]}
+
+    def slope(self, level: int) -> float:
+        """Return the slope of a level's rectifiers below zero."""
+        return SLOPE if self.leaky_from is not None and level >= self.leaky_from else 0.0
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Architecture:
@@ -71,100 +93,20 @@ class Architecture:
             channels=tuple(stored["channels"]),
             conjugate=bool(stored.get("conjugate", True)),
             outputs=int(stored.get("outputs", OUTPUTS)),
+            lent=bool(stored.get("lent", False)),
+            leaky_from=None if stored.get("leaky_from") is None else int(stored["leaky_from"]),
         )
 
 
-def pyramid_means(counts: Tensor, exposure: Tensor) -> list[Tensor]:
-    """Return local mean rates at each level, finest first: each level's Gamma prior is the next coarser level.
+def _block(inside: int, outside: int, slope: float) -> nn.Sequential:
+    def rectifier() -> nn.Module:
+        return nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
 
-    m_l = (Y_l + k) / (N_l + k / m_{l+1}) with k = 4 counts, from blocks of 128 down to 4 pixels.
-
-    Parameters
-    ----------
-    counts, exposure
-        (batch, 1, y, x), sides multiples of 128.
-
-    Returns
-    -------
-    list of Tensor
-        (batch, 1, y / 2^l, x / 2^l) rate > 0 for l = 2 ... 7.
-    """
-    block = 2**FINEST
-    return means_of(*(block**2 * F.avg_pool2d(t, block) for t in (counts, exposure)))
-
-
-def means_of(counts: Tensor, exposure: Tensor) -> list[Tensor]:
-    """Return `pyramid_means` from sums over blocks of 4 x 4 pixels, (batch, 1, y / 4, x / 4)."""
-    sums = [(counts, exposure)]
-    for _ in range(FINEST, COARSEST):
-        y, n = (4 * F.avg_pool2d(t, 2) for t in sums[-1])
-        sums.append((y, n))
-    total_counts, total_exposure = (t.sum(dim=(2, 3), keepdim=True) for t in sums[-1])
-    mean = ((total_counts + 0.5) / (total_exposure + 1.0)).expand_as(sums[-1][0])
-    means: list[Tensor] = []
-    for y, n in reversed(sums):
-        if means:
-            mean = F.interpolate(mean, scale_factor=2, mode="bilinear", align_corners=False)
-        mean = (y + PYRAMID_COUNTS) / (n + PYRAMID_COUNTS / mean)
-        means.insert(0, mean)
-    return means
-
-
-def _at(level: int, mean: Tensor) -> Tensor:
-    return F.interpolate(mean, scale_factor=2**level, mode="bilinear", align_corners=False)
-
-
-def features(
-    counts: Tensor, exposure: Tensor, mate_counts: Tensor, mate_exposure: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the network's inputs and the local mean rate that they are relative to.
-
-    Returns
-    -------
-    tuple of Tensor
-        (batch, 8, y, x) inputs per pixel, the last two being the logarithms of the rate over the local mean by the
-        pixel and by its mates, which only the output uses; (batch, 8, y/2, x/2) inputs per block; (batch, 1, y, x)
-        mean rate. Without any mate: four of either, see `ALONE`.
-    """
-    own = pyramid_means(counts, exposure)
-    mated = bool(mate_exposure.any())
-    both = pyramid_means(counts + mate_counts, exposure + mate_exposure) if mated else own
-    log_mean = _at(FINEST, torch.log(own[0]))
-    mean = torch.exp(log_mean)
-
-    def stabilised(y: Tensor, n: Tensor) -> Tensor:
-        difference = 2 * (torch.sqrt(y + 0.375) - torch.sqrt(n * mean + 0.375))
-        return _compressed(difference) * (n > 0)
-
-    def log_rate(y: Tensor, n: Tensor) -> Tensor:
-        return torch.log((y + 0.375) / (n * mean + 0.375))
-
-    inputs = [stabilised(counts, exposure), log_mean / 4, exposure.clamp(max=4), log_rate(counts, exposure)]
-    if mated:
-        inputs.insert(1, stabilised(mate_counts, mate_exposure))
-        inputs[4:4] = [torch.log1p(mate_exposure) / 2, _at(FINEST, torch.log(both[0])) - log_mean]
-        inputs.append(log_rate(mate_counts, mate_exposure))
-    coarser = [
-        _at(level - 1, torch.log(means[level - FINEST]))
-        for means in ((own, both) if mated else (own,))
-        for level in range(FINEST + 1, COARSEST)
-    ]
-    per_block = torch.cat(coarser, dim=1) - F.avg_pool2d(log_mean, 2)
-    return torch.cat(inputs, dim=1), per_block, mean
-
-
-def _compressed(x: Tensor) -> Tensor:
-    """Return 16 asinh(x / 16), linear for noise and logarithmic for peaks; ten times as fast as `torch.asinh`."""
-    size = x.abs() / 16
-    return torch.copysign(16 * torch.log1p(size + size.square() / (1 + torch.sqrt(size.square() + 1))), x)
-
-
-def _block(inside: int, outside: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inside, outside, 3, padding=1),
-        nn.ReLU(inplace=True),
+        rectifier(),
         nn.Conv2d(outside, outside, 3, padding=1),
-        nn.ReLU(inplace=True),
+        rectifier(),
     )
 
 
@@ -175,13 +117,15 @@ class PriorNet(nn.Module):
         super().__init__()
         self.architecture = architecture
         widths = architecture.channels
-        inside = (4 * PIXEL_FEATURES + BLOCK_FEATURES, *widths[:-1])
-        self.down = nn.ModuleList(_block(a, b) for a, b in zip(inside, widths, strict=True))
+        lent = 4 * LENT_FEATURES + LENT_BLOCK_FEATURES if architecture.lent else 0
+        inside = (4 * PIXEL_FEATURES + BLOCK_FEATURES + lent, *widths[:-1])
+        slopes = [architecture.slope(level) for level in range(len(widths))]
+        self.down = nn.ModuleList(_block(*sizes) for sizes in zip(inside, widths, slopes, strict=True))
         self.up = nn.ModuleList(
-            _block(deep + shallow, shallow)
-            for deep, shallow in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True)
+            _block(widths[level + 1] + widths[level], widths[level], slopes[level])
+            for level in reversed(range(len(widths) - 1))
         )
-        self.head = nn.Conv2d(widths[0], 4 * architecture.outputs, 1)
+        self.head = nn.Conv2d(widths[0], 4 * (architecture.outputs + architecture.lent), 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.get_parameter("bias"))
 
@@ -204,17 +148,18 @@ class PriorNet(nn.Module):
 
     def forward(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor]:
         """Return log of the prior's mean over the local mean, and log of its shape kappa; (batch, 1, y, x) each."""
-        alone = per_pixel.shape[1] == len(ALONE) + 1
-        into, at = (len(ALONE), ALONE.index(LOG_MEAN)) if alone else (PIXEL_FEATURES, LOG_MEAN)
+        into = INPUTS[per_pixel.shape[1]]
+        at = ALONE.index(LOG_MEAN) if into == len(ALONE) else LOG_MEAN
         x = _unshuffled(per_pixel[:, :into], per_block, self.dtype)
         skips = []
         for level, block in enumerate(self.down):
             first, *others = block.children()
-            if level == 0 and alone:
+            if level == 0:
                 whole = cast(nn.Conv2d, first)
-                x = F.conv2d(x, weight_without_mates(whole), whole.bias, padding=1)
+                weight = first_weight(whole.weight, mates=into > len(ALONE), lent=into > PIXEL_FEATURES)
+                x = F.conv2d(x, weight, whole.bias, padding=1)
             else:
-                x = first(x if level == 0 else F.avg_pool2d(x, 2))
+                x = first(F.avg_pool2d(x, 2))
             for layer in others:
                 x = layer(x)
             skips.append(x)
@@ -245,48 +190,72 @@ class PriorNet(nn.Module):
     def _answer(self, x: Tensor, log_mean: Tensor, log_rates: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output for some rows from that of the last layer; ``seen``: log rates and a pixel around."""
         out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)), 2)
-        ratio, log_kappa = combined(*(each.unbind(dim=1) for each in (out, log_mean, log_rates, seen)))
+        rates = log_rates.unbind(dim=1)
+        mates, lent = (rates[index] if len(rates) > index else None for index in (1, 2))
+        ratio, log_kappa = combined(out.unbind(dim=1), log_mean[:, 0], (rates[0], mates, lent), seen[:, 0])
         return ratio.unsqueeze(1), log_kappa.unsqueeze(1)
 
 
 def combined(
-    out: Sequence[Tensor], log_mean: Sequence[Tensor], log_rates: Sequence[Tensor], seen: Sequence[Tensor]
+    out: Sequence[Tensor], log_mean: Tensor, log_rates: tuple[Tensor, Tensor | None, Tensor | None], seen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return log of the prior's mean over the local mean, and log of its shape, from the outputs of the last layer.
 
     Parameters
     ----------
     out
-        Outputs of each pixel, (batch, y, x) each; their number is one of `KNOWN_OUTPUTS`.
+        Outputs of each pixel, (batch, y, x) each; their number is one of `KNOWN_OUTPUTS`, or one more.
     log_mean, log_rates
-        Logarithms of the local mean, and of the rates over it by the pixel and by its mates, if it has any.
+        Logarithms of the local mean, and of the rates over it by the pixel, by its mates and by other rows, if it has
+        any; (batch, y, x).
     seen
         Logarithm of the pixels' own rates, with one pixel around: (batch, y + 2, x + 2).
     """
     relative, log_kappa, in_sigma = out[:OUTPUTS]
-    (mean,), (near,) = log_mean, seen
     # The layers may state a rate in two ways: relative to the mean, and as a difference of square roots, like the
     # inputs.
-    difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(mean))
+    difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(log_mean))
     ratio = relative + 2 * torch.copysign(torch.log1p(difference.abs()), difference)
+    # On steep slopes, the counts of a pixel, its mates and other rows are better than the layers' estimate: they are
+    # passed on.
+    own, mates, lent = log_rates
     if len(out) > OUTPUTS:
-        # On steep slopes, the counts of a pixel and its mates are better than the layers' estimate: they are passed
-        # on.
-        shares = [share * rate for share, rate in zip(out[OUTPUTS:], log_rates, strict=False)]
-        ratio = ratio + (shares[0] if len(shares) == 1 else shares[0] + shares[1])
-    height, width = mean.shape[-2:]
-    for share, (down, right) in zip(out[KNOWN_OUTPUTS[1] :], TO_NEIGHBOURS, strict=False):
+        passed = out[OUTPUTS] * own
+        ratio = ratio + (passed if mates is None else passed + out[OUTPUTS + 1] * mates)
+    height, width = log_mean.shape[-2:]
+    for share, (down, right) in zip(out[KNOWN_OUTPUTS[1] : LENT_OUTPUT], TO_NEIGHBOURS, strict=False):
         # The same holds for its neighbours, in opposite pairs: on any slope, their mean is the pixel's rate.
-        one, other = (near[..., 1 + sign * down :, 1 + sign * right :][..., :height, :width] for sign in (1, -1))
-        ratio = ratio + share * (one + other - 2 * mean)
+        one, other = (seen[..., 1 + sign * down :, 1 + sign * right :][..., :height, :width] for sign in (1, -1))
+        ratio = ratio + share * (one + other - 2 * log_mean)
+    if lent is not None:
+        ratio = ratio + out[LENT_OUTPUT] * lent
     return _LOG_RATIO * torch.tanh(ratio / _LOG_RATIO), (log_kappa + 1.0).clamp(*_LOG_KAPPA)
 
 
-def weight_without_mates(first: nn.Conv2d) -> Tensor:
-    """Return the first convolution's weight for the inputs of a frame without mates: zero inputs are omitted."""
-    kept = [4 * channel + part for channel in ALONE for part in range(4)]
-    own, both = first.weight[:, 4 * PIXEL_FEATURES :].chunk(2, dim=1)
-    return torch.cat([first.weight[:, kept], own + both], dim=1)
+def first_weight(weight: Tensor, *, mates: bool, lent: bool) -> Tensor:
+    """Return the first convolution's weight for the inputs that there are: those that would be zero are omitted.
+
+    Parameters
+    ----------
+    weight
+        Of all inputs: four for each input per pixel (own and mates, then other rows), then those per block.
+    mates
+        Whether there are mates, or zeros in their place.
+    lent
+        Whether other rows lend photons.
+    """
+    pixel, block = 4 * PIXEL_FEATURES, weight.shape[1] - 4 * PIXEL_FEATURES
+    further = 4 * LENT_FEATURES if block > BLOCK_FEATURES else 0
+    begin = pixel + further
+    kept = range(pixel) if mates else [4 * channel + part for channel in ALONE for part in range(4)]
+    own, both = weight[:, begin : begin + BLOCK_FEATURES].chunk(2, dim=1)
+    parts = [weight[:, :pixel] if mates else weight[:, list(kept)]]
+    if lent:
+        parts.append(weight[:, pixel:begin])
+    parts += [own, both] if mates else [own + both]
+    if lent:
+        parts.append(weight[:, begin + BLOCK_FEATURES :])
+    return torch.cat(parts, dim=1)
 
 
 def _unshuffled(per_pixel: Tensor, per_block: Tensor, dtype: torch.dtype) -> Tensor:
@@ -327,19 +296,18 @@ def unrefuted(kappa: Tensor, mean: Tensor, counts: Tensor, exposure: Tensor) -> 
     return torch.where(away > 1, torch.minimum(kappa, expected / (away.square() - 1).clamp(min=1e-12)), kappa)
 
 
-def posterior(
-    net: PriorNet, counts: Tensor, exposure: Tensor, mate_counts: Tensor, mate_exposure: Tensor
-) -> tuple[Tensor, Tensor]:
+def posterior(net: PriorNet, *evidence: Tensor) -> tuple[Tensor, Tensor]:
     """Return shape and rate of the Gamma posterior of each pixel's rate: y + kappa and n + kappa / rate0.
 
     Parameters
     ----------
-    counts, exposure, mate_counts, mate_exposure
-        (batch, 1, y, x) float32, sides multiples of 128.
+    evidence
+        Counts and exposure, of the pixels, their mates and perhaps other rows: (batch, 1, y, x) float32, sides
+        multiples of 128.
     """
-    per_pixel, per_block, mean = features(counts, exposure, mate_counts, mate_exposure)
+    per_pixel, per_block, mean = features(*evidence)
     ratio, log_kappa = net(per_pixel, per_block)
-    own_counts, own_exposure = net.own(counts, exposure)
+    own_counts, own_exposure = net.own(evidence[0], evidence[1])
     mean, kappa = prior(ratio, log_kappa, mean, own_counts, own_exposure)
     return own_counts + kappa, own_exposure + kappa / mean
 

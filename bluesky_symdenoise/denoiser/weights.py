@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from bluesky_symdenoise.denoiser import registry
+from bluesky_symdenoise.denoiser.features import COARSEST
 from bluesky_symdenoise.denoiser.identity import REMEDY, ModelFile, model_file, registered_file, sha256_of
-from bluesky_symdenoise.denoiser.network import COARSEST, KNOWN_OUTPUTS, Architecture, PriorNet
+from bluesky_symdenoise.denoiser.network import KNOWN_OUTPUTS, Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Largest model file that is read, in bytes; ours are many times smaller.

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from bluesky_symdenoise.denoiser.network import COARSEST, MULTIPLE, Architecture, PriorNet
+from bluesky_symdenoise.denoiser.features import COARSEST
+from bluesky_symdenoise.denoiser.network import MULTIPLE, Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.training.card import trained_card
 from bluesky_symdenoise.training.curve import draw_history

@@ -15,17 +15,10 @@ from torch.nn import functional
 
 from bluesky_symdenoise.denoiser import bands
 from bluesky_symdenoise.denoiser.device import engine
+from bluesky_symdenoise.denoiser.features import BLOCK_FEATURES, LOG_MEAN, PIXEL_FEATURES, features, pyramid_means
 from bluesky_symdenoise.denoiser.identity import ALGORITHM, sha256_of
 from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.denoiser.network import (
-    BLOCK_FEATURES,
-    LOG_MEAN,
-    PIXEL_FEATURES,
-    Architecture,
-    PriorNet,
-    features,
-    pyramid_means,
-)
+from bluesky_symdenoise.denoiser.network import Architecture, PriorNet
 from bluesky_symdenoise.denoiser.registry import available
 from bluesky_symdenoise.denoiser.weights import load_model, save_weights
 from bluesky_symdenoise.derived.row import denoised_row

@@ -62,7 +62,7 @@ def layers(architecture: Architecture, *, mates: bool) -> list[Layer]:
     taps on the level's own channels, and, as a doubled image repeats its values, 2 x 2 on those of the level below.
     """
     # Imported late, as it takes torch along.
-    from bluesky_symdenoise.denoiser.network import ALONE, BLOCK_FEATURES, PIXEL_FEATURES
+    from bluesky_symdenoise.denoiser.features import ALONE, BLOCK_FEATURES, PIXEL_FEATURES
 
     first = 4 * PIXEL_FEATURES + BLOCK_FEATURES if mates else 4 * len(ALONE) + BLOCK_FEATURES // 2
     widths = architecture.channels

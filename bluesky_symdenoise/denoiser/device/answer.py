@@ -56,9 +56,9 @@ def answer(net: PriorNet, x: Tensor, inputs: Inputs, prior: Prior, first: int, c
         out = torch.addmm(head.bias, flat, weight).view(batch, (stop - start) // 2, columns, -1)
         ratio, log_kappa = combined(
             _shuffled(out),
-            [inputs.log_mean[:, part]],
-            [rates[:, part] for rates in inputs.log_rates],
-            [inputs.seen[:, part.start : part.stop + 2]],
+            inputs.log_mean[:, part],
+            inputs.rates(part),
+            inputs.seen[:, part.start : part.stop + 2],
         )
         torch.exp(ratio.add_(inputs.log_mean[:, part]), out=prior.mean[:, part])
         prior.log_kappa[:, part] = log_kappa

@@ -14,7 +14,7 @@ from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.frame import Held, padded
 from bluesky_symdenoise.denoiser.device.moves import Turnable, moves
 from bluesky_symdenoise.denoiser.device.pairs import PairSums, pair_sums, tested
-from bluesky_symdenoise.physics.fold import BLOCK, GATE_Z, SPOT_BLOCK
+from bluesky_symdenoise.physics.fold import BLOCK, GATE_Z, SPOT_BLOCK, SPOT_Z
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 #: Returns counts and exposures of rows from a first to before a last one, (batch, rows, x).
@@ -47,7 +47,7 @@ class Gate:
 
 def gate(sums: PairSums, crew: Crew) -> Gate:
     """Return `symmetry_gate` from the sums of a pair test."""
-    worst, spots = tested(sums, crew)
+    worst, spots = tested(sums, crew, spot_z=SPOT_Z)
     agreeing = (worst <= GATE_Z).repeat_interleave(BLOCK // SPOT_BLOCK, dim=1)
     agreeing = agreeing.repeat_interleave(BLOCK // SPOT_BLOCK, dim=2)
     return Gate(_twice(agreeing, 1.0), _twice(agreeing & spots, -1.0))

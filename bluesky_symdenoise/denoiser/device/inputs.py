@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.gate import Evidence
 from bluesky_symdenoise.denoiser.device.pairs import summed_columns, summed_rows
-from bluesky_symdenoise.denoiser.network import ALONE, COARSEST, FINEST, PIXEL_FEATURES, means_of
+from bluesky_symdenoise.denoiser.features import ALONE, COARSEST, FINEST, LENT_FEATURES, PIXEL_FEATURES, means_of
 
 #: Levels of the pyramid of mean rates that are inputs per block of 2 x 2 pixels, relative to the finest.
 COARSER = range(FINEST + 1, COARSEST)
@@ -44,6 +44,8 @@ class Inputs:
     ----------
     own, mates
         Counts and exposures (batch, y, x) float32, sides multiples of 128; mates are None where there are none.
+    lent
+        Those that other rows lend, if any.
     channels
         Number of inputs per block of 2 x 2 pixels.
     log_mean
@@ -51,21 +53,32 @@ class Inputs:
     seen
         (batch, y + 2, x + 2) logarithm of the pixel's own rate, the nearest one in a border of one pixel.
     log_rates
-        Logarithms of the rate over the local mean, by the pixel and by its mates.
+        Logarithms of the rate over the local mean, by the pixel, by its mates and by other rows, as there are.
     """
 
-    def __init__(self, own: Evidence, mates: Evidence | None, crew: Crew) -> None:
-        self.own, self.mates, self.crew = own, mates, crew
+    def __init__(self, own: Evidence, mates: Evidence | None, crew: Crew, lent: Evidence | None = None) -> None:
+        self.own, self.mates, self.lent, self.crew = own, mates, lent, crew
         batch, height, width = own.counts.shape
-        self.channels = 4 * len(ALONE) + len(COARSER) if mates is None else 4 * PIXEL_FEATURES + 2 * len(COARSER)
-        logs = crew.each(_logs, [[own]] if mates is None else [[own], [own, mates]])
+        others = [each for each in (mates, lent) if each is not None]
+        logs = crew.each(_logs, [[own, *others[:number]] for number in range(len(others) + 1)])
         self._mean = Profile(_wider(logs[0][0], 4)[:, 0], 4)
         self._both = None if mates is None else Profile(_wider(logs[1][0] - logs[0][0], 4)[:, 0], 4)
-        self._coarser = crew.each(partial(_coarser, logs), (FINEST, *COARSER))
+        self._every = None if lent is None else Profile(_wider(logs[-1][0] - logs[-2][0], 4)[:, 0], 4)
+        pyramids = logs if lent is None else logs[:-1]
+        gained = None if lent is None else [one - other for one, other in zip(logs[-1], logs[-2], strict=True)]
+        planes = (len(ALONE) if mates is None else PIXEL_FEATURES) + (0 if lent is None else LENT_FEATURES)
+        self.channels = 4 * planes + len(logs) * len(COARSER)
+        self._coarser = crew.each(partial(_coarser, pyramids, gained), (FINEST, *COARSER))
         self.log_mean = own.counts.new_empty(own.counts.shape)
         # Rows that no part has written yet are read beside a part that ends without overlap: they must be numbers.
         self.seen = own.counts.new_zeros((batch, height + 2, width + 2))
         self.log_rates = [own.counts.new_empty(own.counts.shape) for _ in logs]
+
+    def rates(self, part: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return some rows of `log_rates`: by the pixel, by its mates and by other rows."""
+        own, *others = (rates[:, part] for rates in self.log_rates)
+        mates = None if self.mates is None else others.pop(0)
+        return own, mates, None if self.lent is None else others.pop(0)
 
     def rows(self, first: int, last: int, dtype: torch.dtype, *, kept: tuple[int, int]) -> Tensor:
         """Return the inputs of rows of pixels, multiples of 4, as (batch, channels, rows / 2, x / 2), channels last.
@@ -95,6 +108,14 @@ class Inputs:
             rates.append(_roots(self.mates.counts[:, part], mates, mean))
             planes.insert(1, _stabilised(*rates[1], mates))
             planes += [torch.log1p(mates).mul_(0.5), _rows_of([self._both], first, last)]
+        if self.lent is not None and self._every is not None:
+            lent = self.lent.exposure[:, part]
+            rates.append(_roots(self.lent.counts[:, part], lent, mean))
+            planes += [
+                _stabilised(*rates[-1], lent),
+                torch.log1p(lent).mul_(0.5),
+                _rows_of([self._every], first, last),
+            ]
         low, high = max(first, kept[0]), min(last, kept[1])
         if low < high:
             here = slice(low - first, high - first)
@@ -159,20 +180,22 @@ def _logs(evidence: Sequence[Evidence]) -> list[Tensor]:
     return [torch.log(mean) for mean in means_of(counts, exposure)]
 
 
-def _coarser(logs: Sequence[Sequence[Tensor]], level: int) -> Profile:
+def _coarser(logs: Sequence[Sequence[Tensor]], gained: Sequence[Tensor] | None, level: int) -> Profile:
     """Return the part of one level in the inputs per block, as a profile.
 
     The sum of all profiles, interpolated along y, is (batch, y / 2, x / 2 * channels). A channel is a level's logarithm
-    less that of the finest level, whose interpolation to blocks of 2 x 2 pixels is the mean of that to pixels.
+    less that of the finest level, whose interpolation to blocks of 2 x 2 pixels is the mean of that to pixels; or what
+    a level's logarithm gains by other rows.
     """
-    channels = len(COARSER) * len(logs)
+    relative = len(COARSER) * len(logs)
+    channels = relative + (0 if gained is None else len(COARSER))
     factor = 2 ** (level - 1)
     batch, _, rows, columns = logs[0][level - FINEST].shape
     values = logs[0][0].new_zeros((batch, rows, columns * factor, channels))
     if level == FINEST:
-        values -= _wider(logs[0][0], factor)[:, 0, :, :, None]
+        values[..., :relative] -= _wider(logs[0][0], factor)[:, 0, :, :, None]
     else:
-        for pyramid, means in enumerate(logs):
+        for pyramid, means in enumerate([*logs, *([] if gained is None else [gained])]):
             values[..., pyramid * len(COARSER) + level - FINEST - 1] = _wider(means[level - FINEST], factor)[:, 0]
     return Profile(values.view(batch, rows, -1), factor)
 

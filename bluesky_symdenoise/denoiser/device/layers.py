@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import cast
 
 import torch
@@ -15,7 +16,7 @@ from bluesky_symdenoise.denoiser import bands
 from bluesky_symdenoise.denoiser.device.answer import Prior, answer
 from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.inputs import Inputs
-from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet, doubling_kernel, weight_without_mates
+from bluesky_symdenoise.denoiser.network import MULTIPLE, PriorNet, doubling_kernel, first_weight
 
 #: Rows that a thread of a CPU processes at a time at the finest levels, and at the coarser ones.
 BANDS = (64, 32, 32, 16)
@@ -23,12 +24,13 @@ BANDS = (64, 32, 32, 16)
 
 @dataclass(frozen=True)
 class Convolution:
-    """Weight and bias of a convolution of 3 x 3, which a ReLU follows."""
+    """Weight and bias of a convolution of 3 x 3, which a rectifier of this slope below zero follows."""
 
     weight: Tensor
     bias: Tensor | None
+    slope: float = 0.0
 
-    def __call__(self, x: Tensor, *, top: bool, bottom: bool, relu: bool = True) -> Tensor:
+    def __call__(self, x: Tensor, *, top: bool, bottom: bool, rectified: bool = True) -> Tensor:
         """Return the layer's output without the first and last row, but where they are at the image's edge."""
         if top and bottom:
             x = F.conv2d(x, self.weight, self.bias, padding=1)
@@ -36,7 +38,7 @@ class Convolution:
             if top or bottom:
                 x = F.pad(x, (0, 0, int(top), int(bottom)))
             x = F.conv2d(x, self.weight, self.bias, padding=(0, 1))
-        return x.relu_() if relu else x
+        return _rectified(x, self.slope) if rectified else x
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Joining:
         """Return the layer's output; at edges that are not the image's, a row less than the shallow input has."""
         doubled = F.conv_transpose2d(deep, self.deep, stride=2, padding=1)
         rows = slice(0 if top else 1, doubled.shape[2] - (0 if bottom else 1))
-        return self.shallow(shallow, top=top, bottom=bottom, relu=False).add_(doubled[:, :, rows]).relu_()
+        x = self.shallow(shallow, top=top, bottom=bottom, rectified=False).add_(doubled[:, :, rows])
+        return _rectified(x, self.shallow.slope)
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,26 @@ class Layers:
 
     def __init__(self, net: PriorNet, crew: Crew) -> None:
         self.net, self.crew, self.dtype = net, crew, net.dtype
+        architecture = net.architecture
+        slopes = [architecture.slope(level) for level in range(len(architecture.channels))]
         pairs = [[cast(nn.Conv2d, layer) for layer in list(block.children())[::2]] for block in net.down]
-        self._down = [[_prepared(layer.weight, layer.bias) for layer in pair] for pair in pairs]
-        self._alone = _prepared(weight_without_mates(pairs[0][0]), pairs[0][0].bias)
+        self._down = [
+            [_prepared(layer.weight, layer.bias, slope) for layer in pair]
+            for pair, slope in zip(pairs, slopes, strict=True)
+        ]
+        whole = pairs[0][0]
+        #: First convolutions, by whether there are mates and whether other rows lend photons.
+        self._first = {
+            (mates, lent): _prepared(first_weight(whole.weight, mates=mates, lent=lent), whole.bias, slopes[0])
+            for mates, lent in product((False, True), (False, True) if architecture.lent else (False,))
+        }
         self._joins, self._after = [], []
-        for block, deep in zip(net.up, reversed(net.architecture.channels[1:]), strict=True):
+        for block, level in zip(net.up, reversed(range(len(slopes) - 1)), strict=True):
             join, after = (cast(nn.Conv2d, layer) for layer in list(block.children())[::2])
+            deep = architecture.channels[level + 1]
             kernel = doubling_kernel(join.weight[:, :deep]).contiguous(memory_format=torch.channels_last)
-            self._joins.append(Joining(kernel, _prepared(join.weight[:, deep:], join.bias)))
-            self._after.append(_prepared(after.weight, after.bias))
+            self._joins.append(Joining(kernel, _prepared(join.weight[:, deep:], join.bias, slopes[level])))
+            self._after.append(_prepared(after.weight, after.bias, slopes[level]))
 
     def __call__(self, inputs: Inputs, *, part_pixels: int) -> Prior:
         """Return the prior of every pixel of a batch of frames.
@@ -126,9 +140,7 @@ class Layers:
     def _part(self, inputs: Inputs, prior: Prior, region: tuple[int, int], wanted: tuple[int, int]) -> None:
         """Write the prior of the wanted rows of pixels, from a region of rows."""
         begin, end = region
-        first, second = self._down[0]
-        if inputs.mates is None:
-            first = self._alone
+        first, second = self._first[inputs.mates is not None, inputs.lent is not None], self._down[0][1]
 
         def of_pixels(low: int, high: int, band: Band) -> Tensor:
             kept = (begin + 2 * band.first, begin + 2 * band.last)
@@ -195,7 +207,12 @@ def _rows(x: Tensor, low: int, high: int, _: Band) -> Tensor:
     return x[:, :, low:high]
 
 
-def _prepared(weight: Tensor, bias: Tensor | None) -> Convolution:
+def _rectified(x: Tensor, slope: float) -> Tensor:
+    """Return a layer's output after the rectifier, in place."""
+    return F.leaky_relu_(x, slope) if slope else x.relu_()
+
+
+def _prepared(weight: Tensor, bias: Tensor | None, slope: float) -> Convolution:
     """Return a convolution with its weight in the memory format of the images."""
     weight = weight.detach().contiguous(memory_format=torch.channels_last)
-    return Convolution(weight, None if bias is None else bias.detach())
+    return Convolution(weight, None if bias is None else bias.detach(), slope)

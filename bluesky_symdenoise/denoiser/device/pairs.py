@@ -13,7 +13,7 @@ from torch import Tensor
 from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.frame import Held
 from bluesky_symdenoise.denoiser.device.windows import windowed
-from bluesky_symdenoise.physics.fold import BLOCK, SPOT_BLOCK, SPOT_WINDOW, SPOT_Z, WINDOWS
+from bluesky_symdenoise.physics.fold import BLOCK, SPOT_BLOCK, SPOT_WINDOW, WINDOWS
 
 #: The window w has unit sum; the sum of w^2 v is the window of its sigma over this times the sum of w^2.
 ROOT = math.sqrt(2)
@@ -130,10 +130,10 @@ def _pooled(image: Tensor) -> Tensor:
     return rows[..., ::2] + rows[..., 1::2]
 
 
-def tested(sums: PairSums, crew: Crew) -> tuple[Tensor, Tensor]:
+def tested(sums: PairSums, crew: Crew, *, spot_z: float) -> tuple[Tensor, Tensor]:
     """Return `score` and `spots`."""
     done = crew.each(lambda window: windowed(*window), [*_score_windows(sums), *_spot_windows(sums)])
-    return _score(done[:-2]), _spots(sums, *done[-2:])
+    return _score(done[:-2]), _spots(sums, done[-2], done[-1], spot_z)
 
 
 def score(sums: PairSums, crew: Crew) -> Tensor:
@@ -166,11 +166,11 @@ def _spot_windows(sums: PairSums) -> list[tuple[Tensor, float]]:
     return [(sums.spot_difference, sigma), (sums.spot_variance, sigma / ROOT)]
 
 
-def _spots(sums: PairSums, difference: Tensor, variance: Tensor) -> Tensor:
+def _spots(sums: PairSums, difference: Tensor, variance: Tensor, spot_z: float) -> Tensor:
     """Return where blocks of 2 x 2 pixels are within one block of a spot that mates do not share, (batch, y, x)."""
     spread = variance.div_(4 * np.pi * (SPOT_WINDOW / SPOT_BLOCK) ** 2)
     # Squares save a root and a division.
-    spot = (difference.square_() > SPOT_Z**2 * spread) & (spread > 1e-24)
+    spot = (difference.square_() > spot_z**2 * spread) & (spread > 1e-24)
     # No block beyond the frame's edge is a spot.
     height, width = (-(-size // SPOT_BLOCK) for size in sums.shape)
     spot[:, height:], spot[:, :, width:] = False, False
