@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from bluesky_symdenoise.derived.row import Row, denoised_row
 from bluesky_symdenoise.derived.stated_readout import readout_maps
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape
+from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe
 
@@ -152,8 +154,8 @@ class Again:
         named = {"mask": self.mask, "exposure": self.exposure, **readout_maps(self.readout)}
         return {name: array for name, array in named.items() if array is not None}
 
-    def row(self, index: int, image: NDArray[Any]) -> Row:
-        """Return one row as it was stored, from its raw image.
+    def row(self, index: int, image: NDArray[Any], *, lent: Sequence[Lent] = ()) -> Row:
+        """Return one row as it was stored, from its raw image and those of rows that may lend photons.
 
         Raises
         ------
@@ -184,4 +186,5 @@ class Again:
             symmetry=symmetry,
             background=background,
             readout=readout,
+            lent=lent,
         )
