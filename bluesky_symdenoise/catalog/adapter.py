@@ -28,7 +28,7 @@ from tiled.utils import ensure_uri, path_from_uri
 from bluesky_symdenoise.catalog.lazy.cache import RAW_FRAMES, RAW_HELD, Pair, RowCache
 from bluesky_symdenoise.catalog.lazy.models import INFERENCE, served_denoiser
 from bluesky_symdenoise.catalog.lazy.parameters import EXPOSURE, MASK, SOURCE, LazyImage
-from bluesky_symdenoise.derived.lending import lent_by
+from bluesky_symdenoise.derived.lending import all_lent
 from bluesky_symdenoise.derived.stated_readout import from_recipe, map_sha256s
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import Source, Stamp, stamp
@@ -169,9 +169,8 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
         with INFERENCE:
             lenders = image.lenders(row)
             counts = self._raw(row) if lenders else self._source.read(row)
-            lent = lent_by(lenders, self._raw)
-            # A file that went or changed meanwhile is an error, too, where it only lends.
-            self._source.identity(row, [lender.row for lender in lenders])
+            # A row that was to lend and cannot be read now may be there later: nothing is served without it.
+            lent = all_lent(lenders, self._raw)
             found = image.row(denoiser, counts, row, mask=mask, exposure=exposure, readout=readout, lent=lent)
         for array in (found.intensity, found.sigma):
             array.flags.writeable = False
@@ -181,11 +180,7 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
         """Return a raw row; those that were read recently are kept, because rows next to each other borrow them."""
 
         def read() -> NDArray[Any]:
-            try:
-                counts = self._source.read(row)
-            except SymDenoiseError as error:
-                log.warning("a raw row cannot be read, and lends no photons: %s", error)
-                raise
+            counts = self._source.read(row)
             counts.flags.writeable = False
             return counts
 

@@ -114,11 +114,12 @@ def denoise(
     """
     from rich.progress import track
 
+    from bluesky_symdenoise.acquisition.derive.lending import lent_by
     from bluesky_symdenoise.acquisition.request.options import asked_borrow
     from bluesky_symdenoise.denoiser.infer import Denoiser
     from bluesky_symdenoise.denoiser.stack import empty_result
     from bluesky_symdenoise.derived.decision import doubts_of_counts
-    from bluesky_symdenoise.derived.lending import Recent, lent_by
+    from bluesky_symdenoise.derived.lending import Recent
     from bluesky_symdenoise.files import NexusWriter, open_frames
     from bluesky_symdenoise.files.lit import first_with_counts
     from bluesky_symdenoise.files.readout_file import load_readout
@@ -157,7 +158,11 @@ def denoise(
             for index in track(range(len(stack)), description="denoising", disable=not sys.stderr.isatty()):
                 try:
                     frame = read(index)[None]
-                    lent = () if series is None else lent_by(series.rows(index, len(stack)), read)
+                    lent = (
+                        ()
+                        if series is None
+                        else lent_by(series.rows(index, len(stack)), read.readable, shape=stack.shape[1:])
+                    )
                     result = denoiser(frame, mask=bad, symmetry=found, beam_center=spare, readout=stated, lent=lent)
                     bad_pixels += int((result["defect"] > 0).sum())
                 except SymDenoiseError as error:

@@ -1,4 +1,4 @@
-"""Raw frames that other rows of a run lend to one row: the same for replayed, distributed and lazily read frames."""
+"""Rows of a stored run that lend to one row, and their raw frames, of which the latest are kept."""
 
 from __future__ import annotations
 
@@ -48,23 +48,20 @@ class Window:
         return self.borrow.rows(row, self.number, self.scan)
 
 
-def lent_by(lenders: Iterable[Lender], read: Callable[[int], NDArray[Any]]) -> list[Lent]:
-    """Return the frames of rows that may lend photons, in their order; rows that cannot be read are absent.
+def all_lent(lenders: Iterable[Lender], read: Callable[[int], NDArray[Any]]) -> list[Lent]:
+    """Return the frames of all rows that may lend photons, in their order.
 
     Parameters
     ----------
     read
-        Returns the frames (..., y, x) of a row, or raises SymDenoiseError.
+        Returns the frames (..., y, x) of a row.
     """
-    lent = []
-    for lender in lenders:
-        try:
-            image = read(lender.row)
-        except SymDenoiseError as error:
-            log.debug("row %d lends no photons: %s", lender.row, error)
-            continue
-        lent += [Lent(frame, lender.offset, lender.row) for frame in image.reshape(-1, *image.shape[-2:])]
-    return lent
+    images = ((lender, read(lender.row)) for lender in lenders)
+    return [
+        Lent(frame, lender.offset, lender.row)
+        for lender, image in images
+        for frame in image.reshape(-1, *image.shape[-2:])
+    ]
 
 
 class Recent:
@@ -91,7 +88,6 @@ class Recent:
             try:
                 self._held[row] = self._read(row)
             except SymDenoiseError as error:
-                log.info("row %d cannot be read: %s", row, error)
                 self._held[row] = error
             self._bytes += _bytes(self._held[row])
             while self._bytes > self._limit and len(self._held) > self._least:
@@ -101,6 +97,14 @@ class Recent:
         if isinstance(found, SymDenoiseError):
             raise found
         return found
+
+    def readable(self, row: int) -> NDArray[Any] | None:
+        """Return a row, or None if it cannot be read."""
+        try:
+            return self(row)
+        except SymDenoiseError as error:
+            log.info("row %d lends nothing: %s", row, error)
+            return None
 
 
 def _bytes(held: NDArray[Any] | SymDenoiseError) -> int:

@@ -34,7 +34,9 @@ from bluesky_symdenoise.acquisition.runs.frames import StoredFrames
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_files
 from bluesky_symdenoise.acquisition.runs.stored import StoredRun, StoredStream, TiledRun
 from bluesky_symdenoise.catalog.store.parts import PartReader
+from bluesky_symdenoise.derived.columns import BORROWED_FROM, rows_text
 from bluesky_symdenoise.derived.lending import Window
+from bluesky_symdenoise.derived.row import Row
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -108,6 +110,7 @@ class ClusterRows(PassedOn):
         #: The latest setup of each stream, with the decisions from which it was made.
         self._setups: dict[str, tuple[Document, Future]] = {}
         self._raw: dict[str, RawRows] = {}
+        self._windows: dict[str, Window | None] = {}
 
     def leave(self) -> None:
         """Release the derived run; what the workers still finish is kept for the next process that continues it."""
@@ -128,7 +131,7 @@ class ClusterRows(PassedOn):
             stream.look(event)
 
     def _hand_over(self, stream: Stream, event: Event, row: int) -> None:
-        kept = {key: self._rows.kept(stream, key, event) for key in stream.keys}
+        kept = {key: self._kept(stream, key, event, row) for key in stream.keys}
         if all(kept.values()):
             self._send(stream)
             self._finish_all()
@@ -143,6 +146,14 @@ class ClusterRows(PassedOn):
         self._filling[stream.name].events.append(event)
         self._filling[stream.name].rows.append(row)
         stream.look(event)
+
+    def _kept(self, stream: Stream, key: str, event: Event, row: int) -> Row | None:
+        """Return the row that an earlier writer finished, unless a row that lends to it was missing then."""
+        kept = self._rows.kept(stream, key, event)
+        if kept is None or (window := self._window(stream)) is None:
+            return kept
+        lenders = rows_text(lender.row for lender in window.lenders(row))
+        return kept if kept.scalars.get(BORROWED_FROM) == lenders else None
 
     def end_stream(self, stream: Stream) -> None:
         """Send what is left of a stream, and write all of it."""
@@ -163,8 +174,11 @@ class ClusterRows(PassedOn):
 
     def _window(self, stream: Stream) -> Window | None:
         """Return the rows of a stream that lend to each other; None if none do."""
-        number, borrow = self._stored(stream).rows, self._work.recipe.borrow
-        return Window.of(borrow, number=number, start=self._run.start, stream=stream.name)
+        if stream.name not in self._windows:
+            number, borrow = self._stored(stream).rows, self._work.recipe.borrow
+            found = Window.of(borrow, number=number, start=self._run.start, stream=stream.name)
+            self._windows[stream.name] = found
+        return self._windows[stream.name]
 
     def _stored(self, stream: Stream) -> StoredStream:
         return self._run.streams[stream.descriptor["uid"]]

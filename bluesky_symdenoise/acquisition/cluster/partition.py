@@ -7,7 +7,7 @@ import logging
 import pickle
 import socket
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
+from bluesky_symdenoise.acquisition.derive.lending import lent_by
 from bluesky_symdenoise.acquisition.derive.streams import Event
 from bluesky_symdenoise.acquisition.request.place import Place
 from bluesky_symdenoise.acquisition.runs.databroker import stream_arrays
@@ -25,7 +26,7 @@ from bluesky_symdenoise.acquisition.runs.frames import StoredFrames
 from bluesky_symdenoise.acquisition.runs.raw_files import RawFiles
 from bluesky_symdenoise.catalog.store.parts import PartReader, PartWriter
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
-from bluesky_symdenoise.derived.lending import Recent, Window, lent_by
+from bluesky_symdenoise.derived.lending import Recent, Window
 from bluesky_symdenoise.derived.row import Row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape
@@ -266,12 +267,12 @@ def _image(setup: PartitionSetup, key: str, row: int) -> NDArray[Any]:
     return image.reshape(shape)
 
 
-def _outcome(
-    setup: PartitionSetup, read: Callable[[int], NDArray[Any]], images: ImageDenoiser, event: Event, row: int
-) -> Row | Exception:
+def _outcome(setup: PartitionSetup, read: Recent, images: ImageDenoiser, event: Event, row: int) -> Row | Exception:
     try:
         lenders = () if setup.window is None else setup.window.lenders(row)
-        return images.row(read(row), event.columns, event.time, lent=lent_by(lenders, read))
+        image = read(row)
+        lent = lent_by(lenders, read.readable, shape=image.shape)
+        return images.row(image, event.columns, event.time, lent=lent)
     except Exception as error:
         # As in `DerivedRows`, one bad frame must not make the others fail.
         return error

@@ -140,7 +140,7 @@ class ImageDenoiser:
         Parameters
         ----------
         lent
-            Raw frames of other rows that may lend photons.
+            Raw frames of other rows, which may lend photons if the recipe says so.
         """
         settings, work = self._usable(), self._work
         mask, background = settings.mask, None

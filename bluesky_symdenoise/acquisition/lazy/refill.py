@@ -65,8 +65,7 @@ def store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, fol
             for key, row in computed.items():
                 for name in later:
                     columns[f"{key}_{name}"].append(row.scalars.get(name, math.nan))
-            # Of the columns, those of a readout and the rows that lent are in the table already, or nowhere, as a lazy
-            # run has none.
+            # Of the columns, those of a readout are in the table already, or nowhere, as a lazy run has none.
             kept = {
                 key: replace(row, scalars={name: row.scalars[name] for name in SCALARS})
                 for key, row in computed.items()
@@ -103,8 +102,8 @@ def _computed(image: Again, reads: LendingSource, row: int) -> Row:
     shape = reads.source.row_shape
     if row >= reads.source.shape[0] or not image.groups[row]:
         return empty_row(shape)
-    counts = reads.read(row)
+    counts, lent = reads.read(row), reads.lent(row)
     try:
-        return image.row(row, counts, lent=reads.lent(row))
+        return image.row(row, counts, lent=lent)
     except SymDenoiseError:
         return empty_row(shape)

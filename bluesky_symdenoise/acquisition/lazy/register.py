@@ -34,7 +34,7 @@ from bluesky_symdenoise.catalog.lazy.parameters import LazyImage
 from bluesky_symdenoise.catalog.store.writer import DerivedRun, Emit
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.released import older_than
-from bluesky_symdenoise.derived.columns import computed_when_read, scalars_of
+from bluesky_symdenoise.derived.columns import BORROWED_FROM, computed_when_read, rows_text, scalars_of
 from bluesky_symdenoise.derived.decision import Decision
 from bluesky_symdenoise.derived.lending import Window
 from bluesky_symdenoise.derived.row import Row
@@ -268,11 +268,13 @@ class _Registering(Making):
 
     def row(self, stream: Stream, key: str, event: Event, image: NDArray[Any] | None) -> Row:
         """Return what is known before a frame is denoised."""
-        _, resolved = self._plan[stream.name, key]
-        symmetry = resolved.of(stream.frames.announced().index(event.seq_num))
-        nothing = np.empty(0, np.float32)
-        unknown = dict.fromkeys(pending(self._work.recipe), math.nan)
-        return Row(nothing, nothing, scalars_of(symmetry) | unknown)
+        planned, resolved = self._plan[stream.name, key]
+        row = stream.frames.announced().index(event.seq_num)
+        symmetry, nothing = resolved.of(row), np.empty(0, np.float32)
+        scalars = scalars_of(symmetry) | dict.fromkeys(pending(self._work.recipe), math.nan)
+        if self._work.recipe.borrow is not None:
+            scalars[BORROWED_FROM] = rows_text(lender.row for lender in planned.image.lenders(row))
+        return Row(nothing, nothing, scalars)
 
 
 class _WithPending(PassedOn):

@@ -124,7 +124,7 @@ class LazyStream:
         #: Columns of each image that are not written with its events.
         self._pending = {key: pending(lazy.image.recipe) for key, lazy in keys.items()}
         borrowing = any(BORROWED in names for names in self._pending.values())
-        self._columns = SCALARS | {BORROWED: BORROWING[BORROWED]} if borrowing else SCALARS
+        self._columns = SCALARS | BORROWING if borrowing else SCALARS
         self.shapes = {key: tuple(descriptor["data_keys"][key]["shape"]) for key in keys}
         self._composed = run.compose_descriptor(
             name=descriptor["name"],
