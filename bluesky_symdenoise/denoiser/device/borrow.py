@@ -1,6 +1,6 @@
 """What neighbouring rows lend to one row: pair tests, pools, structure function and weights, on a device.
 
-The law is `bluesky_symdenoise.physics.neighbours`.
+The law is `bluesky_symdenoise.physics.neighbours.borrowed`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,17 @@ from bluesky_symdenoise.physics.fold import BLOCK, GATE_Z, SPOT_BLOCK, SPOT_WIND
 from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.neighbours import flux
 from bluesky_symdenoise.physics.neighbours.lent import Lending, Used
-from bluesky_symdenoise.physics.neighbours.share import MOST_EXPOSURES, NEAR, Moments, shares, sides
+from bluesky_symdenoise.physics.neighbours.pools import (
+    LEAST_ALIKE,
+    LEAST_POOL,
+    NEAR,
+    OWN_SPOT_Z,
+    SKEWNESS,
+    SPOT_Z,
+    sides,
+)
+from bluesky_symdenoise.physics.neighbours.share import CELL, MOST_EXPOSURES, SMOOTH, WINDOW, Moments, shares
 from bluesky_symdenoise.physics.neighbours.structure import lags
-
-#: Side, in pixels, of the cells that have one structure function and one set of weights.
-CELL = 16
-#: Standard deviation, in cells, of the window over which their sums are smoothed.
-SMOOTH = 1.0
-#: Scores from which on a few pixels of a row differ from those of the frame or of other rows; and of all rows together
-#: from the frame's.
-SPOT_Z, OWN_SPOT_Z = 3.5, 2.75
-#: Least share of a frame's counts where a row must agree with it to be of the same scene.
-LEAST_ALIKE = 0.5
-#: Skewness of a window's sum of binomial numbers, over (1 - 2 p) / (sigma^2 spread): (4 pi)^1.5 / (12 pi^2) /
-#: sqrt(4 pi).
-SKEWNESS = 0.1061
 
 Floats = NDArray[np.float64]
 
@@ -93,7 +89,7 @@ def borrowed(own: Held, rows: Held, offsets: Floats, *, same_flux: bool = False)
     scaled = replace(rows, exposure=rows.exposure * scale[:, None, None], whole=False)
     use = _accepted(own, scaled)
     use *= _agreeing(own, scaled, use, offsets)
-    use *= _of_scene(own, scaled.counts, use)
+    use *= _of_scene(own, use)
     counts, exposure = scaled.counts * use, scaled.exposure * use
     moments = _moments(own, counts, exposure)
     shared = shares(moments, lags(np.concatenate([np.zeros_like(offsets[:1]), offsets])))
@@ -113,7 +109,7 @@ def _checked(own: Held, evidence: Evidence) -> Evidence:
     for pools in (wide, spots):
         pools.stay *= pools.apart(pools.own, pools.of(every)) <= pools.limit
     use = wide.pixels() * spots.pixels(around=True)
-    use *= _of_scene(own, evidence.counts, use)
+    use *= _of_scene(own, use)
     return Evidence(evidence.counts * use, evidence.exposure * use)
 
 
@@ -182,7 +178,7 @@ class _Pools:
             return
         counts, exposure = self.counts * self.stay, self.exposure * self.stay
         others = [(each.sum(dim=0, keepdim=True) - each).clamp_(min=0) for each in (counts, exposure)]
-        others[1] = torch.where(others[1] > 1e-6 * exposure.amax(), others[1], 0.0)
+        others[1] = torch.where(others[1] > LEAST_POOL * exposure.amax(), others[1], 0.0)
         self.stay *= self.apart((counts, exposure), (others[0], others[1])) <= self.limit
 
     def sides(self, side: Tensor) -> None:
@@ -225,21 +221,16 @@ def _agreeing(own: Held, rows: Held, use: Tensor, offsets: Floats) -> Tensor:
     return pools.pixels() * spots.pixels(around=True)
 
 
-def _of_scene(own: Held, counts: Tensor, use: Tensor) -> Tensor:
-    """Return 1 for rows of which at least `LEAST_ALIKE` of the frame's counts agree, (row, 1, 1) float32."""
-    seen = own.counts.float() * use
-    both = own.counts.float() * (counts > -1)
-    share = seen.sum(dim=(1, 2)) / both.sum(dim=(1, 2)).clamp(min=1e-12)
-    return (share >= LEAST_ALIKE).float()[:, None, None]
+def _of_scene(own: Held, use: Tensor) -> Tensor:
+    """Return 1 for rows that agree where the frame has enough of its counts, (row, 1, 1) float32."""
+    counts = own.counts.float()
+    agreeing = torch.stack([(counts[0] * each).sum(dtype=torch.float64) for each in use])
+    enough = agreeing >= LEAST_ALIKE * counts.sum(dtype=torch.float64).clamp(min=1e-12)
+    return enough.float()[:, None, None]
 
 
 def _score(y: Tensor, n: Tensor, z: Tensor, m: Tensor, *, sigmas: Sequence[float]) -> Tensor:
-    """Return how strongly two pools differ: the largest standard score of the difference in any window.
-
-    Given each pair's sum, one part of it is binomial. With unequal exposures it is skewed: the score z is replaced by
-    z - g (z^2 - 1) / 6 for the window's skewness g (Cornish and Fisher), without which rows would be left out where
-    they have a count too many more often than where they have one too few.
-    """
+    """Return `pool_score` of pools, (any, y, x)."""
     exposure = n + m
     both = (n > 0) & (m > 0)
     share = torch.where(both, n / exposure.clamp(min=1e-12), 0.5)
@@ -301,7 +292,7 @@ def _grams(counts: Tensor, exposure: Tensor, side: int) -> Moments:
         return np.asarray(out.double().cpu().numpy())
 
     product, squares, shared = (smoothed(each) for each in grams)
-    return Moments(shape, 4 * np.pi * SMOOTH**2, product, squares, shared, smoothed(e), smoothed(y))
+    return Moments(shape, WINDOW, product, squares, shared, smoothed(e), smoothed(y))
 
 
 def _evidence(own: Held, counts: Tensor, exposure: Tensor, per_count: Floats, left: Floats) -> Evidence:
@@ -327,9 +318,13 @@ def _evidence(own: Held, counts: Tensor, exposure: Tensor, per_count: Floats, le
 
 def _spread(cells: Floats, own: Held) -> Tensor:
     """Return values of cells (y, x, any), interpolated to blocks, as images (any, y, x)."""
-    values = torch.from_numpy(np.ascontiguousarray(np.moveaxis(cells, -1, 0))).to(own.counts.device, torch.float32)
+    inside = [-(-size // CELL) for size in own.shape]
+    values = torch.from_numpy(np.ascontiguousarray(np.moveaxis(cells[: inside[0], : inside[1]], -1, 0)))
+    values = values.to(own.counts.device, torch.float32)
     blocks = F.interpolate(values[None], scale_factor=CELL // BLOCK, mode="bilinear", align_corners=False)[0]
-    return blocks.repeat_interleave(BLOCK, dim=1).repeat_interleave(BLOCK, dim=2)
+    _, height, width = own.size
+    beyond = (0, width // BLOCK - blocks.shape[2], 0, height // BLOCK - blocks.shape[1])
+    return _repeated(F.pad(blocks, beyond), BLOCK)
 
 
 def _lent(own: Held, exposure: Tensor, per_count: Floats, worth: Tensor) -> Floats:
