@@ -135,6 +135,19 @@ def test_the_error_of_a_walk_is_stated(step: float) -> None:
     assert 0.3 < np.mean(np.square(np.divide(error, sigma))) < 2
 
 
+@pytest.mark.parametrize(("jump", "most"), [(3.0, 2.6), (12.0, 1.1)])
+def test_what_one_row_alone_has_is_seen_if_it_is_large(jump: float, most: float) -> None:
+    """Limit: a quantity that differs in the own row by 3 sigma is drawn towards the others; by 12, it is not."""
+    rng = np.random.default_rng(11)
+    offsets = [(0.0,), *((float(at),) for at in range(-8, 9) if at)]
+    noise = np.eye(17)[None]
+    error = [
+        values_at_own(jump * (np.arange(17) == 0)[None] + rng.normal(size=(1, 17)), noise, offsets)[0][0] - jump
+        for _ in range(150)
+    ]
+    assert np.sqrt(np.mean(np.square(error))) < most
+
+
 def test_a_map_borrows_along_both_axes() -> None:
     """And not from beyond a boundary, which runs along one of them."""
     rng = np.random.default_rng(8)
