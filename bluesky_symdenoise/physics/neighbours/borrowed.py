@@ -88,7 +88,9 @@ def _ratios(frame: Frame, rows: Sequence[Frame]) -> Floats:
         return np.stack([block_sum(image * used, flux.BLOCK).ravel() for image, used in zip(images, both, strict=True)])
 
     own = [summed([image] * len(rows)) for image in (frame.counts, frame.exposure)]
-    return flux.flux_ratios(own[0], own[1], summed([row.counts for row in rows]), summed([row.exposure for row in rows]))
+    return flux.flux_ratios(
+        own[0], own[1], summed([row.counts for row in rows]), summed([row.exposure for row in rows])
+    )
 
 
 def _moments(counts: Floats, exposure: Floats, side: int) -> Moments:
