@@ -75,7 +75,7 @@ def test_the_structure_function_of_a_random_walk_is_its_step_at_any_count(rng, m
     assert slope == pytest.approx(step, abs=error)
     terms, squared = structure_function(variances, product, shared, lag)
     assert (terms >= 0).all()
-    assert squared.mean() == pytest.approx(mean**2, rel=0.02)
+    assert squared.mean() == pytest.approx(mean**2, rel=0.1)
     assert (terms @ [1, 1, 1]).mean() == pytest.approx(step, rel=0.35)
 
 
