@@ -13,6 +13,8 @@ import typer
 from bluesky_symdenoise.cli.catalog import opened
 from bluesky_symdenoise.cli.options import (
     Algorithm,
+    Borrow,
+    BorrowReach,
     Center,
     Defects,
     Denoised,
@@ -55,6 +57,8 @@ def catch_up(
     beam_center: Center = None,
     noise: Noise = None,
     readout: ReadoutFile = None,
+    borrow: Borrow = None,
+    borrow_reach: BorrowReach = None,
     directory: Directory = None,
     frames: Frames = None,
     raw: Raw = "raw",
@@ -86,6 +90,8 @@ def catch_up(
             "beam_center": beam_center,
             "noise": noise,
             "readout": readout,
+            "borrow": borrow,
+            "borrow_reach": borrow_reach,
             "directory": directory,
             "frames": frames,
         }
@@ -188,6 +194,8 @@ def watch(
     beam_center: Center = None,
     noise: Noise = None,
     readout: ReadoutFile = None,
+    borrow: Borrow = None,
+    borrow_reach: BorrowReach = None,
     directory: Directory = None,
     frames: Frames = None,
     raw: Raw = "raw",
@@ -239,6 +247,8 @@ def watch(
             "beam_center": beam_center,
             "noise": noise,
             "readout": readout,
+            "borrow": borrow,
+            "borrow_reach": borrow_reach,
             "directory": directory,
             "frames": frames,
         }

@@ -45,6 +45,17 @@ ReadoutFile = Annotated[
         "readout` writes it; intensities are then photons.",
     ),
 ]
+Borrow = Annotated[
+    str | None,
+    typer.Option(
+        metavar="past|both",
+        help="Also use the photons of the rows before each frame (past), or on both sides (both), where a test finds "
+        "them alike.",
+    ),
+]
+BorrowReach = Annotated[
+    int | None, typer.Option(min=1, metavar="ROWS", help="Rows on each side, with --borrow; by default 8.")
+]
 InvertMask = Annotated[bool, typer.Option("--invert-mask", help="In the file of --mask, 0 = bad.")]
 IgnoreFileMask = Annotated[bool, typer.Option("--ignore-file-mask", help="Do without the mask that FILE itself has.")]
 Uri = Annotated[

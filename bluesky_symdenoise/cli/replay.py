@@ -14,6 +14,8 @@ from bluesky_symdenoise.cli.catalog import opened
 from bluesky_symdenoise.cli.live import planned_work, show
 from bluesky_symdenoise.cli.options import (
     Algorithm,
+    Borrow,
+    BorrowReach,
     Center,
     Defects,
     Denoised,
@@ -75,6 +77,8 @@ def replay(
     beam_center: Center = None,
     noise: Noise = None,
     readout: ReadoutFile = None,
+    borrow: Borrow = None,
+    borrow_reach: BorrowReach = None,
     directory: Directory = None,
     frames: Frames = None,
     raw: Raw = "raw",
@@ -110,6 +114,8 @@ def replay(
         "beam_center": beam_center,
         "noise": noise,
         "readout": readout,
+        "borrow": borrow,
+        "borrow_reach": borrow_reach,
         "directory": directory,
         "frames": frames,
         "streams": stream,
