@@ -15,6 +15,8 @@ from bluesky_symdenoise.derived.row import Row, denoised_row
 from bluesky_symdenoise.derived.stated_readout import readout_maps
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape
+from bluesky_symdenoise.physics.dark import Background
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe
 
@@ -152,6 +154,10 @@ class Again:
         named = {"mask": self.mask, "exposure": self.exposure, **readout_maps(self.readout)}
         return {name: array for name, array in named.items() if array is not None}
 
+    def of_row(self, index: int, symmetry: Symmetry) -> tuple[NDArray[Any] | None, Background | None, Readout | None]:
+        """Return mask, background and readout of one row."""
+        return self._recorded.of_row(self.denoiser, index, symmetry)
+
     def row(self, index: int, image: NDArray[Any]) -> Row:
         """Return one row as it was stored, from its raw image.
 
@@ -174,7 +180,7 @@ class Again:
                 remedy="replay the run from its documents",
             )
         symmetry = Symmetry(self.groups[index], self.centers[index], self.fold)
-        mask, background, readout = self._recorded.of_row(self.denoiser, index, symmetry)
+        mask, background, readout = self.of_row(index, symmetry)
         return denoised_row(
             self.denoiser,
             self.recipe,
