@@ -71,6 +71,11 @@ class Stratum:
     sham: Measured
 
     @property
+    def middle(self) -> float:
+        """Expected counts per pixel in the middle of the range, on a logarithmic scale."""
+        return math.sqrt((self.low or self.high / 3) * min(self.high, 3 * self.low or self.high))
+
+    @property
     def name(self) -> str:
         """Range of the expected counts per pixel."""
         if self.low <= 0:

@@ -23,6 +23,7 @@ from bluesky_symdenoise.acquisition.past.replay import replay
 from bluesky_symdenoise.acquisition.past.self_check import self_check
 from bluesky_symdenoise.acquisition.play import PlayDetector
 from bluesky_symdenoise.catalog.find.query import denoised_for, find
+from bluesky_symdenoise.cli import main
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.selfcheck.values import SelfCheck
@@ -76,19 +77,6 @@ def test_another_recipe_holds_out_other_photons(live: Any, client: Container, de
     assert stored(other)["images"][0]["residual"]["p"] is None
 
 
-def test_switched_off_the_run_is_the_same_without_it(live: Any, client: Container, denoiser: Denoiser) -> None:
-    before = np.asarray(live["primary"]["det"].read())
-    again = replay(
-        live.raw, into=client["denoised"], denoiser=denoiser, force=True, progress=False, self_check="off", **REQUEST
-    )
-    assert again.start["uid"] == live.start["uid"]
-    assert stored(again) is None
-    assert again.self_check.verdict == "not computed"
-    np.testing.assert_array_equal(np.asarray(again["primary"]["det"].read()), before)
-    with pytest.raises(SymDenoiseError, match="self_check='never'"):
-        replay(live.raw, into=client["denoised"], self_check="never")
-
-
 @pytest.fixture
 def acquired(client: Container, home: Path) -> Callable[..., Any]:
     return lambda frames: written(client, step_scan(home / "frames", frames), lambda *_: None)
@@ -132,3 +120,33 @@ def test_the_methods_paragraph_names_what_was_done(live: Any) -> None:
         assert part in said
     assert isinstance(live.self_check, SelfCheck)
     assert "primary/det: " in str(live.self_check)
+
+
+def test_the_command_prints_it_the_paragraph_and_json(
+    live: Any, client: Container, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TILED_API_KEY", str(client.context.api_key))
+    uid = live.start["uid"]
+
+    def printed(*options: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["self-check", client.uri, uid, *options])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    assert str(live.self_check) in printed()
+    assert printed("--methods").strip() == live.methods
+    assert json.loads(printed("--json", "--anew")) == {"uid": uid, **stored(live)}
+
+
+def test_switched_off_the_run_is_the_same_without_it(live: Any, client: Container, denoiser: Denoiser) -> None:
+    before = np.asarray(live["primary"]["det"].read())
+    again = replay(
+        live.raw, into=client["denoised"], denoiser=denoiser, force=True, progress=False, self_check="off", **REQUEST
+    )
+    assert again.start["uid"] == live.start["uid"]
+    assert stored(again) is None
+    assert again.self_check.verdict == "not computed"
+    np.testing.assert_array_equal(np.asarray(again["primary"]["det"].read()), before)
+    with pytest.raises(SymDenoiseError, match="self_check='never'"):
+        replay(live.raw, into=client["denoised"], self_check="never")
