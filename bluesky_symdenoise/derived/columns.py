@@ -123,6 +123,14 @@ def rows_text(rows: Iterable[int]) -> str:
     return f"{len(ordered)} rows {ordered[0]}-{ordered[-1]} sha256:{checksum}"
 
 
+def rows_of_text(text: str) -> set[int] | None:
+    """Return the rows in a text of `rows_text`; None if it was cut short."""
+    if "sha256" in text:
+        return None
+    ranges = [part.split("-") for part in text.split(",") if part]
+    return {row for part in ranges for row in range(int(part[0]), int(part[-1]) + 1)}
+
+
 def with_numbers(names: Iterable[str]) -> dict[str, str]:
     """Return the scalars of every row by name and type, followed by these numbers."""
     return {**SCALARS, **dict.fromkeys(names, "number")}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.derived.columns import BORROWED, BORROWED_FROM, SATURATED, SCALARS, Made, rows_text, scalars_of
+from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
@@ -77,6 +78,17 @@ def empty_row(shape: Sequence[int], columns: Mapping[str, str] = SCALARS) -> Row
     nothing = np.full(tuple(shape), np.nan, np.float32)
     scalars = {name: "" if dtype == "string" else float("nan") for name, dtype in columns.items()}
     return Row(intensity=nothing, sigma=nothing, scalars=scalars)
+
+
+def fitting(row: Row, shape: tuple[int, ...]) -> Row | SymDenoiseError:
+    """Return the row, or the reason why it does not fit a stream whose images have this shape."""
+    if row.intensity.shape == shape:
+        return row
+    return SymDenoiseError(
+        f"an image of shape {row.intensity.shape}",
+        rule=f"the derived run has shape {shape}, which is stated: its first images could not be read",
+        remedy="fix the device's description, then replay the run from its documents",
+    )
 
 
 def denoised_row(

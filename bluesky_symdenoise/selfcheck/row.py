@@ -63,16 +63,16 @@ class Way:
 
 
 def checked_row(
-    image: NDArray[Any], way: Way, chance: Chance, row: int, lent: Sequence[Lent] = ()
+    image: NDArray[Any], way: Way, chance: Chance, row: int, lent: Sequence[Lent] | None = None
 ) -> dict[str, Table] | None:
     """Return the tables of sums of the first frame of a row; None if too few of its pixels were measured.
 
     Parameters
     ----------
     image
-        Raw counts (..., y, x), of which the first frame is checked; others of the row may lend to it.
+        Raw counts (..., y, x), of which the first frame is checked; in a run that borrows, the others lend to it.
     lent
-        Raw frames of other rows that may lend; none if nothing is borrowed.
+        Raw frames of other rows that may lend; None if nothing is borrowed.
 
     Raises
     ------
@@ -82,13 +82,17 @@ def checked_row(
     frames = image.reshape(-1, *image.shape[-2:])
     shape = (image.shape[-2], image.shape[-1])
     given = as_mask(way.mask, shape) | sentinel_mask(frames[0])
+    if lent is not None:
+        point = (0.0,) * (len(lent[0].offset) if lent else 1)
+        lent = [*(Lent(each, point, row) for each in frames[1:]), *lent]
+    lent = lent or ()
     full, _, defect = way.denoised(frames[0], given, lent)
     bad = given | defect
     exposure = way.symmetry.exposure(way.exposure, shape)
     valid = ~bad & (exposure > 0) & np.isfinite(full)
     if np.count_nonzero(valid) < 64:
         return None
-    halves_lent = _thinned_lent(lent, chance)
+    halves_lent = _thinned_lent(lent, chance, row)
     kept = thinned(frames[0], chance.generator("thinning 0", row))
     expected, sigma, _ = way.denoised(kept, bad, halves_lent)
     alone = way.denoised(kept, bad)[0] if lent else None
@@ -115,9 +119,9 @@ def checked_row(
     return heldout_tables(halves) | sham_tables(truth, counts, sham, valid, center)
 
 
-def _thinned_lent(lent: Sequence[Lent], chance: Chance) -> list[Lent]:
+def _thinned_lent(lent: Sequence[Lent], chance: Chance, own: int) -> list[Lent]:
     """Return lent frames thinned, those of one row with the random numbers that the row itself would be given."""
-    turns: dict[int, int] = {}
+    turns = {own: 0}
     made = []
     for number, each in enumerate(lent):
         row = -1 - number if each.row is None else each.row

@@ -139,6 +139,18 @@ def test_the_command_prints_it_the_paragraph_and_json(
     assert json.loads(printed("--json", "--anew")) == {"uid": uid, **stored(live)}
 
 
+def test_frames_that_borrow_are_compared_with_the_frame_alone(
+    acquired: Callable[..., Any], client: Container, denoiser: Denoiser
+) -> None:
+    raw = acquired(rings(6))
+    run = replay(raw, into=client["denoised"], denoiser=denoiser, progress=False, borrow="both", borrow_reach=2)
+    (image,) = run.self_check
+    assert image.compared, image.reasons
+    assert "the frame alone" in image.gains
+    assert self_check(run, denoiser=denoiser).to_dict() == stored(run)
+    assert "up to 2 neighbouring frames before and after it" in run.methods
+
+
 def test_switched_off_the_run_is_the_same_without_it(live: Any, client: Container, denoiser: Denoiser) -> None:
     before = np.asarray(live["primary"]["det"].read())
     again = replay(

@@ -214,6 +214,23 @@ def test_lent_frames_are_thinned_as_their_own_rows_are_and_the_frame_alone_is_co
     np.testing.assert_array_equal(seen[1], thinned(other, CHANCE.generator("thinning 0", 6)))
 
 
+def test_the_exposures_of_a_row_lend_to_each_other_only_where_frames_borrow() -> None:
+    numbers: list[int] = []
+
+    def counting(counts: np.ndarray, *, mask: np.ndarray, lent: Any = (), **rest: Any) -> Answer:
+        numbers.append(len(lent))
+        assert len({each.counts.tobytes() for each in lent} | {counts.tobytes()}) == 1 + len(lent)
+        return posterior()(counts, mask=mask, **rest)
+
+    exposures = np.stack([frame(0), frame(1), frame(2)])
+    checked(counting, exposures)
+    assert numbers == [0, 0, 0]
+    numbers.clear()
+    checked(counting, exposures, lent=[])
+    # The frame, its input half, that alone, and the sham test, which borrows nothing.
+    assert numbers == [2, 2, 0, 0]
+
+
 def test_what_is_stored_comes_back_from_json() -> None:
     image = checked(posterior(), frame())
     check = SelfCheck((image, replace(image, data_key="other", flux=None, verdict="not testable", reasons=("why",))))

@@ -122,7 +122,18 @@ def without_times(documents: Any) -> list[Any]:
 
     def plain(value: Any, name: str = "") -> Any:
         if isinstance(value, dict):
-            gone = ("uid", "time", "timestamps", "seconds", "bytes", "journal", "startedAtTime", "endedAtTime", "uri")
+            gone = (
+                "uid",
+                "time",
+                "timestamps",
+                "seconds",
+                "self_check_seconds",
+                "bytes",
+                "journal",
+                "startedAtTime",
+                "endedAtTime",
+                "uri",
+            )
             return {
                 key: plain(each, key)
                 for key, each in value.items()

@@ -6,7 +6,7 @@ import logging
 import time as clock
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.request.request import Request
+from bluesky_symdenoise.derived.columns import BORROWED_FROM, rows_text
 from bluesky_symdenoise.derived.row import CompressedRow, Row
 from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -29,26 +30,46 @@ Document = dict[str, Any]
 
 #: Reasons that nothing is said of an image.
 INTEGRATING = "photons can be held out of counts, not of the signal of an integrating detector: measure repeats"
+GONE = "the rows that lent photons are not at hand any more: use bluesky_symdenoise.self_check(run)"
 NO_COUNTS = "no frame with counts was denoised"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A raw image that may be checked, compressed, with the symmetry that its row was denoised with."""
+class Packed:
+    """An image, compressed: few rows are kept, but with all that lent to them."""
 
-    place: int
-    row: int
-    packed: bytes
+    held: bytes
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    mask: NDArray[np.bool_] | None
-    symmetry: Symmetry
-    lent: tuple[Lent, ...] = ()
+
+    @classmethod
+    def of(cls, image: NDArray[Any]) -> Packed:
+        """Return an image, compressed."""
+        return cls(zlib.compress(np.ascontiguousarray(image).tobytes(), 1), image.dtype, image.shape)
 
     @property
     def image(self) -> NDArray[Any]:
-        """The raw image."""
-        return np.frombuffer(zlib.decompress(self.packed), self.dtype).reshape(self.shape)
+        """The image."""
+        return np.frombuffer(zlib.decompress(self.held), self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A raw image that may be checked, with the symmetry that its row was denoised with, and what was lent to it."""
+
+    place: int
+    row: int
+    packed: Packed
+    mask: NDArray[np.bool_] | None
+    symmetry: Symmetry
+    lenders: tuple[tuple[Packed, tuple[float, ...], int | None], ...] | None = None
+
+    @property
+    def lent(self) -> list[Lent] | None:
+        """Frames that other rows lend; None in a run that does not borrow."""
+        return (
+            None if self.lenders is None else [Lent(packed.image, offset, row) for packed, offset, row in self.lenders]
+        )
 
 
 class RowChecks:
@@ -58,14 +79,10 @@ class RowChecks:
     ----------
     asked
         What to do with every frame.
-    lent
-        Returns the raw frames that may lend to a row, in a run that borrows.
     """
 
-    def __init__(
-        self, asked: Request, lent: Callable[[Stream, str, Event, int], Sequence[Lent]] = lambda *_: ()
-    ) -> None:
-        self._asked, self._lent = asked, lent
+    def __init__(self, asked: Request) -> None:
+        self._asked = asked
         #: A registered run has no pixels yet.
         self._on = asked.self_check and asked.activity != "register"
         #: Number of rows of each stream that were taken, of each image that could be checked, and those kept.
@@ -99,19 +116,24 @@ class RowChecks:
         if images.stated_readout(event.columns) is not None:
             self._refused[name] = INTEGRATING
             return
-        image = np.ascontiguousarray(stream.image(key, event))
+        lending = stream.lending
+        image = stream.image(key, event) if lending is None else lending.image(key, event)
+        lent = [] if lending is None else lending.lent(key, event, image)
+        if lending is not None and made.scalars.get(BORROWED_FROM) != rows_text(
+            each.row for each in lent if each.row is not None
+        ):
+            self._refused[name] = GONE
+            return
         y, x = made.scalars["center_y"], made.scalars["center_x"]
         center = None if np.isnan(y) else (float(y), float(x))
         symmetry = Symmetry(str(made.scalars["symmetry"]), center, self._asked.fold)
         held = Kept(
             place,
             row,
-            zlib.compress(image.tobytes(), 1),
-            image.dtype,
-            image.shape,
+            Packed.of(image),
             images.background(event.columns, event.time, symmetry)[0],
             symmetry,
-            tuple(self._lent(stream, key, event, row)),
+            None if lending is None else tuple((Packed.of(each.counts), each.offset, each.row) for each in lent),
         )
         kept[:] = sorted([*kept, held], key=lambda each: each.place)[:MOST_ROWS]
 
@@ -155,10 +177,10 @@ def image_check(asked: Request, chance: Chance, kept: Sequence[Kept], of_rows: i
     tables = []
     for each in kept:
         way = Way(asked.denoiser, each.symmetry, each.mask, asked.exposure, asked.recipe.beam_center)
-        found = checked_row(each.image, way, chance, each.row, each.lent)
+        found = checked_row(each.packed.image, way, chance, each.row, each.lent)
         tables += [] if found is None else [found]
     rows = [each.row for each in kept]
     if not tables:
         return not_testable(chance, "too few pixels were measured", rows=rows, of_rows=of_rows)
-    height, width = kept[0].shape[-2:]
+    height, width = kept[0].packed.shape[-2:]
     return summarised(tables, chance, shape=(height, width), rows=rows, of_rows=of_rows)

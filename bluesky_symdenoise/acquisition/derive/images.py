@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,7 @@ from bluesky_symdenoise.files.layout import stated_shape
 from bluesky_symdenoise.physics.dark import Background, Dark, stored_dark
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
+from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
 from bluesky_symdenoise.recipe import array_sha256
 
@@ -131,8 +132,16 @@ class ImageDenoiser:
         if center and not unknown and said.get(f"{self._key}_symmetry") != "1":
             checked_beam_center(center, shape)
 
-    def row(self, image: NDArray[Any], data: Mapping[str, Any], time: float | None) -> Row:
-        """Denoise one image of an event with these columns, at this time (None for a stream without events)."""
+    def row(
+        self, image: NDArray[Any], data: Mapping[str, Any], time: float | None, *, lent: Sequence[Lent] = ()
+    ) -> Row:
+        """Denoise one image of an event with these columns, at this time (None for a stream without events).
+
+        Parameters
+        ----------
+        lent
+            Raw frames of other rows, which may lend photons if the recipe says so.
+        """
         work = self._work
         readout = self._readout(image, data, time)
         symmetry = self.symmetry(image, data, readout)
@@ -149,6 +158,7 @@ class ImageDenoiser:
             symmetry=symmetry,
             background=background,
             readout=readout,
+            lent=lent,
         )
         if work.analysis:
             row = self._with_rings(

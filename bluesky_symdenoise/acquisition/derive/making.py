@@ -10,18 +10,6 @@ from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.catalog.store.writer import DerivedRun, Emit
 from bluesky_symdenoise.derived.row import Row
-from bluesky_symdenoise.errors import SymDenoiseError
-
-
-def fitting(row: Row, shape: tuple[int, ...]) -> Row | SymDenoiseError:
-    """Return the row, or the reason why it does not fit a stream whose images have this shape."""
-    if row.intensity.shape == shape:
-        return row
-    return SymDenoiseError(
-        f"an image of shape {row.intensity.shape}",
-        rule=f"the derived run has shape {shape}, which is stated: its first images could not be read",
-        remedy="fix the device's description, then replay the run from its documents",
-    )
 
 
 class Making:
@@ -37,4 +25,9 @@ class Making:
 
     def row(self, stream: Stream, key: str, event: Event, image: NDArray[Any] | None) -> Row:
         """Return the row of one image, which has been read already or is read now."""
-        return stream.images[key].row(stream.image(key, event) if image is None else image, event.columns, event.time)
+        lending = stream.lending
+        if lending is None:
+            image = stream.image(key, event) if image is None else image
+            return stream.images[key].row(image, event.columns, event.time)
+        image = lending.image(key, event) if image is None else image
+        return stream.images[key].row(image, event.columns, event.time, lent=lending.lent(key, event, image))

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.acquisition.deliver.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.derive.call_queue import CallQueue
 from bluesky_symdenoise.acquisition.derive.checks import RowChecks
-from bluesky_symdenoise.acquisition.derive.making import Making, fitting
+from bluesky_symdenoise.acquisition.derive.lending import LendingRows
+from bluesky_symdenoise.acquisition.derive.making import Making
 from bluesky_symdenoise.acquisition.derive.reader import HELD, RunReader
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.derive.taker import RowTaker
@@ -28,7 +29,7 @@ from bluesky_symdenoise.catalog.find.query import SPEC
 from bluesky_symdenoise.catalog.store.journal import Journal
 from bluesky_symdenoise.catalog.store.writer import DerivedRun, DerivedStream
 from bluesky_symdenoise.derived.columns import refused_keys, refused_stream
-from bluesky_symdenoise.derived.row import CompressedRow, Row, empty_row
+from bluesky_symdenoise.derived.row import CompressedRow, Row, empty_row, fitting
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.tilt import split_tilt
 
@@ -347,7 +348,10 @@ class DerivedRows(RowTaker):
         assert self._journal is not None
         row = self._journal.kept(stream.name, key, event.seq_num, event.turn)
         image, images = partial(stream.image, key, event), stream.images[key]
-        return row if row is not None and images.takes_over(row, image, event.columns, event.time) else None
+        # A row for which a lender was missing is made again: the lender may be there by now.
+        if row is None or not (stream.lending is None or stream.lending.lent_all(event, row.scalars)):
+            return None
+        return row if images.takes_over(row, image, event.columns, event.time) else None
 
     def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
         if late := self._too_late():
@@ -384,7 +388,8 @@ def run_denoiser(
         See `DerivedRows`.
     """
     rows = DerivedRows(work, finished_frame=finished_frame, too_late=too_late, outlet=outlet)
-    return RunReader(work, rows, source=source, replaced=replaced)
+    taker = rows if work.borrow is None else LendingRows(rows, work, folder=lambda: rows.journal.parent)
+    return RunReader(work, taker, source=source, replaced=replaced)
 
 
 def _names(symbol: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bluesky_symdenoise.acquisition.derive.checks import INTEGRATING, NO_COUNTS
-from bluesky_symdenoise.acquisition.past.recompute import Again, recorded_denoiser
+from bluesky_symdenoise.acquisition.past.recompute import Again, lent_to, recorded_denoiser
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun
 from bluesky_symdenoise.catalog.find.query import raw_for
 from bluesky_symdenoise.derived.columns import denoised_images
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
 
     from bluesky_symdenoise.denoiser.infer import Denoiser
-
-BORROWED = "frames of this run borrow photons of others: replay the run, which checks it when it ends"
 
 
 def self_check(run: BlueskyRun, *, denoiser: Denoiser | None = None) -> SelfCheck:
@@ -54,7 +52,8 @@ def _image_check(run: BlueskyRun, stream: str, key: str, denoiser: Denoiser) -> 
     chance = Chance(run.start["raw_uid"], recipe.sha256, stream, key)
     raw = raw_for(run)
     image = raw[stream][key]
-    TiledRun(raw).refuse_other_rows(stream, key, image)
+    stored = TiledRun(raw)
+    stored.refuse_other_rows(stream, key, image)
     counts = _counts(run, stream, key)
     could: dict[int, int] = {}
     for index, group in enumerate(again.groups):
@@ -62,8 +61,6 @@ def _image_check(run: BlueskyRun, stream: str, key: str, denoiser: Denoiser) -> 
             could[recipe.rows[index]] = index
     if not could:
         return not_testable(chance, NO_COUNTS)
-    if recipe.borrow is not None:
-        return not_testable(chance, BORROWED, of_rows=len(could))
     if again.readout is not None:
         return not_testable(chance, INTEGRATING, of_rows=len(could))
     rows, tables, shape = chance.rows(could), [], (0, 0)
@@ -76,7 +73,8 @@ def _image_check(run: BlueskyRun, stream: str, key: str, denoiser: Denoiser) -> 
         counted: Any = np.asarray(image[row : row + 1])[0]
         shape = (counted.shape[-2], counted.shape[-1])
         way = Way(denoiser, symmetry, mask, again.exposure, recipe.beam_center)
-        found = checked_row(counted, way, chance, row)
+        lent = None if recipe.borrow is None else lent_to(run, stored, stream, key, index, recipe)
+        found = checked_row(counted, way, chance, row, lent)
         tables += [] if found is None else [found]
     if not tables:
         return not_testable(chance, "too few pixels were measured", rows=rows, of_rows=len(could))
