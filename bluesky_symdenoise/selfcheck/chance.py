@@ -15,9 +15,9 @@ from bluesky_symdenoise.physics.frame import sentinel_mask
 
 #: Share of the photons that the denoiser is given; it is judged by the others.
 SHARE = 0.5
-#: Most rows of an image that are checked, and rows of which one is checked: a row costs two frames, or three where
-#: photons are borrowed.
-MOST_ROWS, ONE_IN = 3, 64
+#: Most rows of an image that are checked, and rows of which one is checked: a check takes the time of about seven
+#: frames, so that it is 5 % of a run of this many rows, and less of one that is longer than three times that.
+MOST_ROWS, ONE_IN = 3, 160
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,6 @@ from bluesky_symdenoise.selfcheck.sham import sham_tables
 if TYPE_CHECKING:
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
-#: Frames that are denoised to check one: itself, its input half, the one drawn anew; a fourth where it borrows.
-COST, COST_BORROWED = 3, 4
-
 
 @dataclass(frozen=True)
 class Way:
