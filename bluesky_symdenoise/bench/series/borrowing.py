@@ -63,7 +63,7 @@ def denoised(
         for row, own in enumerate(counts):
             lenders = Borrow(side, reach).rows(row, len(counts), scan)
             lent = [Lent(counts[each.row], each.offset, each.row) for each in lenders]
-            found.append(denoiser(own[None], mask=mask, symmetry="1", borrow=side, borrow_reach=reach, lent=lent))
+            found.append(denoiser(own[None], mask=mask, symmetry="1", lent=lent))
     seconds = time.perf_counter() - begun
     intensity, sigma = (
         np.nan_to_num(np.concatenate([each[name].to_numpy() for each in found]).astype(np.float64))

@@ -32,8 +32,8 @@ class Scored:
     Attributes
     ----------
     loss
-        (row, block) negative log-likelihood of the held-out counts, divided by their exposure: of counts of one exposure
-        of the row. For a true rate, what is above the least possible.
+        (row, block) negative log-likelihood of the held-out counts over their exposure: that of counts like the row's.
+        For a true rate, what is above the least possible.
     square
         (row, block) squared error less the noise of the target, counts of the input.
     pixels
