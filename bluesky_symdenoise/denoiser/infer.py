@@ -19,7 +19,8 @@ from bluesky_symdenoise.physics.dark import Background, Dark, signal
 from bluesky_symdenoise.physics.defects import DEAD, HOT, Defects, found_defects, no_defects, without
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.integrating.readout import Readout
-from bluesky_symdenoise.physics.neighbours.lent import Lent
+from bluesky_symdenoise.physics.neighbours.lenders import Lenders
+from bluesky_symdenoise.physics.neighbours.lent import Lending, Lent, Used
 from bluesky_symdenoise.physics.neighbours.window import REACH, Borrow
 from bluesky_symdenoise.physics.symmetry import (
     Symmetry,
@@ -250,7 +251,19 @@ class Denoiser:
         SymDenoiseError
             If the input cannot be used.
         """
-        Borrow.asked(borrow, borrow_reach)
+        choice = Borrow.asked(borrow, borrow_reach)
+        if choice is not None and lent:
+            raise SymDenoiseError(
+                f"borrow={borrow!r} and lent frames",
+                rule="the frames given are rows that lend to each other, or one row that others lend to",
+                remedy="give one of them",
+            )
+        if (choice is not None or lent) and not self._engine.borrows:
+            raise SymDenoiseError(
+                f"borrowing with algorithm {self.algorithm} and model {self.model.name}",
+                rule="photons of other rows are used from algorithm 7 on, with a conjugate head",
+                remedy="leave algorithm or borrow out",
+            )
         if readout is not None and not isinstance(readout, Readout):
             raise SymDenoiseError(
                 f"readout {str(readout)[:60]!r}",
@@ -276,18 +289,28 @@ class Denoiser:
             stack, mask=bad, exposure=exposure, symmetry=symmetry, beam_center=beam_center, readout=readout
         )
         n = resolved.exposure(exposure, shape)
+
+        def prepared(image: NDArray[Any]) -> tuple[Frame, Defects]:
+            counted = image if readout is None else readout.equivalent(image, bad, n)[0]
+            frame = frame_from_counts(counted, mask=bad, exposure=n)
+            found = self._defects(frame)
+            return without(frame, found.mask), found
+
         ring = self._rings(shape, resolved, beam_center)
         intensity = np.empty(stack.shape, np.float32)
         sigma = np.empty(stack.shape, np.float32)
         defect = np.zeros(stack.shape, np.uint8)
         frames: list[Frame] = []
+        lenders = Lenders(stack, lent, choice, prepared, same_flux=background is not None or readout is not None)
+        lending: list[Lending | None] = []
+        used: list[Used] = []
         for index, image in enumerate(stack):
             if readout is not None:
-                image, background = readout.equivalent(image, bad, n)
-            frame = frame_from_counts(image, mask=bad, exposure=n)
-            found = self._defects(frame)
+                background = readout.equivalent(image, bad, n)[1]
+            frame, found = lenders.frame(index)
             defect[index] = HOT * found.hot + DEAD * found.dead
-            frames.append(without(frame, found.mask))
+            frames.append(frame)
+            lending.append(lenders.to(index))
             if frames[-1].mask.all():
                 raise SymDenoiseError(
                     f"frame {index} with all pixels masked",
@@ -296,11 +319,13 @@ class Denoiser:
                 )
             if (len(frames) + 1) * image.size > BATCH_PIXELS.get(self.device.type, 0) or index == len(stack) - 1:
                 batch = slice(index + 1 - len(frames), index + 1)
-                intensity[batch], sigma[batch] = np.moveaxis(self._posteriors(frames, resolved, ring), 1, 0)
-                frames = []
+                pixels, borrowed = self._engine.posteriors(frames, resolved, ring, lending)
+                intensity[batch], sigma[batch] = np.moveaxis(pixels, 1, 0)
+                used += borrowed
+                frames, lending = [], []
         if background is not None:
             intensity, sigma = signal(intensity, sigma, background)
-        about = {
+        about: dict[str, Any] = {
             "model": self.model.identity(),
             "algorithm": self.algorithm,
             "symmetry": resolved.point_group,
@@ -309,10 +334,17 @@ class Denoiser:
             **({} if resolved.fold is None else {"fold_sha256": array_sha256(resolved.fold)}),
             "environment": self.environment(),
         }
+        if lenders.any:
+            about["borrow"] = [[[row, share] for row, share in each.rows] for each in used]
         units = "counts" if readout is None else "photons"
         given = np.shape(counts)
         return as_dataset(
-            intensity.reshape(given), sigma.reshape(given), defect.reshape(given), units=units, attrs=about
+            intensity.reshape(given),
+            sigma.reshape(given),
+            defect.reshape(given),
+            units=units,
+            attrs=about,
+            borrowed=np.array([each.exposure for each in used], np.float32) if lenders.any else None,
         )
 
     def background(
@@ -355,9 +387,3 @@ class Denoiser:
         if symmetry.beam_center is not None:
             return rings_of(shape, symmetry)
         return None if beam_center is None else rings_of(shape, Symmetry("1", finite_beam_center(beam_center)))
-
-    def _posteriors(
-        self, frames: Sequence[Frame], symmetry: Symmetry, ring: NDArray[np.int64] | None
-    ) -> NDArray[np.float32]:
-        """Return expected counts and standard deviations, (frame, 2, y, x)."""
-        return self._engine.posteriors(frames, symmetry, ring)

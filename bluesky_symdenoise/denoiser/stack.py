@@ -65,6 +65,7 @@ def as_dataset(
     *,
     units: str,
     attrs: dict[str, Any],
+    borrowed: NDArray[np.float32] | None = None,
 ) -> xr.Dataset:
     """Return what was found for frames (..., y, x), in these units, as `bluesky_symdenoise.Denoiser` returns it."""
     import xarray as xr
@@ -86,7 +87,11 @@ def as_dataset(
             {"long_name": "pixels found to be bad", "flag_values": [HOT, DEAD], "flag_meanings": "hot dead"},
         ),
     }
-    return xr.Dataset({name: (dims, *held) for name, held in described.items()}, attrs=attrs)
+    dataset = xr.Dataset({name: (dims, *held) for name, held in described.items()}, attrs=attrs)
+    if borrowed is not None:
+        about = {"long_name": "effective exposures that other rows lend, in units of the frame's own"}
+        dataset["borrowed"] = (dims[:-2], borrowed.reshape(intensity.shape[:-2]), about)
+    return dataset
 
 
 def empty_result(shape: tuple[int, ...]) -> xr.Dataset:

@@ -10,7 +10,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from bluesky_symdenoise.denoiser.features import COARSEST
 from bluesky_symdenoise.denoiser.network import MULTIPLE, Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.training.begin import begin_from
 from bluesky_symdenoise.training.card import trained_card
 from bluesky_symdenoise.training.curve import draw_history
 from bluesky_symdenoise.training.losses import LOSSES, weighted_loss
@@ -54,11 +55,23 @@ class TrainConfig:
     peakless_share: float = 0.0
     blurred_share: float = 0.0
     stopped_share: float = 0.0
+    narrow_share: float = 0.0
+    spotted_share: float = 0.0
+    read_share: float = 0.0
+    lent_share: float = 0.0
+    lent: bool = False
+    leaky_from: int = -1
     bright_weight: float = 0.0
     loss: str = "counts"
     conjugate: bool = True
     bfloat16: bool = True
     threads: int = 1
+
+    @property
+    def architecture(self) -> Architecture:
+        """Architecture of the network."""
+        leaky_from = None if self.leaky_from < 0 else self.leaky_from
+        return Architecture(self.channels, self.conjugate, lent=self.lent, leaky_from=leaky_from)
 
     @property
     def mixture(self) -> Mixture:
@@ -69,6 +82,10 @@ class TrainConfig:
             peakless=self.peakless_share,
             blurred=self.blurred_share,
             stopped=self.stopped_share,
+            narrow=self.narrow_share,
+            spotted=self.spotted_share,
+            read=self.read_share,
+            lent=self.lent_share,
             known_from=LOSSES[self.loss][0],
         )
 
@@ -130,6 +147,7 @@ def _fits(key: str, value: Any, kind: str) -> bool:
     if key.endswith("_share"):
         return 0 <= value <= 1
     least = {"steps": 1, "batch": 1, "threads": 1}.get(key, 0)
+    least = -1 if key == "leaky_from" else least
     return isinstance(value, str) or value >= least
 
 
@@ -211,19 +229,10 @@ def fit(
     output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    net = PriorNet(Architecture(config.channels, config.conjugate)).to(device)
+    net = PriorNet(config.architecture).to(device)
     parent = None if initial is None else load_model(initial)
     if parent is not None:
-        wider = replace(parent.net.architecture, outputs=net.architecture.outputs)
-        if wider != net.architecture:
-            raise SymDenoiseError(
-                f"initial weights {initial}",
-                rule=f"they have {parent.net.architecture}",
-                remedy="start from weights of the recipe's architecture",
-            )
-        for name, tensor in parent.net.state_dict().items():
-            # Outputs that these weights lack keep their initial value, zero, as in a network without them.
-            net.get_parameter(name)[: len(tensor)].data.copy_(tensor)
+        begin_from(net, parent.net, what=str(initial))
     descent = Descent(net, learning_rate=config.learning_rate)
     checkpoint, lines = output / "checkpoint.pt", output / "history.jsonl"
     begun_with = {

@@ -60,7 +60,7 @@ def losses(
     Parameters
     ----------
     batch
-        (sample, 6, y, x) as stacked by `bluesky_symdenoise.training.pairs.Sample`.
+        (sample, 8, y, x) as stacked by `bluesky_symdenoise.training.pairs.Sample`.
     kind
         One of `LOSSES`, for targets that are not whole numbers. For others, which were counted, it is the
         negative-binomial log-likelihood, given the posterior Gamma of the rate.
@@ -68,9 +68,11 @@ def losses(
         Exponent by which pixels weigh more in their sample's mean whose surroundings have more counts than the
         sample: the best output is unchanged, as the weight depends on the network's input and not on the target.
     """
-    counts, exposure, mate_counts, mate_exposure, target, target_exposure = batch.split(1, dim=1)  # type: ignore[no-untyped-call]
+    counts, exposure, mate_counts, mate_exposure, target, target_exposure, *lent = batch.split(1, dim=1)  # type: ignore[no-untyped-call]
+    # A network that does not know other rows is trained without them.
+    lent = lent if net.architecture.lent else []
     with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-        shape, rate = posterior(net, counts, exposure, mate_counts, mate_exposure)
+        shape, rate = posterior(net, counts, exposure, mate_counts, mate_exposure, *lent)
     seen = target_exposure > 0
     a, b, t, e = (
         each.double() for each in (shape, rate, torch.where(seen, target, 0.0), torch.where(seen, target_exposure, 1.0))

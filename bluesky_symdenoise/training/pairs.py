@@ -15,11 +15,14 @@ from scipy import ndimage
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.fold import symmetry_gate
 from bluesky_symdenoise.physics.frame import Frame
+from bluesky_symdenoise.training.sequences import fluxes, lent_evidence, offsets, row_rates
 from bluesky_symdenoise.training.simulate import (
     Image,
+    narrow_rate,
     peakless_rate,
     random_mask,
     random_rate,
+    random_spots,
     stopped_rate,
     straight_shadow,
 )
@@ -44,9 +47,12 @@ class Sample:
     mate_exposure: NDArray[np.float32]
     target: NDArray[np.float32]
     target_exposure: NDArray[np.float32]
+    lent_counts: NDArray[np.float32] | None = None
+    lent_exposure: NDArray[np.float32] | None = None
 
     def stacked(self) -> NDArray[np.float32]:
-        """Return (6, y, x) in the order of the fields."""
+        """Return (8, y, x) in the order of the fields; zeros for what other rows do not lend."""
+        nothing = np.zeros_like(self.counts)
         return np.stack(
             [
                 self.counts,
@@ -55,6 +61,8 @@ class Sample:
                 self.mate_exposure,
                 self.target,
                 self.target_exposure,
+                nothing if self.lent_counts is None else self.lent_counts,
+                nothing if self.lent_exposure is None else self.lent_exposure,
             ]
         )
 
@@ -76,6 +84,14 @@ class Mixture:
         the frame is bright, mostly around the beam stop.
     blurred
         Share of the other simulated that are smeared by 0.7 to 8 pixels, as a wide or divergent beam does.
+    narrow
+        Share of the other simulated with bright powder rings of one to three pixels.
+    spotted
+        Share of the simulated with lone spots, in half of them not on the mates.
+    read
+        Share of the simulated with the read noise of an integrating detector: counts are the signal plus its variance.
+    lent
+        Share of all samples to which other rows lend photons.
     known_from
         Expected counts from which on they are a simulated pixel's target themselves, instead of Poisson counts.
     """
@@ -85,6 +101,10 @@ class Mixture:
     peakless: float = 0.0
     blurred: float = 0.0
     stopped: float = 0.0
+    narrow: float = 0.0
+    spotted: float = 0.0
+    read: float = 0.0
+    lent: float = 0.0
     known_from: float = np.inf
 
 
@@ -173,14 +193,20 @@ def simulated_sample(rng: np.random.Generator, size: int, mixture: Mixture) -> S
     # Around a beam stop, most pixels have far fewer counts than the mean.
     least, most = (0.1, 1000) if stopped else (0.02, 300 if rng.uniform() < 0.85 else 1e4)
     level = np.exp(rng.uniform(np.log(least), np.log(most)))
-    rate = (peakless_rate if peakless else stopped_rate if stopped else random_rate)(rng, shape) * level
-    if not stopped and mixture.blurred and rng.uniform() < mixture.blurred:
+    narrow = not (peakless or stopped) and mixture.narrow and rng.uniform() < mixture.narrow
+    of_kind = peakless_rate if peakless else stopped_rate if stopped else narrow_rate if narrow else random_rate
+    rate = of_kind(rng, shape) * level
+    if not (stopped or narrow) and mixture.blurred and rng.uniform() < mixture.blurred:
         rate = ndimage.gaussian_filter(rate, np.exp(rng.uniform(np.log(0.7), np.log(8))), mode="nearest")
     kind = rng.choice(MATE_KINDS, p=MATE_SHARES)
     mate_rate = rate
     if mixture.shadow and rng.uniform() < mixture.shadow:
         rate = rate * straight_shadow(rng, shape)
         mate_rate = rate if rng.uniform() < 0.5 else mate_rate
+    if mixture.spotted and rng.uniform() < mixture.spotted:
+        spots = random_spots(rng, rate)
+        rate = rate + spots
+        mate_rate = mate_rate + spots if rng.uniform() < 0.5 else mate_rate
     if kind == "wrong":
         mate_rate = random_rate(rng, shape) * level
     if kind == "shifted" or (kind == "broken" and rng.uniform() < 0.3):
@@ -193,15 +219,35 @@ def simulated_sample(rng: np.random.Generator, size: int, mixture: Mixture) -> S
     exposure = (~random_mask(rng, shape)).astype(np.float64)
     mate_exposure = np.zeros(shape) if kind == "absent" else _mate_exposure(rng, shape)
     target_exposure = np.full(shape, np.exp(rng.uniform(0, np.log(1000))))
+    counts, lent = _poisson(rng, exposure * rate), None
+    if mixture.read and rng.uniform() < mixture.read:
+        # Signal of an integrating detector, plus its variance: both have the mean and the variance of counts.
+        noise = np.exp(rng.uniform(np.log(0.5), np.log(40)))
+        rate, mate_rate = rate + noise, mate_rate + noise
+        read = rng.normal(0, np.sqrt(noise), shape)
+        counts = np.maximum(counts + noise + read, 0) * exposure
+    elif mixture.lent and rng.uniform() < mixture.lent:
+        lent = _lent(rng, rate, counts, exposure, level)
     expected = target_exposure * rate
     return _gated(
-        counts=_poisson(rng, exposure * rate),
+        lent=lent,
+        counts=counts,
         exposure=exposure,
         mate_counts=_poisson(rng, mate_exposure * mate_rate),
         mate_exposure=mate_exposure,
         target=np.where(expected >= mixture.known_from, expected, _poisson(rng, expected)),
         target_exposure=target_exposure,
     )
+
+
+def _lent(
+    rng: np.random.Generator, rate: Image, counts: Image, exposure: Image, level: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return counts and exposure that simulated rows lend to a frame."""
+    steps = offsets(rng)
+    rates = row_rates(rng, rate, steps, lambda: random_rate(rng, (rate.shape[0], rate.shape[1])) * level)
+    rows = _poisson(rng, rates * fluxes(rng, len(steps))[:, None, None] * exposure)
+    return lent_evidence(counts, exposure, rows, exposure, steps)
 
 
 def _moved(rng: np.random.Generator, counts: NDArray[np.int64], shift: tuple[float, float]) -> NDArray[np.int64]:
@@ -213,13 +259,16 @@ def _moved(rng: np.random.Generator, counts: NDArray[np.int64], shift: tuple[flo
     return counts
 
 
-def _part(rng: np.random.Generator, frames: RealFrames, size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return counts, and where they were measured, of a part of one of the frames."""
+def _part(
+    rng: np.random.Generator, frames: RealFrames, size: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], tuple[int, tuple[slice, slice]]]:
+    """Return counts, and where they were measured, of a part of one of the frames; and which part of which frame."""
     _, height, width = frames.counts.shape
     y0, x0 = rng.integers(0, max(1, height - size + 1)), rng.integers(0, max(1, width - size + 1))
     at = np.s_[y0 : y0 + size, x0 : x0 + size]
     good = ~frames.mask[at]
-    return np.where(good, frames.counts[rng.integers(len(frames.counts))][at], 0).astype(np.int64), good
+    index = int(rng.integers(len(frames.counts)))
+    return np.where(good, frames.counts[index][at], 0).astype(np.int64), good, (index, at)
 
 
 def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int, mixture: Mixture) -> Sample:
@@ -227,7 +276,8 @@ def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int,
     while True:
         frames = sets[int(rng.integers(len(sets)))]
         tried = BRIGHTEST_OF if mixture.stopped and rng.uniform() < mixture.stopped else 1
-        counts, good = max((_part(rng, frames, size) for _ in range(tried)), key=lambda part: int(part[0].sum()))
+        parts = [_part(rng, frames, size) for _ in range(tried)]
+        counts, good, (index, at) = max(parts, key=lambda part: int(part[0].sum()))
         mean = counts[good].mean() if good.mean() > 0.3 else 0.0
         if mean > 0.02:
             break
@@ -244,6 +294,24 @@ def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int,
     rest = counts - own
     mate_counts = rng.binomial(rest, number * share / (1 - share))
     target = rest - mate_counts
+    lent, taken, borrowing = None, 0.0, mixture.lent and rng.uniform() < mixture.lent
+    if borrowing and len(frames.counts) > 2:
+        steps = offsets(rng)
+        steps = steps[(steps[:, 0] + index >= 0) & (steps[:, 0] + index < len(frames.counts)) & (steps[:, 0] != 0)]
+        if len(steps):
+            chosen = frames.counts[index + steps[:, 0].astype(int)][:, *at]
+            rows = np.rot90(rng.binomial(np.where(frames.mask[at], 0, chosen).astype(np.int64), share), k, axes=(1, 2))
+            rows = rows[:, ::-1] if flips else rows
+            lent = lent_evidence(own * exposure, exposure, rows * exposure, exposure, steps)
+    elif borrowing and (repeats := int(0.5 * (1 - share - number * share) / share)) > 0:
+        # A lone frame lends to itself: its photons are split among rows.
+        steps = offsets(rng)[:repeats]
+        left, rows = 1 - share - number * share, np.zeros((len(steps), *shape), np.int64)
+        for row in rows:
+            row[...] = rng.binomial(target, share / left)
+            target, left = target - row, left - share
+        taken = len(steps) * share
+        lent = lent_evidence(own * exposure, exposure, rows * exposure, exposure, steps)
     mate_good = good
     if kind == "shifted":
         shift = _shift(rng)
@@ -266,7 +334,8 @@ def real_sample(rng: np.random.Generator, sets: Sequence[RealFrames], size: int,
         mate_counts=np.pad(np.where(mate_exposure > 0, mate_counts, 0.0), pad),
         mate_exposure=np.pad(mate_exposure, pad),
         target=np.pad(target.astype(np.float64), pad),
-        target_exposure=np.pad(np.where(good, (1 - share - number * share) / share, 0.0), pad),
+        target_exposure=np.pad(np.where(good, (1 - share - number * share - taken) / share, 0.0), pad),
+        lent=None if lent is None else (np.pad(lent[0], pad), np.pad(lent[1], pad)),
     )
 
 
@@ -278,12 +347,13 @@ def _gated(
     mate_exposure: Image,
     target: Image,
     target_exposure: Image,
+    lent: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> Sample:
     """Return the sample with the mates that the symmetry test accepts, as in use; unknowable pixels are ignored."""
     if mate_exposure.any():
         holds = symmetry_gate(Frame(counts, exposure, 1.0), Frame(mate_counts, mate_exposure, 1.0))
         mate_counts, mate_exposure = mate_counts * holds, mate_exposure * holds
-    knowable = (exposure + mate_exposure) > 0
+    knowable = (exposure + mate_exposure + (0 if lent is None else lent[1])) > 0
     return Sample(
         counts.astype(np.float32),
         exposure.astype(np.float32),
@@ -291,6 +361,7 @@ def _gated(
         mate_exposure.astype(np.float32),
         (target * knowable).astype(np.float32),
         (target_exposure * knowable).astype(np.float32),
+        *(() if lent is None else lent),
     )
 
 

@@ -280,6 +280,35 @@ def peakless_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
     return np.asarray(rate / rate.mean())
 
 
+def narrow_rate(rng: np.random.Generator, shape: tuple[int, int]) -> Image:
+    """Return the mean image (y, x), of mean 1, of bright powder rings of one to three pixels on a weak background."""
+    size = max(shape)
+    span = (0.0, 1.0) if rng.uniform() < 0.6 else (-3.0, 4.0)
+    view = View.about((rng.uniform(*span) * size, rng.uniform(*span) * size), shape)
+    halo = np.exp(-((view.radius / (view.reach * rng.uniform(0.1, 1))) ** 2))
+    rate = np.full(shape, 1.0) + rng.gamma(1.0) * halo
+    width = _log_uniform(rng, 0.4, 1.6)
+    first = rng.uniform(0.02, 0.5) * view.reach
+    for order in range(1, rng.integers(2, 10)):
+        # A lamellar series, or rings anywhere.
+        position = order * first if rng.uniform() < 0.5 else rng.uniform(0.02, 1.0) * view.reach
+        ring = _peak(rng, view.radius - position, width * rng.uniform(0.8, 1.5))
+        rate += ring * _log_uniform(rng, 0.3, 300) * _texture(rng, view.azimuth)
+    return rate / rate.mean()
+
+
+def random_spots(rng: np.random.Generator, rate: Image) -> Image:
+    """Return one to six lone spots of 0.4 to 2 pixels (standard deviation) on a rate (y, x), from weak to bright."""
+    out = np.zeros_like(rate)
+    height, width = rate.shape
+    for _ in range(rng.integers(1, 7)):
+        y, x, size = rng.uniform(0, height), rng.uniform(0, width), _log_uniform(rng, 0.4, 2)
+        rows, columns = np.arange(height)[:, None] - y, np.arange(width)[None] - x
+        level = rate[int(y), int(x)] + 0.1 * rate.mean()
+        out += level * _log_uniform(rng, 0.5, 300) * np.exp(-(rows**2 + columns**2) / (2 * size**2))
+    return out
+
+
 def random_mask(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Return module gaps, dead pixels and the area beyond the detector's edge, True = bad; often nothing."""
     mask = np.zeros(shape, bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -116,11 +117,13 @@ def posterior(own: Evidence, prior: Prior, crew: Crew) -> tuple[Tensor, Tensor, 
     return weight, kappa, factor
 
 
-def result(own: Evidence, mates: Evidence | None, kappa: Tensor, weight: Tensor, crew: Crew) -> Tensor:
+def result(own: Evidence, others: Sequence[Evidence], kappa: Tensor, weight: Tensor, crew: Crew) -> Tensor:
     """Return expected counts and their standard deviation, (batch, 2, y, x); NaN where nothing was measured.
 
     Parameters
     ----------
+    others
+        Mates, and what other rows lend, as far as there are any.
     kappa, weight
         Shape of the prior, and the exposure that it is worth: kappa / mean.
     """
@@ -131,10 +134,12 @@ def result(own: Evidence, mates: Evidence | None, kappa: Tensor, weight: Tensor,
         part = slice(*rows)
         exposure = own.exposure[:, part]
         shape = own.counts[:, part] + kappa[:, part]
-        # A pixel seen only by its mates is returned at the median exposure, which is 1.
+        # A pixel seen only by its mates or in other rows is returned at the median exposure, which is 1.
         measured = exposure.sign()
         scale = (exposure + (1 - measured)).div_(exposure + weight[:, part])
-        seen = measured if mates is None else measured + mates.exposure[:, part]
+        seen = measured
+        for other in others:
+            seen = seen + other.exposure[:, part]
         # 0 / 0 is NaN.
         scale.mul_(seen / seen)
         torch.mul(shape, scale, out=out[:, 0, part])

@@ -19,7 +19,9 @@ from bluesky_symdenoise.denoiser.device.gate import Evidence
 from bluesky_symdenoise.denoiser.device.pairs import Pair, pair_sums, summed_columns, summed_rows, tested
 from bluesky_symdenoise.denoiser.device.windows import windowed
 from bluesky_symdenoise.physics.fold import BLOCK, GATE_Z, SPOT_BLOCK, SPOT_WINDOW, WINDOWS
+from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.neighbours import flux
+from bluesky_symdenoise.physics.neighbours.lent import Lending, Used
 from bluesky_symdenoise.physics.neighbours.share import MOST_EXPOSURES, NEAR, Moments, shares, sides
 from bluesky_symdenoise.physics.neighbours.structure import lags
 
@@ -57,8 +59,16 @@ class Borrowed:
     ratios: Floats
     exposures: Floats
 
+    def used(self, frame: Frame, lending: Lending) -> Used:
+        """Return what a frame borrowed, for its provenance."""
+        height, width = frame.counts.shape
+        worth = self.evidence.exposure[0, :height, :width].cpu().numpy()[frame.exposure > 0]
+        exposure = float(np.median(worth)) / float(np.median(frame.exposure[frame.exposure > 0])) if worth.size else 0.0
+        rows = zip(lending.rows, self.exposures.tolist(), strict=True)
+        return Used(exposure, tuple((row, each) for row, each in rows if each > 0))
 
-def borrowed(own: Held, rows: Held, offsets: Floats) -> Borrowed | None:
+
+def borrowed(own: Held, rows: Held, offsets: Floats, *, same_flux: bool = False) -> Borrowed | None:
     """Return what rows lend to a frame, or None if that is nothing.
 
     Parameters
@@ -69,8 +79,13 @@ def borrowed(own: Held, rows: Held, offsets: Floats) -> Borrowed | None:
         The lending frames, as one batch.
     offsets
         (row, axis) steps from the borrowing row.
+    same_flux
+        Whether rows are compared as they are, because what they counted is not proportional to the flux: with dark
+        counts, or the variance of read noise.
     """
     ratios = _ratios(own, rows)
+    if same_flux:
+        ratios = np.where(np.isfinite(ratios), 1.0, np.nan)
     usable = np.isfinite(ratios)
     if not usable.any():
         return None

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.denoiser.choices import Choices
 from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.layers import Layers
-from bluesky_symdenoise.denoiser.device.posterior import device_posterior
+from bluesky_symdenoise.denoiser.device.posterior import device_posterior, lent_to
 from bluesky_symdenoise.denoiser.law import law_posterior
 from bluesky_symdenoise.denoiser.released import LAW
 from bluesky_symdenoise.denoiser.weights import Model
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import Frame
+from bluesky_symdenoise.physics.neighbours.lent import Lending, Used
 from bluesky_symdenoise.physics.symmetry import Symmetry
 
 #: Frames with more pixels than this are processed in parts.
@@ -80,6 +81,11 @@ class Engine:
         self._law = algorithm == LAW or not net.architecture.conjugate
         self._layers = Layers(self._net, self.crew)
 
+    @property
+    def borrows(self) -> bool:
+        """Whether photons of other rows can be used."""
+        return not self._law
+
     def environment(self) -> dict[str, Any]:
         """Return what, besides the recipe, decides the last bits: torch, device, dtype, threads."""
         on = self.crew.device
@@ -87,40 +93,53 @@ class Engine:
         return {"torch": torch.__version__, "device": device, "dtype": self.dtype, "threads": self.crew.threads}
 
     def posteriors(
-        self, frames: Sequence[Frame], symmetry: Symmetry, ring: NDArray[np.int64] | None
-    ) -> NDArray[np.float32]:
-        """Return expected counts and standard deviations, (frame, 2, y, x).
+        self,
+        frames: Sequence[Frame],
+        symmetry: Symmetry,
+        ring: NDArray[np.int64] | None,
+        lent: Sequence[Lending | None] = (),
+    ) -> tuple[NDArray[np.float32], list[Used]]:
+        """Return expected counts and standard deviations, (frame, 2, y, x), and what each frame borrowed.
 
         If the device's memory runs out, frames are processed one by one and in parts, and then on the CPU.
         """
         # A crew's threads process parts of a frame; only the law leaves that to the operators.
         with _ONE_AT_A_TIME, _operators(self.crew.threads if self._law else 1), torch.inference_mode():
-            one_by_one: list[Sequence[Frame]] = [[frame] for frame in frames]
-            for part_pixels, batches in ((PART_PIXELS, [frames]), (PART_PIXELS // SMALLER, one_by_one)):
+            lenders = list(lent) or [None] * len(frames)
+            one_by_one = [([frame], [each]) for frame, each in zip(frames, lenders, strict=True)]
+            for part_pixels, batches in ((PART_PIXELS, [(frames, lenders)]), (PART_PIXELS // SMALLER, one_by_one)):
                 try:
-                    return np.concatenate(
-                        [self._on(self._layers, part_pixels, batch, symmetry, ring) for batch in batches]
-                    )
+                    parts = [self._on(self._layers, part_pixels, *batch, symmetry, ring) for batch in batches]
+                    return np.concatenate([part for part, _ in parts]), [used for _, each in parts for used in each]
                 except torch.OutOfMemoryError as error:
                     on = self.crew.device
                     log.warning("%s: %s; the frame is tried in smaller pieces, then on the CPU", on, error)
                 if self.crew.device.type == "cuda":
                     torch.cuda.empty_cache()
             spare = Layers(copy.deepcopy(self._net).to("cpu"), Crew(torch.device("cpu"), self.crew.threads))
-            return self._on(spare, PART_PIXELS, frames, symmetry, ring)
+            return self._on(spare, PART_PIXELS, frames, lenders, symmetry, ring)
 
     def _on(
         self,
         layers: Layers,
         part_pixels: int,
         frames: Sequence[Frame],
+        lent: Sequence[Lending | None],
         symmetry: Symmetry,
         ring: NDArray[np.int64] | None,
-    ) -> NDArray[np.float32]:
+    ) -> tuple[NDArray[np.float32], list[Used]]:
         choices = Choices(self.views, self.sums == "agree", ring, part_pixels)
         if self._law:
-            return np.stack([law_posterior(layers.net, frame, symmetry, choices) for frame in frames])
-        return device_posterior(layers, frames, symmetry, choices)
+            out = np.stack([law_posterior(layers.net, frame, symmetry, choices) for frame in frames])
+            return out, [Used()] * len(frames)
+        found = [
+            None if each is None else lent_to(layers, frame, each) for frame, each in zip(frames, lent, strict=True)
+        ]
+        used = [
+            Used() if each is None or lending is None else each.used(frame, lending)
+            for frame, lending, each in zip(frames, lent, found, strict=True)
+        ]
+        return device_posterior(layers, frames, symmetry, choices, found), used
 
 
 def _callers_threads() -> int:

@@ -12,14 +12,19 @@ from torch import Tensor
 
 from bluesky_symdenoise.denoiser.choices import Choices
 from bluesky_symdenoise.denoiser.device.answer import Prior, posterior, result
-from bluesky_symdenoise.denoiser.device.frame import Held, alike, held
+from bluesky_symdenoise.denoiser.device.borrow import Borrowed, borrowed
+from bluesky_symdenoise.denoiser.device.frame import Held, Kind, alike, held
 from bluesky_symdenoise.denoiser.device.gate import Evidence, gated_mates
 from bluesky_symdenoise.denoiser.device.inputs import Inputs
 from bluesky_symdenoise.denoiser.device.layers import Layers
 from bluesky_symdenoise.denoiser.device.rings import ring_mates
 from bluesky_symdenoise.denoiser.sums import agreeing
 from bluesky_symdenoise.physics.frame import Frame
+from bluesky_symdenoise.physics.neighbours.lent import Lending
 from bluesky_symdenoise.physics.symmetry import Symmetry
+
+#: Exposures that networks were trained with which do not know other rows: of mates and these together.
+OLD_EXPOSURES = 3.0
 
 
 def device_posterior(
@@ -27,6 +32,7 @@ def device_posterior(
     frames: Sequence[Frame],
     symmetry: Symmetry,
     choices: Choices,
+    lent: Sequence[Borrowed | None] = (),
 ) -> NDArray[np.float32]:
     """Return expected counts and standard deviations, (frame, 2, y, x).
 
@@ -36,17 +42,52 @@ def device_posterior(
         The network, on its device.
     frames
         Frames of one shape.
+    lent
+        What other rows lend to each frame; empty for nothing.
     """
     height, width = frames[0].counts.shape
     out = np.empty((len(frames), 2, height, width), np.float32)
-    for kind, chosen in alike(frames).items():
-        out[chosen] = _posterior(
-            layers, held([frames[index] for index in chosen], layers.crew, kind), symmetry, choices
-        )
+    for kind, alike_ones in alike(frames).items():
+        # A frame's bits do not depend on the frames that it is processed with.
+        borrowing = [index for index in alike_ones if lent and lent[index] is not None]
+        for chosen in (borrowing, [index for index in alike_ones if index not in borrowing]):
+            if chosen:
+                here = held([frames[index] for index in chosen], layers.crew, kind)
+                found = [each for index in chosen if lent and (each := lent[index]) is not None]
+                out[chosen] = _posterior(layers, here, symmetry, choices, _joined(found))
     return out
 
 
-def _posterior(layers: Layers, here: Held, symmetry: Symmetry, choices: Choices) -> NDArray[np.float32]:
+def lent_to(layers: Layers, frame: Frame, lending: Lending) -> Borrowed | None:
+    """Return what other rows lend to a frame, or None if that is nothing; see `borrowed`."""
+    if not len(lending.frames):
+        return None
+    kinds = [Kind.of(each) for each in (frame, *lending.frames)]
+    kind = Kind(all(each.whole for each in kinds), all(each.few for each in kinds))
+    own, others = (held(each, layers.crew, kind) for each in ([frame], lending.frames))
+    return borrowed(own, others, lending.offsets, same_flux=lending.same_flux)
+
+
+def _joined(found: Sequence[Borrowed]) -> Evidence | None:
+    """Return what several frames borrow, as one batch."""
+    if not found:
+        return None
+    evidence = [each.evidence for each in found]
+    return Evidence(torch.cat([each.counts for each in evidence]), torch.cat([each.exposure for each in evidence]))
+
+
+def _as_mates(mates: Evidence | None, lent: Evidence) -> Evidence:
+    """Return mates and other rows together, worth at most `OLD_EXPOSURES`, for a network that knows mates only."""
+    counts, exposure = lent.counts, lent.exposure
+    if mates is not None:
+        counts, exposure = counts + mates.counts, exposure + mates.exposure
+    scale = OLD_EXPOSURES / exposure.clamp(min=OLD_EXPOSURES)
+    return Evidence(counts * scale, exposure * scale)
+
+
+def _posterior(
+    layers: Layers, here: Held, symmetry: Symmetry, choices: Choices, lent: Evidence | None
+) -> NDArray[np.float32]:
     """Return expected counts and standard deviations of frames of one kind."""
     mates = None
     if symmetry.group == "inf" and symmetry.beam_center is not None:
@@ -55,10 +96,13 @@ def _posterior(layers: Layers, here: Held, symmetry: Symmetry, choices: Choices)
         mates = gated_mates(here, symmetry)
     own, mates = _single(Evidence(here.counts, here.exposure)), None if mates is None else _single(mates)
 
-    def prior(own: Evidence, mates: Evidence | None) -> Prior:
-        return layers(Inputs(own, mates, layers.crew), part_pixels=choices.part_pixels)
+    if lent is not None and not layers.net.architecture.lent:
+        mates, lent = _as_mates(mates, lent), None
 
-    found = prior(own, mates) if choices.views == 1 else _averaged(prior, own, mates)
+    def prior(own: Evidence, mates: Evidence | None, lent: Evidence | None) -> Prior:
+        return layers(Inputs(own, mates, layers.crew, lent), part_pixels=choices.part_pixels)
+
+    found = prior(own, mates, lent) if choices.views == 1 else _averaged(prior, own, mates, lent)
     weight, kappa, factor = posterior(own, found, layers.crew)
     if choices.agree:
         mean = found.mean * factor.float()
@@ -68,9 +112,10 @@ def _posterior(layers: Layers, here: Held, symmetry: Symmetry, choices: Choices)
             target.copy_((shape / agreeing(y, n, y, n, shape, rate, choices.ring))[0, 0])
     else:
         weight /= factor.float()
+    others = [each for each in (mates, lent) if each is not None]
     height, width = here.shape
-    out: NDArray[np.float32] = result(own, mates, kappa, weight, layers.crew)[:, :, :height, :width].cpu().numpy()
-    return out
+    out = result(own, others, kappa, weight, layers.crew)[:, :, :height, :width]
+    return np.asarray(out.cpu().numpy())
 
 
 def _single(evidence: Evidence) -> Evidence:
@@ -78,7 +123,7 @@ def _single(evidence: Evidence) -> Evidence:
     return Evidence(evidence.counts.float(), evidence.exposure.float())
 
 
-def _averaged(prior: Callable[[Evidence, Evidence | None], Prior], own: Evidence, mates: Evidence | None) -> Prior:
+def _averaged(prior: Callable[..., Prior], own: Evidence, *others: Evidence | None) -> Prior:
     """Return the mean of priors over quarter turns and their mirror images: of means, and of logarithms of shapes."""
     total = Prior(torch.zeros_like(own.counts), torch.zeros_like(own.counts))
     views = list(product(range(4), (False, True)))
@@ -91,10 +136,9 @@ def _averaged(prior: Callable[[Evidence, Evidence | None], Prior], own: Evidence
         def back(image: Tensor, turns: int = turns, mirrored: bool = mirrored) -> Tensor:
             return torch.rot90(image.flip(1) if mirrored else image, -turns, (1, 2))
 
-        both = (None if each is None else Evidence(turned(each.counts), turned(each.exposure)) for each in (own, mates))
-        seen, other = both
-        assert seen is not None
-        found = prior(seen, other)
+        found = prior(
+            *(None if each is None else Evidence(turned(each.counts), turned(each.exposure)) for each in (own, *others))
+        )
         total.mean.add_(back(found.mean), alpha=1 / len(views))
         total.log_kappa.add_(back(found.log_kappa), alpha=1 / len(views))
     return total

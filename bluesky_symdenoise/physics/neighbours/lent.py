@@ -1,11 +1,16 @@
-"""Raw frame of another row that may lend its photons."""
+"""Frames of other rows that may lend their photons to a frame, and what was borrowed of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.frame import Frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +32,59 @@ class Lent:
     offset: tuple[float, ...]
     row: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.counts.ndim != 2:
-            raise ValueError(f"a lent frame of shape {self.counts.shape}; it must be (y, x)")
+
+@dataclass(frozen=True, eq=False)
+class Lending:
+    """Prepared frames that may lend photons to one frame.
+
+    Attributes
+    ----------
+    frames
+        Frames without their defects.
+    offsets
+        (row, axis) steps from the borrowing row.
+    rows
+        Numbers of the rows, for provenance.
+    same_flux
+        Whether the frames are compared as they are, because what they counted is not proportional to the flux.
+    """
+
+    frames: Sequence[Frame]
+    offsets: NDArray[np.float64]
+    rows: tuple[int | None, ...]
+    same_flux: bool
+
+
+@dataclass(frozen=True)
+class Used:
+    """What one frame borrowed.
+
+    Attributes
+    ----------
+    exposure
+        Effective exposures, in units of the frame's own: the median over its measured pixels.
+    rows
+        Rows that lent something, each with its mean exposure.
+    """
+
+    exposure: float = 0.0
+    rows: tuple[tuple[int | None, float], ...] = ()
+
+
+def as_offsets(lent: Sequence[Lent]) -> NDArray[np.float64]:
+    """Return the steps to rows as an array (row, axis), repeats of the own point as zeros.
+
+    Raises
+    ------
+    SymDenoiseError
+        If they are along different numbers of axes.
+    """
+    axes = max((len(each.offset) for each in lent), default=1)
+    for each in lent:
+        if len(each.offset) != axes and any(each.offset):
+            raise SymDenoiseError(
+                f"a lent frame at the offset {each.offset}",
+                rule=f"others have {axes} steps, one along each scan axis",
+                remedy="give the same number of steps for every row",
+            )
+    return np.array([each.offset if len(each.offset) == axes else (0.0,) * axes for each in lent], float)

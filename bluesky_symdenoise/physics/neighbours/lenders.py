@@ -1,0 +1,104 @@
+"""Frames of a stack, and what each may borrow: from the other frames of the stack, or from frames lent to all."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.defects import Defects
+from bluesky_symdenoise.physics.frame import Frame
+from bluesky_symdenoise.physics.neighbours.lent import Lending, Lent, as_offsets
+from bluesky_symdenoise.physics.neighbours.window import Borrow
+
+
+class Lenders:
+    """Prepare each frame once while it is near, and say what it may borrow.
+
+    Parameters
+    ----------
+    stack
+        Raw frames (frame, y, x): rows of a scan in order if there is a choice, else the exposures of one row, which
+        lend to each other if others lend to them.
+    lent
+        Raw frames of other rows.
+    choice
+        Rows of the stack that may lend to each.
+    prepare
+        Returns a raw frame without its defects, and these.
+    same_flux
+        See `Lending`.
+
+    Raises
+    ------
+    SymDenoiseError
+        If a lent frame has another shape than the stack's.
+    """
+
+    def __init__(
+        self,
+        stack: NDArray[Any],
+        lent: Sequence[Lent],
+        choice: Borrow | None,
+        prepare: Callable[[NDArray[Any]], tuple[Frame, Defects]],
+        *,
+        same_flux: bool,
+    ) -> None:
+        for each in lent:
+            if each.counts.shape != stack.shape[1:]:
+                raise SymDenoiseError(
+                    f"a lent frame of shape {each.counts.shape}",
+                    rule=f"it must have that of the frame that borrows, {stack.shape[1:]}",
+                    remedy="lend frames of the same detector",
+                )
+        self._stack, self._lent, self._choice, self._prepare = stack, lent, choice, prepare
+        self._same_flux = same_flux
+        self._near: OrderedDict[int, tuple[Frame, Defects]] = OrderedDict()
+        self._kept = 1 if choice is None else 2 * choice.reach + 2
+        #: Frames that are lent to every frame of the stack, prepared.
+        self._others = [self._usable(prepare(each.counts)[0]) for each in lent]
+
+    @property
+    def any(self) -> bool:
+        """Whether frames may borrow."""
+        return self._choice is not None or bool(self._lent)
+
+    def frame(self, index: int) -> tuple[Frame, Defects]:
+        """Return a frame of the stack without its defects, and these."""
+        if index not in self._near:
+            self._near[index] = self._prepare(self._stack[index])
+            if self._choice is not None or not self._lent:
+                while len(self._near) > self._kept:
+                    self._near.popitem(last=False)
+        self._near.move_to_end(index)
+        return self._near[index]
+
+    def to(self, index: int) -> Lending | None:
+        """Return the frames that may lend to a frame of the stack; None if there are none."""
+        if self._choice is not None:
+            rows = self._choice.rows(index, len(self._stack))
+            frames = [self._usable(self.frame(each.row)[0]) for each in rows]
+            offsets = np.array([each.offset for each in rows], float)
+            names: list[int | None] = [each.row for each in rows]
+        elif self._lent:
+            repeats = [other for other in range(len(self._stack)) if other != index]
+            frames = [*(self._usable(self.frame(other)[0]) for other in repeats), *self._others]
+            steps = as_offsets(self._lent)
+            offsets = np.concatenate([np.zeros((len(repeats), steps.shape[1])), steps])
+            names = [*(None for _ in repeats), *(each.row for each in self._lent)]
+        else:
+            return None
+        kept = [number for number, frame in enumerate(frames) if frame is not None]
+        if not kept:
+            return None
+        found = [frame for frame in frames if frame is not None]
+        return Lending(found, offsets[kept], tuple(names[number] for number in kept), self._same_flux)
+
+    @staticmethod
+    def _usable(frame: Frame) -> Frame | None:
+        """Return a frame that has counts, else None."""
+        return frame if (frame.exposure > 0).any() and frame.counts.any() else None
