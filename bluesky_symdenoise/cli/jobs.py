@@ -164,6 +164,10 @@ def denoise(
                         else lent_by(series.rows(index, len(stack)), read.readable, shape=stack.shape[1:])
                     )
                     result = denoiser(frame, mask=bad, symmetry=found, beam_center=spare, readout=stated, lent=lent)
+                    if series is not None:
+                        # What each frame borrowed is a dataset; the parameters are the same for all.
+                        result = result.assign(borrowed=result.get("borrowed", ("frame", [0.0])))
+                        result.attrs["borrow"] = series.to_text()
                     bad_pixels += int((result["defect"] > 0).sum())
                 except SymDenoiseError as error:
                     typer.echo(f"symdenoise: frame {index} of {file} is written as NaN: {error}", err=True)

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.special import xlogy
 
 Image = NDArray[np.float64]
 
 #: Weights of the frame's mean rate that raw counts are tried with, and standard deviations of the filter, in pixels.
 WEIGHTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-WIDTHS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+WIDTHS = (0.5, 0.8, 1.25, 2.0, 3.2, 5.0)
 #: Weight of the mean rate in filtered counts, which would otherwise exclude a photon where they are zero.
 _LITTLE = 0.003
 #: Smallest expected counts of a pixel.
@@ -23,7 +22,10 @@ LEAST = 1e-6
 def likelihood(expected: NDArray[Any], counts: Image) -> Image:
     """Return the Poisson log-likelihood of counts without the term that depends on the counts alone."""
     mean = np.maximum(expected, LEAST)
-    return np.asarray(xlogy(counts, mean) - mean)
+    lit = counts > 0
+    gained = -mean
+    gained[lit] += counts[lit] * np.log(mean[lit])
+    return np.asarray(gained)
 
 
 def best_raw(counts: Image, exposure: Image, held: Image) -> tuple[Image, float]:
@@ -53,5 +55,11 @@ def best_gaussian(counts: Image, exposure: Image, valid: NDArray[np.bool_], held
 
 
 def _best(estimates: dict[float, Image], held: Image) -> tuple[Image, float]:
-    best = max(estimates, key=lambda setting: float(likelihood(estimates[setting], held).sum()))
+    lit = held > 0
+
+    def score(setting: float) -> float:
+        mean = np.maximum(estimates[setting], LEAST)
+        return float(held[lit] @ np.log(mean[lit]) - mean.sum())
+
+    best = max(estimates, key=score)
     return estimates[best], best

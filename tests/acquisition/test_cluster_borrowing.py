@@ -20,7 +20,7 @@ from bluesky_symdenoise.files.source import Source
 
 pytestmark = pytest.mark.server
 
-ROWS, SIZE = 12, 64
+ROWS, SIZE = 12, 48
 #: A map of 3 lines that run back and forth.
 SNAKE: dict[str, Any] = {
     "shape": [3, 4],
@@ -32,8 +32,8 @@ SNAKE: dict[str, Any] = {
 
 def frames() -> np.ndarray:
     """Frames (n, y, x) of a ring, of which the first is dark and one has no good pixel."""
-    y, x = (axis - 31.5 for axis in np.ogrid[:SIZE, :SIZE])
-    rate = 0.2 + 2 * np.exp(-((np.hypot(y, x) - 18) ** 2) / 40)
+    y, x = (axis - 23.5 for axis in np.ogrid[:SIZE, :SIZE])
+    rate = 0.2 + 2 * np.exp(-((np.hypot(y, x) - 14) ** 2) / 40)
     counts = np.random.default_rng(8).poisson(rate, (ROWS, SIZE, SIZE)).astype(np.uint32)
     counts[0], counts[7] = 0, np.iinfo(np.uint32).max
     counts.flags.writeable = False

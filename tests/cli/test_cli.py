@@ -210,8 +210,9 @@ class TestDenoise:
 
     def test_files_in_natural_order_are_a_series_of_which_frames_borrow(self, tmp_path: Path) -> None:
         """`denoise 'folder/*' --borrow both` is what the denoiser makes of the whole stack."""
-        rate = 1 + np.exp(-((np.hypot(*(np.ogrid[:64, :96] - np.array([32, 48], object))).astype(float) - 20) ** 2))
-        frames = np.random.default_rng(4).poisson(rate, (5, 64, 96)).astype(np.uint16)
+        y, x = np.ogrid[:48, :64]
+        rate = 1 + 4 * np.exp(-((np.hypot(y - 23.5, x - 31.5) - 14) ** 2) / 20)
+        frames = np.random.default_rng(4).poisson(rate, (5, 48, 64)).astype(np.uint16)
         (tmp_path / "in").mkdir()
         for name, part in (("a2", frames[:1]), ("a10", frames[1:4]), ("a11", frames[4:])):
             np.save(tmp_path / "in" / f"{name}.npy", part)

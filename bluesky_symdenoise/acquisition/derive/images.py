@@ -157,15 +157,13 @@ class ImageDenoiser:
         lent
             Raw frames of other rows, which may lend photons if the recipe says so.
         """
-        settings, work = self._usable(), self._work
-        mask, background = settings.mask, None
+        work = self._work
         readout = self._readout(image, data, time)
         symmetry = self.symmetry(image, data, readout)
-        if work.beamline.has_dark and readout is None:
-            dark = self._fixed_dark or self._darks.before(self._key, time)
-            mask, background = self._backgrounds.of(
-                work.denoiser, dark, seconds=settings.exposure_time(data), mask=mask, symmetry=symmetry
-            )
+        if readout is None:
+            mask, background = self.background(data, time, symmetry)
+        else:
+            mask, background = self._usable().mask, None
         row = denoised_row(
             work.denoiser,
             work.recipe,
@@ -190,6 +188,18 @@ class ImageDenoiser:
             )
         self._made = (row, image) if self._decision.may_doubt(self._with_counts + 1) else None
         return row
+
+    def background(
+        self, data: Mapping[str, Any], time: float | None, symmetry: Symmetry
+    ) -> tuple[NDArray[np.bool_] | None, Background | None]:
+        """Return the mask and the dark of an image of counts with this symmetry, of an event as `row` takes it."""
+        settings, work = self._usable(), self._work
+        if not work.beamline.has_dark:
+            return settings.mask, None
+        dark = self._fixed_dark or self._darks.before(self._key, time)
+        return self._backgrounds.of(
+            work.denoiser, dark, seconds=settings.exposure_time(data), mask=settings.mask, symmetry=symmetry
+        )
 
     def _with_rings(
         self,

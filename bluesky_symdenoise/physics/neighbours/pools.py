@@ -78,7 +78,7 @@ def agreeing_pixels(frame: Frame, row: Frame) -> NDArray[np.bool_]:
     spread = squared / (4 * np.pi * sigma**2)
     spot = ndimage.maximum_filter((value**2 > SPOT_Z**2 * spread) & (spread > 1e-24), size=3, mode="constant")
     fine = _of_pixels(spot, SPOT_BLOCK, frame)
-    agreeing = (symmetry_score(frame, row) <= GATE_Z) & ~(fine & (frame.exposure > 0)) & (row.exposure > 0)
+    agreeing = (symmetry_score(frame, row) <= GATE_Z) & ~fine & (row.exposure > 0)
     return np.asarray(agreeing)
 
 
