@@ -239,3 +239,32 @@ def test_services_read_rings_from_their_toml_file(client: Container, tmp_path: P
     path.write_text("[[analysis]]\ninner = 8\nouter = 28\ncolour = 1\n")
     with pytest.raises(SymDenoiseError, match="there is no argument of that name"):
         read_arguments(path)
+
+
+def still() -> np.ndarray:
+    """Counts (n, y, x) of six exposures of one ring, of which the last has turned by a right angle."""
+    y, x = np.mgrid[:SIZE, :SIZE] - np.array(CENTER)[:, None, None]
+    around = np.arctan2(y, x) - np.deg2rad(np.array([20.0] * 5 + [110.0]))[:, None, None]
+    ring = np.exp(-((np.hypot(y, x) - 18) ** 2) / 12) * (1 + np.cos(2 * around))
+    return np.random.default_rng(3).poisson(0.3 + 1.5 * ring).astype(np.uint32)
+
+
+def test_rows_that_borrow_share_the_counts_of_rings_that_are_alike(
+    client: Container, home: Path, denoiser: Denoiser
+) -> None:
+    """Errors are smaller where the scene stands still; live and replayed columns are the same."""
+    names = ("det_orientation", "det_orientation_sigma", "det_peak_position", "det_peak_position_sigma")
+    past: dict[str, Any] = {"analysis": RINGS[0], "borrow": "past", **OPTIONS}
+    callback = ThreadedDenoiseCallback(client["denoised"], denoiser=denoiser, **past)
+    raw = written(client, step_scan(home / "frames", still()), callback)
+    assert callback.close(timeout=120).ok
+    live = denoised_for(client, raw)
+    again = replay(raw, denoiser=denoiser, **past)
+    alone = replay(raw, denoiser=denoiser, analysis=RINGS[0], **OPTIONS)
+    for name in names:
+        assert np.array_equal(column(live, name), again[name].values, equal_nan=True)
+    smaller = column(live, "det_peak_position_sigma") / alone["det_peak_position_sigma"].values
+    assert smaller[0] == 1
+    assert smaller[4] < 0.8
+    assert smaller[5] == 1
+    assert abs((column(live, "det_orientation")[5] - 110 + 90) % 180 - 90) < 5
