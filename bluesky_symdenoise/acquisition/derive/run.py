@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.deliver.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.derive.call_queue import CallQueue
+from bluesky_symdenoise.acquisition.derive.checks import RowChecks
 from bluesky_symdenoise.acquisition.derive.lending import LendingRows
 from bluesky_symdenoise.acquisition.derive.making import Making
 from bluesky_symdenoise.acquisition.derive.reader import HELD, RunReader
@@ -85,7 +86,7 @@ class DerivedRows(RowTaker):
     ) -> None:
         self._work, self._making, self._environment = work, making or Making(), environment
         self._finished_frame, self._too_late, self._outlet = finished_frame, too_late, outlet
-        self._wanted = work.recipe.rows
+        self._wanted, self._checks = work.recipe.rows, RowChecks(work)
         self._start: Document = {}
         self._calls = CallQueue()
         self._journal: Journal | None = None
@@ -180,6 +181,7 @@ class DerivedRows(RowTaker):
                     for name in dict.fromkeys(name for used in groups.values() for name in _names(used))
                 },
                 **({"doubts": doubts} if doubts else {}),
+                **(self._checks.checked(streams, too_late=self._too_late()) if complete else {}),
                 "seconds": round(clock.perf_counter() - self._begun, 3),
                 "bytes": sum(stream.bytes_written for stream in self._opened.values()),
             },
@@ -298,6 +300,7 @@ class DerivedRows(RowTaker):
                 stream.shapes.setdefault(key, each.intensity.shape)
             if isinstance(each, (Row, CompressedRow)):
                 stream.images[key].note(each, partial(stream.image, key, event), event.columns, event.time)
+        self._checks.take(stream, event, outcomes)
         if not self._making.shapes_known(stream):
             self._shapeless[stream.name] += 1
             if self._shapeless[stream.name] > HELD:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
+from bluesky_symdenoise.acquisition.derive.images import Found, ImageDenoiser
 from bluesky_symdenoise.acquisition.derive.kept import KeptFrames
 from bluesky_symdenoise.acquisition.derive.lending import lent_by
 from bluesky_symdenoise.acquisition.derive.reader import RunReader
@@ -136,6 +136,11 @@ class DeferredImages:
             # As in a derived run, one bad frame must not make the others fail.
             log.warning("row %d of %s/%s is NaN: %s", row, self._stream.name, self._key, error)
             return empty_row(self.shape, self._columns)
+
+    def settings(self, row: int) -> Found:
+        """Return what the run says of the image of a row."""
+        event = self._events[row]
+        return self._images.found(event.columns)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -20,6 +20,8 @@ from bluesky_symdenoise.derived.row import Row, denoised_row
 from bluesky_symdenoise.derived.stated_readout import readout_maps
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape
+from bluesky_symdenoise.physics.dark import Background
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.neighbours.window import Borrow, Scan
 from bluesky_symdenoise.physics.symmetry import Symmetry
@@ -86,14 +88,14 @@ def recompute(
     image, stored = raw[stream][key], TiledRun(raw)
     stored.refuse_other_rows(stream, key, image)
     counts = np.asarray(image[raw_row : raw_row + 1])[0]
-    row = again.row(index, counts, lent=_lent(run, stored, stream, key, index, again.recipe))
+    row = again.row(index, counts, lent=lent_to(run, stored, stream, key, index, again.recipe))
     dims = (*(f"dim_{i}" for i in range(row.intensity.ndim - 2)), "y", "x")
     import xarray as xr
 
     return xr.Dataset({"intensity": (dims, row.intensity), "sigma": (dims, row.sigma)})
 
 
-def _lent(run: BlueskyRun, raw: TiledRun, stream: str, key: str, index: int, recipe: Recipe) -> list[Lent]:
+def lent_to(run: BlueskyRun, raw: TiledRun, stream: str, key: str, index: int, recipe: Recipe) -> list[Lent]:
     """Return the frames that other rows lent to a row of a derived run.
 
     Raises
@@ -201,6 +203,10 @@ class Again:
         named = {"mask": self.mask, "exposure": self.exposure, **readout_maps(self.readout)}
         return {name: array for name, array in named.items() if array is not None}
 
+    def of_row(self, index: int, symmetry: Symmetry) -> tuple[NDArray[Any] | None, Background | None, Readout | None]:
+        """Return mask, background and readout of one row."""
+        return self._recorded.of_row(self.denoiser, index, symmetry)
+
     def row(self, index: int, image: NDArray[Any], *, lent: Sequence[Lent] = ()) -> Row:
         """Return one row as it was stored, from its raw image and those of the rows that lent photons to it.
 
@@ -223,7 +229,7 @@ class Again:
                 remedy="replay the run from its documents",
             )
         symmetry = Symmetry(self.groups[index], self.centers[index], self.fold)
-        mask, background, readout = self._recorded.of_row(self.denoiser, index, symmetry)
+        mask, background, readout = self.of_row(index, symmetry)
         return denoised_row(
             self.denoiser,
             self.recipe,

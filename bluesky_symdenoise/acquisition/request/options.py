@@ -70,10 +70,15 @@ class Options(ImageOptions, total=False):
         Names under which the run's own documents give geometry, masks, doses and darks.
     analysis
         Rings whose orientation, anisotropy and peak become columns of the derived run.
+    self_check
+        ``end``, the default: when the run has ended, a few of its frames are denoised again from half of their
+        photons, and the stop document says what the denoiser was worth. ``off``: it is not done. No pixel, recipe or
+        uid depends on it.
     """
 
     beamline: Beamline | None
     analysis: Ring | Sequence[Ring] | None
+    self_check: str
 
 
 def refuse_unknown(given: Mapping[str, Any], known: type[ImageOptions] = Options) -> None:
@@ -81,6 +86,23 @@ def refuse_unknown(given: Mapping[str, Any], known: type[ImageOptions] = Options
     for name in given:
         if name not in known.__annotations__:
             raise TypeError(f"unexpected keyword argument {name!r}; the options are {', '.join(known.__annotations__)}")
+
+
+def asked_self_check(self_check: str) -> bool:
+    """Return whether a run is checked when it has ended.
+
+    Raises
+    ------
+    SymDenoiseError
+        If it is neither ``end`` nor ``off``.
+    """
+    if self_check not in ("end", "off"):
+        raise SymDenoiseError(
+            f"self_check={str(self_check)[:60]!r}",
+            rule="it must be end (check a few frames when the run has ended) or off",
+            remedy="give end or off, or leave it out",
+        )
+    return self_check == "end"
 
 
 def asked_borrow(borrow: str | None, reach: int | None, *, activity: str) -> Borrow | None:

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.request.beamline import Beamline, dark_from
-from bluesky_symdenoise.acquisition.request.options import Options, asked_borrow, refuse_older, refuse_unknown
+from bluesky_symdenoise.acquisition.request.options import (
+    Options,
+    asked_borrow,
+    asked_self_check,
+    refuse_older,
+    refuse_unknown,
+)
 from bluesky_symdenoise.acquisition.request.place import UNSORTED, Place
 from bluesky_symdenoise.acquisition.request.poni import check_poni
 from bluesky_symdenoise.analysis.ring import Ring, checked_rings
@@ -70,6 +76,8 @@ class Request:
     named
         Rows that were requested one by one: a run without one of them is refused. A slice or a range may go beyond its
         end.
+    self_check
+        Whether a few frames are checked when the run has ended.
     """
 
     model: Denoiser | DenoiserSettings
@@ -84,6 +92,7 @@ class Request:
     analysis: tuple[Ring, ...] = ()
     readout: Readout | None = None
     named: tuple[int, ...] = ()
+    self_check: bool = True
 
     @classmethod
     def asked(
@@ -195,6 +204,7 @@ class Request:
             analysis=rings,
             readout=readout,
             named=() if rows is None or isinstance(rows, slice | range) else tuple(int(row) for row in rows),
+            self_check=asked_self_check(options.get("self_check", "end")),
         )
 
     def refuse_missing(self, held: Mapping[str, int]) -> None:
