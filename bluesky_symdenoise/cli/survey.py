@@ -101,7 +101,8 @@ def survey(
 
 LEGEND = (
     "alone, borrowed: exposure of a raw frame with the same squared error, in units of half the frame's own, and in "
-    "brackets nat/pixel above a Gaussian filter, by held-out photons in a window; borrowed: with four neighbours."
+    "brackets nat/pixel above a Gaussian filter, by held-out photons in a window; borrowed: with four neighbours; >: the "
+    "error is too small to be seen."
 )
 
 
@@ -169,4 +170,7 @@ def _table(rows: list[Surveyed]) -> Any:
 
 
 def _worth(found: Worth | None) -> str:
-    return "" if found is None else f"{found.exposure:.3g} ({found.above_gaussian:+.2g})"
+    if found is None:
+        return ""
+    limit = ">" if found.is_limit else ""
+    return f"{limit}{found.exposure:.3g} ({found.above_gaussian:+.2g})"

@@ -37,6 +37,11 @@ class Worth:
     above_gaussian: float
 
     @property
+    def is_limit(self) -> bool:
+        """Whether the squared error is not seen below the noise of the held-out counts."""
+        return not self.exposure_error < self.exposure
+
+    @property
     def decibel(self) -> float:
         """The exposure in dB of squared error."""
         return float(10 * np.log10(self.exposure))
