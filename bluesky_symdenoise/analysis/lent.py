@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import chdtri, ndtri
 
 from bluesky_symdenoise.analysis.annulus import Annulus, Values
 from bluesky_symdenoise.analysis.estimate import SIZE, Estimate, Observed, from_counts, from_sums
@@ -172,7 +172,7 @@ def _cells_agree(annulus: Annulus, own: _Row, other: _Row) -> bool:
         z = np.abs(difference) / np.sqrt(variance)
         chi = float((z**2).sum())
         chance = FALSE_ALARM / len(CELLS) / 2
-        if z.max() > stats.norm.isf(chance / 2 / len(z)) or chi > stats.chi2.isf(chance, len(z)):
+        if z.max() > -ndtri(chance / 2 / len(z)) or chi > chdtri(len(z), chance):
             return False
     return True
 

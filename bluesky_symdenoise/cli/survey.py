@@ -101,8 +101,8 @@ def survey(
 
 LEGEND = (
     "alone, borrowed: exposure of a raw frame with the same squared error, in units of half the frame's own, and in "
-    "brackets nat/pixel above a Gaussian filter, by held-out photons in a window; borrowed: with four neighbours; >: the "
-    "error is too small to be seen."
+    "brackets nat/pixel above a Gaussian filter, by held-out photons in a window; borrowed: with four neighbours; "
+    ">: the error is too small to be seen."
 )
 
 
