@@ -163,9 +163,8 @@ class _Window:
         own = self._own_counts, self._own_exposure
         wide = Pools(*(halved(each) for each in (*own, counts, exposure)), block=BLOCK, windows=WINDOWS, limit=GATE_Z)
         wide.against_others()
-        wide.sides(torch.tensor(sides(offsets), device=use.device))
-        rank = np.argsort(np.argsort(np.linalg.norm(offsets, axis=1), kind="stable"), kind="stable")
-        wide.far(torch.tensor(rank, device=use.device))
+        wide.sides(sides(offsets))
+        wide.far(np.linalg.norm(offsets, axis=1).round(9), sides(offsets))
         spots = Pools(*own, counts, exposure, block=SPOT_BLOCK, windows=(SPOT_WINDOW,), limit=SPOT_Z)
         spots.against_others()
         use *= repeated(wide.staying(), BLOCK // SPOT_BLOCK) * spots.staying(around=True)

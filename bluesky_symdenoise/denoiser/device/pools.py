@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bluesky_symdenoise.denoiser.device.windows import windowed
@@ -73,25 +74,33 @@ class Pools:
             pool = (total - counts[part]).clamp_(min=0), others
             stay *= self._apart((counts[part], exposure[part]), pool)[0] <= self._limit
 
-    def sides(self, side: Tensor) -> None:
+    def sides(self, side: NDArray[np.int64]) -> None:
         """Where the rows before and after differ, leave out those that differ more from the frame."""
-        before, after = side < 0, side > 0
-        if not (bool(before.any()) and bool(after.any())):
+        if not ((side < 0).any() and (side > 0).any()):
             return
+        before, after = self._chosen(side < 0), self._chosen(side > 0)
         differ = self._apart(self._of(before), self._of(after)) > self._limit
         away = [self._apart(self._own, self._of(chosen)) for chosen in (before, after)]
         for chosen, worse in ((before, away[0] > away[1]), (after, away[0] <= away[1])):
             self._stay[chosen] *= ~(differ & worse)
 
-    def far(self, rank: Tensor) -> None:
-        """Leave out rows further away where they differ from the nearest ones with the frame."""
+    def far(self, distance: NDArray[np.float64], side: NDArray[np.int64]) -> None:
+        """Leave out rows further away on one side where they differ from the nearest ones with the frame."""
+        steps = np.unique(distance)
         for nearest in NEAR:
-            far = rank >= nearest
-            if not bool(far.any()):
+            if nearest >= len(steps):
                 return
-            counts, exposure = self._of(~far)
+            limit = steps[nearest]
+            counts, exposure = self._of(self._chosen(distance < limit))
             near = counts + self._own[0], exposure + self._own[1]
-            self._stay[far] *= self._apart(near, self._of(far)) <= self._limit
+            for which in np.unique(side):
+                far = (distance >= limit) & (side == which)
+                if far.any():
+                    chosen = self._chosen(far)
+                    self._stay[chosen] *= self._apart(near, self._of(chosen)) <= self._limit
+
+    def _chosen(self, rows: NDArray[np.bool_]) -> Tensor:
+        return torch.from_numpy(rows).to(self._stay.device)
 
     def staying(self, *, around: bool = False) -> Tensor:
         """Return 1 in blocks where a row may stay, (row, y, x) float32; 0 also around the others if asked for."""

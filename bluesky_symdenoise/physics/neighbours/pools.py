@@ -26,7 +26,7 @@ Pool = tuple[Floats, Floats]
 #: Scores from which on a few pixels of a row differ from those of the frame or of other rows; and of all rows together
 #: from the frame's.
 SPOT_Z, OWN_SPOT_Z = 3.5, 2.75
-#: Numbers of nearest rows whose sum, with the borrowing row, is compared with that of the rows further away.
+#: Numbers of nearest distances whose rows, with the borrowing row, are compared with those further away on one side.
 NEAR = (1, 2, 4)
 #: Least share of a frame's counts where a row must agree with it to be of the same scene.
 LEAST_ALIKE = 0.5
@@ -86,8 +86,9 @@ def agreeing_rows(frame: Frame, rows: Sequence[Frame], offsets: Floats) -> NDArr
     """Return where each row may lend to a frame, (row, y, x).
 
     A row must agree with the frame (`agreeing_pixels`) and with the pool of the other rows. Where the rows before and
-    after the frame differ, those stay that differ less from it. Rows further away must agree with the nearest ones and
-    the frame together. Rows that agree with the frame where it has less than half of its counts lend nothing.
+    after the frame differ, those stay that differ less from it. Rows further away on one side must agree with the
+    nearest ones and the frame together. Rows that agree with the frame where it has less than half of its counts lend
+    nothing.
 
     Parameters
     ----------
@@ -98,11 +99,11 @@ def agreeing_rows(frame: Frame, rows: Sequence[Frame], offsets: Floats) -> NDArr
     """
     use = np.stack([agreeing_pixels(frame, row) for row in rows])
     side = sides(offsets)
-    rank = np.argsort(np.argsort(np.linalg.norm(offsets, axis=1), kind="stable"), kind="stable")
+    distance = np.linalg.norm(offsets, axis=1).round(9)
     wide = _Pools(frame, rows, use, BLOCK, WINDOWS, GATE_Z)
     wide.against_others()
     wide.sides(side)
-    wide.far(rank)
+    wide.far(distance, side)
     spots = _Pools(frame, rows, use, SPOT_BLOCK, (SPOT_WINDOW,), SPOT_Z)
     spots.against_others()
     around = ndimage.minimum_filter(spots.stay, size=(1, 3, 3), mode="nearest")
@@ -187,15 +188,19 @@ class _Pools:
         self.stay[before] &= ~(differ & (away[0] > away[1]))
         self.stay[after] &= ~(differ & (away[0] <= away[1]))
 
-    def far(self, rank: NDArray[np.int64]) -> None:
-        """Leave out rows further away where they differ from the nearest ones with the frame."""
+    def far(self, distance: Floats, side: NDArray[np.int64]) -> None:
+        """Leave out rows further away on one side where they differ from the nearest ones with the frame."""
+        steps = np.unique(distance)
         for nearest in NEAR:
-            far = rank >= nearest
-            if not far.any():
+            if nearest >= len(steps):
                 return
-            counts, exposure = self.of(~far)
+            limit = steps[nearest]
+            counts, exposure = self.of(distance < limit)
             near = counts + self.own[0], exposure + self.own[1]
-            self.stay[far] &= self.apart(near, self.of(far)) <= self.limit
+            for which in np.unique(side):
+                far = (distance >= limit) & (side == which)
+                if far.any():
+                    self.stay[far] &= self.apart(near, self.of(far)) <= self.limit
 
 
 def _of_pixels(blocks: NDArray[np.bool_], block: int, frame: Frame) -> NDArray[np.bool_]:
