@@ -21,6 +21,7 @@ from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.neighbours.lenders import Lenders
 from bluesky_symdenoise.physics.neighbours.lent import Lending, Lent, Used
+from bluesky_symdenoise.physics.neighbours.prepared import PreparedFrames
 from bluesky_symdenoise.physics.neighbours.window import REACH, Borrow
 from bluesky_symdenoise.physics.symmetry import (
     Symmetry,
@@ -100,6 +101,7 @@ class Denoiser:
             model, device=device, threads=threads, dtype=dtype, views=views, sums=sums, algorithm=self.algorithm
         )
         self.model, self.dtype = model, dtype
+        self._prepared = PreparedFrames()
         #: Device and threads as requested, because another computer may resolve them differently.
         self.asked = (device, threads)
         self.device, self.threads = self._engine.crew.device, self._engine.crew.threads
@@ -198,7 +200,7 @@ class Denoiser:
         readout: Readout | None = None,
         borrow: str | None = None,
         borrow_reach: int = REACH,
-        lent: Sequence[Lent] = (),
+        lent: Sequence[Lent] | None = None,
     ) -> xr.Dataset:
         """Denoise frames of photon counts, or of an integrating detector whose readout is given.
 
@@ -233,7 +235,8 @@ class Denoiser:
         borrow_reach
             Number of rows on each side.
         lent
-            Frames of other rows that may lend photons to the frames given, which are one row.
+            Frames of other rows that may lend photons to the frames given, which are one row and lend to each other
+            as well; an empty list if there is no other row, None for no borrowing.
 
         Returns
         -------
@@ -252,13 +255,13 @@ class Denoiser:
             If the input cannot be used.
         """
         choice = Borrow.asked(borrow, borrow_reach)
-        if choice is not None and lent:
+        if choice is not None and lent is not None:
             raise SymDenoiseError(
                 f"borrow={borrow!r} and lent frames",
                 rule="the frames given are rows that lend to each other, or one row that others lend to",
                 remedy="give one of them",
             )
-        if (choice is not None or lent) and not self._engine.borrows:
+        if (choice is not None or lent is not None) and not self._engine.borrows:
             raise SymDenoiseError(
                 f"borrowing with algorithm {self.algorithm} and model {self.model.name}",
                 rule="photons of other rows are used from algorithm 7 on, with a conjugate head",
@@ -296,12 +299,18 @@ class Denoiser:
             found = self._defects(frame)
             return without(frame, found.mask), found
 
+        def kept(image: NDArray[Any]) -> tuple[Frame, Defects]:
+            return self._prepared.get(image, prepared, mask=bad, exposure=n)
+
         ring = self._rings(shape, resolved, beam_center)
         intensity = np.empty(stack.shape, np.float32)
         sigma = np.empty(stack.shape, np.float32)
         defect = np.zeros(stack.shape, np.uint8)
         frames: list[Frame] = []
-        lenders = Lenders(stack, lent, choice, prepared, same_flux=background is not None or readout is not None)
+        same_flux = background is not None or readout is not None
+        lenders = Lenders(
+            stack, lent, choice, kept if lent is not None and readout is None else prepared, same_flux=same_flux
+        )
         lending: list[Lending | None] = []
         used: list[Used] = []
         for index, image in enumerate(stack):

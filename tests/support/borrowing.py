@@ -23,12 +23,15 @@ def digest(image: Any) -> str:
 class Remembering(Denoiser):
     """A denoiser that remembers what it was lent for each frame."""
 
-    lents: Lents
-
     def __call__(self, counts: Any, *, lent: Any = (), **options: Any) -> Any:
-        self.lents = getattr(self, "lents", {})
-        self.lents[digest(counts)] = [(each.row, each.offset, digest(each.counts)) for each in lent]
+        self._all = getattr(self, "_all", {})
+        self._all[digest(counts)] = [(each.row, each.offset, digest(each.counts)) for each in lent]
         return super().__call__(counts, lent=lent, **options)
+
+    def lents(self, frames: np.ndarray) -> Lents:
+        """What it was lent for those of these frames that it denoised, in that order; a self-check has others."""
+        known = {digest(frame) for frame in frames}
+        return {name: lent for name, lent in getattr(self, "_all", {}).items() if name in known}
 
 
 def drifting(n: int, size: int = 40) -> np.ndarray:

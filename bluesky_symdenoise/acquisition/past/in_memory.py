@@ -114,6 +114,8 @@ class DeferredImages:
         self._lenders = lenders
         #: Images that lent already, which are not read again for the next row as long as they fit into memory.
         self._kept = KeptFrames(lambda: Path(tempfile.gettempdir()))
+        #: Rows that could not be read to lend, which is tried once.
+        self._unreadable: set[int] = set()
         self._images = stream.images[key]
         #: State of the decisions before each row, up to the row after which nothing changes.
         self._before: list[ImageDenoiser] = []
@@ -164,9 +166,12 @@ class DeferredImages:
         held = self._kept.get(self._key, row)
         if held is not None:
             return held
+        if row in self._unreadable:
+            return None
         try:
             image = self._read(row)
         except Exception as error:
+            self._unreadable.add(row)
             log.warning("row %d of %s/%s lends nothing: %s", row, self._stream.name, self._key, error)
             return None
         self._kept.keep(self._key, row, image, readable=True)
