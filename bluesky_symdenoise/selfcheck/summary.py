@@ -19,6 +19,7 @@ from bluesky_symdenoise.selfcheck.values import (
     NOT_TESTABLE,
     ImageCheck,
     Measured,
+    Neighbour,
     Residual,
     Spots,
     Stratum,
@@ -48,7 +49,9 @@ def summarised(
     shape
         Shape (y, x) of the frames.
     """
-    joined = {name: np.concatenate([each[name] for each in tables]) for name in tables[0]}
+    # A row without a neighbour has no table of it.
+    names = dict.fromkeys(name for each in tables for name in each)
+    joined = {name: np.concatenate([each[name] for each in tables if name in each]) for name in names}
     draw = _Bootstrap(joined, chance)
     pixels, total = joined["pixels"], joined["pixels"].sum(axis=0)
     if len(pixels) < LEAST_BLOCKS or total[1] < 100 or total[3] < 100:
@@ -72,6 +75,11 @@ def summarised(
         "residual": _residual(joined, draw, shape),
     }
     reasons = _doubts(**found)
+    near = None
+    if "neighbour" in joined:
+        near = Neighbour(draw.ratio("neighbour", 1, 0, scale=1000.0), draw.errors("neighbour", 2, 3))
+        if near.gain and near.gain.value < LEAST_GAIN and near.gain.value + SURE * near.gain.error < 0:
+            reasons = (*reasons, f"borrowing predicts a neighbour worse than the frame alone: {near.gain} millinat")
     return ImageCheck(
         chance.stream,
         chance.data_key,
@@ -82,6 +90,7 @@ def summarised(
         pixels=int(total[0]),
         counts=float(total[2] / total[0]),
         **found,
+        neighbour=near,
     )
 
 

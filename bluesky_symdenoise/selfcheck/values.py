@@ -125,6 +125,22 @@ class Spots:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """Judgement of rows that borrow by the nearest row, which was left out of the evidence, at the full exposure.
+
+    Attributes
+    ----------
+    gain
+        Gain in the log-likelihood of its counts over the frame alone, in millinat per pixel.
+    ratio
+        Observed over stated error, less the structure function.
+    """
+
+    gain: Measured
+    ratio: Measured
+
+
+@dataclass(frozen=True)
 class Residual:
     """Held-out counts minus expected ones.
 
@@ -167,6 +183,8 @@ class ImageCheck:
         Error of the sums of boxes and rings over the quadratic sum of sigma.
     structure, spots
         What a sham test kept, lost and invented.
+    neighbour
+        What a neighbouring row says that was left out; None where nothing was borrowed.
     """
 
     stream: str
@@ -184,6 +202,7 @@ class ImageCheck:
     structure: tuple[Structure, ...] = ()
     spots: Spots | None = None
     residual: Residual | None = None
+    neighbour: Neighbour | None = None
 
     @property
     def name(self) -> str:
@@ -201,7 +220,9 @@ class ImageCheck:
         plain |= {"reasons": list(self.reasons), "rows": list(self.rows), "of_rows": self.of_rows}
         if self.flux is None or self.spots is None or self.residual is None:
             return plain
-        spots, residual = self.spots, self.residual
+        spots, residual, near = self.spots, self.residual, self.neighbour
+        if near is not None:
+            plain["neighbour"] = [near.gain.to_plain(), near.ratio.to_plain()]
         return plain | {
             "pixels": self.pixels,
             "counts": _short(self.counts),
@@ -249,7 +270,7 @@ class ImageCheck:
             return cls(**said)
         there, kept, *numbers = stored["spots"]
         lost, invented, by_noise = map(int, numbers)
-        residual = stored["residual"]
+        residual, near = stored["residual"], stored.get("neighbour")
         return cls(
             **said,
             pixels=int(stored["pixels"]),
@@ -281,6 +302,7 @@ class ImageCheck:
                 None if residual["p"] is None else float(residual["p"]),
                 tuple((int(lag), Measured.from_plain(each)) for lag, each in residual["correlation"]),
             ),
+            neighbour=None if near is None else Neighbour(*map(Measured.from_plain, near)),
         )
 
 

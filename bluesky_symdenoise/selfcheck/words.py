@@ -46,6 +46,9 @@ def figures(image: ImageCheck) -> Iterator[tuple[str, str]]:
     for structure in image.structure:
         name = f"sham test: contrast kept of structure of {structure.pixels} pixels"
         yield name, f"{structure.kept}; noise left {structure.noise_left}"
+    if image.neighbour is not None:
+        yield "likelihood of a neighbour left out above the frame alone", f"{image.neighbour.gain} millinat per pixel"
+        yield "observed over stated error by that neighbour, full exposure", str(image.neighbour.ratio)
     spots = image.spots
     yield (
         "sham test: spots",
@@ -132,6 +135,11 @@ def _judged(image: ImageCheck, *, alone: bool) -> Sequence[str]:
         said.append(
             "In a sham test, in which the denoised frame was drawn anew with Poisson noise and denoised again, errors "
             f"were {_joined(shams)} times the stated ones."
+        )
+    if image.neighbour is not None and image.neighbour.gain:
+        said.append(
+            "At the full exposure, the counts of the nearest frame, left out of the evidence, were predicted "
+            f"{image.neighbour.gain} millinat per pixel better than by the frame alone."
         )
     sums = [f"{each.sham} for {each.name}" for each in image.sums if each.sham]
     if sums:

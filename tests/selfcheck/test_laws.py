@@ -15,6 +15,7 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.selfcheck.chance import Chance, number_checked, thinned
+from bluesky_symdenoise.selfcheck.heldout import neighbour_table
 from bluesky_symdenoise.selfcheck.row import Way, checked_row
 from bluesky_symdenoise.selfcheck.summary import summarised
 from bluesky_symdenoise.selfcheck.values import ImageCheck, Measured, SelfCheck
@@ -209,9 +210,31 @@ def test_lent_frames_are_thinned_as_their_own_rows_are_and_the_frame_alone_is_co
     other = frame(1)
     found = checked(borrowing, frame(), lent=[Lent(other, (-1.0,), row=6)])
     assert found.gains["the frame alone"].value == 0
+    # The frame, its input half, and the frame without its only lender: that lends nothing.
     assert len(seen) == 2
+    assert found.neighbour is not None
+    assert found.neighbour.gain.value == 0
     np.testing.assert_array_equal(seen[0], other)
     np.testing.assert_array_equal(seen[1], thinned(other, CHANCE.generator("thinning 0", 6)))
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_neighbour_left_out_judges_the_full_exposure_less_what_differs_between_the_scenes(changed: bool) -> None:
+    rng = np.random.default_rng(8)
+    rate = rng.gamma(KAPPA, RATE / KAPPA, SHAPE)
+    counts = rng.poisson(rate)
+    other = rate * np.exp(rng.normal(0, 0.3, SHAPE)) if changed else 1.5 * rate
+    table = neighbour_table(
+        counts.astype(float),
+        rng.poisson(other).astype(float),
+        (counts + KAPPA) / (1 + KAPPA / RATE),
+        np.sqrt(counts + KAPPA) / (1 + KAPPA / RATE),
+        np.full(SHAPE, RATE),
+        np.ones(SHAPE, bool),
+    )
+    total = table.sum(axis=0)
+    assert total[1] > 0
+    assert np.sqrt(total[2] / total[3]) == pytest.approx(1, abs=0.1)
 
 
 def test_the_exposures_of_a_row_lend_to_each_other_only_where_frames_borrow() -> None:

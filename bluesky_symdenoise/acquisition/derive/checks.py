@@ -17,6 +17,7 @@ from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.request.request import Request
 from bluesky_symdenoise.derived.columns import BORROWED_FROM, rows_text
 from bluesky_symdenoise.derived.row import CompressedRow, Row
+from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.selfcheck.chance import MOST_ROWS, Chance, number_checked
@@ -31,6 +32,7 @@ Document = dict[str, Any]
 #: Reasons that nothing is said of an image.
 INTEGRATING = "photons can be held out of counts, not of the signal of an integrating detector: measure repeats"
 GONE = "the rows that lent photons are not at hand any more: use bluesky_symdenoise.self_check(run)"
+NOT_COUNTS = "these may be no photon counts"
 NO_COUNTS = "no frame with counts was denoised"
 
 
@@ -61,6 +63,7 @@ class Kept:
     row: int
     packed: Packed
     mask: NDArray[np.bool_] | None
+    background: Background | None
     symmetry: Symmetry
     lenders: tuple[tuple[Packed, tuple[float, ...], int | None], ...] | None = None
 
@@ -131,7 +134,7 @@ class RowChecks:
             place,
             row,
             Packed.of(image),
-            images.background(event.columns, event.time, symmetry)[0],
+            *images.background(event.columns, event.time, symmetry),
             symmetry,
             None if lending is None else tuple((Packed.of(each.counts), each.offset, each.row) for each in lent),
         )
@@ -162,6 +165,8 @@ class RowChecks:
         chance, rows = self._chance(stream.run, *name), self._could[name]
         if why := self._refused.get(name):
             return not_testable(chance, why, of_rows=rows)
+        if doubt := stream.images[key].doubt:
+            return not_testable(chance, f"{NOT_COUNTS}: {doubt}", of_rows=rows)
         kept = sorted(self._kept.get(name, ())[: number_checked(rows)], key=lambda each: each.row)
         if not kept:
             return not_testable(chance, NO_COUNTS)
@@ -176,7 +181,7 @@ def image_check(asked: Request, chance: Chance, kept: Sequence[Kept], of_rows: i
     """Return the self-check of one image from the raw images that were kept, in the order of their rows."""
     tables = []
     for each in kept:
-        way = Way(asked.denoiser, each.symmetry, each.mask, asked.exposure, asked.recipe.beam_center)
+        way = Way(asked.denoiser, each.symmetry, each.mask, asked.exposure, asked.recipe.beam_center, each.background)
         found = checked_row(each.packed.image, way, chance, each.row, each.lent)
         tables += [] if found is None else [found]
     rows = [each.row for each in kept]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluesky_symdenoise.acquisition.derive.checks import INTEGRATING, NO_COUNTS
+from bluesky_symdenoise.acquisition.derive.checks import INTEGRATING, NO_COUNTS, NOT_COUNTS
 from bluesky_symdenoise.acquisition.past.recompute import Again, lent_to, recorded_denoiser
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun
 from bluesky_symdenoise.catalog.find.query import raw_for
@@ -63,16 +63,19 @@ def _image_check(run: BlueskyRun, stream: str, key: str, denoiser: Denoiser) -> 
         return not_testable(chance, NO_COUNTS)
     if again.readout is not None:
         return not_testable(chance, INTEGRATING, of_rows=len(could))
+    doubts = dict((run.metadata.get("stop") or {}).get("provenance") or {}).get("doubts") or {}
+    if doubt := doubts.get(f"{stream}/{key}"):
+        return not_testable(chance, f"{NOT_COUNTS}: {doubt}", of_rows=len(could))
     rows, tables, shape = chance.rows(could), [], (0, 0)
     for row in rows:
         index = could[row]
         symmetry = Symmetry(again.groups[index], again.centers[index], again.fold)
-        mask, _, readout = again.of_row(index, symmetry)
+        mask, background, readout = again.of_row(index, symmetry)
         if readout is not None:
             return not_testable(chance, INTEGRATING, of_rows=len(could))
         counted: Any = np.asarray(image[row : row + 1])[0]
         shape = (counted.shape[-2], counted.shape[-1])
-        way = Way(denoiser, symmetry, mask, again.exposure, recipe.beam_center)
+        way = Way(denoiser, symmetry, mask, again.exposure, recipe.beam_center, background)
         lent = None if recipe.borrow is None else lent_to(run, stored, stream, key, index, recipe)
         found = checked_row(counted, way, chance, row, lent)
         tables += [] if found is None else [found]
