@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.symmetry import Symmetry, center_without
-from bluesky_symdenoise.selfcheck.blocks import Table
+from bluesky_symdenoise.selfcheck.blocks import Table, block_index, summed
 from bluesky_symdenoise.selfcheck.chance import SHARE, Chance, drawn, thinned
-from bluesky_symdenoise.selfcheck.heldout import Halves, heldout_tables, neighbour_table
+from bluesky_symdenoise.selfcheck.heldout import Halves, error_tables, heldout_tables, neighbour_table
+from bluesky_symdenoise.selfcheck.peers import LEAST
 from bluesky_symdenoise.selfcheck.sham import sham_tables
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class Way:
         Beam centre (y, x) that was given, if any.
     background
         Expected dark counts. They are added again to what is denoised: the photons of the dark are counted, too.
+    readout
+        Readout of an integrating detector; None for counts.
     """
 
     denoiser: Denoiser
@@ -46,6 +50,7 @@ class Way:
     exposure: NDArray[np.float64] | None = None
     beam_center: tuple[float, float] | None = None
     background: Background | None = None
+    readout: Readout | None = None
 
     def denoised(
         self, counts: NDArray[Any], bad: NDArray[np.bool_], lent: Sequence[Lent] = (), *, share: float = 1.0
@@ -66,6 +71,7 @@ class Way:
             beam_center=center_without(self.symmetry, self.beam_center),
             lent=lent,
             background=dark,
+            readout=self.readout,
         )
         intensity, sigma = (made[name].values.astype(np.float64) for name in ("intensity", "sigma"))
         if dark is not None:
@@ -132,6 +138,38 @@ def checked_row(
     if others:
         tables["neighbour"] = _neighbour(frames[0], bad, way, lent, others[0])
     return tables
+
+
+def repeated_row(image: NDArray[Any], way: Way, lent: Sequence[Lent] | None = None) -> dict[str, Table] | None:
+    """Return the tables of a row of an integrating detector: its second exposure judges the first, denoised.
+
+    Signal cannot be thinned. Both exposures have the same scene, and each pixel of the second has the variance
+    photons + noise^2, from which the squared error of the first is found as from held-out counts.
+
+    Parameters
+    ----------
+    image
+        Signal (exposures, ..., y, x), at least two.
+    lent
+        Raw frames of other rows that may lend; the second exposure lends nothing here.
+    """
+    assert way.readout is not None
+    frames = image.reshape(-1, *image.shape[-2:])
+    shape = (image.shape[-2], image.shape[-1])
+    photons, bad = way.readout.measured(frames[1])
+    _, unread = way.readout.measured(frames[0])
+    bad = bad | unread | as_mask(way.mask, shape)
+    expected, sigma, defect = way.denoised(frames[0], bad, lent or ())
+    valid = ~bad & ~defect & np.isfinite(expected) & (sigma > 0) & (way.symmetry.exposure(way.exposure, shape) > 0)
+    if np.count_nonzero(valid) < 64:
+        return None
+    noise = np.broadcast_to(np.square(way.readout.noise), shape)
+    block, number = block_index(shape)
+    z, m = photons[valid], expected[valid]
+    first = way.readout.photons(frames[0])[valid]
+    center = way.symmetry.beam_center or way.beam_center
+    tables = error_tables(z - m, z + noise[valid], sigma[valid] ** 2, np.maximum(m, LEAST), valid, center)
+    return {"pixels": summed(block[valid], number, np.ones_like(z), z, m, first), **tables}
 
 
 def _neighbour(counts: NDArray[Any], bad: NDArray[np.bool_], way: Way, lent: Sequence[Lent], left_out: Lent) -> Table:

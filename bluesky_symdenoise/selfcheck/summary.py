@@ -31,6 +31,7 @@ from bluesky_symdenoise.selfcheck.values import (
 OVER = ("raw counts", "a Gaussian filter", "the frame alone")
 #: Largest standard error of a ratio of errors, relative to the ratio or 1: beyond, the held-out photons do not tell.
 MOST_ERROR = 0.3
+NO_SHAM = "a sham test needs counts"
 #: Fewest pixels of a stratum.
 LEAST_PIXELS = 200
 #: Standard errors by which a figure must be off, and how far, to be doubtful.
@@ -45,7 +46,7 @@ def summarised(
     Parameters
     ----------
     tables
-        Of each frame that was checked, those of `heldout_tables` and `sham_tables`.
+        Of each frame that was checked, those of `heldout_tables` and `sham_tables`, or those of a repeat.
     shape
         Shape (y, x) of the frames.
     """
@@ -63,16 +64,19 @@ def summarised(
     }
     named = {f"boxes of {side} x {side} pixels": f"box {side}" for side in BOXES} | {"rings": "rings"}
     sums = (Sums(name, draw.errors(table, 0, 1), draw.errors(f"sham {table}", 0, 1)) for name, table in named.items())
+    counted = "structure" in joined
     found: dict[str, Any] = {
         "gains": gains,
         "flux": draw.ratio("pixels", 2, 1),
         "strata": _strata(joined, draw),
         "sums": tuple(sums),
         "structure": tuple(
-            Structure(size, draw.kept(4 * number), draw.left(4 * number)) for number, size in enumerate(SIZES)
+            Structure(size, draw.kept(4 * number), draw.left(4 * number))
+            for number, size in enumerate(SIZES)
+            if counted
         ),
-        "spots": _spots(joined["spots"]),
-        "residual": _residual(joined, draw, shape),
+        "spots": _spots(joined["spots"]) if counted else None,
+        "residual": _residual(joined, draw, shape) if counted else None,
     }
     reasons = _doubts(**found)
     near = None
@@ -125,6 +129,8 @@ class _Bootstrap:
         The observed square may be negative, because the noise of the held-out counts was taken from it.
         """
         if name not in self._tables:
+            if name.startswith("sham") and "structure" not in self._tables:
+                return Measured.not_testable(NO_SHAM)
             return Measured.not_testable("the beam centre is not known")
         if name not in self._drawn:
             return Measured.not_testable("too few of them hold counts")
@@ -155,14 +161,18 @@ class _Bootstrap:
 def _strata(tables: Mapping[str, Table], draw: _Bootstrap) -> tuple[Stratum, ...]:
     found = []
     for number, (low, high) in enumerate(zip((0.0, *EDGES), (*EDGES, math.inf), strict=True)):
-        pixels, sham_pixels = (int(tables[name][:, 3 * number].sum()) for name in ("strata", "sham strata"))
+        pixels, sham_pixels = (
+            int(tables[name][:, 3 * number].sum()) if name in tables else 0 for name in ("strata", "sham strata")
+        )
         if pixels or sham_pixels >= LEAST_PIXELS:
-            ratio, sham = (_ratio(name, tables[name], 3 * number, draw) for name in ("strata", "sham strata"))
+            ratio, sham = (_ratio(name, tables.get(name), 3 * number, draw) for name in ("strata", "sham strata"))
             found.append(Stratum(low, high, pixels, ratio, sham))
     return tuple(found)
 
 
-def _ratio(name: str, table: Table, first: int, draw: _Bootstrap) -> Measured:
+def _ratio(name: str, table: Table | None, first: int, draw: _Bootstrap) -> Measured:
+    if table is None:
+        return Measured.not_testable(NO_SHAM)
     pixels = table[:, first]
     if pixels.sum() < LEAST_PIXELS or np.count_nonzero(pixels) < LEAST_BLOCKS:
         return Measured.not_testable(f"{pixels.sum():.0f} pixels are too few")
@@ -210,8 +220,8 @@ def _doubts(
     strata: Sequence[Stratum],
     sums: Sequence[Sums],
     structure: Sequence[Structure],
-    spots: Spots,
-    residual: Residual,
+    spots: Spots | None,
+    residual: Residual | None,
 ) -> tuple[str, ...]:
     """Return what contradicts the denoised frames or their errors, in sentences."""
     said = [
@@ -226,6 +236,8 @@ def _doubts(
         for each in strata
         if each.ratio and each.ratio.value - SURE * each.ratio.error > TOO_SMALL
     ]
+    if spots is None or residual is None:
+        return tuple(said)
     if spots.invented > 2 and spots.invented > spots.by_noise + 3 * math.sqrt(spots.by_noise):
         said.append(f"{spots.invented} spots were invented in a sham test, {spots.by_noise} are made by noise alone")
     if spots.lost > 2 and spots.lost > 0.25 * spots.there:

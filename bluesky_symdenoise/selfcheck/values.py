@@ -123,6 +123,12 @@ class Spots:
     invented: int
     by_noise: int
 
+    @classmethod
+    def from_plain(cls, stored: Sequence[Any]) -> Spots:
+        """Return the spots from the values of a stop document."""
+        there, kept, lost, invented, by_noise = stored
+        return cls(int(there), Measured.from_plain(kept), int(lost), int(invented), int(by_noise))
+
 
 @dataclass(frozen=True)
 class Neighbour:
@@ -158,6 +164,16 @@ class Residual:
     mean: tuple[float, ...]
     p: float | None
     correlation: tuple[tuple[int, Measured], ...]
+
+    @classmethod
+    def from_plain(cls, stored: Mapping[str, Any]) -> Residual:
+        """Return the residuals from the values of a stop document."""
+        return cls(
+            tuple(map(float, stored["radius"])),
+            tuple(map(float, stored["mean"])),
+            None if stored["p"] is None else float(stored["p"]),
+            tuple((int(lag), Measured.from_plain(each)) for lag, each in stored["correlation"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -218,11 +234,20 @@ class ImageCheck:
         """Return plain JSON values, as they are stored."""
         plain: Plain = {"stream": self.stream, "data_key": self.data_key, "verdict": self.verdict}
         plain |= {"reasons": list(self.reasons), "rows": list(self.rows), "of_rows": self.of_rows}
-        if self.flux is None or self.spots is None or self.residual is None:
+        if self.flux is None:
             return plain
         spots, residual, near = self.spots, self.residual, self.neighbour
         if near is not None:
             plain["neighbour"] = [near.gain.to_plain(), near.ratio.to_plain()]
+        if spots is not None:
+            plain["spots"] = [spots.there, spots.kept.to_plain(), spots.lost, spots.invented, spots.by_noise]
+        if residual is not None:
+            plain["residual"] = {
+                "radius": [_short(each) for each in residual.radius],
+                "mean": [_short(each) for each in residual.mean],
+                "p": None if residual.p is None else _short(residual.p),
+                "correlation": [[lag, each.to_plain()] for lag, each in residual.correlation],
+            }
         return plain | {
             "pixels": self.pixels,
             "counts": _short(self.counts),
@@ -237,13 +262,6 @@ class ImageCheck:
             ],
             "sums": [[each.name, each.ratio.to_plain(), each.sham.to_plain()] for each in self.sums],
             "structure": [[each.pixels, each.kept.to_plain(), each.noise_left.to_plain()] for each in self.structure],
-            "spots": [spots.there, spots.kept.to_plain(), spots.lost, spots.invented, spots.by_noise],
-            "residual": {
-                "radius": [_short(each) for each in residual.radius],
-                "mean": [_short(each) for each in residual.mean],
-                "p": None if residual.p is None else _short(residual.p),
-                "correlation": [[lag, each.to_plain()] for lag, each in residual.correlation],
-            },
         }
 
     @classmethod
@@ -268,9 +286,7 @@ class ImageCheck:
         }
         if "flux" not in stored:
             return cls(**said)
-        there, kept, *numbers = stored["spots"]
-        lost, invented, by_noise = map(int, numbers)
-        residual, near = stored["residual"], stored.get("neighbour")
+        spots, residual, near = (stored.get(name) for name in ("spots", "residual", "neighbour"))
         return cls(
             **said,
             pixels=int(stored["pixels"]),
@@ -295,13 +311,8 @@ class ImageCheck:
                 Structure(int(pixels), Measured.from_plain(kept), Measured.from_plain(left))
                 for pixels, kept, left in stored["structure"]
             ),
-            spots=Spots(int(there), Measured.from_plain(kept), lost, invented, by_noise),
-            residual=Residual(
-                tuple(map(float, residual["radius"])),
-                tuple(map(float, residual["mean"])),
-                None if residual["p"] is None else float(residual["p"]),
-                tuple((int(lag), Measured.from_plain(each)) for lag, each in residual["correlation"]),
-            ),
+            spots=None if spots is None else Spots.from_plain(spots),
+            residual=None if residual is None else Residual.from_plain(residual),
             neighbour=None if near is None else Neighbour(*map(Measured.from_plain, near)),
         )
 

@@ -12,11 +12,12 @@ import pytest
 from scipy import ndimage
 
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.selfcheck.chance import Chance, number_checked, thinned
 from bluesky_symdenoise.selfcheck.heldout import neighbour_table
-from bluesky_symdenoise.selfcheck.row import Way, checked_row
+from bluesky_symdenoise.selfcheck.row import Way, checked_row, repeated_row
 from bluesky_symdenoise.selfcheck.summary import summarised
 from bluesky_symdenoise.selfcheck.values import ImageCheck, Measured, SelfCheck
 from bluesky_symdenoise.selfcheck.words import methods_paragraph
@@ -252,6 +253,30 @@ def test_the_exposures_of_a_row_lend_to_each_other_only_where_frames_borrow() ->
     checked(counting, exposures, lent=[])
     # The frame, its input half, that alone, and the sham test, which borrows nothing.
     assert numbers == [2, 2, 0, 0]
+
+
+@pytest.mark.parametrize(("scale", "ratio"), [(1.0, 1.0), (2.0, 0.5)])
+def test_a_repeat_judges_the_frames_of_an_integrating_detector(scale: float, ratio: float) -> None:
+    rng = np.random.default_rng(9)
+    readout = Readout(gain=20.0, read_noise=10.0, offset=100.0)
+    rate = rng.gamma(KAPPA, RATE / KAPPA, SHAPE)
+    signal = 100 + 20 * rng.poisson(rate, (2, *SHAPE)) + rng.normal(0, 10, (2, *SHAPE))
+
+    def prior(counts: np.ndarray, **_: Any) -> Answer:
+        return answer(np.full(SHAPE, RATE), np.full(SHAPE, scale * RATE / np.sqrt(KAPPA)))
+
+    tables = repeated_row(signal, Way(prior, Symmetry("1"), readout=readout))  # type: ignore[arg-type]
+    assert tables is not None
+    found = summarised([tables], CHANCE, shape=SHAPE, rows=[7], of_rows=20)
+    (stratum,) = found.strata
+    assert stratum.ratio.value == pytest.approx(ratio, abs=4 * stratum.ratio.error)
+    assert found.flux is not None
+    assert found.flux.value == pytest.approx(1, abs=4 * found.flux.error)
+    assert stratum.sham.why_not == "a sham test needs counts"
+    again = SelfCheck.from_dict(json.loads(json.dumps(SelfCheck((found,)).to_dict())))
+    assert again.images[0].to_plain() == found.to_plain()
+    assert "repeated exposure" in methods_paragraph({}, again)
+    assert "judged by a repeat" in str(again)
 
 
 def test_what_is_stored_comes_back_from_json() -> None:
