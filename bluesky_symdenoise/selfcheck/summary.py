@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 from bluesky_symdenoise.selfcheck.blocks import LEAST_BLOCKS, Table, resampled
 from bluesky_symdenoise.selfcheck.chance import Chance
@@ -208,7 +208,7 @@ def _residual(tables: Mapping[str, Table], draw: _Bootstrap, shape: tuple[int, i
     return Residual(
         tuple(float((each + 0.5) * step) for each in shown),
         tuple(float(each) for each in error[shown] / np.sqrt((held + kept)[shown])),
-        float(chi2.sf(squares.sum(), squares.size)) if squares.size else None,
+        float(chdtrc(squares.size, squares.sum())) if squares.size else None,
         tuple(correlation),
     )
 

@@ -120,6 +120,9 @@ class RowChecks:
         if len(kept) == MOST_ROWS and place > kept[-1].place:
             return
         lending = stream.lending
+        if lending is None and self._asked.borrow is not None:
+            self._refused[name] = GONE
+            return
         image = stream.image(key, event) if lending is None else lending.image(key, event)
         readout = images.readout(image, event.columns, event.time)
         if readout is not None and not repeats(image):
