@@ -15,6 +15,7 @@ from typing import Any
 import bluesky.plans as bp
 import numpy as np
 import pytest
+import raw_runs
 import tiled.client
 from bluesky import RunEngine
 from bluesky_tiled_plugins import TiledWriter
@@ -22,7 +23,7 @@ from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devi
 from tiled.client.container import DEFAULT_STRUCTURE_CLIENT_DISPATCH
 
 import bluesky_symdenoise
-from bluesky_symdenoise import Beamline, DenoiseCallback, Denoiser, embedded_catalog
+from bluesky_symdenoise import Beamline, DenoiseCallback, Denoiser, denoised_for, embedded_catalog
 from bluesky_symdenoise.acquisition.live.threaded import ThreadedDenoiseCallback
 from bluesky_symdenoise.acquisition.play import PlayDetector
 from bluesky_symdenoise.acquisition.request.toml import _PLAIN, read_arguments
@@ -172,6 +173,17 @@ def test_the_callback_is_set_as_it_is_printed(attached, tmp_path):
 def test_rings_are_asked_for_as_it_is_printed(attached):
     run("rings", attached)
     assert len(attached["subscribed"]) == 1
+
+
+@pytest.mark.process
+@runs("borrow")
+def test_frames_share_photons_as_it_is_printed(attached, tmp_path):
+    frames = np.random.default_rng(0).poisson(2.0, (3, 48, 48)).astype(np.uint16)
+    raw = raw_runs.written(attached["client"], raw_runs.step_scan(tmp_path / "frames", frames))
+    run("borrow", attached | {"uid": raw.start["uid"]})
+    assert len(attached["subscribed"]) == 1
+    made = denoised_for(attached["client"], raw)
+    assert made.start["provenance"]["recipe"]["borrow"] == "both:8"
 
 
 @runs("names")

@@ -18,6 +18,7 @@ from bluesky_symdenoise.cli import (
     readout,
     replay,
     self_check,
+    survey,
     symmetry,
 )
 from bluesky_symdenoise.cli.root import app
@@ -47,5 +48,6 @@ __all__ = [
     "readout",
     "replay",
     "self_check",
+    "survey",
     "symmetry",
 ]

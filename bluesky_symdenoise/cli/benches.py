@@ -65,6 +65,10 @@ BENCHES = {
         "truth.science",
         "Measure rings and G(r) of powders: exposure saved against raw counts and a likelihood fit; error bars.",
     ),
+    "series": (
+        "series.series",
+        "Measure what frames gain from the photons of other frames of their series, and what it costs, beside peers.",
+    ),
     "adapt": (
         "quality.adapt",
         "Measure what fine-tuning gains on real sets: tuned on half of the frames, scored on the other half.",

@@ -56,6 +56,11 @@ def test_a_live_frame_cannot_borrow_from_rows_to_come() -> None:
     assert asked("callback", borrow="past").recipe == asked("replay", borrow="past").recipe
 
 
+def test_an_older_algorithm_borrows_nothing() -> None:
+    with pytest.raises(SymDenoiseError, match="from algorithm 7 on"):
+        Request.asked(activity="replay", denoiser=DenoiserSettings(algorithm="6"), borrow="past")
+
+
 def test_a_settings_file_says_the_same(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text('borrow = "both"\nborrow_reach = 4\n')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,16 @@ from bluesky_symdenoise.recipe import array_sha256
 log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run and the request say of one image: mask (y, x), beam centre, symmetry, and readout without its dark."""
+
+    mask: NDArray[np.bool_] | None
+    center: tuple[float, float] | None
+    symmetry: str | Symmetry
+    readout: Readout | None
 
 
 class ImageDenoiser:
@@ -78,6 +88,11 @@ class ImageDenoiser:
     def exposure_time(self, data: Mapping[str, Any]) -> float | None:
         """Return the exposure time in seconds for an event with these columns; None if it is not known."""
         return self._usable().exposure_time(data)
+
+    def found(self, data: Mapping[str, Any]) -> Found:
+        """Return what is said of the image of an event with these columns."""
+        settings = self._usable()
+        return Found(settings.mask, settings.beam_center(data), settings.symmetry(data), settings.readout(data))
 
     @property
     def point_group(self) -> str | None:
@@ -171,7 +186,14 @@ class ImageDenoiser:
         )
         if work.analysis:
             row = self._with_rings(
-                row, image, data, mask=mask, symmetry=symmetry, background=background, readout=readout
+                row,
+                image,
+                data,
+                mask=mask,
+                symmetry=symmetry,
+                background=background,
+                readout=readout,
+                lent=lent,
             )
         self._made = (row, image) if self._decision.may_doubt(self._with_counts + 1) else None
         return row
@@ -198,6 +220,7 @@ class ImageDenoiser:
         symmetry: Symmetry,
         background: Background | None,
         readout: Readout | None,
+        lent: Sequence[Lent],
     ) -> Row:
         settings, work = self._usable(), self._work
         center = settings.beam_center(data)
@@ -211,6 +234,7 @@ class ImageDenoiser:
             background=background,
             readout=readout,
             complained=self._complained,
+            lent=() if work.recipe.borrow is None else lent,
         )
         return replace(row, scalars={**row.scalars, **found})
 

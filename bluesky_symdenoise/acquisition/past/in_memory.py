@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
+from bluesky_symdenoise.acquisition.derive.images import Found, ImageDenoiser
 from bluesky_symdenoise.acquisition.derive.kept import KeptFrames
 from bluesky_symdenoise.acquisition.derive.lending import lent_by
 from bluesky_symdenoise.acquisition.derive.reader import RunReader
@@ -114,6 +114,8 @@ class DeferredImages:
         self._lenders = lenders
         #: Images that lent already, which are not read again for the next row as long as they fit into memory.
         self._kept = KeptFrames(lambda: Path(tempfile.gettempdir()))
+        #: Rows that could not be read to lend, which is tried once.
+        self._unreadable: set[int] = set()
         self._images = stream.images[key]
         #: State of the decisions before each row, up to the row after which nothing changes.
         self._before: list[ImageDenoiser] = []
@@ -137,6 +139,11 @@ class DeferredImages:
             log.warning("row %d of %s/%s is NaN: %s", row, self._stream.name, self._key, error)
             return empty_row(self.shape, self._columns)
 
+    def settings(self, row: int) -> Found:
+        """Return what the run says of the image of a row."""
+        event = self._events[row]
+        return self._images.found(event.columns)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape (..., y, x) of each image, as the first readable one has it."""
@@ -159,9 +166,12 @@ class DeferredImages:
         held = self._kept.get(self._key, row)
         if held is not None:
             return held
+        if row in self._unreadable:
+            return None
         try:
             image = self._read(row)
         except Exception as error:
+            self._unreadable.add(row)
             log.warning("row %d of %s/%s lends nothing: %s", row, self._stream.name, self._key, error)
             return None
         self._kept.keep(self._key, row, image, readable=True)

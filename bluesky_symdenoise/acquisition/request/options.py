@@ -10,10 +10,14 @@ from numpy.typing import ArrayLike
 
 from bluesky_symdenoise.acquisition.request.beamline import Beamline
 from bluesky_symdenoise.analysis.ring import Ring
+from bluesky_symdenoise.denoiser.released import older_than
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.neighbours.window import REACH, Borrow
 from bluesky_symdenoise.physics.symmetry import Symmetry
+
+#: First algorithm that uses photons of other rows.
+BORROWS_FROM = "7"
 
 
 class ImageOptions(TypedDict, total=False):
@@ -123,3 +127,13 @@ def asked_borrow(borrow: str | None, reach: int | None, *, activity: str) -> Bor
             remedy="give borrow='past' here, or replay the run with borrow='both' when it has ended",
         )
     return chosen
+
+
+def refuse_older(borrow: Borrow | None, algorithm: str) -> None:
+    """Raise SymDenoiseError if rows are to borrow with an algorithm that does not know how."""
+    if borrow is not None and older_than(algorithm, BORROWS_FROM):
+        raise SymDenoiseError(
+            f"borrow={borrow.side!r} with algorithm {algorithm}",
+            rule=f"photons of other rows are used from algorithm {BORROWS_FROM} on",
+            remedy="leave one of them out",
+        )

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.request.beamline import Beamline, dark_from
-from bluesky_symdenoise.acquisition.request.options import Options, asked_borrow, asked_self_check, refuse_unknown
+from bluesky_symdenoise.acquisition.request.options import (
+    Options,
+    asked_borrow,
+    asked_self_check,
+    refuse_older,
+    refuse_unknown,
+)
 from bluesky_symdenoise.acquisition.request.place import UNSORTED, Place
 from bluesky_symdenoise.acquisition.request.poni import check_poni
 from bluesky_symdenoise.analysis.ring import Ring, checked_rings
@@ -139,11 +145,12 @@ class Request:
         if n is not None:
             as_exposure(n, n.shape)
         model = denoiser or DenoiserSettings()
+        borrow = asked_borrow(options.get("borrow"), options.get("borrow_reach"), activity=activity)
+        refuse_older(borrow, model.algorithm)
         kept = options.get("beamline") or Beamline()
         rings = checked_rings(options.get("analysis"))
         readout = stated_readout(options.get("readout"))
         noise = checked_noise(options.get("noise"))
-        borrow = asked_borrow(options.get("borrow"), options.get("borrow_reach"), activity=activity)
         if noise is not None and readout is not None:
             raise SymDenoiseError(
                 "noise='poisson' and a readout",

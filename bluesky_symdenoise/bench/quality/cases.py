@@ -221,18 +221,7 @@ def cases_of(
     image_set: ImageSet, levels: Sequence[float], frames: int, seed: int, crop: int | None = None
 ) -> Iterator[Case]:
     """Yield the cases of one image set: see `cases`."""
-    center = image_set.beam_center
-    with h5py.File(image_set.path) as file:
-        group = file[image_set.group]
-        stack = group["counts"][: None if image_set.says_repeats else frames].astype(np.float64)
-        mask = group["mask"][()]
-    # Pixels that are hot or dead in the first frame say nothing about any method.
-    mask = mask | found_defects(frame_from_counts(stack[0], mask=mask, exposure=np.ones(mask.shape))).mask
-    if crop is not None:
-        window = _window(np.where(mask, 0.0, stack[0]), center, crop)
-        stack, mask = stack[:, *window], mask[window]
-        center = None if center is None else (center[0] - window[0].start, center[1] - window[1].start)
-
+    stack, mask, center = opened(image_set, None if image_set.says_repeats else frames, crop)
     case = partial(
         Case,
         set=image_set.name,
@@ -256,6 +245,26 @@ def cases_of(
             target, photons = stack[1:repeats].sum(axis=0), stack[0][~mask].sum()
             level, k = float(photons / (~mask).sum()), float(target[~mask].sum() / photons)
             yield case(kind="repeats", level=level, frame=0, counts=stack[0], target=target, k=k)
+
+
+def opened(
+    image_set: ImageSet, frames: int | None, crop: int | None
+) -> tuple[FloatArray, Mask, tuple[float, float] | None]:
+    """Return counts (frame, y, x) of the first frames of a set, the mask, and the centre; of a part of them: `cases`.
+
+    Pixels that are hot or dead in the first frame are masked: they say nothing about any method.
+    """
+    center = image_set.beam_center
+    with h5py.File(image_set.path) as file:
+        group = file[image_set.group]
+        stack = group["counts"][:frames].astype(np.float64)
+        mask = group["mask"][()]
+    mask = mask | found_defects(frame_from_counts(stack[0], mask=mask, exposure=np.ones(mask.shape))).mask
+    if crop is not None:
+        window = _window(np.where(mask, 0.0, stack[0]), center, crop)
+        stack, mask = stack[:, *window], mask[window]
+        center = None if center is None else (center[0] - window[0].start, center[1] - window[1].start)
+    return stack, mask, center
 
 
 def _window(counts: FloatArray, center: tuple[float, float] | None, crop: int) -> tuple[slice, slice]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from bluesky_symdenoise.bench.quality import filters, folded, learned, stabilised
+from bluesky_symdenoise.bench.quality import filters, folded, learned, poisson, stabilised
 from bluesky_symdenoise.bench.quality.cases import Given
 from bluesky_symdenoise.bench.quality.metrics import FloatArray, Mask
 
@@ -42,6 +42,7 @@ PEERS: dict[str, Peer] = {
     "gaussian_2": Peer(_of_frame(partial(filters.gaussian, sigma=2.0)), 0.013),
     "nlm": Peer(_of_frame(stabilised.nlm), 0.0018),
     "bm3d": Peer(_of_frame(stabilised.bm3d), 0.0056, slow=True),
+    "bmnd": Peer(_of_frame(poisson.bmnd), 0.0056, slow=True),
     "plain_fold": Peer(folded.plain_fold, 0.075),
     "gated_fold": Peer(folded.gated_fold, 0.075),
     "bm3d_on_fold": Peer(folded.bm3d_on_fold, 0.0056, slow=True),

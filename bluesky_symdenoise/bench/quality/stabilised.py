@@ -49,7 +49,7 @@ def nlm(counts: FloatArray, mask: Mask, *, h: float = 0.8, patch_size: int = 7, 
     try:
         from skimage.restoration import denoise_nl_means
     except ImportError as error:
-        raise _not_installed("nlm", "scikit-image") from error
+        raise not_installed("nlm", "scikit-image") from error
     smooth = denoise_nl_means(
         anscombe(filled(counts, mask)),
         patch_size=patch_size,
@@ -82,11 +82,37 @@ def bm3d(counts: FloatArray, mask: Mask) -> FloatArray:
     try:
         from bm3d import bm3d as block_matching
     except ImportError as error:
-        raise _not_installed("bm3d", "bm3d") from error
+        raise not_installed("bm3d", "bm3d") from error
     return unbiased_inverse_anscombe(block_matching(anscombe(filled(counts, mask)), 1.0))
 
 
-def _not_installed(peer: str, package: str) -> SymDenoiseError:
+def bm4d(counts: FloatArray, mask: Mask) -> FloatArray:
+    """Return BM4D (both stages, noise of 1) of the Anscombe-transformed stack, followed by the exact unbiased inverse.
+
+    The package `bm4d` has the licence of `bm3d`, which needs it.
+
+    Parameters
+    ----------
+    counts
+        Stack (row, y, x). Masked pixels are filled with the local mean of their row before.
+    mask
+        (y, x), True for bad pixels.
+
+    Raises
+    ------
+    SymDenoiseError
+        If bm4d is not installed.
+    """
+    try:
+        from bm4d import bm4d as block_matching
+    except ImportError as error:
+        raise not_installed("bm4d", "bm4d") from error
+    stack = np.stack([anscombe(filled(row, mask)) for row in counts])
+    return unbiased_inverse_anscombe(np.asarray(block_matching(stack, 1.0)))
+
+
+def not_installed(peer: str, package: str) -> SymDenoiseError:
+    """Return the error for a peer whose package is missing."""
     return SymDenoiseError(
         f"peer {peer!r}", rule=f"needs {package}", remedy="pip install 'bluesky-symdenoise[bench]', or leave it out"
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.catalog.store.journal import Journal
-from bluesky_symdenoise.derived.columns import SCALARS
+from bluesky_symdenoise.derived.columns import BORROWING, SCALARS
 from bluesky_symdenoise.derived.row import CompressedFrame, CompressedRow, Row
 from bluesky_symdenoise.files.nexus import add_entry, add_images, add_parameters, add_process
 from bluesky_symdenoise.recipe import array_sha256
@@ -313,7 +313,7 @@ def configuration_of(found: Document, time: float) -> Document:
 
 def hints_of(keys: Sequence[str], columns: Mapping[str, str]) -> Document:
     """Return what tables and plots show by default, as descriptor arguments: values of analyses without their sigma."""
-    shown = [name for name in columns if name not in SCALARS and not name.endswith("_sigma")]
+    shown = [name for name in columns if name not in SCALARS | BORROWING and not name.endswith("_sigma")]
     if not shown:
         return {}
     fields = [f"{key}_{name}" for key in keys for name in shown]
