@@ -21,6 +21,7 @@ from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.neighbours.lenders import Lenders
 from bluesky_symdenoise.physics.neighbours.lent import Lending, Lent, Used
+from bluesky_symdenoise.physics.neighbours.prepared import PreparedFrames
 from bluesky_symdenoise.physics.neighbours.window import REACH, Borrow
 from bluesky_symdenoise.physics.symmetry import (
     Symmetry,
@@ -100,6 +101,7 @@ class Denoiser:
             model, device=device, threads=threads, dtype=dtype, views=views, sums=sums, algorithm=self.algorithm
         )
         self.model, self.dtype = model, dtype
+        self._prepared = PreparedFrames()
         #: Device and threads as requested, because another computer may resolve them differently.
         self.asked = (device, threads)
         self.device, self.threads = self._engine.crew.device, self._engine.crew.threads
@@ -296,12 +298,16 @@ class Denoiser:
             found = self._defects(frame)
             return without(frame, found.mask), found
 
+        def kept(image: NDArray[Any]) -> tuple[Frame, Defects]:
+            return self._prepared.get(image, prepared, mask=bad, exposure=n)
+
         ring = self._rings(shape, resolved, beam_center)
         intensity = np.empty(stack.shape, np.float32)
         sigma = np.empty(stack.shape, np.float32)
         defect = np.zeros(stack.shape, np.uint8)
         frames: list[Frame] = []
-        lenders = Lenders(stack, lent, choice, prepared, same_flux=background is not None or readout is not None)
+        same_flux = background is not None or readout is not None
+        lenders = Lenders(stack, lent, choice, kept if lent and readout is None else prepared, same_flux=same_flux)
         lending: list[Lending | None] = []
         used: list[Used] = []
         for index, image in enumerate(stack):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from bluesky_symdenoise.denoiser.device.windows import windowed
 from bluesky_symdenoise.physics.neighbours.pools import LEAST_POOL, NEAR, SKEWNESS
@@ -96,8 +95,13 @@ class Pools:
 
     def staying(self, *, around: bool = False) -> Tensor:
         """Return 1 in blocks where a row may stay, (row, y, x) float32; 0 also around the others if asked for."""
-        stay = self._stay.float()
-        return 1 - F.max_pool2d(1 - stay, 3, stride=1, padding=1) if around else stay
+        stay = self._stay > 0
+        for dim in (1, 2) if around else ():
+            once, last = stay, stay.shape[dim] - 1
+            stay = once.clone()
+            stay.narrow(dim, 1, last).logical_and_(once.narrow(dim, 0, last))
+            stay.narrow(dim, 0, last).logical_and_(once.narrow(dim, 1, last))
+        return stay.float()
 
 
 def pool_score(one: Pool, other: Pool, *, sigmas: Sequence[float]) -> Tensor:
