@@ -10,6 +10,8 @@ from typing import Any
 #: Verdicts: nothing contradicts the run's errors, something does, nothing can be said, nothing was computed.
 AGREES, DOUBTFUL, NOT_TESTABLE, NOT_COMPUTED = "agrees", "doubtful", "not testable", "not computed"
 VERDICTS = (AGREES, DOUBTFUL, NOT_TESTABLE, NOT_COMPUTED)
+#: Numbers are smaller, and lists not longer, than these: whoever may write runs may write anything.
+MOST, LONGEST = 1e12, 200
 #: Version of the form in which they are stored.
 FORM = 1
 
@@ -47,8 +49,10 @@ class Measured:
     def from_plain(cls, stored: Any) -> Measured:
         """Return the quantity from the value of `to_plain`."""
         if isinstance(stored, str):
-            return cls.not_testable(stored[:200])
+            return cls.not_testable(stored[:200] or "no reason")
         value, error = (float(each) for each in stored)
+        if not (abs(value) < MOST and 0 <= error < MOST):
+            raise ValueError(f"{value:g} and its error {error:g}")
         return cls(value, error)
 
 
@@ -69,6 +73,10 @@ class Stratum:
     pixels: int
     ratio: Measured
     sham: Measured
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high:
+            raise ValueError(f"counts from {self.low:g} to {self.high:g}")
 
     @property
     def middle(self) -> float:
@@ -169,10 +177,10 @@ class Residual:
     def from_plain(cls, stored: Mapping[str, Any]) -> Residual:
         """Return the residuals from the values of a stop document."""
         return cls(
-            tuple(map(float, stored["radius"])),
-            tuple(map(float, stored["mean"])),
+            tuple(map(float, _list(stored["radius"]))),
+            tuple(map(float, _list(stored["mean"]))),
             None if stored["p"] is None else float(stored["p"]),
-            tuple((int(lag), Measured.from_plain(each)) for lag, each in stored["correlation"]),
+            tuple((int(lag), Measured.from_plain(each)) for lag, each in _list(stored["correlation"])),
         )
 
 
@@ -280,8 +288,8 @@ class ImageCheck:
             "stream": str(stored["stream"]),
             "data_key": str(stored["data_key"]),
             "verdict": verdict,
-            "reasons": tuple(str(each) for each in stored["reasons"]),
-            "rows": tuple(int(each) for each in stored["rows"]),
+            "reasons": tuple(str(each)[:500] for each in _list(stored["reasons"])),
+            "rows": tuple(int(each) for each in _list(stored["rows"])),
             "of_rows": int(stored["of_rows"]),
         }
         if "flux" not in stored:
@@ -301,15 +309,15 @@ class ImageCheck:
                     Measured.from_plain(ratio),
                     Measured.from_plain(sham),
                 )
-                for low, high, pixels, ratio, sham in stored["strata"]
+                for low, high, pixels, ratio, sham in _list(stored["strata"])
             ),
             sums=tuple(
                 Sums(str(name), Measured.from_plain(ratio), Measured.from_plain(sham))
-                for name, ratio, sham in stored["sums"]
+                for name, ratio, sham in _list(stored["sums"])
             ),
             structure=tuple(
                 Structure(int(pixels), Measured.from_plain(kept), Measured.from_plain(left))
-                for pixels, kept, left in stored["structure"]
+                for pixels, kept, left in _list(stored["structure"])
             ),
             spots=None if spots is None else Spots.from_plain(spots),
             residual=None if residual is None else Residual.from_plain(residual),
@@ -360,13 +368,13 @@ class SelfCheck:
 
 
 def _list(value: Any) -> Sequence[Any]:
-    if not isinstance(value, list | tuple):
-        raise TypeError("images are no list")
+    if not isinstance(value, list | tuple) or len(value) > LONGEST:
+        raise TypeError("a list is too long, or none")
     return value
 
 
 def _measured(stored: Mapping[str, Any]) -> dict[str, Measured]:
-    return {str(name): Measured.from_plain(each) for name, each in stored.items()}
+    return {str(name)[:100]: Measured.from_plain(stored[name]) for name in _list(list(stored))}
 
 
 def _short(value: float) -> float:

@@ -299,6 +299,26 @@ def test_what_is_not_understood_is_said_and_never_raised(stored: Any) -> None:
     assert found.reason
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"flux": [1.0, float("nan")]},
+        {"flux": [1e300, 1.0]},
+        {"strata": [[-1.0, 2.0, 5, [1.0, 0.1], "x"]]},
+        {"strata": [[0.1, 0.3, 5, [1.0, 0.1], "x"]] * 1000},
+        {"gains": {"raw counts": [1.0, -1.0]}},
+        {"spots": [1, 2]},
+    ],
+)
+def test_forged_figures_are_refused_and_what_is_refused_can_be_shown(forged: dict[str, Any]) -> None:
+    plain = SelfCheck((checked(posterior(), frame()),)).to_dict()
+    assert SelfCheck.from_dict(plain).verdict == "agrees"
+    plain["images"][0] |= forged
+    found = SelfCheck.from_dict(plain)
+    assert found.verdict == "not computed"
+    assert "not understood" in str(found)
+
+
 def test_a_measured_value_shows_two_digits_of_its_error() -> None:
     assert str(Measured(1.0512, 0.1)) == "1.05 ± 0.10"
     assert str(Measured(123.4, 12.0)) == "123 ± 12"
