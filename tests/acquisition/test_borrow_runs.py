@@ -28,7 +28,7 @@ from bluesky_symdenoise.physics.neighbours.window import Borrow, Scan
 pytestmark = pytest.mark.server
 
 ROWS = 12
-SETTINGS: dict[str, Any] = {"symmetry": "1", "borrow_reach": 3}
+SETTINGS: dict[str, Any] = {"symmetry": "1", "borrow_reach": 3, "self_check": "off"}
 #: Columns that say how long it took are not compared.
 TIMES = {"det_ms"}
 

@@ -24,7 +24,7 @@ from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 pytestmark = [pytest.mark.server, pytest.mark.process]
 
 ROWS = 8
-SETTINGS: dict[str, Any] = {"symmetry": "1", "borrow": "past", "borrow_reach": 3}
+SETTINGS: dict[str, Any] = {"symmetry": "1", "borrow": "past", "borrow_reach": 3, "self_check": "off"}
 
 
 @pytest.fixture(scope="module")
