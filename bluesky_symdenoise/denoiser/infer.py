@@ -200,7 +200,7 @@ class Denoiser:
         readout: Readout | None = None,
         borrow: str | None = None,
         borrow_reach: int = REACH,
-        lent: Sequence[Lent] = (),
+        lent: Sequence[Lent] | None = None,
     ) -> xr.Dataset:
         """Denoise frames of photon counts, or of an integrating detector whose readout is given.
 
@@ -235,7 +235,8 @@ class Denoiser:
         borrow_reach
             Number of rows on each side.
         lent
-            Frames of other rows that may lend photons to the frames given, which are one row.
+            Frames of other rows that may lend photons to the frames given, which are one row and lend to each other
+            as well; an empty list if there is no other row, None for no borrowing.
 
         Returns
         -------
@@ -254,13 +255,13 @@ class Denoiser:
             If the input cannot be used.
         """
         choice = Borrow.asked(borrow, borrow_reach)
-        if choice is not None and lent:
+        if choice is not None and lent is not None:
             raise SymDenoiseError(
                 f"borrow={borrow!r} and lent frames",
                 rule="the frames given are rows that lend to each other, or one row that others lend to",
                 remedy="give one of them",
             )
-        if (choice is not None or lent) and not self._engine.borrows:
+        if (choice is not None or lent is not None) and not self._engine.borrows:
             raise SymDenoiseError(
                 f"borrowing with algorithm {self.algorithm} and model {self.model.name}",
                 rule="photons of other rows are used from algorithm 7 on, with a conjugate head",
@@ -307,7 +308,9 @@ class Denoiser:
         defect = np.zeros(stack.shape, np.uint8)
         frames: list[Frame] = []
         same_flux = background is not None or readout is not None
-        lenders = Lenders(stack, lent, choice, kept if lent and readout is None else prepared, same_flux=same_flux)
+        lenders = Lenders(
+            stack, lent, choice, kept if lent is not None and readout is None else prepared, same_flux=same_flux
+        )
         lending: list[Lending | None] = []
         used: list[Used] = []
         for index, image in enumerate(stack):

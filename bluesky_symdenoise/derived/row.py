@@ -121,7 +121,7 @@ def denoised_row(
         beam_center=center_without(symmetry, recipe.beam_center),
         background=background,
         readout=readout,
-        lent=() if recipe.borrow is None else lent,
+        lent=None if recipe.borrow is None else lent,
     )
     intensity, sigma = result["intensity"].values, result["sigma"].values
     shape = (image.shape[-2], image.shape[-1])

@@ -59,6 +59,7 @@ class TrainConfig:
     spotted_share: float = 0.0
     read_share: float = 0.0
     lent_share: float = 0.0
+    target_counts: float = 0.0
     lent: bool = False
     leaky_from: int = -1
     bright_weight: float = 0.0
@@ -86,6 +87,7 @@ class TrainConfig:
             spotted=self.spotted_share,
             read=self.read_share,
             lent=self.lent_share,
+            target_counts=self.target_counts,
             known_from=LOSSES[self.loss][0],
         )
 

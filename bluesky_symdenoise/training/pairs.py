@@ -30,6 +30,8 @@ from bluesky_symdenoise.training.simulate import (
 #: Kinds of simulated mates and their shares: as the symmetry predicts, missing, or wrong in one of four ways.
 MATE_KINDS = ("exact", "absent", "shifted", "scaled", "broken", "wrong")
 MATE_SHARES = (0.4, 0.12, 0.2, 0.09, 0.11, 0.08)
+#: Exposures of targets that expect a number of counts.
+TARGET_EXPOSURES = (10.0, 1000.0)
 #: Number of parts of a real frame of which the one with the most counts is taken, where bright parts are wanted.
 BRIGHTEST_OF = 8
 
@@ -92,6 +94,9 @@ class Mixture:
         Share of the simulated with the read noise of an integrating detector: counts are the signal plus its variance.
     lent
         Share of all samples to which other rows lend photons.
+    target_counts
+        Counts that a simulated pixel's target expects, at 10 to 1000 times the exposure: so precisely it is to be
+        predicted. 0 for the same, random exposure in all pixels.
     known_from
         Expected counts from which on they are a simulated pixel's target themselves, instead of Poisson counts.
     """
@@ -105,6 +110,7 @@ class Mixture:
     spotted: float = 0.0
     read: float = 0.0
     lent: float = 0.0
+    target_counts: float = 0.0
     known_from: float = np.inf
 
 
@@ -228,6 +234,8 @@ def simulated_sample(rng: np.random.Generator, size: int, mixture: Mixture) -> S
         counts = np.maximum(counts + noise + read, 0) * exposure
     elif mixture.lent and rng.uniform() < mixture.lent:
         lent = _lent(rng, rate, counts, exposure, level)
+    if mixture.target_counts:
+        target_exposure = np.clip(mixture.target_counts / rate, *TARGET_EXPOSURES)
     expected = target_exposure * rate
     return _gated(
         lent=lent,

@@ -151,9 +151,8 @@ def test_a_stack_borrows_as_its_rows_do_one_by_one(denoiser, rng):
             alone = denoiser(stack[row], symmetry="1", lent=lent)
             for name in ("intensity", "sigma"):
                 np.testing.assert_array_equal(alone[name].values, whole[name].values[row])
-            if lent:
-                assert float(alone["borrowed"]) == whole["borrowed"].values[row]
-                assert [row for row, _ in alone.attrs["borrow"][0]] == near
+            assert float(alone["borrowed"]) == whole["borrowed"].values[row]
+            assert [row for row, _ in alone.attrs["borrow"][0]] == near
     assert "borrowed" not in denoiser(stack, symmetry="1")
     assert whole["borrowed"].values[2] > 3
 
@@ -180,6 +179,8 @@ def test_exposures_of_one_row_lend_to_each_other(denoiser, rng):
     result = denoiser(row, symmetry="1", lent=[Lent(before, (-1.0,), row=0)])
     assert result["borrowed"].shape == (3,)
     assert (result["borrowed"].values > 2).all()
+    alone = denoiser(row, symmetry="1", lent=[])
+    assert 1.5 < alone["borrowed"].values.min() <= alone["borrowed"].values.max() <= 2.1
 
 
 def test_what_cannot_be_borrowed_is_refused(denoiser, rng):

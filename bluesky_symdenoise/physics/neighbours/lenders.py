@@ -25,7 +25,7 @@ class Lenders:
         Raw frames (frame, y, x): rows of a scan in order if there is a choice, else the exposures of one row, which
         lend to each other if others lend to them.
     lent
-        Raw frames of other rows.
+        Raw frames of other rows; None if nothing is borrowed.
     choice
         Rows of the stack that may lend to each.
     prepare
@@ -42,13 +42,13 @@ class Lenders:
     def __init__(
         self,
         stack: NDArray[Any],
-        lent: Sequence[Lent],
+        lent: Sequence[Lent] | None,
         choice: Borrow | None,
         prepare: Callable[[NDArray[Any]], tuple[Frame, Defects]],
         *,
         same_flux: bool,
     ) -> None:
-        for each in lent:
+        for each in lent or ():
             if each.counts.shape != stack.shape[1:]:
                 raise SymDenoiseError(
                     f"a lent frame of shape {each.counts.shape}",
@@ -60,18 +60,18 @@ class Lenders:
         self._near: OrderedDict[int, tuple[Frame, Defects]] = OrderedDict()
         self._kept = 1 if choice is None else 2 * choice.reach + 2
         #: Frames that are lent to every frame of the stack, prepared.
-        self._others = [self._usable(prepare(each.counts)[0]) for each in lent]
+        self._others = [self._usable(prepare(each.counts)[0]) for each in lent or ()]
 
     @property
     def any(self) -> bool:
         """Whether frames may borrow."""
-        return self._choice is not None or bool(self._lent)
+        return self._choice is not None or self._lent is not None
 
     def frame(self, index: int) -> tuple[Frame, Defects]:
         """Return a frame of the stack without its defects, and these."""
         if index not in self._near:
             self._near[index] = self._prepare(self._stack[index])
-            if self._choice is not None or not self._lent:
+            if self._choice is not None or self._lent is None:
                 while len(self._near) > self._kept:
                     self._near.popitem(last=False)
         self._near.move_to_end(index)
@@ -84,10 +84,10 @@ class Lenders:
             frames = [self._usable(self.frame(each.row)[0]) for each in rows]
             offsets = np.array([each.offset for each in rows], float)
             names: list[int | None] = [each.row for each in rows]
-        elif self._lent:
+        elif self._lent is not None:
             repeats = [other for other in range(len(self._stack)) if other != index]
             frames = [*(self._usable(self.frame(other)[0]) for other in repeats), *self._others]
-            steps = as_offsets(self._lent)
+            steps = as_offsets(self._lent).reshape(len(self._lent), -1) if self._lent else np.zeros((0, 1))
             offsets = np.concatenate([np.zeros((len(repeats), steps.shape[1])), steps])
             names = [*(None for _ in repeats), *(each.row for each in self._lent)]
         else:
