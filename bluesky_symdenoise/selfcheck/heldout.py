@@ -127,6 +127,39 @@ def error_tables(
     return tables
 
 
+def neighbour_table(
+    counts: NDArray[np.float64],
+    other: NDArray[np.float64],
+    expected: NDArray[np.float64],
+    sigma: NDArray[np.float64],
+    alone: NDArray[np.float64],
+    valid: NDArray[np.bool_],
+) -> Table:
+    """Return sums over blocks about a neighbouring row that was left out of the evidence, at the full exposure.
+
+    The columns are the number of pixels, the gain in the log-likelihood of the neighbour's counts z over the frame
+    alone, the squared error of the estimate m, and its stated variance. Scaled by the ratio a of all counts,
+
+        E (z - a m)^2 - z - [E (z - a y)^2 - z - a^2 y]  =  a^2 E (m - rate)^2 - 2 a E (m - rate) (rate of z - a rate)
+
+    where the bracket, the structure function of the two rows times their squared mean, takes away what differs between
+    the scenes. The last term is zero where the error of m is independent of that difference.
+
+    Parameters
+    ----------
+    counts, other
+        (y, x) raw counts y of the row, and z of the neighbour; 0 where not valid.
+    expected, sigma, alone
+        (y, x) estimate, its stated error, and the estimate without borrowing.
+    """
+    block, number = block_index((valid.shape[0], valid.shape[1]))
+    y, z, m = counts[valid], other[valid], expected[valid]
+    scale = z.sum() / max(y.sum(), 1.0)
+    gain = likelihood(scale * m, z) - likelihood(scale * alone[valid], z)
+    square = ((z - scale * m) ** 2 - z) - ((z - scale * y) ** 2 - z - scale**2 * y)
+    return summed(block[valid], number, np.ones_like(y), gain, square, (scale * sigma[valid]) ** 2)
+
+
 def radius_index(valid: NDArray[np.bool_], center: tuple[float, float]) -> NDArray[np.intp]:
     """Return the number of the ring that each valid pixel (pixels,) lies in."""
     y, x = np.nonzero(valid)

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.frame import as_mask, sentinel_mask
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.symmetry import Symmetry, center_without
-from bluesky_symdenoise.selfcheck.blocks import Table
-from bluesky_symdenoise.selfcheck.chance import Chance, drawn, thinned
-from bluesky_symdenoise.selfcheck.heldout import Halves, heldout_tables
+from bluesky_symdenoise.selfcheck.blocks import Table, block_index, summed
+from bluesky_symdenoise.selfcheck.chance import SHARE, Chance, drawn, thinned
+from bluesky_symdenoise.selfcheck.heldout import Halves, error_tables, heldout_tables, neighbour_table
+from bluesky_symdenoise.selfcheck.peers import LEAST
 from bluesky_symdenoise.selfcheck.sham import sham_tables
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Way:
-    """How the frames of a row are denoised, apart from a dark, which is taken from the denoised counts afterwards.
+    """How the frames of a row are denoised.
 
     Attributes
     ----------
@@ -35,6 +38,10 @@ class Way:
         The symmetry that was decided for the row.
     beam_center
         Beam centre (y, x) that was given, if any.
+    background
+        Expected dark counts. They are added again to what is denoised: the photons of the dark are counted, too.
+    readout
+        Readout of an integrating detector; None for counts.
     """
 
     denoiser: Denoiser
@@ -42,11 +49,20 @@ class Way:
     mask: NDArray[np.bool_] | None = None
     exposure: NDArray[np.float64] | None = None
     beam_center: tuple[float, float] | None = None
+    background: Background | None = None
+    readout: Readout | None = None
 
     def denoised(
-        self, counts: NDArray[Any], bad: NDArray[np.bool_], lent: Sequence[Lent] = ()
+        self, counts: NDArray[Any], bad: NDArray[np.bool_], lent: Sequence[Lent] = (), *, share: float = 1.0
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-        """Return expected counts and sigma of a frame (y, x), and where it has a defect."""
+        """Return expected counts and sigma of a frame (y, x), and where it has a defect.
+
+        Parameters
+        ----------
+        share
+            Exposure of these frames, of that of the run's.
+        """
+        dark = None if self.background is None else _share_of(self.background, share)
         made = self.denoiser(
             counts,
             mask=bad,
@@ -54,8 +70,12 @@ class Way:
             symmetry=self.symmetry,
             beam_center=center_without(self.symmetry, self.beam_center),
             lent=lent,
+            background=dark,
+            readout=self.readout,
         )
         intensity, sigma = (made[name].values.astype(np.float64) for name in ("intensity", "sigma"))
+        if dark is not None:
+            intensity, sigma = intensity + dark.expected, np.sqrt(np.maximum(sigma**2 - dark.sigma**2, 0.0))
         return intensity, sigma, made["defect"].values > 0
 
 
@@ -79,6 +99,7 @@ def checked_row(
     frames = image.reshape(-1, *image.shape[-2:])
     shape = (image.shape[-2], image.shape[-1])
     given = as_mask(way.mask, shape) | sentinel_mask(frames[0])
+    others = lent or ()
     if lent is not None:
         point = (0.0,) * (len(lent[0].offset) if lent else 1)
         lent = [*(Lent(each, point, row) for each in frames[1:]), *lent]
@@ -91,8 +112,8 @@ def checked_row(
         return None
     halves_lent = _thinned_lent(lent, chance, row)
     kept = thinned(frames[0], chance.generator("thinning 0", row))
-    expected, sigma, _ = way.denoised(kept, bad, halves_lent)
-    alone = way.denoised(kept, bad)[0] if lent else None
+    expected, sigma, _ = way.denoised(kept, bad, halves_lent, share=SHARE)
+    alone = way.denoised(kept, bad, share=SHARE)[0] if lent else None
     center = way.symmetry.beam_center or way.beam_center
     seen = valid & np.isfinite(expected) & (sigma > 0)
     known = [expected, sigma, *(() if alone is None else (alone,))]
@@ -113,7 +134,57 @@ def checked_row(
     valid &= np.isfinite(again)
     sham = (np.nan_to_num(again), np.nan_to_num(stated))
     counts = np.where(valid, anew, 0).astype(np.float64)
-    return heldout_tables(halves) | sham_tables(truth, counts, sham, valid, center)
+    tables = heldout_tables(halves) | sham_tables(truth, counts, sham, valid, center)
+    if others:
+        tables["neighbour"] = _neighbour(frames[0], bad, way, lent, others[0])
+    return tables
+
+
+def repeated_row(image: NDArray[Any], way: Way, lent: Sequence[Lent] | None = None) -> dict[str, Table] | None:
+    """Return the tables of a row of an integrating detector: its second exposure judges the first, denoised.
+
+    Signal cannot be thinned. Both exposures have the same scene, and each pixel of the second has the variance
+    photons + noise^2, from which the squared error of the first is found as from held-out counts.
+
+    Parameters
+    ----------
+    image
+        Signal (exposures, ..., y, x), at least two.
+    lent
+        Raw frames of other rows that may lend; the second exposure lends nothing here.
+    """
+    assert way.readout is not None
+    frames = image.reshape(-1, *image.shape[-2:])
+    shape = (image.shape[-2], image.shape[-1])
+    photons, bad = way.readout.measured(frames[1])
+    _, unread = way.readout.measured(frames[0])
+    bad = bad | unread | as_mask(way.mask, shape)
+    expected, sigma, defect = way.denoised(frames[0], bad, lent or ())
+    valid = ~bad & ~defect & np.isfinite(expected) & (sigma > 0) & (way.symmetry.exposure(way.exposure, shape) > 0)
+    if np.count_nonzero(valid) < 64:
+        return None
+    noise = np.broadcast_to(np.square(way.readout.noise), shape)
+    block, number = block_index(shape)
+    z, m = photons[valid], expected[valid]
+    first = way.readout.photons(frames[0])[valid]
+    center = way.symmetry.beam_center or way.beam_center
+    tables = error_tables(z - m, z + noise[valid], sigma[valid] ** 2, np.maximum(m, LEAST), valid, center)
+    return {"pixels": summed(block[valid], number, np.ones_like(z), z, m, first), **tables}
+
+
+def _neighbour(counts: NDArray[Any], bad: NDArray[np.bool_], way: Way, lent: Sequence[Lent], left_out: Lent) -> Table:
+    """Return how well a frame that borrows predicts a neighbour that was left out, as `neighbour_table` does."""
+    others = [each for each in lent if each.row != left_out.row]
+    expected, sigma, _ = way.denoised(counts, bad, others)
+    alone, _, _ = way.denoised(counts, bad)
+    valid = ~bad & ~sentinel_mask(left_out.counts) & np.isfinite(expected) & np.isfinite(alone)
+    one, other = (np.where(valid, each, 0).astype(np.float64) for each in (counts, left_out.counts))
+    return neighbour_table(one, other, expected, sigma, alone, valid)
+
+
+def _share_of(background: Background, share: float) -> Background:
+    scale = np.float32(share)
+    return Background(expected=background.expected * scale, sigma=background.sigma * scale)
 
 
 def _thinned_lent(lent: Sequence[Lent], chance: Chance, own: int) -> list[Lent]:

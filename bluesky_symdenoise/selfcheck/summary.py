@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 from bluesky_symdenoise.selfcheck.blocks import LEAST_BLOCKS, Table, resampled
 from bluesky_symdenoise.selfcheck.chance import Chance
@@ -19,6 +19,7 @@ from bluesky_symdenoise.selfcheck.values import (
     NOT_TESTABLE,
     ImageCheck,
     Measured,
+    Neighbour,
     Residual,
     Spots,
     Stratum,
@@ -30,6 +31,7 @@ from bluesky_symdenoise.selfcheck.values import (
 OVER = ("raw counts", "a Gaussian filter", "the frame alone")
 #: Largest standard error of a ratio of errors, relative to the ratio or 1: beyond, the held-out photons do not tell.
 MOST_ERROR = 0.3
+NO_SHAM = "a sham test needs counts"
 #: Fewest pixels of a stratum.
 LEAST_PIXELS = 200
 #: Standard errors by which a figure must be off, and how far, to be doubtful.
@@ -44,11 +46,13 @@ def summarised(
     Parameters
     ----------
     tables
-        Of each frame that was checked, those of `heldout_tables` and `sham_tables`.
+        Of each frame that was checked, those of `heldout_tables` and `sham_tables`, or those of a repeat.
     shape
         Shape (y, x) of the frames.
     """
-    joined = {name: np.concatenate([each[name] for each in tables]) for name in tables[0]}
+    # A row without a neighbour has no table of it.
+    names = dict.fromkeys(name for each in tables for name in each)
+    joined = {name: np.concatenate([each[name] for each in tables if name in each]) for name in names}
     draw = _Bootstrap(joined, chance)
     pixels, total = joined["pixels"], joined["pixels"].sum(axis=0)
     if len(pixels) < LEAST_BLOCKS or total[1] < 100 or total[3] < 100:
@@ -60,18 +64,26 @@ def summarised(
     }
     named = {f"boxes of {side} x {side} pixels": f"box {side}" for side in BOXES} | {"rings": "rings"}
     sums = (Sums(name, draw.errors(table, 0, 1), draw.errors(f"sham {table}", 0, 1)) for name, table in named.items())
+    counted = "structure" in joined
     found: dict[str, Any] = {
         "gains": gains,
         "flux": draw.ratio("pixels", 2, 1),
         "strata": _strata(joined, draw),
         "sums": tuple(sums),
         "structure": tuple(
-            Structure(size, draw.kept(4 * number), draw.left(4 * number)) for number, size in enumerate(SIZES)
+            Structure(size, draw.kept(4 * number), draw.left(4 * number))
+            for number, size in enumerate(SIZES)
+            if counted
         ),
-        "spots": _spots(joined["spots"]),
-        "residual": _residual(joined, draw, shape),
+        "spots": _spots(joined["spots"]) if counted else None,
+        "residual": _residual(joined, draw, shape) if counted else None,
     }
     reasons = _doubts(**found)
+    near = None
+    if "neighbour" in joined:
+        near = Neighbour(draw.ratio("neighbour", 1, 0, scale=1000.0), draw.errors("neighbour", 2, 3))
+        if near.gain and near.gain.value < LEAST_GAIN and near.gain.value + SURE * near.gain.error < 0:
+            reasons = (*reasons, f"borrowing predicts a neighbour worse than the frame alone: {near.gain} millinat")
     return ImageCheck(
         chance.stream,
         chance.data_key,
@@ -82,6 +94,7 @@ def summarised(
         pixels=int(total[0]),
         counts=float(total[2] / total[0]),
         **found,
+        neighbour=near,
     )
 
 
@@ -116,6 +129,8 @@ class _Bootstrap:
         The observed square may be negative, because the noise of the held-out counts was taken from it.
         """
         if name not in self._tables:
+            if name.startswith("sham") and "structure" not in self._tables:
+                return Measured.not_testable(NO_SHAM)
             return Measured.not_testable("the beam centre is not known")
         if name not in self._drawn:
             return Measured.not_testable("too few of them hold counts")
@@ -146,14 +161,18 @@ class _Bootstrap:
 def _strata(tables: Mapping[str, Table], draw: _Bootstrap) -> tuple[Stratum, ...]:
     found = []
     for number, (low, high) in enumerate(zip((0.0, *EDGES), (*EDGES, math.inf), strict=True)):
-        pixels, sham_pixels = (int(tables[name][:, 3 * number].sum()) for name in ("strata", "sham strata"))
+        pixels, sham_pixels = (
+            int(tables[name][:, 3 * number].sum()) if name in tables else 0 for name in ("strata", "sham strata")
+        )
         if pixels or sham_pixels >= LEAST_PIXELS:
-            ratio, sham = (_ratio(name, tables[name], 3 * number, draw) for name in ("strata", "sham strata"))
+            ratio, sham = (_ratio(name, tables.get(name), 3 * number, draw) for name in ("strata", "sham strata"))
             found.append(Stratum(low, high, pixels, ratio, sham))
     return tuple(found)
 
 
-def _ratio(name: str, table: Table, first: int, draw: _Bootstrap) -> Measured:
+def _ratio(name: str, table: Table | None, first: int, draw: _Bootstrap) -> Measured:
+    if table is None:
+        return Measured.not_testable(NO_SHAM)
     pixels = table[:, first]
     if pixels.sum() < LEAST_PIXELS or np.count_nonzero(pixels) < LEAST_BLOCKS:
         return Measured.not_testable(f"{pixels.sum():.0f} pixels are too few")
@@ -189,7 +208,7 @@ def _residual(tables: Mapping[str, Table], draw: _Bootstrap, shape: tuple[int, i
     return Residual(
         tuple(float((each + 0.5) * step) for each in shown),
         tuple(float(each) for each in error[shown] / np.sqrt((held + kept)[shown])),
-        float(chi2.sf(squares.sum(), squares.size)) if squares.size else None,
+        float(chdtrc(squares.size, squares.sum())) if squares.size else None,
         tuple(correlation),
     )
 
@@ -201,8 +220,8 @@ def _doubts(
     strata: Sequence[Stratum],
     sums: Sequence[Sums],
     structure: Sequence[Structure],
-    spots: Spots,
-    residual: Residual,
+    spots: Spots | None,
+    residual: Residual | None,
 ) -> tuple[str, ...]:
     """Return what contradicts the denoised frames or their errors, in sentences."""
     said = [
@@ -217,6 +236,8 @@ def _doubts(
         for each in strata
         if each.ratio and each.ratio.value - SURE * each.ratio.error > TOO_SMALL
     ]
+    if spots is None or residual is None:
+        return tuple(said)
     if spots.invented > 2 and spots.invented > spots.by_noise + 3 * math.sqrt(spots.by_noise):
         said.append(f"{spots.invented} spots were invented in a sham test, {spots.by_noise} are made by noise alone")
     if spots.lost > 2 and spots.lost > 0.25 * spots.there:

@@ -10,6 +10,8 @@ from typing import Any
 #: Verdicts: nothing contradicts the run's errors, something does, nothing can be said, nothing was computed.
 AGREES, DOUBTFUL, NOT_TESTABLE, NOT_COMPUTED = "agrees", "doubtful", "not testable", "not computed"
 VERDICTS = (AGREES, DOUBTFUL, NOT_TESTABLE, NOT_COMPUTED)
+#: Numbers are smaller, and lists not longer, than these: whoever may write runs may write anything.
+MOST, LONGEST = 1e12, 200
 #: Version of the form in which they are stored.
 FORM = 1
 
@@ -47,8 +49,10 @@ class Measured:
     def from_plain(cls, stored: Any) -> Measured:
         """Return the quantity from the value of `to_plain`."""
         if isinstance(stored, str):
-            return cls.not_testable(stored[:200])
+            return cls.not_testable(stored[:200] or "no reason")
         value, error = (float(each) for each in stored)
+        if not (abs(value) < MOST and 0 <= error < MOST):
+            raise ValueError(f"{value:g} and its error {error:g}")
         return cls(value, error)
 
 
@@ -69,6 +73,10 @@ class Stratum:
     pixels: int
     ratio: Measured
     sham: Measured
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high:
+            raise ValueError(f"counts from {self.low:g} to {self.high:g}")
 
     @property
     def middle(self) -> float:
@@ -123,6 +131,28 @@ class Spots:
     invented: int
     by_noise: int
 
+    @classmethod
+    def from_plain(cls, stored: Sequence[Any]) -> Spots:
+        """Return the spots from the values of a stop document."""
+        there, kept, lost, invented, by_noise = stored
+        return cls(int(there), Measured.from_plain(kept), int(lost), int(invented), int(by_noise))
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Judgement of rows that borrow by the nearest row, which was left out of the evidence, at the full exposure.
+
+    Attributes
+    ----------
+    gain
+        Gain in the log-likelihood of its counts over the frame alone, in millinat per pixel.
+    ratio
+        Observed over stated error, less the structure function.
+    """
+
+    gain: Measured
+    ratio: Measured
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -142,6 +172,16 @@ class Residual:
     mean: tuple[float, ...]
     p: float | None
     correlation: tuple[tuple[int, Measured], ...]
+
+    @classmethod
+    def from_plain(cls, stored: Mapping[str, Any]) -> Residual:
+        """Return the residuals from the values of a stop document."""
+        return cls(
+            tuple(map(float, _list(stored["radius"]))),
+            tuple(map(float, _list(stored["mean"]))),
+            None if stored["p"] is None else float(stored["p"]),
+            tuple((int(lag), Measured.from_plain(each)) for lag, each in _list(stored["correlation"])),
+        )
 
 
 @dataclass(frozen=True)
@@ -167,6 +207,8 @@ class ImageCheck:
         Error of the sums of boxes and rings over the quadratic sum of sigma.
     structure, spots
         What a sham test kept, lost and invented.
+    neighbour
+        What a neighbouring row says that was left out; None where nothing was borrowed.
     """
 
     stream: str
@@ -184,6 +226,7 @@ class ImageCheck:
     structure: tuple[Structure, ...] = ()
     spots: Spots | None = None
     residual: Residual | None = None
+    neighbour: Neighbour | None = None
 
     @property
     def name(self) -> str:
@@ -199,9 +242,20 @@ class ImageCheck:
         """Return plain JSON values, as they are stored."""
         plain: Plain = {"stream": self.stream, "data_key": self.data_key, "verdict": self.verdict}
         plain |= {"reasons": list(self.reasons), "rows": list(self.rows), "of_rows": self.of_rows}
-        if self.flux is None or self.spots is None or self.residual is None:
+        if self.flux is None:
             return plain
-        spots, residual = self.spots, self.residual
+        spots, residual, near = self.spots, self.residual, self.neighbour
+        if near is not None:
+            plain["neighbour"] = [near.gain.to_plain(), near.ratio.to_plain()]
+        if spots is not None:
+            plain["spots"] = [spots.there, spots.kept.to_plain(), spots.lost, spots.invented, spots.by_noise]
+        if residual is not None:
+            plain["residual"] = {
+                "radius": [_short(each) for each in residual.radius],
+                "mean": [_short(each) for each in residual.mean],
+                "p": None if residual.p is None else _short(residual.p),
+                "correlation": [[lag, each.to_plain()] for lag, each in residual.correlation],
+            }
         return plain | {
             "pixels": self.pixels,
             "counts": _short(self.counts),
@@ -216,13 +270,6 @@ class ImageCheck:
             ],
             "sums": [[each.name, each.ratio.to_plain(), each.sham.to_plain()] for each in self.sums],
             "structure": [[each.pixels, each.kept.to_plain(), each.noise_left.to_plain()] for each in self.structure],
-            "spots": [spots.there, spots.kept.to_plain(), spots.lost, spots.invented, spots.by_noise],
-            "residual": {
-                "radius": [_short(each) for each in residual.radius],
-                "mean": [_short(each) for each in residual.mean],
-                "p": None if residual.p is None else _short(residual.p),
-                "correlation": [[lag, each.to_plain()] for lag, each in residual.correlation],
-            },
         }
 
     @classmethod
@@ -241,15 +288,13 @@ class ImageCheck:
             "stream": str(stored["stream"]),
             "data_key": str(stored["data_key"]),
             "verdict": verdict,
-            "reasons": tuple(str(each) for each in stored["reasons"]),
-            "rows": tuple(int(each) for each in stored["rows"]),
+            "reasons": tuple(str(each)[:500] for each in _list(stored["reasons"])),
+            "rows": tuple(int(each) for each in _list(stored["rows"])),
             "of_rows": int(stored["of_rows"]),
         }
         if "flux" not in stored:
             return cls(**said)
-        there, kept, *numbers = stored["spots"]
-        lost, invented, by_noise = map(int, numbers)
-        residual = stored["residual"]
+        spots, residual, near = (stored.get(name) for name in ("spots", "residual", "neighbour"))
         return cls(
             **said,
             pixels=int(stored["pixels"]),
@@ -264,23 +309,19 @@ class ImageCheck:
                     Measured.from_plain(ratio),
                     Measured.from_plain(sham),
                 )
-                for low, high, pixels, ratio, sham in stored["strata"]
+                for low, high, pixels, ratio, sham in _list(stored["strata"])
             ),
             sums=tuple(
                 Sums(str(name), Measured.from_plain(ratio), Measured.from_plain(sham))
-                for name, ratio, sham in stored["sums"]
+                for name, ratio, sham in _list(stored["sums"])
             ),
             structure=tuple(
                 Structure(int(pixels), Measured.from_plain(kept), Measured.from_plain(left))
-                for pixels, kept, left in stored["structure"]
+                for pixels, kept, left in _list(stored["structure"])
             ),
-            spots=Spots(int(there), Measured.from_plain(kept), lost, invented, by_noise),
-            residual=Residual(
-                tuple(map(float, residual["radius"])),
-                tuple(map(float, residual["mean"])),
-                None if residual["p"] is None else float(residual["p"]),
-                tuple((int(lag), Measured.from_plain(each)) for lag, each in residual["correlation"]),
-            ),
+            spots=None if spots is None else Spots.from_plain(spots),
+            residual=None if residual is None else Residual.from_plain(residual),
+            neighbour=None if near is None else Neighbour(*map(Measured.from_plain, near)),
         )
 
 
@@ -327,13 +368,13 @@ class SelfCheck:
 
 
 def _list(value: Any) -> Sequence[Any]:
-    if not isinstance(value, list | tuple):
-        raise TypeError("images are no list")
+    if not isinstance(value, list | tuple) or len(value) > LONGEST:
+        raise TypeError("a list is too long, or none")
     return value
 
 
 def _measured(stored: Mapping[str, Any]) -> dict[str, Measured]:
-    return {str(name): Measured.from_plain(each) for name, each in stored.items()}
+    return {str(name)[:100]: Measured.from_plain(stored[name]) for name in _list(list(stored))}
 
 
 def _short(value: float) -> float:

@@ -31,10 +31,11 @@ def lines(check: SelfCheck) -> Iterator[str]:
 
 def figures(image: ImageCheck) -> Iterator[tuple[str, str]]:
     """Yield names and values of the figures of one image, in the words of a scientist."""
-    if image.flux is None or image.spots is None:
+    if image.flux is None:
         return
     rows = ", ".join(map(str, image.rows))
-    yield "rows", f"{rows} of {image.of_rows}; {image.pixels} pixels of {image.counts:.3g} counts in the input half"
+    half = "counts in the input half" if image.spots else "photons, judged by a repeat"
+    yield "rows", f"{rows} of {image.of_rows}; {image.pixels} pixels of {image.counts:.3g} {half}"
     for name, gain in image.gains.items():
         yield f"likelihood of held-out photons above {name}", f"{gain} millinat per pixel"
     yield "expected over held-out counts", str(image.flux)
@@ -46,14 +47,17 @@ def figures(image: ImageCheck) -> Iterator[tuple[str, str]]:
     for structure in image.structure:
         name = f"sham test: contrast kept of structure of {structure.pixels} pixels"
         yield name, f"{structure.kept}; noise left {structure.noise_left}"
-    spots = image.spots
-    yield (
-        "sham test: spots",
-        (
-            f"{spots.there} in the truth, counts kept {spots.kept}, {spots.lost} lost, {spots.invented} invented "
-            f"({spots.by_noise} in raw counts)"
-        ),
-    )
+    if image.neighbour is not None:
+        yield "likelihood of a neighbour left out above the frame alone", f"{image.neighbour.gain} millinat per pixel"
+        yield "observed over stated error by that neighbour, full exposure", str(image.neighbour.ratio)
+    if (spots := image.spots) is not None:
+        yield (
+            "sham test: spots",
+            (
+                f"{spots.there} in the truth, counts kept {spots.kept}, {spots.lost} lost, {spots.invented} invented "
+                f"({spots.by_noise} in raw counts)"
+            ),
+        )
     if image.residual is not None:
         if image.residual.p is not None:
             yield "p of sums over rings", f"{image.residual.p:.2g}"
@@ -110,7 +114,7 @@ def _borrowing(stored: Any) -> str:
 
 def _judged(image: ImageCheck, *, alone: bool) -> Sequence[str]:
     who = "" if alone else f" for {image.name}"
-    if image.flux is None or image.spots is None:
+    if image.flux is None:
         why = "; ".join(image.reasons)
         return [f"The result could not be tested with held-out photons{who} ({why})."] if why else []
     rows = f"{len(image.rows)} of {image.of_rows} frames" if image.of_rows > 1 else "the frame"
@@ -122,16 +126,26 @@ def _judged(image: ImageCheck, *, alone: bool) -> Sequence[str]:
         if gains
         else ""
     ]
+    if image.spots is None:
+        said = [
+            f"To judge the result{who}, a repeated exposure of {rows}, which the denoiser did not see, was compared "
+            f"with the denoised one: the sum of all pixels was {image.flux} of that of the repeat."
+        ]
     ratios = [f"{each.ratio} at {each.name} counts per pixel" for each in image.strata if each.ratio]
     if ratios:
         said.append(f"Observed errors were {_joined(ratios)} times the stated ones.")
     else:
-        said.append(f"Stated errors of single pixels were {NOT_TESTABLE} with so few held-out photons.")
+        said.append(f"Stated errors of single pixels were {NOT_TESTABLE} with so few photons.")
     shams = [f"{each.sham} at {each.name} counts per pixel" for each in image.strata if each.sham]
     if shams:
         said.append(
             "In a sham test, in which the denoised frame was drawn anew with Poisson noise and denoised again, errors "
             f"were {_joined(shams)} times the stated ones."
+        )
+    if image.neighbour is not None and image.neighbour.gain:
+        said.append(
+            "At the full exposure, the counts of the nearest frame, left out of the evidence, were predicted "
+            f"{image.neighbour.gain} millinat per pixel better than by the frame alone."
         )
     sums = [f"{each.sham} for {each.name}" for each in image.sums if each.sham]
     if sums:
@@ -139,7 +153,7 @@ def _judged(image: ImageCheck, *, alone: bool) -> Sequence[str]:
             "Errors of neighbouring pixels are correlated: errors of sums exceeded the quadratic sum of the stated "
             f"errors by factors of {_joined(sums)}."
         )
-    if image.spots.there or image.spots.invented:
+    if image.spots is not None and (image.spots.there or image.spots.invented):
         kept = f" and kept {image.spots.kept} of their counts" if image.spots.kept else ""
         said.append(
             f"Of {image.spots.there} spots the sham test lost {image.spots.lost}{kept}; it invented "

@@ -12,10 +12,12 @@ import pytest
 from scipy import ndimage
 
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.selfcheck.chance import Chance, number_checked, thinned
-from bluesky_symdenoise.selfcheck.row import Way, checked_row
+from bluesky_symdenoise.selfcheck.heldout import neighbour_table
+from bluesky_symdenoise.selfcheck.row import Way, checked_row, repeated_row
 from bluesky_symdenoise.selfcheck.summary import summarised
 from bluesky_symdenoise.selfcheck.values import ImageCheck, Measured, SelfCheck
 from bluesky_symdenoise.selfcheck.words import methods_paragraph
@@ -209,9 +211,31 @@ def test_lent_frames_are_thinned_as_their_own_rows_are_and_the_frame_alone_is_co
     other = frame(1)
     found = checked(borrowing, frame(), lent=[Lent(other, (-1.0,), row=6)])
     assert found.gains["the frame alone"].value == 0
+    # The frame, its input half, and the frame without its only lender: that lends nothing.
     assert len(seen) == 2
+    assert found.neighbour is not None
+    assert found.neighbour.gain.value == 0
     np.testing.assert_array_equal(seen[0], other)
     np.testing.assert_array_equal(seen[1], thinned(other, CHANCE.generator("thinning 0", 6)))
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_neighbour_left_out_judges_the_full_exposure_less_what_differs_between_the_scenes(changed: bool) -> None:
+    rng = np.random.default_rng(8)
+    rate = rng.gamma(KAPPA, RATE / KAPPA, SHAPE)
+    counts = rng.poisson(rate)
+    other = rate * np.exp(rng.normal(0, 0.3, SHAPE)) if changed else 1.5 * rate
+    table = neighbour_table(
+        counts.astype(float),
+        rng.poisson(other).astype(float),
+        (counts + KAPPA) / (1 + KAPPA / RATE),
+        np.sqrt(counts + KAPPA) / (1 + KAPPA / RATE),
+        np.full(SHAPE, RATE),
+        np.ones(SHAPE, bool),
+    )
+    total = table.sum(axis=0)
+    assert total[1] > 0
+    assert np.sqrt(total[2] / total[3]) == pytest.approx(1, abs=0.1)
 
 
 def test_the_exposures_of_a_row_lend_to_each_other_only_where_frames_borrow() -> None:
@@ -229,6 +253,30 @@ def test_the_exposures_of_a_row_lend_to_each_other_only_where_frames_borrow() ->
     checked(counting, exposures, lent=[])
     # The frame, its input half, that alone, and the sham test, which borrows nothing.
     assert numbers == [2, 2, 0, 0]
+
+
+@pytest.mark.parametrize(("scale", "ratio"), [(1.0, 1.0), (2.0, 0.5)])
+def test_a_repeat_judges_the_frames_of_an_integrating_detector(scale: float, ratio: float) -> None:
+    rng = np.random.default_rng(9)
+    readout = Readout(gain=20.0, read_noise=10.0, offset=100.0)
+    rate = rng.gamma(KAPPA, RATE / KAPPA, SHAPE)
+    signal = 100 + 20 * rng.poisson(rate, (2, *SHAPE)) + rng.normal(0, 10, (2, *SHAPE))
+
+    def prior(counts: np.ndarray, **_: Any) -> Answer:
+        return answer(np.full(SHAPE, RATE), np.full(SHAPE, scale * RATE / np.sqrt(KAPPA)))
+
+    tables = repeated_row(signal, Way(prior, Symmetry("1"), readout=readout))  # type: ignore[arg-type]
+    assert tables is not None
+    found = summarised([tables], CHANCE, shape=SHAPE, rows=[7], of_rows=20)
+    (stratum,) = found.strata
+    assert stratum.ratio.value == pytest.approx(ratio, abs=4 * stratum.ratio.error)
+    assert found.flux is not None
+    assert found.flux.value == pytest.approx(1, abs=4 * found.flux.error)
+    assert stratum.sham.why_not == "a sham test needs counts"
+    again = SelfCheck.from_dict(json.loads(json.dumps(SelfCheck((found,)).to_dict())))
+    assert again.images[0].to_plain() == found.to_plain()
+    assert "repeated exposure" in methods_paragraph({}, again)
+    assert "judged by a repeat" in str(again)
 
 
 def test_what_is_stored_comes_back_from_json() -> None:
@@ -249,6 +297,26 @@ def test_what_is_not_understood_is_said_and_never_raised(stored: Any) -> None:
     found = SelfCheck.from_dict(stored)
     assert found.verdict == "not computed"
     assert found.reason
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"flux": [1.0, float("nan")]},
+        {"flux": [1e300, 1.0]},
+        {"strata": [[-1.0, 2.0, 5, [1.0, 0.1], "x"]]},
+        {"strata": [[0.1, 0.3, 5, [1.0, 0.1], "x"]] * 1000},
+        {"gains": {"raw counts": [1.0, -1.0]}},
+        {"spots": [1, 2]},
+    ],
+)
+def test_forged_figures_are_refused_and_what_is_refused_can_be_shown(forged: dict[str, Any]) -> None:
+    plain = SelfCheck((checked(posterior(), frame()),)).to_dict()
+    assert SelfCheck.from_dict(plain).verdict == "agrees"
+    plain["images"][0] |= forged
+    found = SelfCheck.from_dict(plain)
+    assert found.verdict == "not computed"
+    assert "not understood" in str(found)
 
 
 def test_a_measured_value_shows_two_digits_of_its_error() -> None:

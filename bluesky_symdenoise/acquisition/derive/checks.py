@@ -17,10 +17,13 @@ from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.request.request import Request
 from bluesky_symdenoise.derived.columns import BORROWED_FROM, rows_text
 from bluesky_symdenoise.derived.row import CompressedRow, Row
+from bluesky_symdenoise.physics.dark import Background
+from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.symmetry import Symmetry
+from bluesky_symdenoise.selfcheck.blocks import Table
 from bluesky_symdenoise.selfcheck.chance import MOST_ROWS, Chance, number_checked
-from bluesky_symdenoise.selfcheck.row import Way, checked_row
+from bluesky_symdenoise.selfcheck.row import Way, checked_row, repeated_row
 from bluesky_symdenoise.selfcheck.summary import not_testable, summarised
 from bluesky_symdenoise.selfcheck.values import ImageCheck, SelfCheck
 
@@ -31,6 +34,7 @@ Document = dict[str, Any]
 #: Reasons that nothing is said of an image.
 INTEGRATING = "photons can be held out of counts, not of the signal of an integrating detector: measure repeats"
 GONE = "the rows that lent photons are not at hand any more: use bluesky_symdenoise.self_check(run)"
+NOT_COUNTS = "these may be no photon counts"
 NO_COUNTS = "no frame with counts was denoised"
 
 
@@ -61,6 +65,8 @@ class Kept:
     row: int
     packed: Packed
     mask: NDArray[np.bool_] | None
+    background: Background | None
+    readout: Readout | None
     symmetry: Symmetry
     lenders: tuple[tuple[Packed, tuple[float, ...], int | None], ...] | None = None
 
@@ -113,11 +119,15 @@ class RowChecks:
         place = self._chance(stream.run, *name).place(row)
         if len(kept) == MOST_ROWS and place > kept[-1].place:
             return
-        if images.stated_readout(event.columns) is not None:
+        lending = stream.lending
+        if lending is None and self._asked.borrow is not None:
+            self._refused[name] = GONE
+            return
+        image = stream.image(key, event) if lending is None else lending.image(key, event)
+        readout = images.readout(image, event.columns, event.time)
+        if readout is not None and not repeats(image):
             self._refused[name] = INTEGRATING
             return
-        lending = stream.lending
-        image = stream.image(key, event) if lending is None else lending.image(key, event)
         lent = [] if lending is None else lending.lent(key, event, image)
         if lending is not None and made.scalars.get(BORROWED_FROM) != rows_text(
             each.row for each in lent if each.row is not None
@@ -131,7 +141,8 @@ class RowChecks:
             place,
             row,
             Packed.of(image),
-            images.background(event.columns, event.time, symmetry)[0],
+            *(images.background(event.columns, event.time, symmetry) if readout is None else (images.mask, None)),
+            readout,
             symmetry,
             None if lending is None else tuple((Packed.of(each.counts), each.offset, each.row) for each in lent),
         )
@@ -162,6 +173,8 @@ class RowChecks:
         chance, rows = self._chance(stream.run, *name), self._could[name]
         if why := self._refused.get(name):
             return not_testable(chance, why, of_rows=rows)
+        if doubt := stream.images[key].doubt:
+            return not_testable(chance, f"{NOT_COUNTS}: {doubt}", of_rows=rows)
         kept = sorted(self._kept.get(name, ())[: number_checked(rows)], key=lambda each: each.row)
         if not kept:
             return not_testable(chance, NO_COUNTS)
@@ -172,12 +185,28 @@ class RowChecks:
             return not_testable(chance, str(error), rows=[each.row for each in kept], of_rows=rows)
 
 
+def repeats(image: NDArray[Any]) -> bool:
+    """Return whether an image (..., y, x) holds two exposures or more."""
+    return image.size >= 2 * image.shape[-2] * image.shape[-1]
+
+
+def row_tables(
+    image: NDArray[Any], way: Way, chance: Chance, row: int, lent: Sequence[Lent] | None
+) -> dict[str, Table] | None:
+    """Return the sums about one row of counts, or of repeated exposures of an integrating detector."""
+    return checked_row(image, way, chance, row, lent) if way.readout is None else repeated_row(image, way, lent)
+
+
 def image_check(asked: Request, chance: Chance, kept: Sequence[Kept], of_rows: int) -> ImageCheck:
     """Return the self-check of one image from the raw images that were kept, in the order of their rows."""
     tables = []
     for each in kept:
-        way = Way(asked.denoiser, each.symmetry, each.mask, asked.exposure, asked.recipe.beam_center)
-        found = checked_row(each.packed.image, way, chance, each.row, each.lent)
+        way = Way(
+            *(asked.denoiser, each.symmetry, each.mask, asked.exposure, asked.recipe.beam_center),
+            background=each.background,
+            readout=each.readout,
+        )
+        found = row_tables(each.packed.image, way, chance, each.row, each.lent)
         tables += [] if found is None else [found]
     rows = [each.row for each in kept]
     if not tables:

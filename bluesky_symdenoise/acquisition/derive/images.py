@@ -68,6 +68,11 @@ class ImageDenoiser:
             self._unusable = error
 
     @property
+    def mask(self) -> NDArray[np.bool_] | None:
+        """Mask (y, x) that was given or found, without the bad pixels of a dark; None if there is none."""
+        return self._usable().mask
+
+    @property
     def columns(self) -> set[str]:
         """Names of the columns beside the image that are needed."""
         return self._work.beamline.columns(self._key)
@@ -75,6 +80,10 @@ class ImageDenoiser:
     def stated_readout(self, data: Mapping[str, Any]) -> Readout | None:
         """Return the readout of the detector for an event with these columns, without its dark; None for counts."""
         return self._usable().readout(data)
+
+    def readout(self, image: NDArray[Any], data: Mapping[str, Any], time: float | None) -> Readout | None:
+        """Return the readout of the detector for one image, with the dark as its offset; None for counts."""
+        return self._readout(image, data, time)
 
     def exposure_time(self, data: Mapping[str, Any]) -> float | None:
         """Return the exposure time in seconds for an event with these columns; None if it is not known."""

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bluesky_symdenoise.acquisition.derive.checks import INTEGRATING, NO_COUNTS
+from bluesky_symdenoise.acquisition.derive.checks import INTEGRATING, NO_COUNTS, NOT_COUNTS, repeats, row_tables
 from bluesky_symdenoise.acquisition.past.recompute import Again, lent_to, recorded_denoiser
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun
 from bluesky_symdenoise.catalog.find.query import raw_for
 from bluesky_symdenoise.derived.columns import denoised_images
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.selfcheck.chance import Chance
-from bluesky_symdenoise.selfcheck.row import Way, checked_row
+from bluesky_symdenoise.selfcheck.row import Way
 from bluesky_symdenoise.selfcheck.summary import not_testable, summarised
 from bluesky_symdenoise.selfcheck.values import ImageCheck, SelfCheck
 
@@ -61,20 +61,21 @@ def _image_check(run: BlueskyRun, stream: str, key: str, denoiser: Denoiser) -> 
             could[recipe.rows[index]] = index
     if not could:
         return not_testable(chance, NO_COUNTS)
-    if again.readout is not None:
-        return not_testable(chance, INTEGRATING, of_rows=len(could))
+    doubts = dict((run.metadata.get("stop") or {}).get("provenance") or {}).get("doubts") or {}
+    if doubt := doubts.get(f"{stream}/{key}"):
+        return not_testable(chance, f"{NOT_COUNTS}: {doubt}", of_rows=len(could))
     rows, tables, shape = chance.rows(could), [], (0, 0)
     for row in rows:
         index = could[row]
         symmetry = Symmetry(again.groups[index], again.centers[index], again.fold)
-        mask, _, readout = again.of_row(index, symmetry)
-        if readout is not None:
-            return not_testable(chance, INTEGRATING, of_rows=len(could))
+        mask, background, readout = again.of_row(index, symmetry)
         counted: Any = np.asarray(image[row : row + 1])[0]
+        if readout is not None and not repeats(counted):
+            return not_testable(chance, INTEGRATING, of_rows=len(could))
         shape = (counted.shape[-2], counted.shape[-1])
-        way = Way(denoiser, symmetry, mask, again.exposure, recipe.beam_center)
+        way = Way(denoiser, symmetry, mask, again.exposure, recipe.beam_center, background, readout)
         lent = None if recipe.borrow is None else lent_to(run, stored, stream, key, index, recipe)
-        found = checked_row(counted, way, chance, row, lent)
+        found = row_tables(counted, way, chance, row, lent)
         tables += [] if found is None else [found]
     if not tables:
         return not_testable(chance, "too few pixels were measured", rows=rows, of_rows=len(could))
