@@ -174,7 +174,9 @@ def main(
 def content(found: Sequence[Row], options: Options) -> dict[str, Any]:
     """Return what the JSON file holds: figures, scores of each series without those of single rows, and all rows."""
     single = ("rows", "against_alone", "borrowed")
-    series = [{name: value for name, value in row.items() if name not in single} for row in found]
+    series = [
+        {name: value for name, value in row.items() if "methods" not in row or name not in single} for row in found
+    ]
     return {
         "options": asdict(options),
         "figures": [asdict(figure) for figure in figures(found)],
