@@ -37,7 +37,9 @@ _HOME = {
     "raw_for": "bluesky_symdenoise.catalog.find.query",
     "recompute": "bluesky_symdenoise.acquisition.past.recompute",
     "register": "bluesky_symdenoise.acquisition.lazy.register",
+    "self_check": "bluesky_symdenoise.acquisition.past.self_check",
     "replay": "bluesky_symdenoise.acquisition.past.replay",
+    "survey": "bluesky_symdenoise.acquisition.past.survey",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from bluesky_symdenoise.acquisition.past.finetune import finetune as finetune
     from bluesky_symdenoise.acquisition.past.recompute import recompute as recompute
     from bluesky_symdenoise.acquisition.past.replay import replay as replay
+    from bluesky_symdenoise.acquisition.past.self_check import self_check as self_check
+    from bluesky_symdenoise.acquisition.past.survey import survey as survey
     from bluesky_symdenoise.acquisition.past.symmetry import check_symmetry as check_symmetry
     from bluesky_symdenoise.acquisition.request.beamline import Beamline as Beamline
     from bluesky_symdenoise.acquisition.request.place import Place as Place

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.errors import SymDenoiseError
 
 #: Fields that stored recipes may lack.
-OPTIONAL = frozenset({"beamline", "frames", "analysis", "defects", "views", "sums", "fold_sha256", "noise", "readout"})
+OPTIONAL = frozenset(
+    {"beamline", "frames", "analysis", "defects", "views", "sums", "fold_sha256", "noise", "readout", "borrow"}
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Recipe:
         ``poisson`` if it was stated that frames are photon counts; None if that was tested.
     readout
         Readout that was stated, as ``attribute=value``, maps as ``attribute=sha256:...``; None for counts.
+    borrow
+        Rows that may lend photons to each other, such as ``both:8`` for eight on either side; None if none may.
     """
 
     model_sha256: str
@@ -83,6 +87,7 @@ class Recipe:
     fold_sha256: str | None = None
     noise: str | None = None
     readout: tuple[str, ...] | None = None
+    borrow: str | None = None
 
     def __post_init__(self) -> None:
         if self.beam_center is not None:

@@ -71,9 +71,14 @@ def from_counts(annulus: Annulus, observed: Observed) -> Estimate:
     Pixels are independent: errors are exact sums of their variances, and the inverse Fisher information.
     """
     y, n, b = (annulus.of(each) for each in (observed.counts, observed.exposure, observed.background))
-    y, b = np.where(n > 0, y, 0), np.where(n > 0, b, 0)
-    moment = second_moment(annulus, y - b, n)
-    return _joined(annulus, y, n, b, moment, None if moment is None else moment.covariance(y))
+    return from_sums(annulus, np.where(n > 0, y, 0), n, np.where(n > 0, b, 0))
+
+
+def from_sums(annulus: Annulus, counts: Values, exposure: Values, background: Values) -> Estimate:
+    """Return `from_counts` of the annulus's pixels, (n,) each, which may be sums over frames."""
+    moment = second_moment(annulus, counts - background, exposure)
+    spread = None if moment is None else moment.covariance(counts)
+    return _joined(annulus, counts, exposure, background, moment, spread)
 
 
 def from_likelihood(annulus: Annulus, observed: Observed) -> Estimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from bluesky_symdenoise.analysis.annulus import Annulus
 from bluesky_symdenoise.analysis.estimate import Denoise, Image, Observed, from_counts, from_denoised, from_likelihood
+from bluesky_symdenoise.analysis.lent import Neighbour, from_lent
 from bluesky_symdenoise.analysis.peak import PEAK
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -33,9 +35,10 @@ class Ring:
         Radii in pixels; the peak lies between them, on a background that is about a power law.
     estimator
         ``counts``: second moment of the raw counts, whatever the texture, and a Poisson fit to their radial profile;
-        mates under inversion fill gaps. ``likelihood``: one Poisson fit of a textured ring to the raw counts;
-        the smallest errors if the ring is of that form, and nothing where they refute it. ``denoised``: as ``counts``,
-        of the denoised frame, corrected and with errors by replicates.
+        mates under inversion fill gaps. Where rows borrow, the counts of those whose ring is alike are added.
+        ``likelihood``: one Poisson fit of a textured ring to the raw counts; the smallest errors if the ring is of that
+        form, and nothing where they refute it. ``denoised``: as ``counts``, of the denoised frame, corrected and with
+        errors by replicates. Both are of the frame alone.
     name
         Prefix of the columns' names, for several rings: ``<key>_<name>_orientation``.
     beam_center
@@ -102,6 +105,7 @@ class Ring:
         *,
         beam_center: tuple[float, float] | None,
         denoise: Denoise,
+        lent: Sequence[Neighbour] = (),
     ) -> dict[str, float]:
         """Return the values of the columns for one frame; NaN if not determined.
 
@@ -117,6 +121,8 @@ class Ring:
             (y, x) that the frame was denoised about; None for none.
         denoise
             Function that denoised it.
+        lent
+            Frames of other rows, whose counts the estimator ``counts`` shares where their ring is alike.
 
         Raises
         ------
@@ -137,8 +143,10 @@ class Ring:
             estimate = from_denoised(
                 annulus, intensity, observed, denoise, replicates=self.replicates, rng=np.random.default_rng(seed)
             )
+        elif self.estimator == "likelihood":
+            estimate = from_likelihood(annulus, observed)
         else:
-            estimate = (from_counts if self.estimator == "counts" else from_likelihood)(annulus, observed)
+            estimate = from_lent(annulus, observed, lent).estimate if lent else from_counts(annulus, observed)
         found = estimate.quantities(inner=self.inner, outer=self.outer)
         return dict(zip(self.columns, (part for name in QUANTITIES for part in found[name]), strict=True))
 

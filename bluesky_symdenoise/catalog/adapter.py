@@ -25,9 +25,10 @@ from tiled.structures.core import StructureFamily
 from tiled.structures.data_source import Asset, DataSource
 from tiled.utils import ensure_uri, path_from_uri
 
-from bluesky_symdenoise.catalog.lazy.cache import Pair, RowCache
+from bluesky_symdenoise.catalog.lazy.cache import RAW_FRAMES, RAW_HELD, Pair, RowCache
 from bluesky_symdenoise.catalog.lazy.models import INFERENCE, served_denoiser
 from bluesky_symdenoise.catalog.lazy.parameters import EXPOSURE, MASK, SOURCE, LazyImage
+from bluesky_symdenoise.derived.lending import all_lent
 from bluesky_symdenoise.derived.stated_readout import from_recipe, map_sha256s
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import Source, Stamp, stamp
@@ -38,6 +39,9 @@ log = logging.getLogger("bluesky_symdenoise")
 #: Default size in bytes of the server's cache of denoised frames, intensity and sigma.
 CACHE_VARIABLE = "SYMDENOISE_CACHE_BYTES"
 CACHE_BYTES = 2**29
+#: Size in bytes of its cache of raw frames that rows lend to each other, so that rows read in order share them.
+RAW_CACHE_VARIABLE = "SYMDENOISE_RAW_CACHE_BYTES"
+RAW_CACHE_BYTES = 2**28
 #: Number of reads of lazy arrays that may hold a thread and a result at a time; others wait without either.
 READERS = 8
 
@@ -139,9 +143,9 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
             return np.full(self._source.row_shape, np.nan, np.float32)
         image = self._image
         key = (
-            self._source.identity(row),
+            self._source.identity(row, [lender.row for lender in image.lenders(row)]),
             image.recipe.sha256,
-            (image.symmetry, row < image.first_row),
+            (image.symmetry, row < image.first_row, image.rows, image.scan),
             (image.recipe.model_sha256, image.device, image.threads),
             self._source.dtype,
         )
@@ -163,10 +167,24 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
         exposure = _array(self._arrays, EXPOSURE, recipe.exposure_sha256, shape, "<f8")
         readout = from_recipe(recipe.readout, lambda name, sha256: _array(self._arrays, name, sha256, shape, "<f8"))
         with INFERENCE:
-            found = image.row(denoiser, self._source.read(row), row, mask=mask, exposure=exposure, readout=readout)
+            lenders = image.lenders(row)
+            counts = self._raw(row) if lenders else self._source.read(row)
+            # A row that was to lend and cannot be read now may be there later: nothing is served without it.
+            lent = all_lent(lenders, self._raw)
+            found = image.row(denoiser, counts, row, mask=mask, exposure=exposure, readout=readout, lent=lent)
         for array in (found.intensity, found.sigma):
             array.flags.writeable = False
         return Pair(found.intensity, found.sigma)
+
+    def _raw(self, row: int) -> NDArray[Any]:
+        """Return a raw row; those that were read recently are kept, because rows next to each other borrow them."""
+
+        def read() -> NDArray[Any]:
+            counts = self._source.read(row)
+            counts.flags.writeable = False
+            return counts
+
+        return _raw_cache().get((self._source.identity(row), self._source.dtype), read)
 
 
 def _parsed(data_source: Any, parameters: Mapping[str, Any]) -> tuple[LazyImage, Source, dict[str, Path]]:
@@ -274,11 +292,20 @@ def _loaded(path: Path, _: Stamp, sha256: str, shape: tuple[int, ...], dtype: st
 
 
 @lru_cache(maxsize=1)
-def _cache() -> RowCache:
-    given = os.environ.get(CACHE_VARIABLE, str(CACHE_BYTES))
+def _cache() -> RowCache[Pair]:
+    return RowCache(_limit(CACHE_VARIABLE, CACHE_BYTES))
+
+
+@lru_cache(maxsize=1)
+def _raw_cache() -> RowCache[NDArray[Any]]:
+    return RowCache(_limit(RAW_CACHE_VARIABLE, RAW_CACHE_BYTES), frames=RAW_FRAMES, size=RAW_HELD)
+
+
+def _limit(variable: str, default: int) -> int:
+    given = os.environ.get(variable, str(default))
     if not given.isdecimal():
-        raise SymDenoiseError(f"{CACHE_VARIABLE}={given}", rule="it must be a number of bytes", remedy="set it to one")
-    return RowCache(int(given))
+        raise SymDenoiseError(f"{variable}={given}", rule="it must be a number of bytes", remedy="set it to one")
+    return int(given)
 
 
 def _indices(part: range | int) -> builtins.slice | int:

@@ -18,6 +18,8 @@ from bluesky_symdenoise.catalog.find.query import raw_for
 from bluesky_symdenoise.derived.columns import SCALARS, computed_when_read, denoised_images
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.recipe import rows_of
+from bluesky_symdenoise.selfcheck.values import SelfCheck
+from bluesky_symdenoise.selfcheck.words import methods_paragraph
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +52,27 @@ class SymDenoisedRun(BlueskyRunV3):  # type: ignore[misc]
         made: dict[str, Any] = deepcopy(dict(self.start.get("provenance", {})))
         ended = (self.metadata.get("stop") or {}).get("provenance")
         return made if ended is None else made | {"outcome": deepcopy(dict(ended))}
+
+    @property
+    def self_check(self) -> SelfCheck:
+        """What the denoiser was worth on this run, by photons that it did not see, as the stop document says.
+
+        ``print`` shows it; of a run without one it says why. `bluesky_symdenoise.self_check` computes it anew.
+        """
+        stop = self.metadata.get("stop")
+        if not stop:
+            return SelfCheck((), "the run has not ended")
+        stored = dict(stop.get("provenance") or {}).get("self_check")
+        if stored is None and computed_when_read(stop):
+            return SelfCheck(
+                (), "pixels are computed when they are read; bluesky_symdenoise.self_check(run) computes it"
+            )
+        return SelfCheck.from_dict(stored)
+
+    @property
+    def methods(self) -> str:
+        """Paragraph for the methods section of a paper: what was done, with what, and what it was worth."""
+        return methods_paragraph(self.start, self.self_check)
 
     @property
     def quality(self) -> pd.DataFrame:
@@ -200,6 +223,10 @@ def _summary(start: Mapping[str, Any], stop: Mapping[str, Any], uri: str) -> dic
         ),
         "status": escape(status),
     }
+    if "self_check" in ended:
+        check = SelfCheck.from_dict(ended["self_check"])
+        why = "; ".join(reason for image in check for reason in image.reasons) or check.reason
+        lines["self-check"] = escape(check.verdict + (f": {why}" if why else ""))
     if doubts := ended.get("doubts"):
         lines["photon counts?"] = "<br>".join(escape(f"{name}: {why}") for name, why in doubts.items())
     if failures:

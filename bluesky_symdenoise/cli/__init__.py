@@ -7,7 +7,20 @@ from typing import Any
 import typer
 
 from bluesky_symdenoise._garbage import end_quickly
-from bluesky_symdenoise.cli import adapt, benches, doctor, jobs, lazy, live, models, readout, replay, symmetry
+from bluesky_symdenoise.cli import (
+    adapt,
+    benches,
+    doctor,
+    jobs,
+    lazy,
+    live,
+    models,
+    readout,
+    replay,
+    self_check,
+    survey,
+    symmetry,
+)
 from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -34,5 +47,7 @@ __all__ = [
     "models",
     "readout",
     "replay",
+    "self_check",
+    "survey",
     "symmetry",
 ]

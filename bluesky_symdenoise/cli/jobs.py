@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bluesky_symdenoise.cli.options import (
+    Borrow,
+    BorrowReach,
     Center,
     Defects,
     IgnoreFileMask,
@@ -102,14 +104,22 @@ def denoise(
     defects: Defects = "find",
     views: Views = 1,
     sums: Sums = "free",
+    borrow: Borrow = None,
+    borrow_reach: BorrowReach = None,
     overwrite: Annotated[bool, typer.Option(help="Replace OUTPUT if it exists.")] = False,
 ) -> None:
-    """Denoise plain files, without a catalogue: intensity and sigma of every frame into one HDF5 file."""
+    """Denoise plain files, without a catalogue: intensity and sigma of every frame into one HDF5 file.
+
+    With --borrow, frames are a series: files in natural order (frame_2 before frame_10), and the frames in each.
+    """
     from rich.progress import track
 
+    from bluesky_symdenoise.acquisition.derive.lending import lent_by
+    from bluesky_symdenoise.acquisition.request.options import asked_borrow
     from bluesky_symdenoise.denoiser.infer import Denoiser
     from bluesky_symdenoise.denoiser.stack import empty_result
     from bluesky_symdenoise.derived.decision import doubts_of_counts
+    from bluesky_symdenoise.derived.lending import Recent
     from bluesky_symdenoise.files import NexusWriter, open_frames
     from bluesky_symdenoise.files.lit import first_with_counts
     from bluesky_symdenoise.files.readout_file import load_readout
@@ -117,6 +127,7 @@ def denoise(
     from bluesky_symdenoise.physics.frame import as_mask
     from bluesky_symdenoise.physics.symmetry import center_without
 
+    series = asked_borrow(borrow, borrow_reach, activity="denoise")
     denoiser = Denoiser.pretrained(model, device=device, threads=threads, defects=defects, views=views, sums=sums)
     with open_frames(file) as stack:
         bad = None if ignore_file_mask else stack.mask
@@ -139,14 +150,24 @@ def denoise(
         found = denoiser.resolve(first, mask=bad, symmetry=symmetry, beam_center=center, readout=stated)
         spare = center_without(found, center)
         failed = bad_pixels = 0
+        read = Recent(lambda index: stack[index], series)
         date = datetime.now(UTC).isoformat(timespec="seconds")
         with NexusWriter(
             output, (stack.shape[1], stack.shape[2]), date=date, sources=stack.sources, overwrite=overwrite
         ) as writer:
             for index in track(range(len(stack)), description="denoising", disable=not sys.stderr.isatty()):
                 try:
-                    frame = stack[index : index + 1]
-                    result = denoiser(frame, mask=bad, symmetry=found, beam_center=spare, readout=stated)
+                    frame = read(index)[None]
+                    lent = (
+                        ()
+                        if series is None
+                        else lent_by(series.rows(index, len(stack)), read.readable, shape=stack.shape[1:])
+                    )
+                    result = denoiser(frame, mask=bad, symmetry=found, beam_center=spare, readout=stated, lent=lent)
+                    if series is not None:
+                        # What each frame borrowed is a dataset; the parameters are the same for all.
+                        result = result.assign(borrowed=result.get("borrowed", ("frame", [0.0])))
+                        result.attrs["borrow"] = series.to_text()
                     bad_pixels += int((result["defect"] > 0).sum())
                 except SymDenoiseError as error:
                     typer.echo(f"symdenoise: frame {index} of {file} is written as NaN: {error}", err=True)

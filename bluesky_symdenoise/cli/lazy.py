@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bluesky_symdenoise.cli.catalog import opened
-from bluesky_symdenoise.cli.options import Algorithm, Center, ModelName, Noise, ReadoutFile, Symmetry
+from bluesky_symdenoise.cli.options import (
+    Algorithm,
+    Borrow,
+    BorrowReach,
+    Center,
+    ModelName,
+    Noise,
+    ReadoutFile,
+    Symmetry,
+)
 from bluesky_symdenoise.cli.root import app
 from bluesky_symdenoise.errors import SymDenoiseError
 
@@ -34,6 +43,8 @@ def register(
     beam_center: Center = None,
     noise: Noise = None,
     readout: ReadoutFile = None,
+    borrow: Borrow = None,
+    borrow_reach: BorrowReach = None,
     model: ModelName = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, here and when frames are read.")] = None,
     algorithm: Algorithm = None,
@@ -59,12 +70,19 @@ def register(
     from bluesky_symdenoise.catalog.store.containers import run_in
     from bluesky_symdenoise.denoiser.infer import Denoiser
 
-    given = {"symmetry": symmetry, "beam_center": beam_center, "noise": noise, "readout": readout}
+    given = {
+        "symmetry": symmetry,
+        "beam_center": beam_center,
+        "noise": noise,
+        "readout": readout,
+        "borrow": borrow,
+        "borrow_reach": borrow_reach,
+    }
     if renew and any(value not in (None, "auto") for value in given.values()):
         raise SymDenoiseError(
             "--renew with settings of images",
             rule="a run is renewed with the settings that it has",
-            remedy="leave out --symmetry, --beam-center, --noise and --readout",
+            remedy="leave out --symmetry, --beam-center, --noise, --readout and --borrow",
         )
     if not runs and not renew:
         raise SymDenoiseError("no RUN", rule="the raw runs are named", remedy="give their uids")

@@ -45,8 +45,27 @@ ReadoutFile = Annotated[
         "readout` writes it; intensities are then photons.",
     ),
 ]
+Borrow = Annotated[
+    str | None,
+    typer.Option(
+        metavar="past|both",
+        help="Also use the photons of the rows before each frame (past), or on both sides (both), where a test finds "
+        "them alike.",
+    ),
+]
+BorrowReach = Annotated[
+    int | None, typer.Option(min=1, metavar="ROWS", help="Rows on each side, with --borrow; by default 8.")
+]
 InvertMask = Annotated[bool, typer.Option("--invert-mask", help="In the file of --mask, 0 = bad.")]
 IgnoreFileMask = Annotated[bool, typer.Option("--ignore-file-mask", help="Do without the mask that FILE itself has.")]
+SelfCheck = Annotated[
+    str | None,
+    typer.Option(
+        metavar="end|off",
+        help="end (default): when a run has ended, a few frames are denoised again from half of their photons, and the "
+        "stop document says what that was worth; off: not.",
+    ),
+]
 Uri = Annotated[
     str, typer.Argument(metavar="CATALOG_URI", help="URL of the Tiled catalogue that holds RAW and DENOISED.")
 ]

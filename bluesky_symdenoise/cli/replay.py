@@ -14,6 +14,8 @@ from bluesky_symdenoise.cli.catalog import opened
 from bluesky_symdenoise.cli.live import planned_work, show
 from bluesky_symdenoise.cli.options import (
     Algorithm,
+    Borrow,
+    BorrowReach,
     Center,
     Defects,
     Denoised,
@@ -25,6 +27,7 @@ from bluesky_symdenoise.cli.options import (
     OlderThan,
     Raw,
     ReadoutFile,
+    SelfCheck,
     SettingsFile,
     Sums,
     Symmetry,
@@ -75,6 +78,9 @@ def replay(
     beam_center: Center = None,
     noise: Noise = None,
     readout: ReadoutFile = None,
+    borrow: Borrow = None,
+    borrow_reach: BorrowReach = None,
+    self_check: SelfCheck = None,
     directory: Directory = None,
     frames: Frames = None,
     raw: Raw = "raw",
@@ -110,6 +116,9 @@ def replay(
         "beam_center": beam_center,
         "noise": noise,
         "readout": readout,
+        "borrow": borrow,
+        "borrow_reach": borrow_reach,
+        "self_check": self_check,
         "directory": directory,
         "frames": frames,
         "streams": stream,
@@ -131,10 +140,10 @@ def replay(
         work = planned_work(client[denoised], settings, given, activity="replay", denoiser=denoiser, rows=_rows(rows))
         after = None if since is None else since.timestamp()
         if runs:
-            found, outcomes = _all_named(client[raw], runs)
+            found, outcomes = all_named(client[raw], runs)
         else:
             unfinished = older_than is not None
-            found, outcomes = list(_searched(client[raw], query or [], plan, after, unfinished=unfinished)), []
+            found, outcomes = list(searched(client[raw], query or [], plan, after, unfinished=unfinished)), []
         if not found and not outcomes:
             asked = {"--since": since, "--plan": plan, "--query": " ".join(query or ())}
             raise SymDenoiseError(
@@ -158,7 +167,7 @@ def replay(
             raise typer.Exit(1)
 
 
-def _all_named(raw: Container, names: list[str]) -> tuple[list[Any], list[Outcome]]:
+def all_named(raw: Container, names: list[str]) -> tuple[list[Any], list[Outcome]]:
     """Return the runs that are there, and the failures of those that are not.
 
     Raises
@@ -255,7 +264,7 @@ def _named(raw: Container, name: str) -> Any:
         ) from error
 
 
-def _searched(
+def searched(
     raw: Container, query: list[str], plan: str | None, since: float | None, *, unfinished: bool
 ) -> Iterator[Any]:
     """Return the raw runs that match, oldest first."""

@@ -13,7 +13,7 @@ from bluesky_symdenoise import __version__
 PANELS = {
     "Start here": ("demo", "denoise"),
     "At the beamline": ("watch", "catch-up"),
-    "Past scans": ("replay", "symmetry", "readout", "register", "evict", "materialize"),
+    "Past scans": ("survey", "replay", "symmetry", "readout", "self-check", "register", "evict", "materialize"),
     "Your server": ("serve", "prepare", "doctor"),
     "Models": ("models", "finetune", "train"),
     "Measure": ("bench",),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -75,6 +77,12 @@ COLUMNS = {
 }
 #: Column of runs whose readout states where pixels are saturated: their number, masked pixels left out.
 SATURATED = "saturated_pixels"
+#: Columns of runs whose rows may borrow photons: the effective exposures that were borrowed, and the rows whose frames
+#: were there to borrow from.
+BORROWED, BORROWED_FROM = "borrowed", "borrowed_from"
+BORROWING = {BORROWED: "number", BORROWED_FROM: "string"}
+#: Most characters of the rows in `BORROWED_FROM`, as strings of columns are stored.
+LONGEST_ROWS = 64
 #: Dtypes of the columns by name.
 SCALARS = {name: column.dtype for name, column in COLUMNS.items()}
 #: Columns computed from the pixels. In a lazy run they are stored beside the table of events, which is never
@@ -100,6 +108,27 @@ def scalars_of(symmetry: Symmetry, made: Made | None = None) -> dict[str, Any]:
         else:
             found[name] = column.missing if column.of_pixels is None or made is None else column.of_pixels(made)
     return found
+
+
+def rows_text(rows: Iterable[int]) -> str:
+    """Return rows as text, in order and each once, such as ``4-11,13``; longer lists are cut short by a checksum."""
+    ordered = sorted(set(rows))
+    breaks = [at for at in range(1, len(ordered)) if ordered[at] != ordered[at - 1] + 1]
+    runs = [ordered[begin:end] for begin, end in pairwise([0, *breaks, len(ordered)])] if ordered else []
+    parts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    text = ",".join(parts)
+    if len(text) <= LONGEST_ROWS:
+        return text
+    checksum = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{len(ordered)} rows {ordered[0]}-{ordered[-1]} sha256:{checksum}"
+
+
+def rows_of_text(text: str) -> set[int] | None:
+    """Return the rows in a text of `rows_text`; None if it was cut short."""
+    if "sha256" in text:
+        return None
+    ranges = [part.split("-") for part in text.split(",") if part]
+    return {row for part in ranges for row in range(int(part[0]), int(part[-1]) + 1)}
 
 
 def with_numbers(names: Iterable[str]) -> dict[str, str]:

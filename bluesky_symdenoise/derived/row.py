@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.derived.columns import SATURATED, SCALARS, Made, scalars_of
+from bluesky_symdenoise.derived.columns import BORROWED, BORROWED_FROM, SATURATED, SCALARS, Made, rows_text, scalars_of
+from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.dark import Background
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask, sentinel_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
+from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.noise import rounded_mantissa, rounded_to_sigma
 from bluesky_symdenoise.physics.symmetry import Symmetry, center_without
 from bluesky_symdenoise.recipe import Recipe
@@ -78,6 +80,17 @@ def empty_row(shape: Sequence[int], columns: Mapping[str, str] = SCALARS) -> Row
     return Row(intensity=nothing, sigma=nothing, scalars=scalars)
 
 
+def fitting(row: Row, shape: tuple[int, ...]) -> Row | SymDenoiseError:
+    """Return the row, or the reason why it does not fit a stream whose images have this shape."""
+    if row.intensity.shape == shape:
+        return row
+    return SymDenoiseError(
+        f"an image of shape {row.intensity.shape}",
+        rule=f"the derived run has shape {shape}, which is stated: its first images could not be read",
+        remedy="fix the device's description, then replay the run from its documents",
+    )
+
+
 def denoised_row(
     denoiser: Denoiser,
     recipe: Recipe,
@@ -88,6 +101,7 @@ def denoised_row(
     symmetry: Symmetry,
     background: Background | None = None,
     readout: Readout | None = None,
+    lent: Sequence[Lent] = (),
 ) -> Row:
     """Return one image as stored: denoised, rounded as the recipe says, with its scalars.
 
@@ -95,6 +109,8 @@ def denoised_row(
     ----------
     readout
         Readout of an integrating detector, whose signal `image` then is; scalars are in photons.
+    lent
+        Raw frames of other rows, which may lend photons if the recipe says so.
     """
     begun = clock.perf_counter()
     result = denoiser(
@@ -105,10 +121,14 @@ def denoised_row(
         beam_center=center_without(symmetry, recipe.beam_center),
         background=background,
         readout=readout,
+        lent=() if recipe.borrow is None else lent,
     )
     intensity, sigma = result["intensity"].values, result["sigma"].values
     shape = (image.shape[-2], image.shape[-1])
     scalars: dict[str, Any] = {}
+    if recipe.borrow is not None:
+        scalars[BORROWED] = float(result["borrowed"].mean()) if "borrowed" in result else 0.0
+        scalars[BORROWED_FROM] = rows_text(each.row for each in lent if each.row is not None)
     if readout is None:
         unusable = sentinel_mask(image)
     else:

@@ -81,7 +81,8 @@ class NexusWriter:
         """Write ``intensity`` and ``sigma`` of one or more frames, dims (frame, y, x).
 
         The attributes are stored as parameters, once for as long as they stay the same. A ``frame`` coordinate is
-        kept; without it, frames are counted from zero.
+        kept; without it, frames are counted from zero. ``borrowed``, one number a frame, is stored where there is one,
+        and NaN for other frames.
         """
         intensity = frames["intensity"].transpose("frame", "y", "x")
         sigma = frames["sigma"].transpose("frame", "y", "x")
@@ -104,12 +105,23 @@ class NexusWriter:
             dataset = self._file["entry/data"][name]
             dataset.resize(stop, axis=0)
             dataset[start:stop] = values
+        self._add_borrowed(frames, start, stop)
         self._frames = stop
         parameters = json.dumps(frames.attrs, default=_plain)
         if parameters != self._parameters:
             suffix = "" if self._parameters is None else f"_from_{start}"
             add_parameters(self._file["entry/process"], frames.attrs, suffix=suffix)
             self._parameters = parameters
+
+    def _add_borrowed(self, frames: xr.Dataset, start: int, stop: int) -> None:
+        data = self._file["entry/data"]
+        if "borrowed" not in data and "borrowed" in frames:
+            made = data.create_dataset("borrowed", (start,), "f4", maxshape=(None,), chunks=(1024,), fillvalue=np.nan)
+            made.attrs["long_name"] = "exposures borrowed from other frames, in units of the frame's own"
+        if "borrowed" in data:
+            data["borrowed"].resize(stop, axis=0)
+            if "borrowed" in frames:
+                data["borrowed"][start:stop] = frames["borrowed"].values
 
     def __enter__(self) -> NexusWriter:
         return self

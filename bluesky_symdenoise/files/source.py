@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -55,15 +55,22 @@ class Source:
         """Shape (..., y, x) of one row."""
         return self.shape[1:]
 
-    def identity(self, row: int) -> tuple[Any, ...]:
+    def identity(self, row: int, others: Iterable[int] = ()) -> tuple[Any, ...]:
         """Return what distinguishes this row from any other row of any source: its files as they are now.
+
+        Parameters
+        ----------
+        others
+            Rows whose files count, too, because the row is computed from them as well.
 
         Raises
         ------
         SymDenoiseError
             If a file is gone, has changed since it was registered, or a link leads elsewhere.
         """
-        return tuple(self._checked(number) for number in self.files(row)), self.dataset, self.shape, row
+        own = self.files(row)
+        also = dict.fromkeys(number for other in others for number in self.files(other) if number not in own)
+        return tuple(self._checked(number) for number in (*own, *also)), self.dataset, self.shape, row
 
     def read(self, row: int) -> NDArray[Any]:
         """Return one row (..., y, x).

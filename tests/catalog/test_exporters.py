@@ -8,6 +8,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tiled.server.utils import filter_for_access
 from bluesky_symdenoise import __version__, embedded_catalog, replay
 from bluesky_symdenoise.catalog.exporters import report_html
 from bluesky_symdenoise.catalog.report import nexus_export
+from bluesky_symdenoise.catalog.report.self_check import self_check_section
 from bluesky_symdenoise.catalog.server import serve
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.files import open_frames
@@ -199,6 +201,19 @@ def test_the_report_shows_the_frames_that_are_asked_for(client: Container, run: 
     assert one.count("data:image/png;base64,") == 1
     assert report(client, run, ";frames=3").status_code == 416
     assert report(client, run, ";frames=0-6").status_code == 400
+
+
+def test_the_report_shows_the_self_check(client: Container, run: Any) -> None:
+    page = report(client, run).text
+    assert f"<h2>Self-check: {run.self_check.verdict}</h2>" in page
+    assert "correlation of residuals" in page
+    assert "<svg" in page
+    assert escape(run.methods) in page
+    # A stop document is written by whoever may write runs.
+    check = {**run.self_check.to_dict(), "images": [{"stream": "<b>", "data_key": "x", "verdict": "agrees"}]}
+    forged = self_check_section(dict(run.start), {"provenance": {"self_check": check}})
+    assert "<h2>Self-check: not computed</h2>" in forged
+    assert "<b>" not in forged
 
 
 def test_a_report_of_a_part_names_its_rows(client: Container, home: Path, denoiser: Denoiser, run: Any) -> None:

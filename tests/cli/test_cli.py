@@ -208,6 +208,41 @@ class TestDenoise:
         np.testing.assert_allclose(sigma, error, rtol=0.2)
         assert not (np.abs(intensity - expected["intensity"].values[::-1]) <= error / 8).all()
 
+    def test_files_in_natural_order_are_a_series_of_which_frames_borrow(self, tmp_path: Path) -> None:
+        """`denoise 'folder/*' --borrow both` is what the denoiser makes of the whole stack."""
+        y, x = np.ogrid[:48, :64]
+        rate = 1 + 4 * np.exp(-((np.hypot(y - 23.5, x - 31.5) - 14) ** 2) / 20)
+        frames = np.random.default_rng(4).poisson(rate, (5, 48, 64)).astype(np.uint16)
+        (tmp_path / "in").mkdir()
+        for name, part in (("a2", frames[:1]), ("a10", frames[1:4]), ("a11", frames[4:])):
+            np.save(tmp_path / "in" / f"{name}.npy", part)
+        options = ["--symmetry", "1", "--threads", "1", "--borrow", "both", "--borrow-reach", "2"]
+        invoked("denoise", str(tmp_path / "in" / "*"), "-o", str(tmp_path / "out.h5"), *options)
+        np.save(tmp_path / "one.npy", frames)
+        invoked("denoise", str(tmp_path / "one.npy"), "-o", str(tmp_path / "one.h5"), *options)
+        made = Denoiser.pretrained(threads=1)(frames, symmetry="1", borrow="both", borrow_reach=2)
+        for out in ("out.h5", "one.h5"):
+            intensity, sigma = self.read(tmp_path / out)
+            np.testing.assert_array_equal(intensity, made["intensity"])
+            np.testing.assert_array_equal(sigma, made["sigma"])
+            with h5py.File(tmp_path / out) as file:
+                np.testing.assert_array_equal(file["entry/data/borrowed"], made["borrowed"])
+                assert (file["entry/data/borrowed"][()] > 0).all()
+        alone = Denoiser.pretrained(threads=1)(frames, symmetry="1")
+        assert not np.array_equal(intensity, alone["intensity"])
+
+    def test_a_series_of_two_shapes_is_refused(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        stack(tmp_path / "a1.npy")
+        np.save(tmp_path / "a2.npy", np.ones((64, 64), np.uint8))
+        said = refused(capsys, "denoise", str(tmp_path / "a*"), "-o", str(tmp_path / "out.h5"), "--borrow", "both")
+        assert "all frames must have the same shape" in said
+        assert "open the files of each shape separately" in said
+
+    def test_borrowing_says_what_it_takes(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        path, out = str(stack(tmp_path / "in.npy")), str(tmp_path / "out.h5")
+        assert "it must be past" in refused(capsys, "denoise", path, "-o", out, "--borrow", "future")
+        assert "without borrow" in refused(capsys, "denoise", path, "-o", out, "--borrow-reach", "3")
+
     def test_frames_without_counts_at_the_beginning_decide_nothing(self, tmp_path: Path) -> None:
         rng = np.random.default_rng(1)
         frames = np.zeros((12, 128, 136), np.int32)

@@ -142,6 +142,7 @@ OTHER = {
     "analysis": (Ring(10, 20).to_text(),),
     "noise": "poisson",
     "readout": ("gain=2.4",),
+    "borrow": "past:4",
 }
 
 

@@ -122,11 +122,11 @@ def without_times(documents: Any) -> list[Any]:
 
     def plain(value: Any, name: str = "") -> Any:
         if isinstance(value, dict):
-            gone = ("uid", "time", "timestamps", "seconds", "bytes", "journal", "startedAtTime", "endedAtTime", "uri")
+            gone = ("uid", "time", "timestamps", "bytes", "journal", "startedAtTime", "endedAtTime", "uri")
             return {
                 key: plain(each, key)
                 for key, each in value.items()
-                if key not in gone and not key.endswith(("_ms", "_uid"))
+                if key not in gone and not key.endswith(("_ms", "_uid", "seconds"))
             }
         return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 

@@ -145,6 +145,25 @@ def test_follows_a_scan_and_stops_cleanly(tmp_path: Path, cache: str) -> None:
         assert log.read_text().endswith("stopped\n")
 
 
+def test_rows_that_borrow_from_later_ones_wait_for_the_end_of_the_run(tmp_path: Path) -> None:
+    """A sweep follows the stop document at once, whatever the interval between sweeps."""
+    with served(tmp_path / "catalogue", "memory") as place, ExitStack() as stack:
+        log = tmp_path / "watch.log"
+        options = ("--borrow", "both", "--borrow-reach", "2", "--sweep", "3600")
+        stack.enter_context(stopped_at_the_end(place.watch(log, *options)))
+        address(log)
+        scan = place.scan(allowed=FRAMES // 2)
+        wait_for(lambda: len(place.client["raw"]))
+        time.sleep(2)
+        assert len(place.client["denoised"]) == 0
+        place.allow(FRAMES)
+        uid = scan.communicate(timeout=PATIENCE_S)[0].strip()
+        run = finished(place, uid)
+        check(run)
+        assert run.start["provenance"]["recipe"]["borrow"] == "both:2"
+        assert str(np.asarray(run["primary"]["det_borrowed_from"].read())[0]) == "1-2"
+
+
 def test_killed_or_stopped_it_goes_on_where_it_was(tmp_path: Path) -> None:
     """SIGKILL and SIGTERM in the middle of a scan; a second instance is refused; the third finishes the run."""
     frames = 12

@@ -34,6 +34,9 @@ from bluesky_symdenoise.acquisition.runs.frames import StoredFrames
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_files
 from bluesky_symdenoise.acquisition.runs.stored import StoredRun, StoredStream, TiledRun
 from bluesky_symdenoise.catalog.store.parts import PartReader
+from bluesky_symdenoise.derived.columns import BORROWED_FROM, rows_text
+from bluesky_symdenoise.derived.lending import Window
+from bluesky_symdenoise.derived.row import Row
 from bluesky_symdenoise.errors import SymDenoiseError
 
 if TYPE_CHECKING:
@@ -45,6 +48,9 @@ Document = dict[str, Any]
 
 #: Pixels, and most rows, of a partition: some seconds on one core, and a file that is quickly written again.
 PIXELS, ROWS = 2**21, 64
+#: Pixels of a partition whose rows borrow: more, because the rows around it are read too; and lengths of the reach that
+#: it has at least.
+LENDING_PIXELS, REACHES = 2**25, 4
 #: Number of submitted partitions for each thread of the cluster.
 AHEAD = 3
 
@@ -57,6 +63,7 @@ class _Filling:
     setup: Future
     said: Document
     events: list[Event] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,7 @@ class ClusterRows(PassedOn):
         #: The latest setup of each stream, with the decisions from which it was made.
         self._setups: dict[str, tuple[Document, Future]] = {}
         self._raw: dict[str, RawRows] = {}
+        self._windows: dict[str, Window | None] = {}
 
     def leave(self) -> None:
         """Release the derived run; what the workers still finish is kept for the next process that continues it."""
@@ -123,7 +131,7 @@ class ClusterRows(PassedOn):
             stream.look(event)
 
     def _hand_over(self, stream: Stream, event: Event, row: int) -> None:
-        kept = {key: self._rows.kept(stream, key, event) for key in stream.keys}
+        kept = {key: self._kept(stream, key, event, row) for key in stream.keys}
         if all(kept.values()):
             self._send(stream)
             self._finish_all()
@@ -136,7 +144,16 @@ class ClusterRows(PassedOn):
             said, setup = self._setup(stream)
             self._filling[stream.name] = _Filling(number, setup, said)
         self._filling[stream.name].events.append(event)
+        self._filling[stream.name].rows.append(row)
         stream.look(event)
+
+    def _kept(self, stream: Stream, key: str, event: Event, row: int) -> Row | None:
+        """Return the row that an earlier writer finished, unless a row that lends to it was missing then."""
+        kept = self._rows.kept(stream, key, event)
+        if kept is None or (window := self._window(stream)) is None:
+            return kept
+        lenders = rows_text(lender.row for lender in window.lenders(row))
+        return kept if kept.scalars.get(BORROWED_FROM) == lenders else None
 
     def end_stream(self, stream: Stream) -> None:
         """Send what is left of a stream, and write all of it."""
@@ -149,8 +166,19 @@ class ClusterRows(PassedOn):
         stored = self._stored(stream)
         pixels = sum(math.prod(stored.row_shape(key)) for key in stream.keys)
         few = max(1, min(ROWS, PIXELS // pixels))
+        if (window := self._window(stream)) is not None:
+            least = REACHES * window.borrow.reach
+            few = max(few, min(max(least, window.borrow.span(window.scan)), max(least, LENDING_PIXELS // pixels)))
         chunk = max(stored.chunk_rows(key) for key in stream.keys)
         return few if chunk > ROWS else -(-few // chunk) * chunk
+
+    def _window(self, stream: Stream) -> Window | None:
+        """Return the rows of a stream that lend to each other; None if none do."""
+        if stream.name not in self._windows:
+            number, borrow = self._stored(stream).rows, self._work.recipe.borrow
+            found = Window.of(borrow, number=number, start=self._run.start, stream=stream.name)
+            self._windows[stream.name] = found
+        return self._windows[stream.name]
 
     def _stored(self, stream: Stream) -> StoredStream:
         return self._run.streams[stream.descriptor["uid"]]
@@ -173,6 +201,7 @@ class ClusterRows(PassedOn):
                 shapes={key: self._stored(stream).row_shape(key) for key in stream.keys},
                 raw=self._raw[stream.name],
                 place=self._work.place,
+                window=self._window(stream),
             ).packed()
             self._setups[stream.name] = said, kept_on_cluster(self._client, packed)
         return self._setups[stream.name]
@@ -203,8 +232,8 @@ class ClusterRows(PassedOn):
             return
         journal = self._rows.journal
         # `Journal.finish` deletes what is left of it with the run's other files.
-        path = journal.with_name(f"{journal.stem}-{stream.name}.part-{self._token(filling)}.h5")
-        partition = Partition(path, journal, tuple(filling.events))
+        path = journal.with_name(f"{journal.stem}-{stream.name}.part-{self._token(stream, filling)}.h5")
+        partition = Partition(path, journal, tuple(filling.events), tuple(filling.rows))
         name = f"symdenoise-{path.stem}-{uuid4().hex[:8]}"
         future = self._client.submit(denoise_partition, filling.setup, partition, key=name)
         self._sent.append(_Sent(stream, partition, future))
@@ -212,15 +241,18 @@ class ClusterRows(PassedOn):
         while self._sent and (len(self._sent) > most or self._sent[0].future.done()):
             self._finish_first()
 
-    def _token(self, filling: _Filling) -> str:
+    def _token(self, stream: Stream, filling: _Filling) -> str:
         """Return a hash of all that decides a partition's content, by which a later replay finds finished ones."""
-        decides = {
+        decides: Document = {
             "recipe": self._work.recipe.sha256,
             "version": self._machine.version,
             "environment": self._machine.environment,
             "images": filling.said,
             "rows": [(event.seq_num, event.turn) for event in filling.events],
         }
+        if (window := self._window(stream)) is not None:
+            # A run that has grown since has other rows after these.
+            decides["borrowing"] = (window.number, filling.rows)
         return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _finish_all(self) -> None:

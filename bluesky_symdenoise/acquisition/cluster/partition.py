@@ -9,7 +9,7 @@ import socket
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
+from bluesky_symdenoise.acquisition.derive.lending import lent_by
 from bluesky_symdenoise.acquisition.derive.streams import Event
 from bluesky_symdenoise.acquisition.request.place import Place
 from bluesky_symdenoise.acquisition.runs.databroker import stream_arrays
@@ -25,6 +26,7 @@ from bluesky_symdenoise.acquisition.runs.frames import StoredFrames
 from bluesky_symdenoise.acquisition.runs.raw_files import RawFiles
 from bluesky_symdenoise.catalog.store.parts import PartReader, PartWriter
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
+from bluesky_symdenoise.derived.lending import Recent, Window
 from bluesky_symdenoise.derived.row import Row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape
@@ -122,6 +124,17 @@ class RawRows:
                 log.info("read through Tiled: %s", error)
         return self._stored.read(key, event.seq_num, event.turn)
 
+    def row(self, key: str, row: int) -> NDArray[Any]:
+        """Return a row by its number.
+
+        Raises
+        ------
+        SymDenoiseError
+            If neither the files nor the server can give the image.
+        """
+        seq_num, turn = self._stored.place(row)
+        return self.read(key, Event(seq_num=seq_num, turn=turn, time=None, images={}, columns={}))
+
     def _source(self, key: str) -> Source | None:
         if key not in self._sources:
             self._sources[key] = None
@@ -144,6 +157,8 @@ class PartitionSetup:
         Properties of the worker that the run was begun with.
     shapes
         (..., y, x) of one row of each image.
+    window
+        Rows that lend to each other; None if none do.
     """
 
     model: DenoiserSettings
@@ -152,6 +167,7 @@ class PartitionSetup:
     shapes: Mapping[str, Sequence[int]]
     raw: RawRows
     place: Place
+    window: Window | None = None
 
     def packed(self) -> PackedSetup:
         """Return the setup ready to be sent to a worker. It includes the access keys of the Tiled client."""
@@ -187,11 +203,14 @@ class Partition:
         Path of its file, whose name is made from everything that decides its content.
     journal
         Path of the derived run's journal, which is removed when that run is complete.
+    events, rows
+        Events of its rows, and their numbers in the stream.
     """
 
     path: Path
     journal: Path
     events: tuple[Event, ...]
+    rows: tuple[int, ...]
 
 
 def denoise_partition(packed: PackedSetup, partition: Partition) -> None:
@@ -212,8 +231,11 @@ def denoise_partition(packed: PackedSetup, partition: Partition) -> None:
         with PartWriter(partition.path, setup.shapes) as writer:
             # The decisions of the first rows are made again by the worker that repeats these rows.
             images = {key: each if each.settled else each.as_now() for key, each in setup.images.items()}
-            for event in partition.events:
-                writer.append({key: _outcome(setup, key, each, event) for key, each in images.items()})
+            borrow = None if setup.window is None else setup.window.borrow
+            # The rows of a partition and its halo are read once, where they fit into memory.
+            read = {key: Recent(partial(_image, setup, key), borrow) for key in images}
+            for event, row in zip(partition.events, partition.rows, strict=True):
+                writer.append({key: _outcome(setup, read[key], each, event, row) for key, each in images.items()})
         if not partition.journal.exists():
             # This task was cancelled while it ran, and the run was completed without it.
             partition.path.unlink(missing_ok=True)
@@ -234,10 +256,23 @@ def _is_done(path: Path) -> bool:
         return False
 
 
-def _outcome(setup: PartitionSetup, key: str, images: ImageDenoiser, event: Event) -> Row | Exception:
+def _image(setup: PartitionSetup, key: str, row: int) -> NDArray[Any]:
+    """Return a row in the shape that all have."""
+    image = setup.raw.row(key, row)
+    shape = tuple(setup.shapes[key])
+    if row_shape(image.shape, shape) != shape:
+        raise SymDenoiseError(
+            f"row {row} of shape {image.shape}", rule=f"the rows have {shape}", remedy="check the raw run's files"
+        )
+    return image.reshape(shape)
+
+
+def _outcome(setup: PartitionSetup, read: Recent, images: ImageDenoiser, event: Event, row: int) -> Row | Exception:
     try:
-        image = setup.raw.read(key, event)
-        return images.row(image.reshape(row_shape(image.shape, setup.shapes[key])), event.columns, event.time)
+        lenders = () if setup.window is None else setup.window.lenders(row)
+        image = read(row)
+        lent = lent_by(lenders, read.readable, shape=image.shape)
+        return images.row(image, event.columns, event.time, lent=lent)
     except Exception as error:
         # As in `DerivedRows`, one bad frame must not make the others fail.
         return error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,23 @@ from bluesky_symdenoise.files.layout import stated_shape
 from bluesky_symdenoise.physics.dark import Background, Dark, stored_dark
 from bluesky_symdenoise.physics.frame import as_exposure, as_mask
 from bluesky_symdenoise.physics.integrating.readout import Readout
+from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_beam_center
 from bluesky_symdenoise.recipe import array_sha256
 
 log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run and the request say of one image: mask (y, x), beam centre, symmetry, and readout without its dark."""
+
+    mask: NDArray[np.bool_] | None
+    center: tuple[float, float] | None
+    symmetry: str | Symmetry
+    readout: Readout | None
 
 
 class ImageDenoiser:
@@ -68,6 +79,11 @@ class ImageDenoiser:
     def exposure_time(self, data: Mapping[str, Any]) -> float | None:
         """Return the exposure time in seconds for an event with these columns; None if it is not known."""
         return self._usable().exposure_time(data)
+
+    def found(self, data: Mapping[str, Any]) -> Found:
+        """Return what is said of the image of an event with these columns."""
+        settings = self._usable()
+        return Found(settings.mask, settings.beam_center(data), settings.symmetry(data), settings.readout(data))
 
     @property
     def point_group(self) -> str | None:
@@ -131,17 +147,23 @@ class ImageDenoiser:
         if center and not unknown and said.get(f"{self._key}_symmetry") != "1":
             checked_beam_center(center, shape)
 
-    def row(self, image: NDArray[Any], data: Mapping[str, Any], time: float | None) -> Row:
-        """Denoise one image of an event with these columns, at this time (None for a stream without events)."""
-        settings, work = self._usable(), self._work
-        mask, background = settings.mask, None
+    def row(
+        self, image: NDArray[Any], data: Mapping[str, Any], time: float | None, *, lent: Sequence[Lent] = ()
+    ) -> Row:
+        """Denoise one image of an event with these columns, at this time (None for a stream without events).
+
+        Parameters
+        ----------
+        lent
+            Raw frames of other rows, which may lend photons if the recipe says so.
+        """
+        work = self._work
         readout = self._readout(image, data, time)
         symmetry = self.symmetry(image, data, readout)
-        if work.beamline.has_dark and readout is None:
-            dark = self._fixed_dark or self._darks.before(self._key, time)
-            mask, background = self._backgrounds.of(
-                work.denoiser, dark, seconds=settings.exposure_time(data), mask=mask, symmetry=symmetry
-            )
+        if readout is None:
+            mask, background = self.background(data, time, symmetry)
+        else:
+            mask, background = self._usable().mask, None
         row = denoised_row(
             work.denoiser,
             work.recipe,
@@ -151,13 +173,33 @@ class ImageDenoiser:
             symmetry=symmetry,
             background=background,
             readout=readout,
+            lent=lent,
         )
         if work.analysis:
             row = self._with_rings(
-                row, image, data, mask=mask, symmetry=symmetry, background=background, readout=readout
+                row,
+                image,
+                data,
+                mask=mask,
+                symmetry=symmetry,
+                background=background,
+                readout=readout,
+                lent=lent,
             )
         self._made = (row, image) if self._decision.may_doubt(self._with_counts + 1) else None
         return row
+
+    def background(
+        self, data: Mapping[str, Any], time: float | None, symmetry: Symmetry
+    ) -> tuple[NDArray[np.bool_] | None, Background | None]:
+        """Return the mask and the dark of an image of counts with this symmetry, of an event as `row` takes it."""
+        settings, work = self._usable(), self._work
+        if not work.beamline.has_dark:
+            return settings.mask, None
+        dark = self._fixed_dark or self._darks.before(self._key, time)
+        return self._backgrounds.of(
+            work.denoiser, dark, seconds=settings.exposure_time(data), mask=settings.mask, symmetry=symmetry
+        )
 
     def _with_rings(
         self,
@@ -169,6 +211,7 @@ class ImageDenoiser:
         symmetry: Symmetry,
         background: Background | None,
         readout: Readout | None,
+        lent: Sequence[Lent],
     ) -> Row:
         settings, work = self._usable(), self._work
         center = settings.beam_center(data)
@@ -182,6 +225,7 @@ class ImageDenoiser:
             background=background,
             readout=readout,
             complained=self._complained,
+            lent=() if work.recipe.borrow is None else lent,
         )
         return replace(row, scalars={**row.scalars, **found})
 

@@ -25,4 +25,9 @@ class Making:
 
     def row(self, stream: Stream, key: str, event: Event, image: NDArray[Any] | None) -> Row:
         """Return the row of one image, which has been read already or is read now."""
-        return stream.images[key].row(stream.image(key, event) if image is None else image, event.columns, event.time)
+        lending = stream.lending
+        if lending is None:
+            image = stream.image(key, event) if image is None else image
+            return stream.images[key].row(image, event.columns, event.time)
+        image = lending.image(key, event) if image is None else image
+        return stream.images[key].row(image, event.columns, event.time, lent=lending.lent(key, event, image))

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.deliver.outlet import STRAIGHT, Outlet
 from bluesky_symdenoise.acquisition.derive.call_queue import CallQueue
+from bluesky_symdenoise.acquisition.derive.checks import RowChecks
+from bluesky_symdenoise.acquisition.derive.lending import LendingRows
 from bluesky_symdenoise.acquisition.derive.making import Making
 from bluesky_symdenoise.acquisition.derive.reader import HELD, RunReader
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
@@ -27,7 +29,7 @@ from bluesky_symdenoise.catalog.find.query import SPEC
 from bluesky_symdenoise.catalog.store.journal import Journal
 from bluesky_symdenoise.catalog.store.writer import DerivedRun, DerivedStream
 from bluesky_symdenoise.derived.columns import refused_keys, refused_stream
-from bluesky_symdenoise.derived.row import CompressedRow, Row, empty_row
+from bluesky_symdenoise.derived.row import CompressedRow, Row, empty_row, fitting
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.tilt import split_tilt
 
@@ -84,7 +86,7 @@ class DerivedRows(RowTaker):
     ) -> None:
         self._work, self._making, self._environment = work, making or Making(), environment
         self._finished_frame, self._too_late, self._outlet = finished_frame, too_late, outlet
-        self._wanted = work.recipe.rows
+        self._wanted, self._checks = work.recipe.rows, RowChecks(work)
         self._start: Document = {}
         self._calls = CallQueue()
         self._journal: Journal | None = None
@@ -179,6 +181,7 @@ class DerivedRows(RowTaker):
                     for name in dict.fromkeys(name for used in groups.values() for name in _names(used))
                 },
                 **({"doubts": doubts} if doubts else {}),
+                **(self._checks.checked(streams, too_late=self._too_late()) if complete else {}),
                 "seconds": round(clock.perf_counter() - self._begun, 3),
                 "bytes": sum(stream.bytes_written for stream in self._opened.values()),
             },
@@ -297,6 +300,7 @@ class DerivedRows(RowTaker):
                 stream.shapes.setdefault(key, each.intensity.shape)
             if isinstance(each, (Row, CompressedRow)):
                 stream.images[key].note(each, partial(stream.image, key, event), event.columns, event.time)
+        self._checks.take(stream, event, outcomes)
         if not self._making.shapes_known(stream):
             self._shapeless[stream.name] += 1
             if self._shapeless[stream.name] > HELD:
@@ -328,7 +332,7 @@ class DerivedRows(RowTaker):
         for key, outcome in outcomes.items():
             self._frames += 1
             if isinstance(outcome, Row) and outcome.intensity.size:
-                outcome = _fitting(outcome, derived.shapes[key])
+                outcome = fitting(outcome, derived.shapes[key])
             if isinstance(outcome, Exception):
                 rows[key] = empty_row(derived.shapes[key], self._work.columns)
                 reasons.append(self._failed(stream, key, event, outcome))
@@ -344,7 +348,10 @@ class DerivedRows(RowTaker):
         assert self._journal is not None
         row = self._journal.kept(stream.name, key, event.seq_num, event.turn)
         image, images = partial(stream.image, key, event), stream.images[key]
-        return row if row is not None and images.takes_over(row, image, event.columns, event.time) else None
+        # A row for which a lender was missing is made again: the lender may be there by now.
+        if row is None or not (stream.lending is None or stream.lending.lent_all(event, row.scalars)):
+            return None
+        return row if images.takes_over(row, image, event.columns, event.time) else None
 
     def _denoised(self, stream: Stream, key: str, event: Event) -> Row:
         if late := self._too_late():
@@ -381,18 +388,8 @@ def run_denoiser(
         See `DerivedRows`.
     """
     rows = DerivedRows(work, finished_frame=finished_frame, too_late=too_late, outlet=outlet)
-    return RunReader(work, rows, source=source, replaced=replaced)
-
-
-def _fitting(row: Row, shape: tuple[int, ...]) -> Outcome:
-    """Return the row, or the reason why it does not fit a stream whose images have this shape."""
-    if row.intensity.shape == shape:
-        return row
-    return SymDenoiseError(
-        f"an image of shape {row.intensity.shape}",
-        rule=f"the derived run has shape {shape}, which is stated: its first images could not be read",
-        remedy="fix the device's description, then replay the run from its documents",
-    )
+    taker = rows if work.borrow is None else LendingRows(rows, work, folder=lambda: rows.journal.parent)
+    return RunReader(work, taker, source=source, replaced=replaced)
 
 
 def _names(symbol: str) -> tuple[str, str]:

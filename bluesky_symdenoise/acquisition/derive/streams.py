@@ -6,7 +6,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape, stated_shape
 from bluesky_symdenoise.recipe import Recipe
 
+if TYPE_CHECKING:
+    from bluesky_symdenoise.acquisition.derive.lending import Lending
+
 log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
@@ -27,13 +30,18 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Event:
-    """The needed parts of an event; ``images`` holds the images inside the event itself, or their datum ids."""
+    """The needed parts of an event.
+
+    ``images`` holds the images inside the event itself, or their datum ids; ``row`` is its number in the stream, where
+    rows lend to each other.
+    """
 
     seq_num: int
     turn: int
     time: float | None
     images: Mapping[str, Any]
     columns: Mapping[str, Any]
+    row: int | None = None
 
 
 @dataclass
@@ -59,6 +67,8 @@ class Stream:
     announced: set[str] = field(default_factory=set)
     #: Shape (..., y, x) of the first image that was read, by data key.
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    #: What rows lend to each other; None if each is denoised alone.
+    lending: Lending | None = None
 
     @property
     def described(self) -> Document:

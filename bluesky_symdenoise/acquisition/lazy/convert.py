@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tiled.utils import path_from_uri, safe_json_dump
+from tiled.utils import path_from_uri
 
+from bluesky_symdenoise.acquisition.lazy.lending_source import LendingSource, window_of
+from bluesky_symdenoise.acquisition.lazy.nodes import data_source, descriptor, put
+from bluesky_symdenoise.acquisition.lazy.refill import store
 from bluesky_symdenoise.acquisition.request.place import Place
 from bluesky_symdenoise.acquisition.request.request import frames_folder
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_source
 from bluesky_symdenoise.catalog.find.query import raw_for
 from bluesky_symdenoise.catalog.lazy.parameters import MIMETYPE, QUANTITIES, LazyImage
-from bluesky_symdenoise.catalog.store.writer import DerivedStream
-from bluesky_symdenoise.derived.columns import PENDING, SCALARS, denoised_images
+from bluesky_symdenoise.derived.columns import denoised_images
 from bluesky_symdenoise.derived.row import Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.opened import open_for_reading
@@ -26,7 +28,6 @@ from bluesky_symdenoise.physics.symmetry import Symmetry
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
-    from tiled.structures.data_source import DataSource
 
     from bluesky_symdenoise.acquisition.past.recompute import Again
     from bluesky_symdenoise.denoiser.infer import Denoiser
@@ -116,8 +117,8 @@ def materialize(run: BlueskyRun, *, directory: str | Path | None = None, denoise
         by_stream.setdefault(stream, []).append(key)
     written = 0
     for stream, keys in by_stream.items():
-        if any(_data_source(run, stream, name).mimetype == MIMETYPE for key in keys for name in (key, f"{key}_sigma")):
-            written += _store(run, stream, keys, denoiser, folder)
+        if any(data_source(run, stream, name).mimetype == MIMETYPE for key in keys for name in (key, f"{key}_sigma")):
+            written += store(run, stream, keys, denoiser, folder)
     _note_bytes(run, written)
     return written
 
@@ -143,25 +144,6 @@ def _container(run: BlueskyRun) -> Any:
     return run.parent
 
 
-def _data_source(run: BlueskyRun, stream: str, name: str) -> DataSource[Any]:
-    found: DataSource[Any] = run[stream][name].data_sources()[0]
-    return found
-
-
-def _descriptor(run: BlueskyRun, stream: str) -> Document:
-    return dict(next(each for each in run.descriptors if each["name"] == stream))
-
-
-def _put(run: BlueskyRun, stream: str, name: str, source: DataSource[Any]) -> None:
-    """Make an array node refer to other data, with one request that takes effect wholly or not at all."""
-    from tiled.client.utils import handle_error
-
-    node = run[stream][name]
-    source.id = node.data_sources()[0].id
-    url = node.uri.replace("/metadata/", "/data_source/", 1)
-    handle_error(node.context.http_client.put(url, content=safe_json_dump({"data_source": source})))
-
-
 def _note_bytes(run: BlueskyRun, count: int) -> None:
     stop = dict(run.metadata["stop"])
     stop["provenance"] = {**stop.get("provenance", {}), "bytes": count}
@@ -181,6 +163,7 @@ class _StoredImage:
     pixels: Path | None
     dataset: str
     arrays: dict[str, str]
+    reads: LendingSource
 
     @classmethod
     def of(
@@ -200,14 +183,15 @@ class _StoredImage:
             )
         again = Again(run, stream, key, denoiser)
         raw = raw_for(run)
-        source, uris = raw_source(raw, _descriptor(raw, stream), key)
+        source, uris = raw_source(raw, descriptor(raw, stream), key)
+        window = window_of(raw, stream, again.recipe)
         groups = again.groups
         last = max((row for row, group in enumerate(groups) if group), default=-1)
         symmetry = Symmetry(groups[last], again.centers[last]) if last >= 0 else Symmetry()
         first = len(groups)
         while first and (not groups[first - 1] or Symmetry(groups[first - 1], again.centers[first - 1]) == symmetry):
             first -= 1
-        data = _data_source(run, stream, key)
+        data = data_source(run, stream, key)
         stored = [path_from_uri(a.data_uri) for a in data.assets if a.parameter == "data_uris"]
         pixels = stored[0] if stored and stored[0].is_file() else None
         if pixels is None and data.mimetype != MIMETYPE:
@@ -223,7 +207,8 @@ class _StoredImage:
             key=key,
             again=again,
             source=source,
-            lazy=lazy_key(again.denoiser, again.recipe, source, uris, symmetry, first),
+            lazy=lazy_key(again.denoiser, again.recipe, source, uris, symmetry, first, window=window),
+            reads=LendingSource(source, window),
             pixels=pixels,
             dataset=f"entry/data/{key}",
             arrays={name: stored_array(folder, array) for name, array in again.arrays.items()},
@@ -236,8 +221,9 @@ class _StoredImage:
             return empty_row(self.source.row_shape)
         return image.row(
             self.again.denoiser,
-            self.source.read(row),
+            self.reads.read(row),
             row,
+            lent=self.reads.lent(row),
             mask=self.again.mask,
             exposure=self.again.exposure,
             readout=self.again.readout,
@@ -264,7 +250,7 @@ class _StoredImage:
 
         if self.pixels is None:
             return
-        before = {name: _data_source(self.run, self.stream, name) for name in (self.key, f"{self.key}_sigma")}
+        before = {name: data_source(self.run, self.stream, name) for name in (self.key, f"{self.key}_sigma")}
         for (name, old), quantity in zip(before.items(), QUANTITIES, strict=True):
             resource = {
                 "uid": "",
@@ -273,13 +259,13 @@ class _StoredImage:
                 "uri": self.lazy.uris[0],
                 "parameters": self.lazy.resource(quantity, self.arrays),
             }
-            new = LazyConsolidator(resource, _descriptor(self.run, self.stream)).get_data_source()
-            _put(self.run, self.stream, name, replace(new, structure=old.structure))
+            new = LazyConsolidator(resource, descriptor(self.run, self.stream)).get_data_source()
+            put(self.run, self.stream, name, replace(new, structure=old.structure))
         try:
             self._probe(self.pixels)
         except BaseException:
             for name, old in before.items():
-                _put(self.run, self.stream, name, old)
+                put(self.run, self.stream, name, old)
             raise
 
     def _probe(self, pixels: Path) -> None:
@@ -318,82 +304,3 @@ class _StoredImage:
 
 def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
     return one.shape == other.shape and np.array_equal(one.view(np.uint32), other.view(np.uint32))
-
-
-def _store(run: BlueskyRun, stream: str, keys: list[str], denoiser: Denoiser, folder: Path) -> int:
-    """Write the file of one stream, then let its arrays refer to it."""
-    from bluesky_tiled_plugins.writing.consolidators import consolidator_factory
-    from event_model import compose_run
-
-    from bluesky_symdenoise.acquisition.past.recompute import Again
-    from bluesky_symdenoise.catalog.lazy.documents import write_pending
-
-    uid = run.start["uid"]
-    images = {key: Again(run, stream, key, denoiser) for key in keys}
-    sources = {key: _registered_source(run, stream, key) for key in keys}
-    rows = len(next(iter(images.values())).groups)
-    documents: list[tuple[str, Document]] = []
-    part, final = folder / f"{uid}-{stream}.h5.part", folder / f"{uid}-{stream}.h5"
-    raw_descriptor = _descriptor(raw_for(run), stream)
-    some = next(iter(images.values()))
-    opened = DerivedStream(
-        lambda name, doc: documents.append((name, doc)),
-        compose_run(uid=uid, time=run.start["time"]),
-        descriptor=raw_descriptor,
-        keys=keys,
-        path=part,
-        arrays=some.arrays,
-        configuration=dict(run[stream].metadata.get("configuration", {}).get("symdenoise", {}).get("data", {})),
-        flown=False,
-        entered=lambda **_: None,
-        created=lambda _: None,
-        start=dict(run.start),
-    )
-    columns: dict[str, list[float]] = {f"{key}_{name}": [] for key in keys for name in PENDING}
-    try:
-        for index in range(rows):
-            computed = {key: _computed(image, sources[key], index) for key, image in images.items()}
-            for key, row in computed.items():
-                for name in PENDING:
-                    columns[f"{key}_{name}"].append(row.scalars[name])
-            # Of the columns, those of a readout are in the table already, or nowhere, as a lazy run has none.
-            kept = {
-                key: replace(row, scalars={name: row.scalars[name] for name in SCALARS})
-                for key, row in computed.items()
-            }
-            opened.append(seq_num=index + 1, time=run.start["time"] + index, rows=kept)
-    finally:
-        opened.close()
-    size = opened.bytes_written
-    part.replace(final)
-    descriptor = next(doc for name, doc in documents if name == "descriptor")
-    for resource in (doc for name, doc in documents if name == "stream_resource"):
-        consolidator = consolidator_factory({**resource, "uri": f"file://localhost{final.as_posix()}"}, descriptor)
-        for name, doc in documents:
-            if name == "stream_datum" and doc["stream_resource"] == resource["uid"]:
-                consolidator.consume_stream_datum(doc)
-        _put(run, stream, resource["data_key"], consolidator.get_data_source())
-    node = run.base[stream].base
-    if set(columns) <= set(node):  # Otherwise they are still in the table of events, as before the eviction.
-        write_pending(node, columns, run.access_tags)
-    return size
-
-
-def _registered_source(run: BlueskyRun, stream: str, key: str) -> Source:
-    """Return the raw files, which must be unchanged since the run was registered."""
-    data = _data_source(run, stream, key)
-    raw = raw_for(run)
-    source, _ = raw_source(raw, _descriptor(raw, stream), key)
-    if data.mimetype != MIMETYPE:
-        return source
-    return replace(source, stamps=LazyImage.from_dict(data.parameters).stamps)
-
-
-def _computed(image: Again, source: Source, row: int) -> Row:
-    if row >= source.shape[0] or not image.groups[row]:
-        return empty_row(source.row_shape)
-    counts = source.read(row)
-    try:
-        return image.row(row, counts)
-    except SymDenoiseError:
-        return empty_row(source.row_shape)

@@ -29,13 +29,14 @@ from bluesky_symdenoise.acquisition.request.request import Work
 from bluesky_symdenoise.acquisition.runs.raw_files import raw_source
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun, drive
 from bluesky_symdenoise.catalog.find.query import SPEC
-from bluesky_symdenoise.catalog.lazy.documents import LazyKey, LazyRun, write_pending
+from bluesky_symdenoise.catalog.lazy.documents import LazyKey, LazyRun, pending, write_pending
 from bluesky_symdenoise.catalog.lazy.parameters import LazyImage
 from bluesky_symdenoise.catalog.store.writer import DerivedRun, Emit
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.released import older_than
-from bluesky_symdenoise.derived.columns import PENDING, computed_when_read, scalars_of
+from bluesky_symdenoise.derived.columns import BORROWED_FROM, computed_when_read, rows_text, scalars_of
 from bluesky_symdenoise.derived.decision import Decision
+from bluesky_symdenoise.derived.lending import Window
 from bluesky_symdenoise.derived.row import Row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.formats import by_mimetype
@@ -63,12 +64,12 @@ def register(
     """Write a derived run whose frames the server denoises when they are read, and which stores no pixels.
 
     It has what `bluesky_symdenoise.replay` would write, but for the scalars that need every frame
-    (counts, hot and dead pixels, ``ms``): these are NaN until `bluesky_symdenoise.materialize` stores the pixels.
-    Frames are read here up to the first that has counts, which decides the symmetry; that one is also read through
-    the server, and a run that the server cannot serve is not left behind. A derived run of the same recipe, lazy or
-    not, is returned as it is, and one that stores its pixels is logged. One of before an upgrade, with the same
-    settings and model, stays beside the newer one, which is logged; `bluesky_symdenoise.acquisition.lazy.renew.renew`
-    takes over its settings.
+    (counts, hot and dead pixels, ``ms``, what was borrowed): these are NaN until `bluesky_symdenoise.materialize`
+    stores the pixels. Frames are read here up to the first that has counts, which decides the symmetry; that one is
+    also read through the server, and a run that the server cannot serve is not left behind. A derived run of the same
+    recipe, lazy or not, is returned as it is, and one that stores its pixels is logged. One of before an upgrade, with
+    the same settings and model, stays beside the newer one, which is logged;
+    `bluesky_symdenoise.acquisition.lazy.renew.renew` takes over its settings.
     `denoiser` and `directory` are those of `bluesky_symdenoise.DenoiseCallback`.
 
     Parameters
@@ -78,7 +79,7 @@ def register(
     into
         Catalogue for derived runs, ``client["denoised"]``.
     **options
-        `mask`, `exposure`, `symmetry`, `beam_center`, `noise`, `readout`, `streams`, `data_keys`: see
+        `mask`, `exposure`, `symmetry`, `beam_center`, `noise`, `readout`, `streams`, `data_keys`, `borrow`: see
         `bluesky_symdenoise.acquisition.request.options.ImageOptions`.
 
     Returns
@@ -205,7 +206,15 @@ def _plan(work: Work, stored: TiledRun) -> _Plan:
                 stored.refuse_other_rows(name, key, stored.run[name][key])
                 source, uris = raw_source(stored.run, stream.descriptor, key)
                 found = _resolved_rows(work, source)
-                planned = lazy_key(work.denoiser, work.recipe, source, uris, found.symmetry, found.first)
+                planned = lazy_key(
+                    work.denoiser,
+                    work.recipe,
+                    source,
+                    uris,
+                    found.symmetry,
+                    found.first,
+                    window=Window.of(work.recipe.borrow, number=stream.rows, start=stored.start, stream=name),
+                )
                 plan[name, key] = planned, found
     return plan
 
@@ -259,10 +268,13 @@ class _Registering(Making):
 
     def row(self, stream: Stream, key: str, event: Event, image: NDArray[Any] | None) -> Row:
         """Return what is known before a frame is denoised."""
-        _, resolved = self._plan[stream.name, key]
-        symmetry = resolved.of(stream.frames.announced().index(event.seq_num))
-        nothing = np.empty(0, np.float32)
-        return Row(nothing, nothing, scalars_of(symmetry))
+        planned, resolved = self._plan[stream.name, key]
+        row = stream.frames.announced().index(event.seq_num)
+        symmetry, nothing = resolved.of(row), np.empty(0, np.float32)
+        scalars = scalars_of(symmetry) | dict.fromkeys(pending(self._work.recipe), math.nan)
+        if self._work.recipe.borrow is not None:
+            scalars[BORROWED_FROM] = rows_text(lender.row for lender in planned.image.lenders(row))
+        return Row(nothing, nothing, scalars)
 
 
 class _WithPending(PassedOn):
@@ -289,16 +301,29 @@ class _WithPending(PassedOn):
         self.settle()
         rows = len(stream.done)
         if rows:
-            columns = {f"{key}_{name}": [math.nan] * rows for key in stream.keys for name in PENDING}
+            columns = {f"{key}_{name}": [math.nan] * rows for key in stream.keys for name in pending(self._work.recipe)}
             uid = self._work.recipe.derived_uid(self._start["uid"])
             node = self._work.container[uid].base[stream.name].base
             write_pending(node, columns, self._start.get("tiled_access_tags"))
 
 
 def lazy_key(
-    denoiser: Denoiser, recipe: Recipe, source: Source, uris: Sequence[str], symmetry: Symmetry, first_row: int
+    denoiser: Denoiser,
+    recipe: Recipe,
+    source: Source,
+    uris: Sequence[str],
+    symmetry: Symmetry,
+    first_row: int,
+    *,
+    window: Window | None,
 ) -> LazyKey:
-    """Return how an image is registered if this symmetry holds from this row on."""
+    """Return how an image is registered if this symmetry holds from this row on.
+
+    Parameters
+    ----------
+    window
+        Rows that lend to each other; None if none do.
+    """
     environment = denoiser.environment()
     if environment["dtype"] != "float32":
         raise SymDenoiseError(
@@ -332,6 +357,8 @@ def lazy_key(
         dtype=source.dtype.str,
         dataset=source.dataset,
         stamps=source.stamps,
+        rows=None if window is None else window.number,
+        scan=None if window is None else window.scan,
     )
     # Parse the parameters as the server will, so that what it would refuse is refused here.
     of = by_mimetype(source.mimetype)

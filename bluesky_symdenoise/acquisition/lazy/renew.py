@@ -21,6 +21,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.released import older_than
 from bluesky_symdenoise.derived.columns import computed_when_read, denoised_images
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.neighbours.window import Borrow
 from bluesky_symdenoise.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def _options(run: BlueskyRun, raw: BlueskyRun) -> ImageOptions:
     """Return the settings of a lazy run as they were given to `register`."""
     recipe = Recipe.from_dict(run.start["provenance"]["recipe"])
     source = run.start["provenance"]["wasDerivedFrom"][0]
+    borrow = None if recipe.borrow is None else Borrow.from_text(recipe.borrow)
     recorded = Recorded(run, raw, recipe, stream=source["stream"], key=source["data_key"])
     return ImageOptions(
         mask=None if recipe.mask_sha256 is None else recorded.mask,
@@ -165,6 +167,7 @@ def _options(run: BlueskyRun, raw: BlueskyRun) -> ImageOptions:
         readout=recorded.readout,
         streams=recipe.streams,
         data_keys=recipe.data_keys,
+        **({} if borrow is None else {"borrow": borrow.side, "borrow_reach": borrow.reach}),
     )
 
 

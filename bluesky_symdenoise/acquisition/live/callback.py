@@ -70,7 +70,7 @@ class DenoiseCallback:
     nice
         Niceness of the worker; 0 makes it as urgent as the RunEngine.
     **options
-        `mask`, `exposure`, `symmetry`, `beam_center`, `streams`, `data_keys`, `beamline`, `analysis`: see
+        `mask`, `exposure`, `symmetry`, `beam_center`, `streams`, `data_keys`, `borrow`, `beamline`, `analysis`: see
         `bluesky_symdenoise.acquisition.request.options.Options`.
 
     Raises

@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.past.in_memory import DeferredImages, gathered
 from bluesky_symdenoise.acquisition.request.request import Request
@@ -83,7 +85,9 @@ def forecast(
                 images += left
                 finished += len(rows) - left
                 seconds += taken * left
-                size += (_stored_bytes(row) if compressed else row.intensity.nbytes + row.sigma.nbytes) * len(rows)
+                size += (
+                    stored_bytes(row.intensity, row.sigma) if compressed else row.intensity.nbytes + row.sigma.nbytes
+                ) * len(rows)
     uid = run.start["uid"]
     return Forecast(uid, asked.recipe.derived_uid(uid), state, images, seconds, int(size), finished)
 
@@ -95,9 +99,10 @@ def _timed(images: DeferredImages, row: int) -> tuple[float, Row]:
     return clock.perf_counter() - begun, made
 
 
-def _stored_bytes(row: Row) -> int:
+def stored_bytes(intensity: NDArray[np.float32], sigma: NDArray[np.float32]) -> int:
+    """Return the bytes that rounded frames take when they are stored."""
     with h5py.File("forecast", "w", driver="core", backing_store=False) as file:
-        for name, image in (("intensity", row.intensity), ("sigma", row.sigma)):
+        for name, image in (("intensity", intensity), ("sigma", sigma)):
             file.create_dataset(name, data=image, chunks=image.shape, **COMPRESSION)
         file.flush()
         return sum(int(dataset.id.get_storage_size()) for dataset in file.values())

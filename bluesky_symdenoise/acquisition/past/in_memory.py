@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
+from bluesky_symdenoise.acquisition.derive.images import Found, ImageDenoiser
+from bluesky_symdenoise.acquisition.derive.kept import KeptFrames
+from bluesky_symdenoise.acquisition.derive.lending import lent_by
 from bluesky_symdenoise.acquisition.derive.reader import RunReader
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.derive.taker import RowTaker
@@ -20,6 +24,7 @@ from bluesky_symdenoise.catalog.find.align import merged
 from bluesky_symdenoise.derived.row import Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape, stated_shape
+from bluesky_symdenoise.physics.neighbours.window import Lender, Scan
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,13 +52,29 @@ class Gathered(RowTaker):
 
     def __init__(self, asked: Request) -> None:
         self._asked = asked
+        self._start: Document = {}
         self.streams: dict[str, Stream] = {}
         self.events: dict[str, list[Event]] = {}
 
     def images(self, name: str) -> dict[str, DeferredImages]:
         """Return the images of one stream by data key."""
         stream = self.streams[name]
-        return {key: DeferredImages(stream, key, self.events[name], self._asked.columns) for key in stream.keys}
+        lenders = self._lenders(stream)
+        return {
+            key: DeferredImages(stream, key, self.events[name], self._asked.columns, lenders=lenders)
+            for key in stream.keys
+        }
+
+    def _lenders(self, stream: Stream) -> Callable[[int], tuple[Lender, ...]]:
+        borrow, number = self._asked.borrow, len(self.events[stream.name])
+        if borrow is None:
+            return lambda row: ()
+        scan = Scan.of(self._start, stream.name)
+        return lambda row: borrow.rows(row, number, scan)
+
+    def open(self, start: Document, descriptor: Document, keys: Sequence[str]) -> None:
+        """Keep the start document, which says where rows lie."""
+        self._start = start
 
     def columns(self, stream: Stream) -> set[str]:
         """Return all scalars that events hold."""
@@ -73,10 +94,26 @@ class DeferredImages:
     """Images of one data key of one stream, each read and denoised when it is accessed.
 
     Whatever the order of access, each image gets the symmetry that it has in the order of the run.
+
+    Parameters
+    ----------
+    lenders
+        Returns the rows that may lend photons to a row.
     """
 
-    def __init__(self, stream: Stream, key: str, events: Sequence[Event], columns: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        key: str,
+        events: Sequence[Event],
+        columns: Mapping[str, str],
+        *,
+        lenders: Callable[[int], tuple[Lender, ...]],
+    ) -> None:
         self._stream, self._key, self._events, self._columns = stream, key, events, columns
+        self._lenders = lenders
+        #: Images that lent already, which are not read again for the next row as long as they fit into memory.
+        self._kept = KeptFrames(lambda: Path(tempfile.gettempdir()))
         self._images = stream.images[key]
         #: State of the decisions before each row, up to the row after which nothing changes.
         self._before: list[ImageDenoiser] = []
@@ -93,11 +130,17 @@ class DeferredImages:
         try:
             with self._lock:
                 images, image = self._as_of(row), self._read(row)
-            return images.row(image, event.columns, event.time)
+                lent = lent_by(self._lenders(row), self._lending, shape=image.shape)
+            return images.row(image, event.columns, event.time, lent=lent)
         except Exception as error:
             # As in a derived run, one bad frame must not make the others fail.
             log.warning("row %d of %s/%s is NaN: %s", row, self._stream.name, self._key, error)
             return empty_row(self.shape, self._columns)
+
+    def settings(self, row: int) -> Found:
+        """Return what the run says of the image of a row."""
+        event = self._events[row]
+        return self._images.found(event.columns)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,6 +158,19 @@ class DeferredImages:
 
     def _read(self, row: int) -> NDArray[Any]:
         return self._stream.image(self._key, self._events[row])
+
+    def _lending(self, row: int) -> NDArray[Any] | None:
+        """Return the image of a row that lends photons; None if it cannot be read."""
+        held = self._kept.get(self._key, row)
+        if held is not None:
+            return held
+        try:
+            image = self._read(row)
+        except Exception as error:
+            log.warning("row %d of %s/%s lends nothing: %s", row, self._stream.name, self._key, error)
+            return None
+        self._kept.keep(self._key, row, image, readable=True)
+        return image
 
     def _as_of(self, row: int) -> ImageDenoiser:
         """Return the images in the state in which all rows before this one left them."""
@@ -169,11 +225,17 @@ def denoised_when_read(run: StoredRun, asked: Request) -> xr.Dataset:
     Raises
     ------
     SymDenoiseError
-        If there is no such stream, or none of its rows was requested.
+        If there is no such stream, none of its rows was requested, or rows are to borrow from rows to come.
     """
     import xarray as xr
 
     found = gathered(run, asked)
+    if asked.borrow is not None and asked.borrow.side == "both" and run.stop is None:
+        raise SymDenoiseError(
+            f"borrow='both' in run {run.start['uid']}",
+            rule="it has no stop document yet, and its last rows would change with those to come",
+            remedy="wait until it has ended, or give borrow='past'",
+        )
     name = chosen_stream(found, asked)
     events, stream = found.events[name], found.streams[name]
     asked.refuse_missing({name: len(events)})

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from bluesky_symdenoise.acquisition.derive.lending import lent_by
 from bluesky_symdenoise.acquisition.derive.recorded import Recorded
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun
 from bluesky_symdenoise.catalog.find.query import raw_for
 from bluesky_symdenoise.denoiser.released import checked_algorithm
+from bluesky_symdenoise.derived.columns import BORROWED_FROM, rows_of_text, rows_text
 from bluesky_symdenoise.derived.row import Row, denoised_row
 from bluesky_symdenoise.derived.stated_readout import readout_maps
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape
+from bluesky_symdenoise.physics.dark import Background
+from bluesky_symdenoise.physics.integrating.readout import Readout
+from bluesky_symdenoise.physics.neighbours.lent import Lent
+from bluesky_symdenoise.physics.neighbours.window import Borrow, Scan
 from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.recipe import Recipe
 
@@ -23,6 +32,8 @@ if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
 
     from bluesky_symdenoise.denoiser.infer import Denoiser
+
+log = logging.getLogger("bluesky_symdenoise")
 
 Document = dict[str, Any]
 
@@ -74,13 +85,53 @@ def recompute(
         raise SymDenoiseError(f"row {index}", rule=f"stream {stream!r} has {rows} rows", remedy=f"give 0 to {rows - 1}")
     again = Again(run, stream, key, denoiser or recorded_denoiser(run))
     raw_row, raw = again.recipe.rows[index], raw_for(run)
-    image = raw[stream][key]
-    TiledRun(raw).refuse_other_rows(stream, key, image)
-    row = again.row(index, np.asarray(image[raw_row : raw_row + 1])[0])
+    image, stored = raw[stream][key], TiledRun(raw)
+    stored.refuse_other_rows(stream, key, image)
+    counts = np.asarray(image[raw_row : raw_row + 1])[0]
+    row = again.row(index, counts, lent=lent_to(run, stored, stream, key, index, again.recipe))
     dims = (*(f"dim_{i}" for i in range(row.intensity.ndim - 2)), "y", "x")
     import xarray as xr
 
     return xr.Dataset({"intensity": (dims, row.intensity), "sigma": (dims, row.sigma)})
+
+
+def lent_to(run: BlueskyRun, raw: TiledRun, stream: str, key: str, index: int, recipe: Recipe) -> list[Lent]:
+    """Return the frames that other rows lent to a row of a derived run.
+
+    Raises
+    ------
+    SymDenoiseError
+        If one of them cannot be read now.
+    """
+    if recipe.borrow is None:
+        return []
+    number = next(each.rows for each in raw.streams.values() if each.descriptor["name"] == stream)
+    lenders = Borrow.from_text(recipe.borrow).rows(recipe.rows[index], number, Scan.of(raw.start, stream))
+    image, shape = raw.run[stream][key], tuple(run[stream][key].shape[1:])
+    recorded = str(np.asarray(run[stream][f"{key}_{BORROWED_FROM}"].read()).astype("U")[index])
+
+    def read(row: int) -> NDArray[Any] | None:
+        try:
+            held = np.asarray(image[row : row + 1])[0]
+        except (httpx.HTTPStatusError, IndexError) as error:
+            log.info("row %d of %s/%s cannot be read (%s)", row, stream, key, error)
+            return None
+        return held.astype(np.uint8 if held.dtype == bool else held.dtype, copy=False).reshape(
+            row_shape(held.shape, shape)
+        )
+
+    if (then := rows_of_text(recorded)) is not None:
+        # Rows that could not be read then may be there now.
+        lenders = tuple(each for each in lenders if each.row in then)
+    lent = lent_by(lenders, read, shape=shape)
+    now = rows_text(each.row for each in lent if each.row is not None)
+    if now != recorded:
+        raise SymDenoiseError(
+            f"row {index}",
+            rule=f"it borrowed from rows {recorded or 'none'}, and of those {now or 'none'} can be read",
+            remedy="recompute it where the raw frames of these rows can be read, or replay the raw run",
+        )
+    return lent
 
 
 def recorded_denoiser(run: BlueskyRun) -> Denoiser:
@@ -152,8 +203,12 @@ class Again:
         named = {"mask": self.mask, "exposure": self.exposure, **readout_maps(self.readout)}
         return {name: array for name, array in named.items() if array is not None}
 
-    def row(self, index: int, image: NDArray[Any]) -> Row:
-        """Return one row as it was stored, from its raw image.
+    def of_row(self, index: int, symmetry: Symmetry) -> tuple[NDArray[Any] | None, Background | None, Readout | None]:
+        """Return mask, background and readout of one row."""
+        return self._recorded.of_row(self.denoiser, index, symmetry)
+
+    def row(self, index: int, image: NDArray[Any], *, lent: Sequence[Lent] = ()) -> Row:
+        """Return one row as it was stored, from its raw image and those of the rows that lent photons to it.
 
         Raises
         ------
@@ -174,7 +229,7 @@ class Again:
                 remedy="replay the run from its documents",
             )
         symmetry = Symmetry(self.groups[index], self.centers[index], self.fold)
-        mask, background, readout = self._recorded.of_row(self.denoiser, index, symmetry)
+        mask, background, readout = self.of_row(index, symmetry)
         return denoised_row(
             self.denoiser,
             self.recipe,
@@ -184,4 +239,5 @@ class Again:
             symmetry=symmetry,
             background=background,
             readout=readout,
+            lent=lent,
         )

@@ -92,7 +92,7 @@ def replay(
     frames
         Former name of `rows`, accepted for one release.
     **options
-        `mask`, `exposure`, `symmetry`, `beam_center`, `streams`, `data_keys`, `beamline`, `analysis`: see
+        `mask`, `exposure`, `symmetry`, `beam_center`, `streams`, `data_keys`, `borrow`, `beamline`, `analysis`: see
         `bluesky_symdenoise.acquisition.request.options.Options`.
 
     Returns

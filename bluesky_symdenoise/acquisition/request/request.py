@@ -15,13 +15,19 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.request.beamline import Beamline, dark_from
-from bluesky_symdenoise.acquisition.request.options import Options, refuse_unknown
+from bluesky_symdenoise.acquisition.request.options import (
+    Options,
+    asked_borrow,
+    asked_self_check,
+    refuse_older,
+    refuse_unknown,
+)
 from bluesky_symdenoise.acquisition.request.place import UNSORTED, Place
 from bluesky_symdenoise.acquisition.request.poni import check_poni
 from bluesky_symdenoise.analysis.ring import Ring, checked_rings
 from bluesky_symdenoise.catalog.store.containers import FRAMES_FOLDER
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
-from bluesky_symdenoise.derived.columns import SATURATED, with_numbers
+from bluesky_symdenoise.derived.columns import BORROWING, SATURATED, with_numbers
 from bluesky_symdenoise.derived.stated_readout import readout_maps, to_recipe
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.readout_file import load_readout
@@ -30,6 +36,7 @@ from bluesky_symdenoise.physics.counts.verdict import checked_noise
 from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure, mostly_masked
 from bluesky_symdenoise.physics.integrating.readout import Readout
+from bluesky_symdenoise.physics.neighbours.window import Borrow
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_symmetry, refuse_other_center
 from bluesky_symdenoise.recipe import Recipe, array_sha256, chosen_frames
 
@@ -69,6 +76,8 @@ class Request:
     named
         Rows that were requested one by one: a run without one of them is refused. A slice or a range may go beyond its
         end.
+    self_check
+        Whether a few frames are checked when the run has ended.
     """
 
     model: Denoiser | DenoiserSettings
@@ -83,6 +92,7 @@ class Request:
     analysis: tuple[Ring, ...] = ()
     readout: Readout | None = None
     named: tuple[int, ...] = ()
+    self_check: bool = True
 
     @classmethod
     def asked(
@@ -135,6 +145,8 @@ class Request:
         if n is not None:
             as_exposure(n, n.shape)
         model = denoiser or DenoiserSettings()
+        borrow = asked_borrow(options.get("borrow"), options.get("borrow_reach"), activity=activity)
+        refuse_older(borrow, model.algorithm)
         kept = options.get("beamline") or Beamline()
         rings = checked_rings(options.get("analysis"))
         readout = stated_readout(options.get("readout"))
@@ -177,6 +189,7 @@ class Request:
             fold_sha256=None if fold is None else array_sha256(fold),
             noise=noise,
             readout=to_recipe(readout),
+            borrow=None if borrow is None else borrow.to_text(),
         )
         return Request(
             model=model,
@@ -191,6 +204,7 @@ class Request:
             analysis=rings,
             readout=readout,
             named=() if rows is None or isinstance(rows, slice | range) else tuple(int(row) for row in rows),
+            self_check=asked_self_check(options.get("self_check", "end")),
         )
 
     def refuse_missing(self, held: Mapping[str, int]) -> None:
@@ -228,7 +242,13 @@ class Request:
     def columns(self) -> dict[str, str]:
         """Names, without the data key, and types of the scalars of each row."""
         saturated = () if self.readout is None or self.readout.saturation is None else (SATURATED,)
-        return with_numbers((*saturated, *(name for ring in self.analysis for name in ring.columns)))
+        columns = with_numbers((*saturated, *(name for ring in self.analysis for name in ring.columns)))
+        return columns if self.borrow is None else columns | BORROWING
+
+    @property
+    def borrow(self) -> Borrow | None:
+        """Rows that may lend photons to each other; None if none may."""
+        return None if self.recipe.borrow is None else Borrow.from_text(self.recipe.borrow)
 
     def given(self) -> dict[str, Any]:
         """Return the arguments that were given, in the form that `Settings` takes."""

@@ -16,7 +16,7 @@ from bluesky_symdenoise.files.readout_file import load_readout
 from bluesky_symdenoise.physics.check import load_symmetry
 
 #: Settings at the top level of the file, outside of its tables.
-_PLAIN = (*ImageOptions.__annotations__, "directory", "frames")
+_PLAIN = (*ImageOptions.__annotations__, "directory", "frames", "self_check")
 
 
 def read_arguments(path: Path) -> dict[str, Any]:

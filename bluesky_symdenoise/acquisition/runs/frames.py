@@ -306,6 +306,7 @@ class StoredFrames:
         self._rows: dict[int, list[int]] = {}
         for row, seq_num in enumerate(seq_nums):
             self._rows.setdefault(seq_num, []).append(row)
+        self._places = {row: (seq_num, turn) for seq_num, rows in self._rows.items() for turn, row in enumerate(rows)}
         self._clients: dict[str, Any] = {}
         #: By data key: the rows read last, by number; (`_last`) the last requested row; (`_singly`) keys to be read
         #: row by row.
@@ -325,6 +326,10 @@ class StoredFrames:
     def row(self, seq_num: int, turn: int = 0) -> int:
         """Return the row of the image, counted from 0."""
         return self._rows[seq_num][turn]
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Return the seq_num of a row, and its turn among the rows of that number."""
+        return self._places[row]
 
     def read(self, key: str, seq_num: int, turn: int = 0) -> NDArray[Any]:
         """Return the image, in the shape that the server gives it.

@@ -53,6 +53,9 @@ def only_one(work: Work) -> Iterator[None]:
 class Watch:
     """Follow one source with one worker, in the calling thread.
 
+    Rows of a run that is still acquired can borrow from rows before them only: with ``borrow="both"`` a run is left to
+    the sweep, which follows its end.
+
     Parameters
     ----------
     raw
@@ -84,6 +87,7 @@ class Watch:
         self._work, self._source, self._raw, self._health, self._stop = work, source, raw, health, stop
         self._sweep_every, self._older_than = sweep_every, older_than
         self._since, self._redo_older = since, redo_older
+        self._after_its_end = work.borrow is not None and work.borrow.side == "both"
         self._owners, self._started = Owners(), clock.time()
         self._open: dict[str, RunReader] = {}
         self._swept = float("-inf")
@@ -109,6 +113,12 @@ class Watch:
 
     def _take(self, name: str, doc: Document) -> None:
         uid = self._owners.of(name, doc) or ""
+        if self._after_its_end:
+            if name == "stop":
+                self._owners.forget(uid)
+                self._source.settled(uid)
+                self._swept = float("-inf")
+            return
         if name == "start" and uid not in self._open and "raw_uid" not in doc:
             try:
                 work = self._work if doc["time"] >= self._started else self._as_begun(uid)

@@ -18,6 +18,7 @@ from bluesky_symdenoise.denoiser.registry import SHA256_LIKE
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.symmetry import checked_point_group
 from bluesky_symdenoise.recipe import chosen_frames
+from bluesky_symdenoise.selfcheck.values import VERDICTS
 
 if TYPE_CHECKING:
     from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
@@ -109,6 +110,7 @@ def find(
     symmetry: str | None = None,
     since: datetime | date | str | float | None = None,
     recipe: Recipe | str | None = None,
+    self_check: str | None = None,
 ) -> Container:
     """Return the denoised runs that match, newest first, as a catalogue that can be searched and sorted further.
 
@@ -126,6 +128,8 @@ def find(
         a time zone it is this computer's time.
     recipe
         The recipe, or eight or more characters of its sha256.
+    self_check
+        Verdict of the run's self-check: ``agrees``, ``doubtful``, ``not testable`` or ``not computed``.
 
     Raises
     ------
@@ -150,6 +154,12 @@ def find(
         found = found.search(Key("start.time") >= _seconds(since))
     if recipe is not None:
         found = _with_sha256(found, "provenance.recipe_sha256", recipe if isinstance(recipe, str) else recipe.sha256)
+    if self_check is not None:
+        if self_check not in VERDICTS:
+            raise SymDenoiseError(
+                f"self_check={self_check!r}", rule="there is no such verdict", remedy=f"give {', '.join(VERDICTS)}"
+            )
+        found = found.search(Key("stop.provenance.self_check.verdict") == self_check)
     # Sort by row id, the order of writing: this needs no sort of the whole catalogue. SQLite sorts numbers in metadata
     # as text.
     return found.sort(("", -1))

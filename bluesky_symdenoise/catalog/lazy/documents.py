@@ -13,11 +13,16 @@ from numpy.typing import NDArray
 from bluesky_symdenoise.catalog.lazy.parameters import MIMETYPE, QUANTITIES, SOURCE, LazyImage
 from bluesky_symdenoise.catalog.store.journal import Journal
 from bluesky_symdenoise.catalog.store.writer import DerivedRun, configuration_of, derived_data_keys, stored_scalars
-from bluesky_symdenoise.derived.columns import PENDING
+from bluesky_symdenoise.derived.columns import BORROWED, BORROWING, PENDING, SCALARS
 from bluesky_symdenoise.derived.row import Row
-from bluesky_symdenoise.recipe import array_sha256
+from bluesky_symdenoise.recipe import Recipe, array_sha256
 
 Document = dict[str, Any]
+
+
+def pending(recipe: Recipe) -> tuple[str, ...]:
+    """Return the columns of a lazy run that are known once its frames are computed."""
+    return PENDING if recipe.borrow is None else (*PENDING, BORROWED)
 
 
 @dataclass(frozen=True)
@@ -116,11 +121,17 @@ class LazyStream:
         configuration: Document,
     ) -> None:
         self._emit = emit
+        #: Columns of each image that are not written with its events.
+        self._pending = {key: pending(lazy.image.recipe) for key, lazy in keys.items()}
+        borrowing = any(BORROWED in names for names in self._pending.values())
+        self._columns = SCALARS | BORROWING if borrowing else SCALARS
         self.shapes = {key: tuple(descriptor["data_keys"][key]["shape"]) for key in keys}
         self._composed = run.compose_descriptor(
             name=descriptor["name"],
             time=descriptor["time"],
-            data_keys=derived_data_keys(descriptor, list(keys), flown=False, configuration=configuration),
+            data_keys=derived_data_keys(
+                descriptor, list(keys), flown=False, columns=self._columns, configuration=configuration
+            ),
             configuration=configuration_of(configuration, descriptor["time"]),
         )
         emit("descriptor", self._composed.descriptor_doc)
@@ -138,7 +149,7 @@ class LazyStream:
                 self._resources.append(resource)
 
     def append(self, *, seq_num: int, time: float | None, rows: Mapping[str, Row]) -> None:
-        """Write one event: the symmetry is known, the scalars of `PENDING` are not."""
+        """Write one event: the symmetry is known, those of `pending` are not."""
         assert time is not None, "only streams with events are registered"
         index, self._rows = self._rows, self._rows + 1
         for resource in self._resources:
@@ -152,12 +163,13 @@ class LazyStream:
             )
         scalars: Document = {}
         for key, row in rows.items():
-            scalars |= stored_scalars(key, row.scalars)
+            scalars |= stored_scalars(key, row.scalars, self._columns)
         moment = float(time)
         event = self._composed.compose_event(
             data=scalars, timestamps=dict.fromkeys(scalars, moment), seq_num=int(seq_num), time=moment
         )
-        kept = [name for name in scalars if not name.endswith(tuple(f"_{each}" for each in PENDING))]
+        later = {f"{key}_{name}" for key, names in self._pending.items() for name in names}
+        kept = [name for name in scalars if name not in later]
         self._emit(
             "event",
             event | {part: {name: event[part][name] for name in kept} for part in ("data", "timestamps")},
@@ -179,7 +191,7 @@ def stored_array(folder: Path, array: NDArray[Any]) -> str:
 
 
 def write_pending(stream: Any, columns: Mapping[str, Sequence[float]], access_tags: Sequence[str] | None) -> None:
-    """Write the scalars of `PENDING` beside a stream's events, an array each, replacing values of existing ones."""
+    """Write the scalars of `pending` beside a stream's events, an array each, replacing values of existing ones."""
     for name, column in columns.items():
         values = np.asarray(column, np.float64)
         if name in stream:

@@ -12,6 +12,7 @@ import numpy as np
 
 from bluesky_symdenoise.denoiser.released import checked_algorithm
 from bluesky_symdenoise.derived.decision import Decision
+from bluesky_symdenoise.derived.lending import Window
 from bluesky_symdenoise.derived.row import Row, denoised_row, empty_row
 from bluesky_symdenoise.derived.stated_readout import from_recipe
 from bluesky_symdenoise.errors import SymDenoiseError
@@ -20,6 +21,9 @@ from bluesky_symdenoise.files.formats import by_mimetype, stored_mimetypes
 from bluesky_symdenoise.files.source import Stamp
 from bluesky_symdenoise.physics.counts.verdict import checked_noise
 from bluesky_symdenoise.physics.integrating.readout import Readout
+from bluesky_symdenoise.physics.neighbours.lent import Lent
+from bluesky_symdenoise.physics.neighbours.scan import MOST_AXES, Scan
+from bluesky_symdenoise.physics.neighbours.window import Borrow, Lender
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_point_group, checked_symmetry
 from bluesky_symdenoise.recipe import OPTIONAL, Recipe
 
@@ -36,6 +40,12 @@ QUANTITIES = ("intensity", "sigma")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _MAX_THREADS = 256
+#: Most bytes of raw frames of the rows that one row may borrow from.
+_MAX_LENT = 2**32
+#: Most rows of a stream whose rows borrow.
+_MAX_ROWS = 2**24
+#: Parameters that runs without borrowing do not have.
+_BORROWING = ("rows", "scan")
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,9 @@ class LazyImage:
         Properties of the raw image.
     stamps
         (ns, bytes) of each raw file when the run was registered.
+    rows, scan
+        Number of rows of the stream, and the scan whose points they are, by which rows borrow from others; None if
+        none may, and `scan` also where rows go by number.
     """
 
     quantity: str
@@ -75,11 +88,17 @@ class LazyImage:
     dtype: str
     dataset: str | None
     stamps: tuple[Stamp, ...]
+    rows: int | None = None
+    scan: Scan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         plain = asdict(self) | {"recipe": self.recipe.to_dict(), "stamps": [list(each) for each in self.stamps]}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+        if self.scan is not None:
+            plain["scan"] = [list(self.scan.shape), list(self.scan.snaking), self.scan.repeats]
+        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+        # Parameters stored before rows could borrow must stay as they are.
+        return {key: value for key, value in lists.items() if value is not None or key not in _BORROWING}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> LazyImage:
@@ -91,7 +110,7 @@ class LazyImage:
             If a value is not valid.
         """
         names = {field.name for field in fields(cls)}
-        if set(stored) != names:
+        if set(stored) | set(_BORROWING) != names:
             wrong = sorted(set(stored) ^ names)
             raise _refused(f"the names {', '.join(repr(name)[:40] for name in wrong[:3])} are missing or unknown")
         recipe = _recipe(stored["recipe"])
@@ -123,14 +142,27 @@ class LazyImage:
             isinstance(stamps, list) and all(_pair(each) and all(_whole(v, 0, 2**63) for v in each) for each in stamps)
         ):
             raise _refused("stamps must be pairs of whole numbers")
+        rows = stored.get("rows")
+        if (rows is not None) != (recipe.borrow is not None) or not (rows is None or _whole(rows, 1, _MAX_ROWS)):
+            raise _refused(f"rows must be their number, at most {_MAX_ROWS}, where they borrow, and absent where not")
+        dtype = _dtype(stored["dtype"])
+        if recipe.borrow is not None:
+            lent = 2 * Borrow.from_text(recipe.borrow).reach * math.prod(shape[1:]) * np.dtype(dtype).itemsize
+            if lent > _MAX_LENT:
+                raise SymDenoiseError(
+                    f"borrow {recipe.borrow} of frames of {lent // 2**20} MiB",
+                    rule=f"a server reads at most {_MAX_LENT // 2**20} MiB of neighbours for a frame",
+                    remedy="give a smaller borrow_reach, or use replay",
+                )
         return cls(
             **{
                 **stored,
                 "recipe": recipe,
                 "beam_center": _center(stored["beam_center"]),
                 "shape": tuple(shape),
-                "dtype": _dtype(stored["dtype"]),
+                "dtype": dtype,
                 "stamps": tuple((each[0], each[1]) for each in stamps),
+                "scan": _scan(stored.get("scan")),
             }
         )
 
@@ -139,10 +171,31 @@ class LazyImage:
         """Symmetry resolved for rows from `first_row` on."""
         return Symmetry(self.point_group, self.beam_center)
 
+    def lenders(self, row: int) -> tuple[Lender, ...]:
+        """Return the rows with frames that may lend photons to a row, nearest first."""
+        if self.recipe.borrow is None or self.rows is None or row >= self.rows:
+            return ()
+        window = Window(Borrow.from_text(self.recipe.borrow), self.rows, self.scan)
+        return tuple(lender for lender in window.lenders(row) if lender.row < self.shape[0])
+
     def row(
-        self, denoiser: Denoiser, image: Any, row: int, *, mask: Any, exposure: Any, readout: Readout | None = None
+        self,
+        denoiser: Denoiser,
+        image: Any,
+        row: int,
+        *,
+        mask: Any,
+        exposure: Any,
+        readout: Readout | None = None,
+        lent: Sequence[Lent] = (),
     ) -> Row:
-        """Return what the derived run holds for one raw frame: NaN for one that cannot be denoised."""
+        """Return what the derived run holds for one raw frame: NaN for one that cannot be denoised.
+
+        Parameters
+        ----------
+        lent
+            Frames of the `lenders` of the row.
+        """
         try:
             symmetry = self.symmetry
             if row < self.first_row:
@@ -156,7 +209,14 @@ class LazyImage:
                     readout=readout,
                 )
             return denoised_row(
-                denoiser, self.recipe, image, mask=mask, exposure=exposure, symmetry=symmetry, readout=readout
+                denoiser,
+                self.recipe,
+                image,
+                mask=mask,
+                exposure=exposure,
+                symmetry=symmetry,
+                readout=readout,
+                lent=lent,
             )
         except SymDenoiseError:
             return empty_row(self.shape[1:])
@@ -192,6 +252,28 @@ def _dtype(value: Any) -> str:
     return str(value)
 
 
+def _scan(value: Any) -> Scan | None:
+    if value is None:
+        return None
+    match value:
+        case [[*shape], [*snaking], repeats] if (
+            0 < len(shape) == len(snaking) <= MOST_AXES
+            and all(_whole(size, 1, 2**53) for size in (*shape, repeats))
+            and all(isinstance(each, bool) for each in snaking)
+        ):
+            return Scan(tuple(shape), tuple(snaking), repeats)
+    raise _refused("a scan has the length of each axis, whether it snakes, and the rows of each point")
+
+
+def _borrow(value: Any) -> None:
+    try:
+        same = isinstance(value, str) and Borrow.from_text(value).to_text() == value
+    except ValueError:
+        same = False
+    if not same:
+        raise _refused("recipe has an unknown borrow")
+
+
 def _named(symbol: Any) -> str:
     if not isinstance(symbol, str):
         raise _refused("a point group must be a name")
@@ -206,7 +288,7 @@ def _recipe(stored: Any) -> Recipe:
         raise _refused("recipe must have the entries of a recipe")
     # First, because a newer version's recipe may have other entries.
     checked_algorithm(stored["algorithm"])
-    if set(stored) - {"analysis", "noise", "readout"} != names:
+    if set(stored) - {"analysis", "noise", "readout", "borrow"} != names:
         raise _refused("recipe must have the entries of a recipe")
     shas = [stored["model_sha256"], *(stored[name] for name in ("mask_sha256", "exposure_sha256") if stored[name])]
     if not all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in shas):
@@ -221,6 +303,8 @@ def _recipe(stored: Any) -> Recipe:
         ):
             raise _refused(f"{name} must be a list of names")
     checked_noise(stored.get("noise"))
+    if stored.get("borrow") is not None:
+        _borrow(stored["borrow"])
     if stored.get("readout") is not None:
         # Its numbers are checked here, its maps when they are read.
         from_recipe(stored["readout"], lambda _name, _sha256: np.ones((1, 1)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bluesky_symdenoise.catalog.report.self_check import self_check_section
 from bluesky_symdenoise.derived.columns import computed_when_read
 from bluesky_symdenoise.physics.agreement import PairTest
 from bluesky_symdenoise.physics.mates import named
@@ -51,8 +52,8 @@ def whole(metadata: Mapping[str, Any], warnings: Sequence[str], sections: Sequen
         "style-src 'unsafe-inline'\">"
         f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>'
     )
-    body = [f"<h1>{escape(title)}</h1>", _summary(start, stop), _warned(stop, warnings), *sections, _HELP]
-    body += [_provenance(start, stop), "</body></html>"]
+    body = [f"<h1>{escape(title)}</h1>", _summary(start, stop), _warned(stop, warnings), *sections]
+    body += [self_check_section(start, stop), _HELP, _provenance(start, stop), "</body></html>"]
     return head + "\n".join(body)
 
 
@@ -238,5 +239,9 @@ once: over regions of 32 x 32 pixels with at least 25 counts, and over single pi
 symmetry does not hold somewhere (a shadow, a tilt, a wrong centre). Mates that do not agree are not used, so this
 need not harm. A large p does not prove symmetry. With many counts even a harmless difference gives a small p: the
 last column says how large the difference is.</li>
+<li><strong>The self-check</strong> takes a few frames, holds out half of their photons at random, denoises the other
+half, and compares: a stated error is right where observed over stated error is 1. Mean residuals of rings are in units
+of their error; p is the probability that two raw halves differ by more. <em>Not testable</em> means that there are too
+few photons to tell.</li>
 <li>The model was trained on simulated and real scattering; a feature with few photons that no mate and no
 neighbour supports may be smoothed away. Count such features in the raw frames.</li></ul>"""

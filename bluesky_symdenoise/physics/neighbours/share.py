@@ -12,8 +12,11 @@ from bluesky_symdenoise.physics.neighbours.weights import kriging
 
 Floats = NDArray[np.float64]
 
-#: Numbers of nearest rows whose sum, with the borrowing row, is compared with that of the rows further away.
-NEAR = (1, 2, 4)
+#: Side, in pixels, of the cells that have one structure function and one set of weights.
+CELL = 16
+#: Standard deviation, in cells, of the window over which their sums are smoothed, and its area.
+SMOOTH = 1.0
+WINDOW = 4 * np.pi * SMOOTH**2
 #: Upper limit of the exposures that are borrowed: the networks were trained with as many.
 MOST_EXPOSURES = 32.0
 #: Standard deviations of its noise by which the structure function of pixels must exceed that of blocks to be used.
@@ -62,14 +65,6 @@ class Shares:
     per_count: Floats
     left: Floats
     coefficients: Floats
-
-
-def sides(offsets: Floats) -> NDArray[np.int64]:
-    """Return -1 for rows before the borrowing one, 1 for rows after it, 0 for repeats: the sign of the first step."""
-    out = np.zeros(len(offsets), np.int64)
-    for axis in range(offsets.shape[1]):
-        out = np.where(out == 0, np.sign(offsets[:, axis]).astype(np.int64), out)
-    return out
 
 
 def shares(moments: tuple[Moments, Moments], lag: Floats) -> Shares:

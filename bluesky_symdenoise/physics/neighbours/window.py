@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.neighbours.scan import Scan as Scan
 
 #: Sides from which rows may borrow.
 SIDES = ("past", "both")
@@ -19,14 +20,6 @@ class Lender:
 
     row: int
     offset: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Scan:
-    """Shape of a scan, slowest axis first, and whether each axis runs back and forth."""
-
-    shape: tuple[int, ...]
-    snaking: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,11 @@ class Borrow:
         return cls(side, int(reach))
 
     def rows(self, row: int, number: int | None = None, scan: Scan | None = None) -> tuple[Lender, ...]:
-        """Return the rows that may lend to a row, nearest first.
+        """Return the rows that may lend to a row, nearest first and, at equal distance, in the order of the run.
+
+        On each side, before the row and after it, these are the `reach` rows at the least distance
+        ``sqrt(sum(offset**2))`` in steps of the scan's axes; without a scan, in rows. A row that comes after all points
+        of the scan goes by number, and lends to no point.
 
         Parameters
         ----------
@@ -90,8 +87,23 @@ class Borrow:
         scan
             Scan whose points the rows are; None to go by number.
         """
-        before = [Lender(row - step, (-float(step),)) for step in range(1, self.reach + 1) if row >= step]
-        if self.side == "past" or number is None:
-            return tuple(before)
-        after = [Lender(row + step, (float(step),)) for step in range(1, self.reach + 1) if row + step < number]
-        return tuple(sorted(before + after, key=lambda lender: (abs(lender.offset[0]), lender.row)))
+        both = self.side == "both" and number is not None
+        stop = row if number is None or not both else number
+        if scan is None or row >= scan.rows:
+            found = [*range(max(0, row - self.reach), row), *range(row + 1, min(stop, row + 1 + self.reach))]
+            lenders = [Lender(each, (float(each - row),)) for each in found]
+        else:
+            near = scan.nearest(row, self.reach, before=True)
+            if both:
+                near += scan.nearest(row, self.reach, before=False, stop=stop)
+            own = scan.point(row // scan.repeats)
+            points = ((each, scan.point(each // scan.repeats)) for each in near)
+            lenders = [
+                Lender(each, tuple(float(there - here) for there, here in zip(point, own, strict=True)))
+                for each, point in points
+            ]
+        return tuple(sorted(lenders, key=lambda lender: (sum(step**2 for step in lender.offset), lender.row)))
+
+    def span(self, scan: Scan | None = None) -> int:
+        """Return a number of rows from which no lender is farther away, before or after."""
+        return self.reach if scan is None else max(self.reach, scan.span(self.reach))
