@@ -274,7 +274,7 @@ def written(folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_the_command_writes_figures_and_the_page_shows_them(written: dict[str, Any]) -> None:
-    assert [row["series"] for row in written["series"]] == ["still", "still, repeats", "simulated, still"]
+    assert [row["series"] for row in written["gains"]] == ["still", "still, repeats", "simulated, still"]
     shown = texts(written)
     assert "better than every peer" in shown["figures"]
     assert "| still |" in shown["series"]

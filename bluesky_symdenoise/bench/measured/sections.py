@@ -9,7 +9,12 @@ Content = dict[str, Any]
 Texts = dict[str, str]
 
 #: Rows of single cases, by bench: the folder of results keeps what is made of them.
-LEFT_OUT = {"quality": ("results",), "science": ("rings",), "integrating": ("frames", "spots"), "series": ("results",)}
+LEFT_OUT = {
+    "quality": ("results",),
+    "science": ("rings",),
+    "integrating": ("frames", "spots"),
+    "series": ("options", "results"),
+}
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -345,29 +350,24 @@ def _science(content: Content) -> Texts:
 def _series(content: Content) -> Texts:
     met = {True: "yes", False: "no", None: ""}
     figures = [(each["name"], each["target"], each["value"], met[each["met"]]) for each in content["figures"]]
-    stacks = [row for row in content["series"] if "methods" in row]
 
-    def gain(row: Content, name: str) -> str:
-        return f"{row['methods'][name]['gain']:+.2f} ± {row['methods'][name]['gain_error']:.2f}"
+    def gain(found: list[float] | None) -> str:
+        return "" if found is None else f"{found[0]:+.2f} ± {found[1]:.2f}"
 
     def exposure(row: Content, name: str) -> str:
-        found = row["exposure"].get(name, {}).get("value")
-        return "" if found is None else f"{found:.1f}" + (" *" if row["exposure"][name]["beyond"] else "")
-
-    def best(row: Content) -> str:
-        peers = {name: each for name, each in row["methods"].items() if name not in ("alone", "past", "both")}
-        name = min(peers, key=lambda peer: peers[peer]["loss"], default="")
-        return f"{gain(row, name)} (`{name}`)" if name else ""
+        found = row["exposure"].get(name)
+        return "" if found is None else f"{found:.1f}" + (" *" if name in row["beyond"] else "")
 
     rows = [
         (
             row["series"],
             f"{row['level']:g}",
-            *(gain(row, name) for name in ("past", "both")),
-            best(row),
+            gain(row["past"]),
+            gain(row["both"]),
+            gain(row["peer"]) + (f" (`{row['best_peer']}`)" if row["best_peer"] else ""),
             *(exposure(row, name) for name in ("past", "both")),
         )
-        for row in stacks
+        for row in content["gains"]
     ]
     columns = ("series", "counts/pixel", "past", "both", "best peer", "exposure, past", "both")
     return {"figures": table(("figure", "wanted", "found", "met"), figures), "series": table(columns, rows)}
