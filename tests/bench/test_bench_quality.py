@@ -343,7 +343,7 @@ def test_an_unknown_set_or_peer_is_refused_with_those_that_there_are(data, monke
 
 def test_quick_peers_are_those_that_do_not_learn_or_search():
     assert all(isinstance(peer, Peer) and peer.floor > 0 for peer in PEERS.values())
-    assert set(PEERS) - set(QUICK) == {"bm3d", "bm3d_on_fold", "smae", "smae_mended", "n2v"}
+    assert set(PEERS) - set(QUICK) == {"bm3d", "bm3d_on_fold", "bmnd", "smae", "smae_mended", "n2v"}
 
 
 # Floors

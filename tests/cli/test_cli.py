@@ -381,7 +381,7 @@ class TestBenches:
 
     @pytest.mark.process
     def test_help_needs_no_extra(self) -> None:
-        extras = "('distributed', 'asyncpg', 'bm3d', 'pystog', 'skimage')"
+        extras = "('distributed', 'asyncpg', 'bm3d', 'bm4d', 'bmnd', 'pystog', 'skimage')"
         code = (
             f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
             "import typer\n"

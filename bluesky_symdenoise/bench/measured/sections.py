@@ -9,7 +9,12 @@ Content = dict[str, Any]
 Texts = dict[str, str]
 
 #: Rows of single cases, by bench: the folder of results keeps what is made of them.
-LEFT_OUT = {"quality": ("results",), "science": ("rings",), "integrating": ("frames", "spots")}
+LEFT_OUT = {
+    "quality": ("results",),
+    "science": ("rings",),
+    "integrating": ("frames", "spots"),
+    "series": ("options", "results"),
+}
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -342,6 +347,32 @@ def _science(content: Content) -> Texts:
     }
 
 
+def _series(content: Content) -> Texts:
+    met = {True: "yes", False: "no", None: ""}
+    figures = [(each["name"], each["target"], each["value"], met[each["met"]]) for each in content["figures"]]
+
+    def gain(found: list[float] | None) -> str:
+        return "" if found is None else f"{found[0]:+.2f} ± {found[1]:.2f}"
+
+    def exposure(row: Content, name: str) -> str:
+        found = row["exposure"].get(name)
+        return "" if found is None else f"{found:.1f}" + (" *" if name in row["beyond"] else "")
+
+    rows = [
+        (
+            row["series"],
+            f"{row['level']:g}",
+            gain(row["past"]),
+            gain(row["both"]),
+            gain(row["peer"]) + (f" (`{row['best_peer']}`)" if row["best_peer"] else ""),
+            *(exposure(row, name) for name in ("past", "both")),
+        )
+        for row in content["gains"]
+    ]
+    columns = ("series", "counts/pixel", "past", "both", "best peer", "exposure, past", "both")
+    return {"figures": table(("figure", "wanted", "found", "met"), figures), "series": table(columns, rows)}
+
+
 #: By bench: from its JSON to Markdown by name.
 SECTIONS: dict[str, Callable[[Content], Texts]] = {
     **dict.fromkeys(("live", "replay", "start", "dask"), _load),
@@ -357,4 +388,5 @@ SECTIONS: dict[str, Callable[[Content], Texts]] = {
     "readout": _readout,
     "tilt": _tilt,
     "science": _science,
+    "series": _series,
 }

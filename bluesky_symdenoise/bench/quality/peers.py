@@ -51,8 +51,8 @@ PEERS: dict[str, Peer] = {
     "smae_mended": Peer(learned.smae_mended, 0.032, slow=True),
     "n2v": Peer(_of_frame(learned.n2v), 0.0056, slow=True),
 }
-"""All peers by name, with the floors that `symdenoise bench floors` found. Those of the last three are provisional:
-SMAE's is from two of the training sets, on which any floor does for the published mask, and Noise2Void has that of
-BM3D."""
+"""All peers by name, with the floors that `symdenoise bench floors` found. Those of the last three and of BMND are
+provisional: SMAE's is from two of the training sets, on which any floor does for the published mask, and Noise2Void and
+BMND have that of BM3D."""
 
 QUICK = {name: peer for name, peer in PEERS.items() if not peer.slow}

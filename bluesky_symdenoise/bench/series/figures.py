@@ -43,6 +43,29 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
     return [each for each in found if each.cases]
 
 
+def gains(row: Row) -> Row:
+    """Return a line about one stack: gains in millinat per pixel with their errors, best peer, effective exposures."""
+    best = best_peer(row)
+
+    def gain(name: str) -> list[float]:
+        return [round(row["methods"][name][each], 3) for each in ("gain", "gain_error")]
+
+    exposures = {
+        name: None if each["value"] is None else round(each["value"], 2) for name, each in row["exposure"].items()
+    }
+    return {
+        "part": row["part"],
+        "series": row["series"],
+        "level": row["level"],
+        "past": gain("past"),
+        "both": gain("both"),
+        "best_peer": best,
+        "peer": None if best is None else gain(best),
+        "exposure": exposures,
+        "beyond": [name for name, each in row["exposure"].items() if each["beyond"]],
+    }
+
+
 def peers_of(row: Row) -> list[str]:
     """Return the names of the peers of a stack."""
     return [name for name in row["methods"] if name not in OURS]

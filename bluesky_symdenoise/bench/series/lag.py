@@ -121,7 +121,10 @@ def _midpoint(shares: FloatArray, middle: float, width: float) -> tuple[float, f
     def curve(row: FloatArray, middle: float, width: float, start: float, height: float) -> FloatArray:
         return np.asarray(start + height * special.expit((row - middle) / max(abs(width), 1e-3)))
 
-    fitted, _ = curve_fit(curve, np.arange(len(shares)), shares, p0=(middle, width, 0.0, 1.0), maxfev=20000)
+    rows = len(shares)
+    # A transition that was washed out has no midpoint: it is kept within the series.
+    bounds = ([0, 1e-3, -2, 0], [rows - 1, rows, 2, 4])
+    fitted, _ = curve_fit(curve, np.arange(rows), shares, p0=(middle, width, 0.0, 1.0), bounds=bounds, maxfev=20000)
     return float(fitted[0]), abs(float(fitted[1]))
 
 

@@ -58,13 +58,7 @@ def mean_of_points(stack: Stack) -> FloatArray | None:
 
 def points_of(scan: Scan) -> FloatArray:
     """Return the place of each row on the scan's axes, (row, axis)."""
-    places = np.stack(np.unravel_index(np.arange(np.prod(scan.shape)), scan.shape), axis=-1)
-    for axis, snaking in enumerate(scan.snaking):
-        if snaking and axis:
-            # The lines before count as one number: a line is run backwards if it is odd.
-            line = np.ravel_multi_index(tuple(places[:, :axis].T), scan.shape[:axis])
-            places[:, axis] = np.where(line % 2 == 1, scan.shape[axis] - 1 - places[:, axis], places[:, axis])
-    return places.astype(np.float64)
+    return np.array([scan.point(number) for number in range(scan.rows)], np.float64)
 
 
 def truncated_svd(stack: Stack, *, seed: int = 0) -> FloatArray:

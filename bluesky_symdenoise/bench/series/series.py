@@ -15,7 +15,7 @@ from bluesky_symdenoise.bench.quality.comparison import figures_table
 from bluesky_symdenoise.bench.record import header, write
 from bluesky_symdenoise.bench.series import costs, lag, mapped, parts, powder
 from bluesky_symdenoise.bench.series.compared import Row
-from bluesky_symdenoise.bench.series.figures import figures
+from bluesky_symdenoise.bench.series.figures import figures, gains
 from bluesky_symdenoise.bench.series.methods import PEERS, StackPeer
 from bluesky_symdenoise.bench.series.stacks import LEVELS
 from bluesky_symdenoise.bench.series.tables import tables
@@ -172,12 +172,10 @@ def main(
 
 
 def content(found: Sequence[Row], options: Options) -> dict[str, Any]:
-    """Return what the JSON file holds: figures, scores of each series without those of single rows, and all rows."""
-    single = ("rows", "against_alone", "borrowed")
-    series = [{name: value for name, value in row.items() if name not in single} for row in found]
+    """Return what the JSON file holds: figures, a line for each series, and all that was measured."""
     return {
         "options": asdict(options),
         "figures": [asdict(figure) for figure in figures(found)],
-        "series": series,
-        "results": [row for row in found if "methods" in row],
+        "gains": [gains(row) for row in found if "methods" in row],
+        "results": list(found),
     }

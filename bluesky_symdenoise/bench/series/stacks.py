@@ -21,8 +21,8 @@ EXPOSURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 MOST_GIVEN = 2 / 3
 #: Fewest rows of a series.
 FEWEST = 5
-#: Limit of the pair statistic below which all rows are taken for repeats of one scene.
-_STILL = 1.1
+#: Limit of the pair statistic below which rows are taken for repeats of one scene, beside three standard errors.
+_STILL = 1.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,8 @@ def repeats(image_set: ImageSet, levels: Sequence[float], *, rows: int, crop: in
     """
     raw, mask, _ = opened(image_set, rows, crop)
     counted: NDArray[np.int64] = np.where(mask, 0.0, raw).astype(np.int64)
-    if len(counted) < FEWEST or any(pair_statistic(counted[0], other, mask) > _STILL for other in counted[1:]):
+    limit = _STILL + 3 * np.sqrt(2 / (~mask).sum())
+    if len(counted) < FEWEST or any(pair_statistic(raw[0], other, mask) > limit for other in raw[1:]):
         return
     mean = float(counted[:, ~mask].mean())
     totals = counted.sum(axis=(1, 2)).astype(np.float64)

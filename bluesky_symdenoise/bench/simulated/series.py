@@ -74,7 +74,7 @@ def _drawn(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Sample, Ra
         width=rng.uniform(1.5, 3),
         height=rng.uniform(1, 3),
     )
-    return sample, grains(rng, shape, int(12 * scale**2))
+    return sample, grains(rng, shape, max(3, int(12 * scale**2)))
 
 
 def _following(rng: np.random.Generator, rows: int, shape: tuple[int, int], change: Callable[[int], object]) -> Rates:
@@ -134,7 +134,7 @@ def stepping(rng: np.random.Generator, rows: int, shape: tuple[int, int]) -> Rat
 def grainy(rng: np.random.Generator, rows: int, shape: tuple[int, int]) -> Rates:
     """Return the same rings in all rows, with other grains in each."""
     sample, _ = _drawn(rng, shape)
-    number = int(12 * (min(shape) / 128) ** 2)
+    number = max(3, int(12 * (min(shape) / 128) ** 2))
     return np.stack([sample.rate(shape, grains(rng, shape, number)) for _ in range(rows)])
 
 
