@@ -19,7 +19,8 @@ from bluesky_symdenoise.physics.dark import Background, Dark, signal
 from bluesky_symdenoise.physics.defects import DEAD, HOT, Defects, found_defects, no_defects, without
 from bluesky_symdenoise.physics.frame import Frame, as_mask, frame_from_counts
 from bluesky_symdenoise.physics.integrating.readout import Readout
-from bluesky_symdenoise.physics.neighbours.lenders import Lenders
+from bluesky_symdenoise.physics.neighbours.afterglow import independent_share
+from bluesky_symdenoise.physics.neighbours.lenders import Lenders, refuse_borrowing
 from bluesky_symdenoise.physics.neighbours.lent import Lending, Lent, Used
 from bluesky_symdenoise.physics.neighbours.prepared import PreparedFrames
 from bluesky_symdenoise.physics.neighbours.window import REACH, Borrow
@@ -255,18 +256,7 @@ class Denoiser:
             If the input cannot be used.
         """
         choice = Borrow.asked(borrow, borrow_reach)
-        if choice is not None and lent is not None:
-            raise SymDenoiseError(
-                f"borrow={borrow!r} and lent frames",
-                rule="the frames given are rows that lend to each other, or one row that others lend to",
-                remedy="give one of them",
-            )
-        if (choice is not None or lent is not None) and not self._engine.borrows:
-            raise SymDenoiseError(
-                f"borrowing with algorithm {self.algorithm} and model {self.model.name}",
-                rule="photons of other rows are used from algorithm 7 on, with a conjugate head",
-                remedy="leave algorithm or borrow out",
-            )
+        refuse_borrowing(choice, lent, able=self._engine.borrows, algorithm=self.algorithm)
         if readout is not None and not isinstance(readout, Readout):
             raise SymDenoiseError(
                 f"readout {str(readout)[:60]!r}",
@@ -307,9 +297,13 @@ class Denoiser:
         sigma = np.empty(stack.shape, np.float32)
         defect = np.zeros(stack.shape, np.uint8)
         frames: list[Frame] = []
-        same_flux = background is not None or readout is not None
         lenders = Lenders(
-            stack, lent, choice, kept if lent is not None and readout is None else prepared, same_flux=same_flux
+            stack,
+            lent,
+            choice,
+            kept if lent is not None and readout is None else prepared,
+            same_flux=background is not None or readout is not None,
+            share=independent_share(readout),
         )
         lending: list[Lending | None] = []
         used: list[Used] = []

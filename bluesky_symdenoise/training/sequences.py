@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bluesky_symdenoise.denoiser.device.borrow import borrowed
-from bluesky_symdenoise.denoiser.device.crew import Crew
-from bluesky_symdenoise.denoiser.device.frame import held
 from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.training.simulate import Image, random_spots
 
@@ -23,8 +19,6 @@ SHARES = (0.34, 0.17, 0.15, 0.14, 0.08, 0.06, 0.06)
 REACHES, REACH_SHARES = (1, 2, 3, 4, 8), (0.2, 0.2, 0.2, 0.2, 0.2)
 #: Range of the change from one row to the next, of what distinguishes two scenes.
 STEPS = (3e-3, 0.5)
-
-_ONE_THREAD = Crew(torch.device("cpu"), 1)
 
 
 def offsets(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -108,12 +102,20 @@ def lent_evidence(
     steps
         (row, 1) steps from the frame.
     """
+    # torch takes a second to import: what imports this module may not need it.
+    import torch
+
+    from bluesky_symdenoise.denoiser.device.borrow import borrowed
+    from bluesky_symdenoise.denoiser.device.crew import Crew
+    from bluesky_symdenoise.denoiser.device.frame import held
+
+    one_thread = Crew(torch.device("cpu"), 1)
     nothing = np.zeros(counts.shape, np.float32)
     if not counts.any():
         return nothing, nothing
     frames = [Frame(y, n, 1.0) for y, n in zip(rows, np.broadcast_to(row_exposure, rows.shape), strict=True)]
     with torch.inference_mode():
-        found = borrowed(held([Frame(counts, exposure, 1.0)], _ONE_THREAD), held(frames, _ONE_THREAD), steps)
+        found = borrowed(held([Frame(counts, exposure, 1.0)], one_thread), held(frames, one_thread), steps)
     if found is None:
         return nothing, nothing
     height, width = counts.shape

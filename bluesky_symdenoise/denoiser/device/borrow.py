@@ -49,6 +49,11 @@ class Borrowed:
     ratios: Floats
     exposures: Floats
 
+    def scaled(self, share: float) -> Borrowed:
+        """Return a share of what is borrowed."""
+        counts, exposure = self.evidence.counts * share, self.evidence.exposure * share
+        return Borrowed(Evidence(counts, exposure), self.ratios, self.exposures * share)
+
     def used(self, frame: Frame, lending: Lending) -> Used:
         """Return what a frame borrowed, for its provenance."""
         height, width = frame.counts.shape

@@ -65,7 +65,8 @@ def lent_to(layers: Layers, frame: Frame, lending: Lending) -> Borrowed | None:
     kinds = [Kind.of(each) for each in (frame, *lending.frames)]
     kind = Kind(all(each.whole for each in kinds), all(each.few for each in kinds))
     own, others = (held(each, layers.crew, kind) for each in ([frame], lending.frames))
-    return borrowed(own, others, lending.offsets, same_flux=lending.same_flux)
+    found = borrowed(own, others, lending.offsets, same_flux=lending.same_flux)
+    return found if found is None or lending.share == 1 else found.scaled(lending.share)
 
 
 def _joined(found: Sequence[Borrowed]) -> Evidence | None:

@@ -16,6 +16,30 @@ from bluesky_symdenoise.physics.neighbours.lent import Lending, Lent, as_offsets
 from bluesky_symdenoise.physics.neighbours.window import Borrow
 
 
+def refuse_borrowing(choice: Borrow | None, lent: Sequence[Lent] | None, *, able: bool, algorithm: str) -> None:
+    """Raise SymDenoiseError if frames cannot borrow, or in one way only.
+
+    Parameters
+    ----------
+    able
+        Whether the denoiser can use photons of other rows.
+    """
+    if choice is None and lent is None:
+        return
+    if choice is not None and lent is not None:
+        raise SymDenoiseError(
+            f"borrow={choice.side!r} and lent frames",
+            rule="the frames given are rows that lend to each other, or one row that others lend to",
+            remedy="give one of them",
+        )
+    if not able:
+        raise SymDenoiseError(
+            f"borrowing with algorithm {algorithm} and this model",
+            rule="photons of other rows are used from algorithm 7 on, with a model that has a conjugate head",
+            remedy="leave algorithm or borrow out",
+        )
+
+
 class Lenders:
     """Prepare each frame once while it is near, and say what it may borrow.
 
@@ -30,8 +54,8 @@ class Lenders:
         Rows of the stack that may lend to each.
     prepare
         Returns a raw frame without its defects, and these.
-    same_flux
-        See `Lending`.
+    same_flux, share
+        See `Lending`; with a share of 0 nothing is lent.
 
     Raises
     ------
@@ -47,6 +71,7 @@ class Lenders:
         prepare: Callable[[NDArray[Any]], tuple[Frame, Defects]],
         *,
         same_flux: bool,
+        share: float = 1.0,
     ) -> None:
         for each in lent or ():
             if each.counts.shape != stack.shape[1:]:
@@ -56,7 +81,7 @@ class Lenders:
                     remedy="lend frames of the same detector",
                 )
         self._stack, self._lent, self._choice, self._prepare = stack, lent, choice, prepare
-        self._same_flux = same_flux
+        self._same_flux, self._share = same_flux, share
         self._near: OrderedDict[int, tuple[Frame, Defects]] = OrderedDict()
         self._kept = 1 if choice is None else 2 * choice.reach + 2
         #: Frames that are lent to every frame of the stack, prepared.
@@ -93,10 +118,10 @@ class Lenders:
         else:
             return None
         kept = [number for number, frame in enumerate(frames) if frame is not None]
-        if not kept:
+        if not kept or self._share == 0:
             return None
         found = [frame for frame in frames if frame is not None]
-        return Lending(found, offsets[kept], tuple(names[number] for number in kept), self._same_flux)
+        return Lending(found, offsets[kept], tuple(names[number] for number in kept), self._same_flux, self._share)
 
     @staticmethod
     def _usable(frame: Frame) -> Frame | None:

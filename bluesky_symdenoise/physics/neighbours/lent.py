@@ -47,12 +47,15 @@ class Lending:
         Numbers of the rows, for provenance.
     same_flux
         Whether the frames are compared as they are, because what they counted is not proportional to the flux.
+    share
+        Share of what they lend that is evidence of its own, above 0; see `independent_share`.
     """
 
     frames: Sequence[Frame]
     offsets: NDArray[np.float64]
     rows: tuple[int | None, ...]
     same_flux: bool
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
