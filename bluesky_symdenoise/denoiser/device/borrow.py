@@ -25,7 +25,16 @@ from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.neighbours import flux
 from bluesky_symdenoise.physics.neighbours.lent import Lending, Used
 from bluesky_symdenoise.physics.neighbours.pools import LEAST_ALIKE, OWN_SPOT_Z, SPOT_Z, sides
-from bluesky_symdenoise.physics.neighbours.share import CELL, MOST_EXPOSURES, SMOOTH, WINDOW, Moments, shares
+from bluesky_symdenoise.physics.neighbours.share import (
+    CELL,
+    MOST_EXPOSURES,
+    SCALES,
+    SMOOTH,
+    WHOLE,
+    WINDOW,
+    Moments,
+    shares,
+)
 from bluesky_symdenoise.physics.neighbours.structure import lags
 
 Floats = NDArray[np.float64]
@@ -182,16 +191,25 @@ class _Window:
         enough = agreeing >= LEAST_ALIKE * counts.sum(dtype=torch.float64).clamp(min=1e-12)
         return enough.float()[:, None, None]
 
-    def moments(self, use: Tensor) -> tuple[Moments, Moments]:
-        """Return sums over cells that the structure function needs, from pixels and from blocks of 4 x 4."""
+    def moments(self, use: Tensor) -> list[Moments]:
+        """Return sums over cells that the structure function needs, from pixels, blocks of 4 x 4 and whole cells."""
         grams = self._crew.each(partial(self._fine, use), self._bands(len(use) + 1, CELL))
         shape = (self._height // CELL, self._width // CELL)
         fine = _smoothed([torch.cat(parts) for parts in zip(*grams, strict=True)], shape)
-        counts, exposure = (
-            halved(torch.cat([own, theirs * use]))
-            for own, theirs in ((self._own_counts, self._counts), (self._own_exposure, self._exposure))
-        )
-        return fine, _smoothed(_grams(counts.float(), exposure.float(), CELL // BLOCK), shape)
+        whole = [self._own_exposure, self._exposure]
+        images = [
+            torch.cat(each).float()
+            for each in (
+                [self._own_counts, self._counts * use],
+                [self._own_exposure, self._exposure * use],
+                whole,
+            )
+        ]
+        found = [fine]
+        for block in SCALES[1:]:
+            sums = [summed_columns(summed_rows(each, block // SPOT_BLOCK), block // SPOT_BLOCK) for each in images]
+            found.append(_smoothed(_grams(*sums, side=CELL // block), shape))
+        return found
 
     def _fine(self, use: Tensor, band: tuple[int, int]) -> list[Tensor]:
         """Return the sums over cells of a band of pixels."""
@@ -200,7 +218,8 @@ class _Window:
         scale = used.new_tensor(self._scales)[:, None, None]
         counts = torch.cat([self._own.counts[:, first:last].float(), self._rows.counts[:, first:last].float() * used])
         exposure = self._rows.exposure[:, first:last].float() * scale * used
-        return _grams(counts, torch.cat([self._own.exposure[:, first:last].float(), exposure]), CELL)
+        exposure = torch.cat([self._own.exposure[:, first:last].float(), exposure])
+        return _grams(counts, exposure, exposure, side=CELL)
 
     def evidence(self, use: Tensor, per_count: Floats, left: Floats) -> tuple[Evidence | None, Floats]:
         """Return counts and exposure that predict as well as the weighted rows, and what each row's part in them is.
@@ -269,10 +288,10 @@ def _coarse(blocks: Tensor) -> Tensor:
     return summed_columns(summed_rows(blocks, block), block)
 
 
-def _grams(counts: Tensor, exposure: Tensor, side: int) -> list[Tensor]:
+def _grams(counts: Tensor, exposure: Tensor, whole: Tensor, *, side: int) -> list[Tensor]:
     """Return sums over cells of so many elements a side of products of rows, of exposures and of counts."""
     rows, height, width = counts.shape
-    used = (exposure > 0).float()
+    used = ((exposure > 0) & (exposure >= WHOLE * whole)).float()
     per = used / exposure.clamp(min=1e-12)
     rate = counts * per
     square = (counts - 1).mul_(rate).mul_(per)

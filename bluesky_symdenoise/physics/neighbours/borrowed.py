@@ -13,7 +13,16 @@ from bluesky_symdenoise.physics.fold import BLOCK, block_sum
 from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.neighbours import flux
 from bluesky_symdenoise.physics.neighbours.pools import agreeing_evidence, agreeing_rows
-from bluesky_symdenoise.physics.neighbours.share import CELL, MOST_EXPOSURES, SMOOTH, WINDOW, Moments, shares
+from bluesky_symdenoise.physics.neighbours.share import (
+    CELL,
+    MOST_EXPOSURES,
+    SCALES,
+    SMOOTH,
+    WHOLE,
+    WINDOW,
+    Moments,
+    shares,
+)
 from bluesky_symdenoise.physics.neighbours.structure import lags
 
 Floats = NDArray[np.float64]
@@ -63,8 +72,11 @@ def borrowed_evidence(
     counts = np.stack([row.counts for row in scaled]) * use
     exposure = np.stack([row.exposure for row in scaled]) * use
     stacked = np.concatenate([frame.counts[None], counts]), np.concatenate([frame.exposure[None], exposure])
-    blocks = [np.stack([block_sum(image, BLOCK) for image in images]) for images in stacked]
-    moments = _moments(stacked[0], stacked[1], CELL), _moments(blocks[0], blocks[1], CELL // BLOCK)
+    whole = np.stack([frame.exposure, *(row.exposure for row in scaled)])
+    moments = []
+    for block in SCALES:
+        y, n, most = (_summed(each, block) for each in (*stacked, whole))
+        moments.append(_moments(y, n, most, CELL // block))
     found = shares(moments, lags(np.concatenate([np.zeros_like(offsets[:1]), offsets])))
     c, left = np.moveaxis(_spread(found.per_count, frame), -1, 0), _spread(found.left, frame)
     total = (c * exposure).sum(axis=0)
@@ -93,14 +105,24 @@ def _ratios(frame: Frame, rows: Sequence[Frame]) -> Floats:
     )
 
 
-def _moments(counts: Floats, exposure: Floats, side: int) -> Moments:
-    """Return the sums over cells of so many elements a side, smoothed over cells."""
+def _summed(images: Floats, block: int) -> Floats:
+    """Return sums of images (row, y, x) over blocks, zeros beyond their edges up to whole cells."""
+    return np.stack([block_sum(image, block) for image in np.pad(images, _to_cells(images))])
+
+
+def _to_cells(images: Floats) -> list[tuple[int, int]]:
+    return [(0, 0), *((0, -size % CELL) for size in images.shape[1:])]
+
+
+def _moments(counts: Floats, exposure: Floats, whole: Floats, side: int) -> Moments:
+    """Return the sums over cells of so many elements a side, smoothed over cells.
+
+    Elements count of which no pixel is left out: parts of them would have other rates.
+    """
     rows, height, width = counts.shape
-    pad = ((0, 0), (0, -height % side), (0, -width % side))
-    counts, exposure = np.pad(counts, pad), np.pad(exposure, pad)
-    used = exposure > 0
+    used = (exposure > 0) & (exposure >= WHOLE * whole)
     per = np.divide(1.0, exposure, out=np.zeros_like(exposure), where=used)
-    shape = (counts.shape[1] // side, counts.shape[2] // side)
+    shape = (height // side, width // side)
 
     def celled(image: Floats) -> Floats:
         cut = image.reshape(rows, shape[0], side, shape[1], side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +16,18 @@ Floats = NDArray[np.float64]
 #: Side, in pixels, of the cells that have one structure function and one set of weights.
 CELL = 16
 #: Standard deviation, in cells, of the window over which their sums are smoothed, and its area.
-SMOOTH = 1.0
+SMOOTH = 2.0
 WINDOW = 4 * np.pi * SMOOTH**2
 #: Upper limit of the exposures that are borrowed: the networks were trained with as many.
 MOST_EXPOSURES = 32.0
-#: Standard deviations of its noise by which the structure function of pixels must exceed that of blocks to be used.
-FINE_Z = 1.0
+#: Sides, in pixels, of the elements between which rows are compared.
+SCALES = (1, 4, CELL)
+#: Share of an element's exposure from which on it is whole.
+WHOLE = 0.999
+#: Counts of the area whose photon noise is compared with what rows differ in.
+KNOWN_COUNTS = 30.0
+#: Standard deviations of its noise that are taken off a structure function.
+NOISE_Z = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Shares:
     per_count
         (y, x, row) weight of each count of a row.
     left
-        (y, x) variance beyond the Poisson variance, over the rate.
+        (y, x) variance beyond the Poisson variance, over the rate, of the area that is averaged over.
     coefficients
         (y, x, 3) structure function.
     """
@@ -67,38 +74,50 @@ class Shares:
     coefficients: Floats
 
 
-def shares(moments: tuple[Moments, Moments], lag: Floats) -> Shares:
-    """Return the weights of the rows from the moments of pixels and of blocks.
+def shares(moments: Sequence[Moments], lag: Floats) -> Shares:
+    """Return the weights of the rows from their moments at several scales, pixels first.
 
-    The structure function is that of the blocks, which is the less noisy one, unless pixels plainly vary more: where
-    fine detail moves.
+    Where a pixel has few counts, the denoiser averages over its surroundings: what rows differ in must be small against
+    the photon noise of so many pixels as have `KNOWN_COUNTS` together, not of one. The structure function is that of
+    the scale at which it is largest, less `NOISE_Z` standard deviations of its noise: rows whose scenes stand still
+    lend all they have, and changes of fine detail count as much as those of wide areas.
 
     Parameters
     ----------
     lag
         (row, row) distances, the borrowing row first.
     """
-    fine, coarse = moments
-    of_pixels, squared = _fitted(fine, lag)
-    of_blocks, _ = _fitted(coarse, lag)
+    fine = moments[0]
     # Mean counts and exposure of a pixel, of all rows.
     counts, exposure = fine.counts.sum(axis=1), fine.exposure.sum(axis=1)
     rate = np.divide(counts, exposure, out=np.zeros_like(counts), where=exposure > 0)
+    fits = [_fitted(each, lag) for each in moments]
+    squared = fits[0][1]
     # Bright pixels count most in the structure function, and need the smallest variance.
     mean = np.maximum(rate, np.divide(squared, rate, out=np.zeros_like(rate), where=rate > 0))
-    noise = _noise(fine, mean)
-    step = np.array([1.0, 1.0, 1.0])
-    finer = of_pixels @ step > of_blocks @ step + FINE_Z * noise
-    coefficients = np.where(finer[:, None], of_pixels, of_blocks)
+    coefficients = _largest([terms for terms, _ in fits], [_noise(each, mean) for each in moments], lag)
+    area = np.clip(np.divide(KNOWN_COUNTS, mean, out=np.ones_like(mean), where=mean > 0), 1, CELL**2)
     pixels = np.maximum(np.diagonal(fine.shared, axis1=1, axis2=2).max(axis=1, keepdims=True), 1e-300)
     per_pixel = fine.exposure / pixels
-    weights, left = kriging(per_pixel[:, 1:], mean, coefficients, lag)
+    weights, left = kriging(per_pixel[:, 1:], area * mean, coefficients, lag)
     per_count = np.divide(weights, per_pixel[:, 1:], out=np.zeros_like(weights), where=per_pixel[:, 1:] > 1e-9)
     return Shares(
         per_count.reshape(*fine.shape, -1),
-        (left * mean).reshape(fine.shape),
+        (left * area * mean).reshape(fine.shape),
         coefficients.reshape(*fine.shape, -1),
     )
+
+
+def _largest(fits: Sequence[Floats], noises: Sequence[Floats], lag: Floats) -> Floats:
+    """Return the coefficients of the largest of several structure functions at a typical distance, less its noise."""
+    typical = float(np.median(lag[np.triu_indices(len(lag), 1)]))
+    step = np.array([1.0, typical, typical**2])
+    sizes = np.stack([terms @ step for terms in fits])
+    plain = np.maximum(sizes - NOISE_Z * np.stack(noises), 0)
+    chosen = plain.argmax(axis=0)
+    cells = np.arange(len(chosen))
+    kept = np.divide(plain[chosen, cells], sizes[chosen, cells], out=np.zeros(len(cells)), where=plain.max(axis=0) > 0)
+    return np.asarray(np.stack(fits)[chosen, cells] * kept[:, None])
 
 
 def _fitted(moments: Moments, lag: Floats) -> tuple[Floats, Floats]:
@@ -107,7 +126,7 @@ def _fitted(moments: Moments, lag: Floats) -> tuple[Floats, Floats]:
 
 
 def _noise(moments: Moments, mean: Floats) -> Floats:
-    """Return the standard deviation of the structure function of pixels by photon noise alone."""
+    """Return the standard deviation of a structure function by photon noise alone."""
     first, second = np.triu_indices(moments.shared.shape[1], 1)
     area = moments.shared[:, first, second].sum(axis=1) * moments.window
     used = np.diagonal(moments.shared, axis1=1, axis2=2).max(axis=1)
