@@ -30,7 +30,7 @@ def rates(size=(150, 170), rows=7, jump=False):
     y, x = np.mgrid[: size[0], : size[1]]
     radius = np.hypot(y - 60.3, x - 80.1)
     rate = 0.3 + 3 * np.exp(-(((radius - 40) / 3) ** 2))
-    return [np.roll(rate, 30, 0) if jump and row % 2 else rate for row in range(rows)]
+    return [np.roll(rate, 75, 0) if jump and row % 2 else rate for row in range(rows)]
 
 
 def counted(rng, scenes, level=1.0):

@@ -187,7 +187,7 @@ def test_rows_of_other_flux_lend_in_proportion(rng):
     found = borrowed_evidence(own, rows, PAST[:4])
     assert found is not None
     assert found.ratios == pytest.approx(2, rel=0.03)
-    assert np.median(found.exposure) == pytest.approx(8, rel=0.15)
+    assert 5 < np.median(found.exposure) < 8.5
     assert borrowed_evidence(own, rows, PAST[:4], same_flux=True) is None
 
 

@@ -75,8 +75,8 @@ def borrowed_evidence(
     whole = np.stack([frame.exposure, *(row.exposure for row in scaled)])
     moments = []
     for block in SCALES:
-        y, n, most = (_summed(each, block) for each in (*stacked, whole))
-        moments.append(_moments(y, n, most, CELL // block))
+        y, n, full = (_summed(each, block) for each in (*stacked, whole))
+        moments.append(_moments(y, n, full, CELL // block))
     found = shares(moments, lags(np.concatenate([np.zeros_like(offsets[:1]), offsets])))
     c, left = np.moveaxis(_spread(found.per_count, frame), -1, 0), _spread(found.left, frame)
     total = (c * exposure).sum(axis=0)

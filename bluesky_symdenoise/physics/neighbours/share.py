@@ -26,8 +26,9 @@ SCALES = (1, 4, CELL)
 WHOLE = 0.999
 #: Counts of the area whose photon noise is compared with what rows differ in.
 KNOWN_COUNTS = 30.0
-#: Standard deviations of its noise that are taken off a structure function.
-NOISE_Z = 1.0
+#: Standard deviations of its noise that are taken off a structure function: where elements are at most so many times
+#: smaller than the area that is averaged over, and where they are smaller still.
+NOISE_Z, FEWER, PLAIN_Z = 1.0, 4, 3.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def shares(moments: Sequence[Moments], lag: Floats) -> Shares:
 
     Where a pixel has few counts, the denoiser averages over its surroundings: what rows differ in must be small against
     the photon noise of so many pixels as have `KNOWN_COUNTS` together, not of one. The structure function is that of
-    the scale at which it is largest, less `NOISE_Z` standard deviations of its noise: rows whose scenes stand still
+    the scale at which it is largest, less one to three standard deviations of its noise: rows whose scenes stand still
     lend all they have, and changes of fine detail count as much as those of wide areas.
 
     Parameters
@@ -95,8 +96,13 @@ def shares(moments: Sequence[Moments], lag: Floats) -> Shares:
     squared = fits[0][1]
     # Bright pixels count most in the structure function, and need the smallest variance.
     mean = np.maximum(rate, np.divide(squared, rate, out=np.zeros_like(rate), where=rate > 0))
-    coefficients = _largest([terms for terms, _ in fits], [_noise(each, mean) for each in moments], lag)
     area = np.clip(np.divide(KNOWN_COUNTS, mean, out=np.ones_like(mean), where=mean > 0), 1, CELL**2)
+    # In elements far smaller than the area, noise is large: only what is plain there counts.
+    noises = [
+        _noise(each, mean) * np.where(FEWER * side**2 >= area, NOISE_Z, PLAIN_Z)
+        for each, side in zip(moments, SCALES, strict=True)
+    ]
+    coefficients = _largest([terms for terms, _ in fits], noises, lag)
     pixels = np.maximum(np.diagonal(fine.shared, axis1=1, axis2=2).max(axis=1, keepdims=True), 1e-300)
     per_pixel = fine.exposure / pixels
     weights, left = kriging(per_pixel[:, 1:], area * mean, coefficients, lag)
@@ -113,7 +119,7 @@ def _largest(fits: Sequence[Floats], noises: Sequence[Floats], lag: Floats) -> F
     typical = float(np.median(lag[np.triu_indices(len(lag), 1)]))
     step = np.array([1.0, typical, typical**2])
     sizes = np.stack([terms @ step for terms in fits])
-    plain = np.maximum(sizes - NOISE_Z * np.stack(noises), 0)
+    plain = np.maximum(sizes - np.stack(noises), 0)
     chosen = plain.argmax(axis=0)
     cells = np.arange(len(chosen))
     kept = np.divide(plain[chosen, cells], sizes[chosen, cells], out=np.zeros(len(cells)), where=plain.max(axis=0) > 0)
@@ -127,8 +133,10 @@ def _fitted(moments: Moments, lag: Floats) -> tuple[Floats, Floats]:
 
 def _noise(moments: Moments, mean: Floats) -> Floats:
     """Return the standard deviation of a structure function by photon noise alone."""
-    first, second = np.triu_indices(moments.shared.shape[1], 1)
-    area = moments.shared[:, first, second].sum(axis=1) * moments.window
+    rows = moments.shared.shape[1]
+    first, second = np.triu_indices(rows, 1)
+    # Pairs have rows in common: so many of them are independent as there are rows, less one.
+    area = moments.shared[:, first, second].mean(axis=1) * (rows - 1) * moments.window
     used = np.diagonal(moments.shared, axis1=1, axis2=2).max(axis=1)
     exposure = np.divide(moments.exposure.mean(axis=1), used, out=np.ones_like(used), where=used > 0)
     with np.errstate(divide="ignore"):
