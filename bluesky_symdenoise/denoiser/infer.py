@@ -140,6 +140,11 @@ class Denoiser:
             algorithm=algorithm,
         )
 
+    @property
+    def borrows(self) -> bool:
+        """Whether photons of other rows can be used: from algorithm 7 on, by models with a conjugate head."""
+        return self._engine.borrows
+
     def environment(self) -> dict[str, Any]:
         """Return what, besides the recipe, decides the last bits: torch, device, dtype, threads."""
         return self._engine.environment()
@@ -256,7 +261,7 @@ class Denoiser:
             If the input cannot be used.
         """
         choice = Borrow.asked(borrow, borrow_reach)
-        refuse_borrowing(choice, lent, able=self._engine.borrows, algorithm=self.algorithm)
+        refuse_borrowing(choice, lent, able=self.borrows, algorithm=self.algorithm)
         if readout is not None and not isinstance(readout, Readout):
             raise SymDenoiseError(
                 f"readout {str(readout)[:60]!r}",

@@ -37,6 +37,7 @@ from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure, mostly_masked
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.neighbours.window import Borrow
+from bluesky_symdenoise.physics.neighbours.lenders import refuse_borrowing
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_symmetry, refuse_other_center
 from bluesky_symdenoise.recipe import Recipe, array_sha256, chosen_frames
 
@@ -147,6 +148,8 @@ class Request:
         model = denoiser or DenoiserSettings()
         borrow = asked_borrow(options.get("borrow"), options.get("borrow_reach"), activity=activity)
         refuse_older(borrow, model.algorithm)
+        if borrow is not None and not isinstance(model, DenoiserSettings):
+            refuse_borrowing(borrow, None, able=model.borrows, algorithm=model.algorithm)
         kept = options.get("beamline") or Beamline()
         rings = checked_rings(options.get("analysis"))
         readout = stated_readout(options.get("readout"))
