@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from numpy.typing import ArrayLike
 
 from bluesky_symdenoise.acquisition.request.beamline import Beamline
 from bluesky_symdenoise.analysis.ring import Ring
 from bluesky_symdenoise.denoiser.released import older_than
+from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.integrating.readout import Readout
+from bluesky_symdenoise.physics.neighbours.lenders import refuse_borrowing
 from bluesky_symdenoise.physics.neighbours.window import REACH, Borrow
 from bluesky_symdenoise.physics.symmetry import Symmetry
+
+if TYPE_CHECKING:
+    from bluesky_symdenoise.denoiser.infer import Denoiser
 
 #: First algorithm that uses photons of other rows.
 BORROWS_FROM = "7"
@@ -129,11 +134,13 @@ def asked_borrow(borrow: str | None, reach: int | None, *, activity: str) -> Bor
     return chosen
 
 
-def refuse_older(borrow: Borrow | None, algorithm: str) -> None:
-    """Raise SymDenoiseError if rows are to borrow with an algorithm that does not know how."""
-    if borrow is not None and older_than(algorithm, BORROWS_FROM):
+def refuse_unable(borrow: Borrow | None, model: Denoiser | DenoiserSettings) -> None:
+    """Raise SymDenoiseError if rows are to borrow with an algorithm or a loaded model that does not know how."""
+    if borrow is not None and older_than(model.algorithm, BORROWS_FROM):
         raise SymDenoiseError(
-            f"borrow={borrow.side!r} with algorithm {algorithm}",
+            f"borrow={borrow.side!r} with algorithm {model.algorithm}",
             rule=f"photons of other rows are used from algorithm {BORROWS_FROM} on",
             remedy="leave one of them out",
         )
+    if not isinstance(model, DenoiserSettings):
+        refuse_borrowing(borrow, None, able=model.borrows, algorithm=model.algorithm)

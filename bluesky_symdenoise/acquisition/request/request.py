@@ -19,7 +19,7 @@ from bluesky_symdenoise.acquisition.request.options import (
     Options,
     asked_borrow,
     asked_self_check,
-    refuse_older,
+    refuse_unable,
     refuse_unknown,
 )
 from bluesky_symdenoise.acquisition.request.place import UNSORTED, Place
@@ -37,7 +37,6 @@ from bluesky_symdenoise.physics.dark import Dark
 from bluesky_symdenoise.physics.frame import as_exposure, mostly_masked
 from bluesky_symdenoise.physics.integrating.readout import Readout
 from bluesky_symdenoise.physics.neighbours.window import Borrow
-from bluesky_symdenoise.physics.neighbours.lenders import refuse_borrowing
 from bluesky_symdenoise.physics.symmetry import Symmetry, checked_symmetry, refuse_other_center
 from bluesky_symdenoise.recipe import Recipe, array_sha256, chosen_frames
 
@@ -147,9 +146,7 @@ class Request:
             as_exposure(n, n.shape)
         model = denoiser or DenoiserSettings()
         borrow = asked_borrow(options.get("borrow"), options.get("borrow_reach"), activity=activity)
-        refuse_older(borrow, model.algorithm)
-        if borrow is not None and not isinstance(model, DenoiserSettings):
-            refuse_borrowing(borrow, None, able=model.borrows, algorithm=model.algorithm)
+        refuse_unable(borrow, model)
         kept = options.get("beamline") or Beamline()
         rings = checked_rings(options.get("analysis"))
         readout = stated_readout(options.get("readout"))
