@@ -284,8 +284,9 @@ def test_without_borrowing_nothing_is_lent_and_there_are_no_columns(
     client: Container, home: Path, fresh: Callable[[], Remembering]
 ) -> None:
     denoiser, frames = fresh(), drifting(3)
-    done = replay(step_scan(home / "frames", frames), into=client["denoised"], denoiser=denoiser, symmetry="1")
-    assert set(map(len, denoiser.lents(frames).values())) == {0}
+    options = {"symmetry": "1", "self_check": "off"}
+    done = replay(step_scan(home / "frames", frames), into=client["denoised"], denoiser=denoiser, **options)
+    assert not any(denoiser.lents(frames).values())
     assert "det_borrowed" not in done["primary"]
 
 

@@ -34,6 +34,7 @@ from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
 from bluesky_symdenoise.derived.columns import denoised_images
 from bluesky_symdenoise.errors import SymDenoiseError
+from bluesky_symdenoise.physics.neighbours.lent import Used
 
 pytestmark = pytest.mark.server
 
@@ -59,9 +60,14 @@ def drawn(share: float = 1.0) -> Any:
 class Unchanged(Denoiser):
     """Gives each frame as it is, so that every pixel says where it was."""
 
-    def _posteriors(self, frames: Any, symmetry: Any, ring: Any) -> Any:
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._engine.posteriors = self._unchanged  # type: ignore[method-assign]
+
+    @staticmethod
+    def _unchanged(frames: Any, *_: Any) -> Any:
         counts = np.stack([frame.counts for frame in frames]).astype(np.float32)
-        return np.stack([counts, np.full_like(counts, 1e-3)], axis=1)
+        return np.stack([counts, np.full_like(counts, 1e-3)], axis=1), [Used()] * len(frames)
 
 
 class Collecting(ThreadedDenoiseCallback):

@@ -141,6 +141,7 @@ def test_some_rows(catalog: Container, command: Command, raw: Callable[..., str]
 def test_ctrl_c_and_the_same_command_again(
     catalog: Container, command: Command, raw: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    off = ("--self-check", "off")
     uids, original, asked = [raw(), raw()], Denoiser.__call__, []
 
     def interrupted(self: Denoiser, *args: object, **options: object) -> object:
@@ -150,16 +151,16 @@ def test_ctrl_c_and_the_same_command_again(
         return original(self, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Denoiser, "__call__", interrupted)
-    status, said = command(*uids)
+    status, said = command(*uids, *off)
     assert (status, f"interrupted in run {uids[1]}" in said, "raw run" in said) == (130, True, True)
     # Of a command that finished none there is no table.
     asked[:] = [1] * (FRAMES + 1)
-    status, said = command(uids[1])
+    status, said = command(uids[1], *off)
     assert (status, said.splitlines()[-1].startswith("interrupted"), "raw run" in said) == (130, True, False)
     status, said = command(uids[1], "--dry-run")
     assert (status, f"1 of {FRAMES} images finished" in said) == (0, True)
     asked[:] = [1] * (FRAMES + 2)
-    status, said = command(*uids)
+    status, said = command(*uids, *off)
     assert (status, "2 of 2" in said) == (0, True)
     # The frame that was interrupted, and the empty one before it, which decides nothing, are asked for again.
     assert len(asked) == 2 * FRAMES + 2

@@ -164,12 +164,12 @@ def test_a_frame_goes_up_once_and_comes_down_once(
     given = frame(shape, center, "broken")
     symmetry = Symmetry() if group == "1" else Symmetry(group, center)
     denoiser = both[1]
-    denoiser._posteriors([given], symmetry, None)  # tables of the run are made once
+    denoiser._engine.posteriors([given], symmetry, None)  # tables of the run are made once
     ups: list[int] = []
     real = torch.from_numpy
     monkeypatch.setattr(torch, "from_numpy", lambda image: ups.append(image.size) or real(image))
     with Waits() as waits:
-        denoiser._posteriors([given], symmetry, None)
+        denoiser._engine.posteriors([given], symmetry, None)
     assert len(ups) == 2  # counts and exposure
     assert waits.seen["_local_scalar_dense"] <= looks
     assert waits.seen["nonzero"] == 0

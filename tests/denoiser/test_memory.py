@@ -22,11 +22,11 @@ class Full:
     def __init__(self, *, pixels: int, tries: int) -> None:
         self.pixels, self.tries, self.sizes = pixels, tries, []
 
-    def __call__(self, layers: Any, frames: Any, symmetry: Any, choices: Any) -> Any:
+    def __call__(self, layers: Any, frames: Any, symmetry: Any, choices: Any, lent: Any) -> Any:
         self.sizes.append(min(choices.part_pixels, COUNTS.size))
         if self.sizes[-1] > self.pixels and len(self.sizes) <= self.tries:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return device_posterior(layers, frames, symmetry, choices)
+        return device_posterior(layers, frames, symmetry, choices, lent)
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,7 @@ def test_crops_are_well_formed(rng: np.random.Generator, symmetry: Symmetry, pai
     for _ in range(10):
         for one in crops(rng, split(rng, shot), size=128, number=2):
             stacked = one.stacked()
-            assert stacked.shape == (6, 128, 128)
+            assert stacked.shape == (8, 128, 128)
             assert np.isfinite(stacked).all()
             assert (stacked >= 0).all()
             measured = (SHAPE[0] - 7) * SHAPE[1]

@@ -268,7 +268,7 @@ def batches(config, first):
 def test_a_batch_depends_on_seed_and_step_alone():
     config = replace(TINY, steps=3, batch=1)
     whole, rest = batches(config, 0), batches(config, 1)
-    assert [batch.shape for batch in whole] == 3 * [(1, 6, SIZE, SIZE)]
+    assert [batch.shape for batch in whole] == 3 * [(1, 8, SIZE, SIZE)]
     for one, other in zip(whole[1:], rest, strict=True):
         assert torch.equal(one, other)
     # Neither the number of steps nor the weights' width changes what is drawn.
@@ -624,7 +624,7 @@ def test_samples_are_well_formed(rng, monkeypatch, kind, mates):
     for _ in range(3):
         one = simulated_sample(rng, SIZE, Mixture()) if kind == "simulated" else real_sample(rng, sets, SIZE, Mixture())
         stacked = one.stacked()
-        assert stacked.shape == (6, SIZE, SIZE)
+        assert stacked.shape == (8, SIZE, SIZE)
         assert stacked.dtype == np.float32
         assert np.isfinite(stacked).all()
         assert (stacked >= 0).all()
