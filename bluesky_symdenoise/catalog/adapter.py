@@ -28,7 +28,7 @@ from tiled.utils import ensure_uri, path_from_uri
 from bluesky_symdenoise.catalog.lazy.cache import RAW_FRAMES, RAW_HELD, Pair, RowCache
 from bluesky_symdenoise.catalog.lazy.models import INFERENCE, served_denoiser
 from bluesky_symdenoise.catalog.lazy.parameters import EXPOSURE, MASK, SOURCE, LazyImage
-from bluesky_symdenoise.derived.lending import all_lent
+from bluesky_symdenoise.derived.lending import lent_by
 from bluesky_symdenoise.derived.stated_readout import from_recipe, map_sha256s
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.source import Source, Stamp, stamp
@@ -170,7 +170,7 @@ class DenoisedArrayAdapter(Adapter[ArrayStructure]):  # type: ignore[misc]
             lenders = image.lenders(row)
             counts = self._raw(row) if lenders else self._source.read(row)
             # A row that was to lend and cannot be read now may be there later: nothing is served without it.
-            lent = all_lent(lenders, self._raw)
+            lent = lent_by(lenders, self._raw)
             found = image.row(denoiser, counts, row, mask=mask, exposure=exposure, readout=readout, lent=lent)
         for array in (found.intensity, found.sigma):
             array.flags.writeable = False

@@ -114,12 +114,11 @@ def denoise(
     """
     from rich.progress import track
 
-    from bluesky_symdenoise.acquisition.derive.lending import lent_by
     from bluesky_symdenoise.acquisition.request.options import asked_borrow
     from bluesky_symdenoise.denoiser.infer import Denoiser
     from bluesky_symdenoise.denoiser.stack import empty_result
     from bluesky_symdenoise.derived.decision import doubts_of_counts
-    from bluesky_symdenoise.derived.lending import Recent
+    from bluesky_symdenoise.derived.lending import Recent, lent_by
     from bluesky_symdenoise.files import NexusWriter, open_frames
     from bluesky_symdenoise.files.lit import first_with_counts
     from bluesky_symdenoise.files.readout_file import load_readout

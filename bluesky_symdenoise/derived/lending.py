@@ -48,20 +48,24 @@ class Window:
         return self.borrow.rows(row, self.number, self.scan)
 
 
-def all_lent(lenders: Iterable[Lender], read: Callable[[int], NDArray[Any]]) -> list[Lent]:
-    """Return the frames of all rows that may lend photons, in their order.
+def lent_by(
+    lenders: Iterable[Lender], read: Callable[[int], NDArray[Any] | None], *, shape: tuple[int, ...] | None = None
+) -> list[Lent]:
+    """Return the frames that rows lend, in their order.
 
     Parameters
     ----------
     read
-        Returns the frames (..., y, x) of a row.
+        Returns the raw image (..., y, x) of a row, or None if it cannot be read: such a row lends nothing.
+    shape
+        Shape of the borrowing row's image: rows of another one lend nothing, either. None for any.
     """
-    images = ((lender, read(lender.row)) for lender in lenders)
-    return [
-        Lent(frame, lender.offset, lender.row)
-        for lender, image in images
-        for frame in image.reshape(-1, *image.shape[-2:])
-    ]
+    lent = []
+    for each in lenders:
+        image = read(each.row)
+        if image is not None and shape in (None, image.shape):
+            lent += [Lent(frame, each.offset, each.row) for frame in image.reshape(-1, *image.shape[-2:])]
+    return lent
 
 
 class Recent:

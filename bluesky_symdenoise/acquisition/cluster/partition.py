@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise import __version__
 from bluesky_symdenoise.acquisition.derive.images import ImageDenoiser
-from bluesky_symdenoise.acquisition.derive.lending import lent_by
 from bluesky_symdenoise.acquisition.derive.streams import Event
 from bluesky_symdenoise.acquisition.request.place import Place
 from bluesky_symdenoise.acquisition.runs.databroker import stream_arrays
@@ -26,7 +25,7 @@ from bluesky_symdenoise.acquisition.runs.frames import StoredFrames
 from bluesky_symdenoise.acquisition.runs.raw_files import RawFiles
 from bluesky_symdenoise.catalog.store.parts import PartReader, PartWriter
 from bluesky_symdenoise.denoiser.settings import DenoiserSettings
-from bluesky_symdenoise.derived.lending import Recent, Window
+from bluesky_symdenoise.derived.lending import Recent, Window, lent_by
 from bluesky_symdenoise.derived.row import Row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape

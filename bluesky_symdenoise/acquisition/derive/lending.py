@@ -6,7 +6,7 @@ import logging
 import sys
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from bluesky_symdenoise.acquisition.derive.taker import PassedOn, RowTaker
 from bluesky_symdenoise.acquisition.request.request import Request
 from bluesky_symdenoise.acquisition.runs.documents import Unreadable
 from bluesky_symdenoise.derived.columns import BORROWED_FROM, rows_text
+from bluesky_symdenoise.derived.lending import lent_by
 from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.neighbours.window import Borrow, Lender, Scan
 
@@ -29,25 +30,6 @@ Document = dict[str, Any]
 
 #: Number of rows of a run that goes on: more than any has.
 ENDLESS = sys.maxsize
-
-
-def lent_by(
-    lenders: Iterable[Lender], read: Callable[[int], NDArray[Any] | None], *, shape: tuple[int, ...]
-) -> list[Lent]:
-    """Return the frames that other rows lend to a row whose image has this shape (..., y, x), in order.
-
-    Parameters
-    ----------
-    read
-        Returns the raw image of a row, or None if it cannot be read: such a row lends nothing, nor does one whose image
-        has another shape.
-    """
-    lent = []
-    for each in lenders:
-        image = read(each.row)
-        if image is not None and image.shape == shape:
-            lent += [Lent(frame, each.offset, each.row) for frame in image.reshape(-1, *shape[-2:])]
-    return lent
 
 
 class Lending:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun
-from bluesky_symdenoise.derived.lending import Recent, Window, all_lent
+from bluesky_symdenoise.derived.lending import Recent, Window, lent_by
 from bluesky_symdenoise.files.source import Source
 from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.recipe import Recipe
@@ -44,7 +44,7 @@ class LendingSource:
             If one of them cannot be read.
         """
         lenders = () if self._window is None else self._window.lenders(row)
-        return all_lent((each for each in lenders if each.row < self.source.shape[0]), self._kept)
+        return lent_by((each for each in lenders if each.row < self.source.shape[0]), self._kept)
 
 
 def window_of(raw: BlueskyRun, stream: str, recipe: Recipe) -> Window | None:

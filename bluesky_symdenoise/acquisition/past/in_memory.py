@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from bluesky_symdenoise.acquisition.derive.images import Found, ImageDenoiser
 from bluesky_symdenoise.acquisition.derive.kept import KeptFrames
-from bluesky_symdenoise.acquisition.derive.lending import lent_by
 from bluesky_symdenoise.acquisition.derive.reader import RunReader
 from bluesky_symdenoise.acquisition.derive.streams import Event, Stream
 from bluesky_symdenoise.acquisition.derive.taker import RowTaker
 from bluesky_symdenoise.acquisition.request.request import Request
 from bluesky_symdenoise.acquisition.runs.stored import StoredRun, drive
 from bluesky_symdenoise.catalog.find.align import merged
+from bluesky_symdenoise.derived.lending import lent_by
 from bluesky_symdenoise.derived.row import Row, empty_row
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.files.layout import row_shape, stated_shape

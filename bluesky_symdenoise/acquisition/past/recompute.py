@@ -10,12 +10,12 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from bluesky_symdenoise.acquisition.derive.lending import lent_by
 from bluesky_symdenoise.acquisition.derive.recorded import Recorded
 from bluesky_symdenoise.acquisition.runs.stored import TiledRun
 from bluesky_symdenoise.catalog.find.query import raw_for
 from bluesky_symdenoise.denoiser.released import checked_algorithm
 from bluesky_symdenoise.derived.columns import BORROWED_FROM, rows_of_text, rows_text
+from bluesky_symdenoise.derived.lending import lent_by
 from bluesky_symdenoise.derived.row import Row, denoised_row
 from bluesky_symdenoise.derived.stated_readout import readout_maps
 from bluesky_symdenoise.errors import SymDenoiseError

@@ -173,16 +173,19 @@ class _Window:
     def agreeing(self, offsets: Floats) -> Tensor:
         """Return 1 in blocks of 2 x 2 pixels where a row may lend, (row, y, x) float32."""
         use = torch.stack([self._accepted(index) for index in range(len(self._counts))])
-        counts, exposure = self._counts * use, self._exposure * use
-        own = self._own_counts, self._own_exposure
-        wide = Pools(*(halved(each) for each in (*own, counts, exposure)), block=BLOCK, windows=WINDOWS, limit=GATE_Z)
+        wide, spots = self._pools(self._counts * use, self._exposure * use, spot_z=SPOT_Z)
         wide.against_others()
         wide.sides(sides(offsets))
         wide.far(np.linalg.norm(offsets, axis=1).round(9), sides(offsets))
-        spots = Pools(*own, counts, exposure, block=SPOT_BLOCK, windows=(SPOT_WINDOW,), limit=SPOT_Z)
         spots.against_others()
-        use *= repeated(wide.staying(), BLOCK // SPOT_BLOCK) * spots.staying(around=True)
+        use *= _staying(wide, spots)
         return use * self._of_scene(use)
+
+    def _pools(self, counts: Tensor, exposure: Tensor, *, spot_z: float) -> tuple[Pools, Pools]:
+        """Return rows in blocks of 4 x 4 pixels, for windows, and of 2 x 2, for spots that differ by so much."""
+        sums = self._own_counts, self._own_exposure, counts, exposure
+        wide = Pools(*(halved(each) for each in sums), block=BLOCK, windows=WINDOWS, limit=GATE_Z)
+        return wide, Pools(*sums, block=SPOT_BLOCK, windows=(SPOT_WINDOW,), limit=spot_z)
 
     def _of_scene(self, use: Tensor) -> Tensor:
         """Return 1 for rows that agree where the frame has enough of its counts, (row, 1, 1) float32."""
@@ -196,13 +199,12 @@ class _Window:
         grams = self._crew.each(partial(self._fine, use), self._bands(len(use) + 1, CELL))
         shape = (self._height // CELL, self._width // CELL)
         fine = _smoothed([torch.cat(parts) for parts in zip(*grams, strict=True)], shape)
-        whole = [self._own_exposure, self._exposure]
         images = [
-            torch.cat(each).float()
-            for each in (
-                [self._own_counts, self._counts * use],
-                [self._own_exposure, self._exposure * use],
-                whole,
+            torch.cat([own, theirs]).float()
+            for own, theirs in (
+                (self._own_counts, self._counts * use),
+                (self._own_exposure, self._exposure * use),
+                (self._own_exposure, self._exposure),
             )
         ]
         found = [fine]
@@ -272,14 +274,16 @@ class _Window:
         """Return 1 in blocks of 2 x 2 pixels where evidence agrees with the frame's own counts; 0 if it mostly does
         not.
         """
-        own = self._own_counts, self._own_exposure
-        counts, exposure = (self._blocks(each) for each in (evidence.counts, evidence.exposure))
-        wide = Pools(*(halved(each) for each in (*own, counts, exposure)), block=BLOCK, windows=WINDOWS, limit=GATE_Z)
-        spots = Pools(*own, counts, exposure, block=SPOT_BLOCK, windows=(SPOT_WINDOW,), limit=OWN_SPOT_Z)
-        wide.against_own()
-        spots.against_own()
-        use = repeated(wide.staying(), BLOCK // SPOT_BLOCK) * spots.staying(around=True)
+        both = self._pools(self._blocks(evidence.counts), self._blocks(evidence.exposure), spot_z=OWN_SPOT_Z)
+        for pools in both:
+            pools.against_own()
+        use = _staying(*both)
         return use * self._of_scene(use)
+
+
+def _staying(wide: Pools, spots: Pools) -> Tensor:
+    """Return 1 in blocks of 2 x 2 pixels where rows may stay, and are not beside a spot."""
+    return repeated(wide.staying(), BLOCK // SPOT_BLOCK) * spots.staying(around=True)
 
 
 def _coarse(blocks: Tensor) -> Tensor:
