@@ -32,14 +32,14 @@ def banded_prior(net: PriorNet, per_pixel: Tensor, per_block: Tensor, *, band_pi
     """Return the network's output; large frames are processed in bands whose overlap exceeds its receptive field."""
     height, width = per_pixel.shape[2:]
     if height * width <= band_pixels:
-        ratio, log_kappa = net(per_pixel, per_block)
+        ratio, log_kappa, _ = net(per_pixel, per_block)
         return ratio, log_kappa
     band = max(MULTIPLE, HALO, band_pixels // width // MULTIPLE * MULTIPLE - 2 * HALO)
     outputs = []
     for start in range(0, height, band):
         stop = min(height, start + band)
         first, last = max(0, start - HALO), min(height, stop + HALO)
-        parts = net(per_pixel[:, :, first:last], per_block[:, :, first // 2 : last // 2])
+        *parts, _ = net(per_pixel[:, :, first:last], per_block[:, :, first // 2 : last // 2])
         outputs.append([part[:, :, start - first : stop - first] for part in parts])
     ratio, log_kappa = (torch.cat(parts, dim=2) for parts in zip(*outputs, strict=True))
     return ratio, log_kappa

@@ -13,8 +13,10 @@ PYRAMID_COUNTS = 4.0
 #: Number of inputs of the layers per pixel, and per block of 2 x 2 pixels: two mean rates at each level between finest
 #: and coarsest.
 PIXEL_FEATURES, BLOCK_FEATURES = 6, 2 * (COARSEST - FINEST - 1)
-#: Number of further inputs per pixel, and per block, where rows lend photons: those of the levels.
+#: Number of further inputs per pixel, and per block, where other rows lend photons: the frame without them.
 LENT_FEATURES, LENT_BLOCK_FEATURES = 3, COARSEST - FINEST - 1
+#: Exposure below which a pixel has none.
+LEAST_EXPOSURE = 1e-9
 #: Index of the input per pixel that is a quarter of the logarithm of the local mean rate.
 LOG_MEAN = 2
 #: Inputs of a frame without mates; the others are zero. Its two block means would be equal, so that only one is
@@ -67,21 +69,28 @@ def features(
     exposure: Tensor,
     mate_counts: Tensor,
     mate_exposure: Tensor,
-    lent_counts: Tensor | None = None,
-    lent_exposure: Tensor | None = None,
+    alone: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the network's inputs and the local mean rate that they are relative to.
+
+    Parameters
+    ----------
+    counts, exposure
+        Of the pixels; those that other rows lend included.
+    mate_counts, mate_exposure
+        Of their mates.
+    alone
+        Counts and exposure without those of other rows; None where nothing is lent.
 
     Returns
     -------
     tuple of Tensor
         (batch, 8, y, x) inputs per pixel, the last two being the logarithms of the rate over the local mean by the
         pixel and by its mates, which only the output uses; (batch, 8, y/2, x/2) inputs per block; (batch, 1, y, x)
-        mean rate. Without any mate: four of either, see `ALONE`. Where other rows lend photons: 12 of either.
+        mean rate. Without any mate: four of either, see `ALONE`. Where other rows lend photons: 11 and 12.
     """
     own = pyramid_means(counts, exposure)
-    lent = lent_exposure is not None and bool(lent_exposure.any())
-    mated = lent or bool(mate_exposure.any())
+    mated = alone is not None or bool(mate_exposure.any())
     both = pyramid_means(counts + mate_counts, exposure + mate_exposure) if mated else own
     log_mean = _at(FINEST, torch.log(own[0]))
     mean = torch.exp(log_mean)
@@ -104,13 +113,17 @@ def features(
         _at(level - 1, torch.log(means[level - FINEST])) for means in pyramids for level in range(FINEST + 1, COARSEST)
     ]
     per_block = torch.cat(coarser, dim=1) - F.avg_pool2d(log_mean, 2)
-    if lent and lent_counts is not None and lent_exposure is not None:
-        every = pyramid_means(counts + mate_counts + lent_counts, exposure + mate_exposure + lent_exposure)
-        gained = [torch.log(one) - torch.log(other) for one, other in zip(every, both, strict=True)]
-        inputs += [stabilised(lent_counts, lent_exposure), torch.log1p(lent_exposure) / 2, _at(FINEST, gained[0])]
-        log_rates.append(log_rate(lent_counts, lent_exposure))
-        # All are zero without lent photons.
-        further = [_at(level - 1, gained[level - FINEST]) for level in range(FINEST + 1, COARSEST)]
+    if alone is not None:
+        without = pyramid_means(*alone)
+        apart = [torch.log(one) - torch.log(other) for one, other in zip(without, own, strict=True)]
+        # All are zero where nothing is lent.
+        lent = exposure - alone[1]
+        inputs += [
+            stabilised(*alone) * (lent > 0),
+            lent / exposure.clamp(min=LEAST_EXPOSURE),
+            _at(FINEST, apart[0]),
+        ]
+        further = [_at(level - 1, apart[level - FINEST]) for level in range(FINEST + 1, COARSEST)]
         per_block = torch.cat([per_block, *further], dim=1)
     return torch.cat(inputs + log_rates, dim=1), per_block, mean
 

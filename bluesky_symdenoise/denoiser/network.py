@@ -15,6 +15,7 @@ from bluesky_symdenoise.denoiser.features import (
     ALONE,
     BLOCK_FEATURES,
     COARSEST,
+    LEAST_EXPOSURE,
     LENT_BLOCK_FEATURES,
     LENT_FEATURES,
     LOG_MEAN,
@@ -27,7 +28,7 @@ MULTIPLE = 2**COARSEST
 #: Steps (row, column) to one neighbour of each pair of opposite neighbours.
 TO_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 #: Number of outputs per pixel: three, one for the logarithm of each rate (the pixel's own and its mates'), one for
-#: each pair of neighbours, and one for the rate by other rows. Older weights have only the first three, five or nine.
+#: each pair of neighbours, and one for the trust in other rows. Older weights have only the first three, five or nine.
 OUTPUTS, LOG_RATES = 3, 2
 KNOWN_OUTPUTS = (OUTPUTS, OUTPUTS + LOG_RATES, OUTPUTS + LOG_RATES + len(TO_NEIGHBOURS))
 LENT_OUTPUT = KNOWN_OUTPUTS[-1]
@@ -36,10 +37,12 @@ LENT_OUTPUT = KNOWN_OUTPUTS[-1]
 INPUTS = {
     len(ALONE) + 1: len(ALONE),
     PIXEL_FEATURES + LOG_RATES: PIXEL_FEATURES,
-    PIXEL_FEATURES + LENT_FEATURES + LOG_RATES + 1: PIXEL_FEATURES + LENT_FEATURES,
+    PIXEL_FEATURES + LENT_FEATURES + LOG_RATES: PIXEL_FEATURES + LENT_FEATURES,
 }
 #: Slope of leaky rectifiers below zero.
 SLOPE = 0.1
+#: Logit of the trust in other rows where the network has no doubt.
+TRUST = 3.0
 #: Number of sigmas at which a pixel's own counts refute its prior.
 CONFLICT = 5.0
 #: Number of rows of blocks (2 x 2 pixels) that the last layer processes at a time.
@@ -146,8 +149,11 @@ class PriorNet(nn.Module):
         rounded.head = copy.deepcopy(self.head)
         return rounded
 
-    def forward(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log of the prior's mean over the local mean, and log of its shape kappa; (batch, 1, y, x) each."""
+    def forward(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return log of the prior's mean over the local mean, log of its shape kappa, and the trust in other rows.
+
+        Each is (batch, 1, y, x); the trust, from 0 to 1, is None where no row lends photons.
+        """
         into = INPUTS[per_pixel.shape[1]]
         at = ALONE.index(LOG_MEAN) if into == len(ALONE) else LOG_MEAN
         x = _unshuffled(per_pixel[:, :into], per_block, self.dtype)
@@ -184,20 +190,20 @@ class PriorNet(nn.Module):
                 )
                 for first in range(0, x.shape[2], rows)
             ]
-        ratio, log_kappa = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
-        return ratio, log_kappa
+        ratio, log_kappa, logit = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
+        return ratio, log_kappa, trusted(logit) if into > PIXEL_FEATURES else None
 
-    def _answer(self, x: Tensor, log_mean: Tensor, log_rates: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def _answer(self, x: Tensor, log_mean: Tensor, log_rates: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output for some rows from that of the last layer; ``seen``: log rates and a pixel around."""
         out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)), 2)
         rates = log_rates.unbind(dim=1)
-        mates, lent = (rates[index] if len(rates) > index else None for index in (1, 2))
-        ratio, log_kappa = combined(out.unbind(dim=1), log_mean[:, 0], (rates[0], mates, lent), seen[:, 0])
-        return ratio.unsqueeze(1), log_kappa.unsqueeze(1)
+        mates = rates[1] if len(rates) > 1 else None
+        ratio, log_kappa = combined(out.unbind(dim=1), log_mean[:, 0], (rates[0], mates), seen[:, 0])
+        return ratio.unsqueeze(1), log_kappa.unsqueeze(1), out[:, -1:]
 
 
 def combined(
-    out: Sequence[Tensor], log_mean: Tensor, log_rates: tuple[Tensor, Tensor | None, Tensor | None], seen: Tensor
+    out: Sequence[Tensor], log_mean: Tensor, log_rates: tuple[Tensor, Tensor | None], seen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return log of the prior's mean over the local mean, and log of its shape, from the outputs of the last layer.
 
@@ -206,8 +212,8 @@ def combined(
     out
         Outputs of each pixel, (batch, y, x) each; their number is one of `KNOWN_OUTPUTS`, or one more.
     log_mean, log_rates
-        Logarithms of the local mean, and of the rates over it by the pixel, by its mates and by other rows, if it has
-        any; (batch, y, x).
+        Logarithms of the local mean, and of the rates over it by the pixel and by its mates, if it has any;
+        (batch, y, x).
     seen
         Logarithm of the pixels' own rates, with one pixel around: (batch, y + 2, x + 2).
     """
@@ -216,9 +222,8 @@ def combined(
     # inputs.
     difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(log_mean))
     ratio = relative + 2 * torch.copysign(torch.log1p(difference.abs()), difference)
-    # On steep slopes, the counts of a pixel, its mates and other rows are better than the layers' estimate: they are
-    # passed on.
-    own, mates, lent = log_rates
+    # On steep slopes, the counts of a pixel and its mates are better than the layers' estimate: they are passed on.
+    own, mates = log_rates
     if len(out) > OUTPUTS:
         passed = out[OUTPUTS] * own
         ratio = ratio + (passed if mates is None else passed + out[OUTPUTS + 1] * mates)
@@ -227,8 +232,6 @@ def combined(
         # The same holds for its neighbours, in opposite pairs: on any slope, their mean is the pixel's rate.
         one, other = (seen[..., 1 + sign * down :, 1 + sign * right :][..., :height, :width] for sign in (1, -1))
         ratio = ratio + share * (one + other - 2 * log_mean)
-    if lent is not None:
-        ratio = ratio + out[LENT_OUTPUT] * lent
     return _LOG_RATIO * torch.tanh(ratio / _LOG_RATIO), (log_kappa + 1.0).clamp(*_LOG_KAPPA)
 
 
@@ -296,20 +299,52 @@ def unrefuted(kappa: Tensor, mean: Tensor, counts: Tensor, exposure: Tensor) -> 
     return torch.where(away > 1, torch.minimum(kappa, expected / (away.square() - 1).clamp(min=1e-12)), kappa)
 
 
-def posterior(net: PriorNet, *evidence: Tensor) -> tuple[Tensor, Tensor]:
+def trusted(logit: Tensor) -> Tensor:
+    """Return the share of the photons of other rows that is used, from the network's output."""
+    return torch.sigmoid(logit + TRUST)
+
+
+def pooled_scale(exposure: Tensor, lent_exposure: Tensor) -> Tensor:
+    """Return by how much the photons of other rows lengthen a frame's exposure, at least 1: (batch, 1, ...)."""
+    axes = tuple(range(1, exposure.ndim))
+    own, lent = (each.sum(dim=axes, keepdim=True, dtype=torch.float64) for each in (exposure, lent_exposure))
+    return ((own + lent) / own.clamp(min=LEAST_EXPOSURE)).float()
+
+
+def posterior(
+    net: PriorNet,
+    counts: Tensor,
+    exposure: Tensor,
+    mate_counts: Tensor,
+    mate_exposure: Tensor,
+    lent_counts: Tensor | None = None,
+    lent_exposure: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Return shape and rate of the Gamma posterior of each pixel's rate: y + kappa and n + kappa / rate0.
+
+    Photons of other rows are added to those of the frame, which is then one of a longer exposure. What is added in the
+    end is less where the network, which is shown the frame without them too, has doubts.
 
     Parameters
     ----------
-    evidence
-        Counts and exposure, of the pixels, their mates and perhaps other rows: (batch, 1, y, x) float32, sides
-        multiples of 128.
+    counts, exposure, mate_counts, mate_exposure, lent_counts, lent_exposure
+        Of the pixels, their mates and perhaps other rows: (batch, 1, y, x) float32, sides multiples of 128.
     """
-    per_pixel, per_block, mean = features(*evidence)
-    ratio, log_kappa = net(per_pixel, per_block)
-    own_counts, own_exposure = net.own(evidence[0], evidence[1])
-    mean, kappa = prior(ratio, log_kappa, mean, own_counts, own_exposure)
-    return own_counts + kappa, own_exposure + kappa / mean
+    if lent_counts is None or lent_exposure is None or not lent_exposure.any():
+        per_pixel, per_block, mean = features(counts, exposure, mate_counts, mate_exposure)
+        ratio, log_kappa, _ = net(per_pixel, per_block)
+        y, n = net.own(counts, exposure)
+        mean, kappa = prior(ratio, log_kappa, mean, y, n)
+        return y + kappa, n + kappa / mean
+    scale = pooled_scale(exposure, lent_exposure)
+    alone, lent = (counts, exposure / scale), (lent_counts, lent_exposure / scale)
+    every = counts + lent[0], alone[1] + lent[1]
+    per_pixel, per_block, mean = features(*every, mate_counts, mate_exposure / scale, alone)
+    ratio, log_kappa, trust = net(per_pixel, per_block)
+    assert trust is not None
+    y, n = net.own(counts + trust * lent[0], alone[1] + trust * lent[1])
+    mean, kappa = prior(ratio, log_kappa, mean, y, n)
+    return y + kappa, (n + kappa / mean) * scale
 
 
 def prior(

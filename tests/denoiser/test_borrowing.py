@@ -6,20 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from bluesky_symdenoise.denoiser.device.borrow import borrowed
+from bluesky_symdenoise.denoiser.choices import Choices
+from bluesky_symdenoise.denoiser.device.borrow import Borrowed, borrowed
 from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.frame import held
 from bluesky_symdenoise.denoiser.device.gate import Evidence
 from bluesky_symdenoise.denoiser.device.inputs import Inputs
 from bluesky_symdenoise.denoiser.device.layers import Layers
+from bluesky_symdenoise.denoiser.device.posterior import device_posterior
 from bluesky_symdenoise.denoiser.features import features
 from bluesky_symdenoise.denoiser.infer import Denoiser
-from bluesky_symdenoise.denoiser.network import Architecture, PriorNet
+from bluesky_symdenoise.denoiser.network import TRUST, Architecture, PriorNet, posterior, trusted
 from bluesky_symdenoise.denoiser.weights import decode, encode
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.neighbours.borrowed import borrowed_evidence
 from bluesky_symdenoise.physics.neighbours.lent import Lent
+from bluesky_symdenoise.physics.symmetry import Symmetry
 from bluesky_symdenoise.training.begin import begin_from
 
 CPU = torch.device("cpu")
@@ -94,17 +97,56 @@ def test_the_layers_in_bands_are_the_network(rng, mates, lent):
         [torch.from_numpy(rng.poisson(1.0 * n, (2, 1, 256, 128)).astype(np.float32)), torch.full((2, 1, 256, 128), n)]
         for n in (1.0, 3.0, 6.5)
     )
+    every = [one + more for one, more in zip(own, third, strict=True)] if lent else own
     nothing = [torch.zeros(2, 1, 256, 128)] * 2
     with torch.inference_mode():
-        given = [*own, *(other if mates else nothing), *(third if lent else [])]
-        per_pixel, per_block, mean = features(*given)
-        ratio, log_kappa = net(per_pixel, per_block)
-        single = [Evidence(each[0][:, 0], each[1][:, 0]) for each in (own, other, third)]
+        per_pixel, per_block, mean = features(*every, *(other if mates else nothing), own if lent else None)
+        ratio, log_kappa, trust = net(per_pixel, per_block)
+        single = [Evidence(each[0][:, 0], each[1][:, 0]) for each in (every, other, own)]
         crew = Crew(CPU, 2)
         inputs = Inputs(single[0], single[1] if mates else None, crew, single[2] if lent else None)
         prior = Layers(net, crew)(inputs, part_pixels=2**20)
     torch.testing.assert_close(prior.mean, (mean * torch.exp(ratio))[:, 0], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(prior.log_kappa, log_kappa[:, 0], rtol=1e-3, atol=1e-3)
+    assert (trust is None, prior.trust is None) == (not lent, not lent)
+    if lent:
+        torch.testing.assert_close(trusted(prior.trust), trust[:, 0], rtol=1e-3, atol=1e-3)
+
+
+def test_rows_that_are_not_trusted_do_not_count(rng):
+    """The law of the posterior with other rows: their photons times the trust, and none with a trust of zero."""
+    net = lending_net()
+    size = (1, 1, 128, 128)
+    own = [torch.from_numpy(rng.poisson(1.0, size).astype(np.float32)), torch.ones(size)]
+    lent = [torch.from_numpy(rng.poisson(4.0, size).astype(np.float32)), torch.full(size, 4.0)]
+    nothing = [torch.zeros(size)] * 2
+    shapes = {}
+    for bias in (-50.0, 50.0):
+        net.head.bias[-4:] = bias
+        with torch.inference_mode():
+            shapes[bias] = posterior(net, *own, *nothing, *lent)
+    # Only the evidence differs, not the prior: 5 exposures of counts, or 1.
+    (few, little), (many, much) = shapes.values()
+    refuted = (many - few - lent[0]).abs() > 1e-3
+    assert refuted.float().mean() < 0.02
+    torch.testing.assert_close((much - little)[~refuted], lent[1][~refuted], rtol=1e-3, atol=1e-3)
+    with torch.inference_mode():
+        alone = posterior(net, *own, *nothing)
+        torch.testing.assert_close(posterior(net, *own, *nothing, *nothing), alone)
+
+
+@pytest.mark.parametrize("views", [1, 8])
+def test_a_frame_keeps_its_total_whatever_is_lent(rng, views):
+    """Photons of rows whose flux is told wrong by 3 % do not change a frame's sum."""
+    net = lending_net()
+    scene = 4 * rates((128, 128), rows=1)[0]
+    counts = rng.poisson(scene).astype(np.float64)
+    lent = Evidence(*(torch.from_numpy(x[None].astype(np.float32)) for x in (8.24 * scene, np.full(scene.shape, 8.0))))
+    frame, choices = Frame(counts, np.ones(scene.shape), 1.0), Choices(views, False, None, 2**20)
+    found = Borrowed(lent, np.ones(8), np.ones(8))
+    with torch.inference_mode():
+        out = device_posterior(Layers(net, Crew(CPU, 2)), [frame], Symmetry("1"), choices, [found])
+    assert out[0, 0].sum() == pytest.approx(counts.sum(), rel=2e-3)
 
 
 def test_weights_that_know_other_rows_are_stored_and_loaded():
@@ -130,10 +172,13 @@ def test_a_training_begins_with_the_function_of_its_parent(rng):
     mates, lent = [3 * own[0], 3 * own[1]], [8 * own[0], 8 * own[1]]
     with torch.inference_mode():
         expected = parent(*features(*own, *mates)[:2])
-        for further in ([], lent):
-            ours = net(*features(*own, *mates, *further)[:2])
-            inside = np.s_[..., 96:160, 96:160]
-            torch.testing.assert_close(ours[0][inside], expected[0][inside], rtol=1e-3, atol=1e-3)
+        ours = net(*features(*own, *mates)[:2])
+        inside = np.s_[..., 96:160, 96:160]
+        torch.testing.assert_close(ours[0][inside], expected[0][inside], rtol=1e-3, atol=1e-3)
+        every, nothing = [one + more for one, more in zip(own, lent, strict=True)], [torch.zeros_like(own[0])] * 2
+        expected, ours = parent(*features(*every, *nothing)[:2]), net(*features(*every, *nothing, own)[:2])
+        torch.testing.assert_close(ours[0][inside], expected[0][inside], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(ours[2], torch.full_like(ours[2], torch.sigmoid(torch.tensor(TRUST))))
     with pytest.raises(SymDenoiseError, match="initial weights"):
         begin_from(PriorNet(Architecture((16, 32, 32, 32))), parent, what="parent")
 

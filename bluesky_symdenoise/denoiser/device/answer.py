@@ -28,15 +28,23 @@ class Prior:
         Its mean.
     log_kappa
         Logarithm of its shape.
+    trust
+        Logit of the share of other rows' photons that is used, less `TRUST`; None where nothing is lent.
     """
 
     mean: Tensor
     log_kappa: Tensor
+    trust: Tensor | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The three images."""
+        return self.mean, self.log_kappa, self.trust
 
     @classmethod
-    def empty(cls, like: Tensor) -> Prior:
+    def empty(cls, like: Tensor, *, trust: bool) -> Prior:
         """Return a prior whose values are still to be written."""
-        return cls(torch.empty_like(like), torch.empty_like(like))
+        return cls(torch.empty_like(like), torch.empty_like(like), torch.empty_like(like) if trust else None)
 
 
 def answer(net: PriorNet, x: Tensor, inputs: Inputs, prior: Prior, first: int, crew: Crew) -> None:
@@ -55,14 +63,17 @@ def answer(net: PriorNet, x: Tensor, inputs: Inputs, prior: Prior, first: int, c
         part = slice(first + start, first + stop)
         flat = x[:, :, start // 2 : stop // 2].permute(0, 2, 3, 1).reshape(-1, channels).to(weight.dtype)
         out = torch.addmm(head.bias, flat, weight).view(batch, (stop - start) // 2, columns, -1)
+        outputs = _shuffled(out)
         ratio, log_kappa = combined(
-            _shuffled(out),
+            outputs,
             inputs.log_mean[:, part],
             inputs.rates(part),
             inputs.seen[:, part.start : part.stop + 2],
         )
         torch.exp(ratio.add_(inputs.log_mean[:, part]), out=prior.mean[:, part])
         prior.log_kappa[:, part] = log_kappa
+        if prior.trust is not None:
+            prior.trust[:, part] = outputs[-1]
 
 
 def _shuffled(out: Tensor) -> list[Tensor]:
@@ -117,31 +128,47 @@ def posterior(own: Evidence, prior: Prior, crew: Crew) -> tuple[Tensor, Tensor, 
     return weight, kappa, factor
 
 
-def result(own: Evidence, others: Sequence[Evidence], kappa: Tensor, weight: Tensor, crew: Crew) -> Tensor:
+def result(
+    exposure: Tensor,
+    used: Evidence,
+    others: Sequence[Evidence],
+    kappa: Tensor,
+    weight: Tensor,
+    crew: Crew,
+    gain: Tensor | None = None,
+) -> Tensor:
     """Return expected counts and their standard deviation, (batch, 2, y, x); NaN where nothing was measured.
 
     Parameters
     ----------
+    exposure
+        Of the pixels.
+    used
+        Counts and exposures of the pixels, with those of other rows as far as they are used.
     others
         Mates, and what other rows lend, as far as there are any.
     kappa, weight
         Shape of the prior, and the exposure that it is worth: kappa / mean.
+    gain
+        (batch, 1, 1) factor of the result; None for 1.
     """
     batch, height, width = kappa.shape
     out = kappa.new_empty((batch, 2, height, width))
 
     def task(rows: tuple[int, int]) -> None:
         part = slice(*rows)
-        exposure = own.exposure[:, part]
-        shape = own.counts[:, part] + kappa[:, part]
+        own = exposure[:, part]
+        shape = used.counts[:, part] + kappa[:, part]
         # A pixel seen only by its mates or in other rows is returned at the median exposure, which is 1.
-        measured = exposure.sign()
-        scale = (exposure + (1 - measured)).div_(exposure + weight[:, part])
+        measured = own.sign()
+        scale = (own + (1 - measured)).div_(used.exposure[:, part] + weight[:, part])
         seen = measured
         for other in others:
             seen = seen + other.exposure[:, part]
         # 0 / 0 is NaN.
         scale.mul_(seen / seen)
+        if gain is not None:
+            scale.mul_(gain)
         torch.mul(shape, scale, out=out[:, 0, part])
         torch.mul(shape.sqrt_(), scale, out=out[:, 1, part])
 

@@ -13,7 +13,15 @@ from torch.nn import functional as F  # noqa: N812
 from bluesky_symdenoise.denoiser.device.crew import Crew
 from bluesky_symdenoise.denoiser.device.gate import Evidence
 from bluesky_symdenoise.denoiser.device.pairs import summed_columns, summed_rows
-from bluesky_symdenoise.denoiser.features import ALONE, COARSEST, FINEST, LENT_FEATURES, PIXEL_FEATURES, means_of
+from bluesky_symdenoise.denoiser.features import (
+    ALONE,
+    COARSEST,
+    FINEST,
+    LEAST_EXPOSURE,
+    LENT_FEATURES,
+    PIXEL_FEATURES,
+    means_of,
+)
 
 #: Levels of the pyramid of mean rates that are inputs per block of 2 x 2 pixels, relative to the finest.
 COARSER = range(FINEST + 1, COARSEST)
@@ -43,9 +51,10 @@ class Inputs:
     Attributes
     ----------
     own, mates
-        Counts and exposures (batch, y, x) float32, sides multiples of 128; mates are None where there are none.
-    lent
-        Those that other rows lend, if any.
+        Counts and exposures (batch, y, x) float32, sides multiples of 128, with those that other rows lend; mates are
+        None where there are none.
+    alone
+        The pixels' own without those of other rows; None where nothing is lent.
     channels
         Number of inputs per block of 2 x 2 pixels.
     log_mean
@@ -53,32 +62,31 @@ class Inputs:
     seen
         (batch, y + 2, x + 2) logarithm of the pixel's own rate, the nearest one in a border of one pixel.
     log_rates
-        Logarithms of the rate over the local mean, by the pixel, by its mates and by other rows, as there are.
+        Logarithms of the rate over the local mean, by the pixel, and by its mates if there are any.
     """
 
-    def __init__(self, own: Evidence, mates: Evidence | None, crew: Crew, lent: Evidence | None = None) -> None:
-        self.own, self.mates, self.lent, self.crew = own, mates, lent, crew
+    def __init__(self, own: Evidence, mates: Evidence | None, crew: Crew, alone: Evidence | None = None) -> None:
+        self.own, self.mates, self.alone, self.crew = own, mates, alone, crew
         batch, height, width = own.counts.shape
-        others = [each for each in (mates, lent) if each is not None]
-        logs = crew.each(_logs, [[own, *others[:number]] for number in range(len(others) + 1)])
+        sums = [[own], *([] if mates is None else [[own, mates]]), *([] if alone is None else [[alone]])]
+        logs = crew.each(_logs, sums)
+        pyramids = logs if alone is None else logs[:-1]
+        apart = None if alone is None else [one - other for one, other in zip(logs[-1], logs[0], strict=True)]
         self._mean = Profile(_wider(logs[0][0], 4)[:, 0], 4)
         self._both = None if mates is None else Profile(_wider(logs[1][0] - logs[0][0], 4)[:, 0], 4)
-        self._every = None if lent is None else Profile(_wider(logs[-1][0] - logs[-2][0], 4)[:, 0], 4)
-        pyramids = logs if lent is None else logs[:-1]
-        gained = None if lent is None else [one - other for one, other in zip(logs[-1], logs[-2], strict=True)]
-        planes = (len(ALONE) if mates is None else PIXEL_FEATURES) + (0 if lent is None else LENT_FEATURES)
+        self._apart = None if apart is None else Profile(_wider(apart[0], 4)[:, 0], 4)
+        planes = (len(ALONE) if mates is None else PIXEL_FEATURES) + (0 if alone is None else LENT_FEATURES)
         self.channels = 4 * planes + len(logs) * len(COARSER)
-        self._coarser = crew.each(partial(_coarser, pyramids, gained), (FINEST, *COARSER))
+        self._coarser = crew.each(partial(_coarser, pyramids, apart), (FINEST, *COARSER))
         self.log_mean = own.counts.new_empty(own.counts.shape)
         # Rows that no part has written yet are read beside a part that ends without overlap: they must be numbers.
         self.seen = own.counts.new_zeros((batch, height + 2, width + 2))
-        self.log_rates = [own.counts.new_empty(own.counts.shape) for _ in logs]
+        self.log_rates = [own.counts.new_empty(own.counts.shape) for _ in pyramids]
 
-    def rates(self, part: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return some rows of `log_rates`: by the pixel, by its mates and by other rows."""
-        own, *others = (rates[:, part] for rates in self.log_rates)
-        mates = None if self.mates is None else others.pop(0)
-        return own, mates, None if self.lent is None else others.pop(0)
+    def rates(self, part: slice) -> tuple[Tensor, Tensor | None]:
+        """Return some rows of `log_rates`: by the pixel and by its mates."""
+        own, *mates = (rates[:, part] for rates in self.log_rates)
+        return own, mates[0] if mates else None
 
     def rows(self, first: int, last: int, dtype: torch.dtype, *, kept: tuple[int, int]) -> Tensor:
         """Return the inputs of rows of pixels, multiples of 4, as (batch, channels, rows / 2, x / 2), channels last.
@@ -108,13 +116,13 @@ class Inputs:
             rates.append(_roots(self.mates.counts[:, part], mates, mean))
             planes.insert(1, _stabilised(*rates[1], mates))
             planes += [torch.log1p(mates).mul_(0.5), _rows_of([self._both], first, last)]
-        if self.lent is not None and self._every is not None:
-            lent = self.lent.exposure[:, part]
-            rates.append(_roots(self.lent.counts[:, part], lent, mean))
+        if self.alone is not None and self._apart is not None:
+            alone = self.alone.exposure[:, part]
+            lent = exposure - alone
             planes += [
-                _stabilised(*rates[-1], lent),
-                torch.log1p(lent).mul_(0.5),
-                _rows_of([self._every], first, last),
+                _stabilised(*_roots(self.alone.counts[:, part], alone, mean), alone).mul_(lent > 0),
+                lent / exposure.clamp(min=LEAST_EXPOSURE),
+                _rows_of([self._apart], first, last),
             ]
         low, high = max(first, kept[0]), min(last, kept[1])
         if low < high:
@@ -180,22 +188,22 @@ def _logs(evidence: Sequence[Evidence]) -> list[Tensor]:
     return [torch.log(mean) for mean in means_of(counts, exposure)]
 
 
-def _coarser(logs: Sequence[Sequence[Tensor]], gained: Sequence[Tensor] | None, level: int) -> Profile:
+def _coarser(logs: Sequence[Sequence[Tensor]], apart: Sequence[Tensor] | None, level: int) -> Profile:
     """Return the part of one level in the inputs per block, as a profile.
 
     The sum of all profiles, interpolated along y, is (batch, y / 2, x / 2 * channels). A channel is a level's logarithm
-    less that of the finest level, whose interpolation to blocks of 2 x 2 pixels is the mean of that to pixels; or what
-    a level's logarithm gains by other rows.
+    less that of the finest level, whose interpolation to blocks of 2 x 2 pixels is the mean of that to pixels; or by
+    how much a level's logarithm is apart without other rows.
     """
     relative = len(COARSER) * len(logs)
-    channels = relative + (0 if gained is None else len(COARSER))
+    channels = relative + (0 if apart is None else len(COARSER))
     factor = 2 ** (level - 1)
     batch, _, rows, columns = logs[0][level - FINEST].shape
     values = logs[0][0].new_zeros((batch, rows, columns * factor, channels))
     if level == FINEST:
         values[..., :relative] -= _wider(logs[0][0], factor)[:, 0, :, :, None]
     else:
-        for pyramid, means in enumerate([*logs, *([] if gained is None else [gained])]):
+        for pyramid, means in enumerate([*logs, *([] if apart is None else [apart])]):
             values[..., pyramid * len(COARSER) + level - FINEST - 1] = _wider(means[level - FINEST], factor)[:, 0]
     return Profile(values.view(batch, rows, -1), factor)
 

@@ -126,7 +126,7 @@ class Layers:
             Frames of more pixels are processed in parts, whose overlap exceeds the receptive field.
         """
         _, height, width = inputs.own.counts.shape
-        prior = Prior.empty(inputs.own.counts)
+        prior = Prior.empty(inputs.own.counts, trust=inputs.alone is not None)
         if height * width <= part_pixels:
             self._part(inputs, prior, (0, height), (0, height))
             return prior
@@ -140,7 +140,7 @@ class Layers:
     def _part(self, inputs: Inputs, prior: Prior, region: tuple[int, int], wanted: tuple[int, int]) -> None:
         """Write the prior of the wanted rows of pixels, from a region of rows."""
         begin, end = region
-        first, second = self._first[inputs.mates is not None, inputs.lent is not None], self._down[0][1]
+        first, second = self._first[inputs.mates is not None, inputs.alone is not None], self._down[0][1]
 
         def of_pixels(low: int, high: int, band: Band) -> Tensor:
             kept = (begin + 2 * band.first, begin + 2 * band.last)

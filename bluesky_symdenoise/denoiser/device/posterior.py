@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -17,6 +18,7 @@ from bluesky_symdenoise.denoiser.device.frame import Held, Kind, alike, held
 from bluesky_symdenoise.denoiser.device.gate import Evidence, gated_mates
 from bluesky_symdenoise.denoiser.device.inputs import Inputs
 from bluesky_symdenoise.denoiser.device.layers import Layers
+from bluesky_symdenoise.denoiser.device.pooled import Pooled
 from bluesky_symdenoise.denoiser.device.rings import ring_mates
 from bluesky_symdenoise.denoiser.sums import agreeing
 from bluesky_symdenoise.physics.frame import Frame
@@ -90,7 +92,7 @@ def _posterior(
     layers: Layers, here: Held, symmetry: Symmetry, choices: Choices, lent: Evidence | None
 ) -> NDArray[np.float32]:
     """Return expected counts and standard deviations of frames of one kind."""
-    mates = None
+    mates, crew = None, layers.crew
     if symmetry.group == "inf" and symmetry.beam_center is not None:
         mates = ring_mates(here, symmetry)
     elif symmetry.operations:
@@ -99,23 +101,27 @@ def _posterior(
 
     if lent is not None and not layers.net.architecture.lent:
         mates, lent = _as_mates(mates, lent), None
+    others = [each for each in (mates, lent) if each is not None]
+    pooled = None if lent is None else Pooled.of(own, mates, lent, crew)
 
-    def prior(own: Evidence, mates: Evidence | None, lent: Evidence | None) -> Prior:
-        return layers(Inputs(own, mates, layers.crew, lent), part_pixels=choices.part_pixels)
+    def prior(own: Evidence, mates: Evidence | None, alone: Evidence | None) -> Prior:
+        return layers(Inputs(own, mates, crew, alone), part_pixels=choices.part_pixels)
 
-    found = prior(own, mates, lent) if choices.views == 1 else _averaged(prior, own, mates, lent)
-    weight, kappa, factor = posterior(own, found, layers.crew)
+    known = (own, mates, None) if pooled is None else (pooled.every, pooled.mates, pooled.alone)
+    found = prior(*known) if choices.views == 1 else _averaged(prior, *known)
+    used = own if pooled is None or found.trust is None else pooled.trusting(found.trust)
+    weight, kappa, factor = posterior(used, found, crew)
     if choices.agree:
         mean = found.mean * factor.float()
-        each = zip(own.counts, own.exposure, kappa, mean, strict=True)
+        each = zip(used.counts, used.exposure, kappa, mean, strict=True)
         for target, (y, n, shape, rate) in zip(weight, each, strict=True):
             y, n, shape, rate = (image[None, None] for image in (y, n, shape, rate))
             target.copy_((shape / agreeing(y, n, y, n, shape, rate, choices.ring))[0, 0])
     else:
         weight /= factor.float()
-    others = [each for each in (mates, lent) if each is not None]
+    gain = None if pooled is None else pooled.gain(own, used, kappa, weight, crew)
     height, width = here.shape
-    out = result(own, others, kappa, weight, layers.crew)[:, :, :height, :width]
+    out = result(own.exposure, used, others, kappa, weight, crew, gain)[:, :, :height, :width]
     return np.asarray(out.cpu().numpy())
 
 
@@ -125,8 +131,8 @@ def _single(evidence: Evidence) -> Evidence:
 
 
 def _averaged(prior: Callable[..., Prior], own: Evidence, *others: Evidence | None) -> Prior:
-    """Return the mean of priors over quarter turns and their mirror images: of means, and of logarithms of shapes."""
-    total = Prior(torch.zeros_like(own.counts), torch.zeros_like(own.counts))
+    """Return the mean of priors over quarter turns and their mirror images: of means, and of logarithms."""
+    total: Prior | None = None
     views = list(product(range(4), (False, True)))
     for turns, mirrored in views:
 
@@ -140,6 +146,11 @@ def _averaged(prior: Callable[..., Prior], own: Evidence, *others: Evidence | No
         found = prior(
             *(None if each is None else Evidence(turned(each.counts), turned(each.exposure)) for each in (own, *others))
         )
-        total.mean.add_(back(found.mean), alpha=1 / len(views))
-        total.log_kappa.add_(back(found.log_kappa), alpha=1 / len(views))
+        if total is None:
+            total = Prior(*(torch.zeros_like(own.counts) for _ in range(2)))
+            total = total if found.trust is None else replace(total, trust=torch.zeros_like(own.counts))
+        for target, each in zip(total.parts, found.parts, strict=True):
+            if target is not None and each is not None:
+                target.add_(back(each), alpha=1 / len(views))
+    assert total is not None
     return total
