@@ -67,7 +67,7 @@ class Architecture:
     outputs
         Outputs per pixel, one of `KNOWN_OUTPUTS`, without that of other rows.
     lent
-        Whether photons of other rows are a kind of evidence of their own.
+        Whether the network knows photons of other rows: what they are added to, and how far they are to be trusted.
     leaky_from
         Level, the finest being 0, from which on rectifiers let a tenth of negative values through, without which
         training may leave the coarse levels dead; None for no level.
