@@ -66,23 +66,34 @@ class Architecture:
         comparisons only.
     outputs
         Outputs per pixel, one of `KNOWN_OUTPUTS`, without that of other rows.
-    lent
-        Whether the network knows photons of other rows: what they are added to, and how far they are to be trusted.
     leaky_from
         Level, the finest being 0, from which on rectifiers let a tenth of negative values through, without which
         training may leave the coarse levels dead; None for no level.
+    lent
+        Whether the network is one for frames that borrow photons: what they are added to, and how far they are to be
+        trusted, are inputs and an output more.
+    borrowing
+        Network of frames that borrow photons, beside the one of those that do not; None for none.
     """
 
     channels: tuple[int, ...] = (32, 48, 64, 96, 96)
     conjugate: bool = True
     outputs: int = KNOWN_OUTPUTS[-1]
-    lent: bool = False
     leaky_from: int | None = None
+    lent: bool = False
+    borrowing: Architecture | None = None
+
+    @property
+    def borrows(self) -> bool:
+        """Whether photons of other rows are known."""
+        return self.lent or self.borrowing is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, without those that older weights do not have."""
         stored = asdict(self) | {"channels": list(self.channels)}
-        newer = {"lent": False, "leaky_from": None}
+        if self.borrowing is not None:
+            stored["borrowing"] = self.borrowing.to_dict()
+        newer = {"leaky_from": None, "lent": False, "borrowing": None}
         return {name: value for name, value in stored.items() if name not in newer or value != newer[name]}
 
     def slope(self, level: int) -> float:
@@ -96,8 +107,9 @@ class Architecture:
             channels=tuple(stored["channels"]),
             conjugate=bool(stored.get("conjugate", True)),
             outputs=int(stored.get("outputs", OUTPUTS)),
-            lent=bool(stored.get("lent", False)),
             leaky_from=None if stored.get("leaky_from") is None else int(stored["leaky_from"]),
+            lent=bool(stored.get("lent", False)),
+            borrowing=None if stored.get("borrowing") is None else cls.from_dict(stored["borrowing"]),
         )
 
 
@@ -114,7 +126,13 @@ def _block(inside: int, outside: int, slope: float) -> nn.Sequential:
 
 
 class PriorNet(nn.Module):
-    """A U-Net on 2 x 2-unshuffled pixels that predicts the Gamma prior (mean rate, shape) of each pixel."""
+    """A U-Net on 2 x 2-unshuffled pixels that predicts the Gamma prior (mean rate, shape) of each pixel.
+
+    Attributes
+    ----------
+    other
+        A second one, for frames that borrow photons; None for none.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -131,6 +149,12 @@ class PriorNet(nn.Module):
         self.head = nn.Conv2d(widths[0], 4 * (architecture.outputs + architecture.lent), 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.get_parameter("bias"))
+        self.other = None if architecture.borrowing is None else PriorNet(architecture.borrowing)
+
+    @property
+    def borrowing(self) -> PriorNet | None:
+        """The network of frames that borrow photons: this one, the other one, or None."""
+        return self if self.architecture.lent else self.other
 
     @property
     def dtype(self) -> torch.dtype:
@@ -147,6 +171,7 @@ class PriorNet(nn.Module):
         """Return a copy with half the bits, except in the last layer, whose rounding would be that of the result."""
         rounded = copy.deepcopy(self).to(torch.bfloat16)
         rounded.head = copy.deepcopy(self.head)
+        rounded.other = None if self.other is None else self.other.in_bfloat16()
         return rounded
 
     def forward(self, per_pixel: Tensor, per_block: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -336,7 +361,9 @@ def posterior(
         y, n = net.own(counts, exposure)
         mean, kappa = prior(ratio, log_kappa, mean, y, n)
         return y + kappa, n + kappa / mean
-    scale = pooled_scale(exposure, lent_exposure)
+    if net.borrowing is None:
+        raise TypeError("a network that does not know photons of other rows")
+    net, scale = net.borrowing, pooled_scale(exposure, lent_exposure)
     alone, lent = (counts, exposure / scale), (lent_counts, lent_exposure / scale)
     every = counts + lent[0], alone[1] + lent[1]
     per_pixel, per_block, mean = features(*every, mate_counts, mate_exposure / scale, alone)

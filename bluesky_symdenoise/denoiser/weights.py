@@ -54,10 +54,13 @@ def decode(content: bytes) -> PriorNet:
     try:
         state = load(content)
         architecture = Architecture.from_dict(json.loads(_header(content)["architecture"]))
-        if len(architecture.channels) >= COARSEST:
-            raise ValueError(f"frames are padded for fewer than {COARSEST} levels")
-        if architecture.outputs not in KNOWN_OUTPUTS:
-            raise ValueError(f"{architecture.outputs} outputs per pixel")
+        for each in (architecture, architecture.borrowing):
+            if each is not None and len(each.channels) >= COARSEST:
+                raise ValueError(f"frames are padded for fewer than {COARSEST} levels")
+            if each is not None and each.outputs not in KNOWN_OUTPUTS:
+                raise ValueError(f"{each.outputs} outputs per pixel")
+        if architecture.borrowing is not None and (not architecture.borrowing.lent or architecture.borrowing.borrowing):
+            raise ValueError("its network for frames that borrow photons is of another kind")
         # Build the shapes first, without memory: a header may claim a network of any size.
         with torch.device("meta"):
             claimed = {name: (value.shape, value.dtype) for name, value in PriorNet(architecture).state_dict().items()}

@@ -17,7 +17,8 @@ from bluesky_symdenoise.errors import SymDenoiseError
 def begin_from(net: PriorNet, parent: PriorNet, *, what: str) -> None:
     """Give a network the weights of another one, whose function it then has.
 
-    Outputs and inputs that the parent lacks get zero weights. Levels that only the network has leaky rectifiers in keep
+    A network for frames that borrow photons begins with the parent's for these, if it has one. Outputs and inputs that
+    the parent lacks get zero weights. Levels that only the network has leaky rectifiers in keep
     their random weights, and nothing of them reaches the finer levels yet: where the parent's rectifiers let nothing
     through, its coarse levels cannot be trained any more.
 
@@ -26,7 +27,8 @@ def begin_from(net: PriorNet, parent: PriorNet, *, what: str) -> None:
     SymDenoiseError
         If the parent has another architecture, or more outputs.
     """
-    mine, theirs = net.architecture, parent.architecture
+    parent = parent.borrowing or parent if net.architecture.lent else parent
+    mine, theirs = net.architecture, replace(parent.architecture, borrowing=None)
     alike = replace(theirs, outputs=mine.outputs, lent=mine.lent, leaky_from=mine.leaky_from)
     if alike != mine or theirs.lent > mine.lent or theirs.outputs > mine.outputs:
         raise SymDenoiseError(
@@ -60,6 +62,18 @@ def begin_from(net: PriorNet, parent: PriorNet, *, what: str) -> None:
         join.weight[:, :deep] = 0
         assert join.bias is not None
         join.bias += _constant(parent, levels - 1 - reborn, deep)
+
+
+def joined(alone: PriorNet, borrowing: PriorNet | None) -> PriorNet:
+    """Return a network with the weights of one for frames that borrow nothing, and of one for those that do."""
+    architecture = replace(alone.architecture, borrowing=None if borrowing is None else borrowing.architecture)
+    device = alone.head.weight.device
+    both = PriorNet(architecture).to(device)
+    state = {name: value for name, value in alone.state_dict().items() if not name.startswith("other.")}
+    if borrowing is not None:
+        state |= {f"other.{name}": value for name, value in borrowing.state_dict().items()}
+    both.load_state_dict(state)
+    return both
 
 
 def _constant(parent: PriorNet, index: int, deep: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from bluesky_symdenoise.denoiser.features import COARSEST
 from bluesky_symdenoise.denoiser.network import MULTIPLE, Architecture, PriorNet
 from bluesky_symdenoise.errors import SymDenoiseError
-from bluesky_symdenoise.training.begin import begin_from
+from bluesky_symdenoise.training.begin import begin_from, joined
 from bluesky_symdenoise.training.card import trained_card
 from bluesky_symdenoise.training.curve import draw_history
 from bluesky_symdenoise.training.losses import LOSSES, weighted_loss
@@ -306,9 +306,13 @@ def fit(
         "device": device,
         "torch": torch.__version__,
     }
-    weights = save_weights(descent.average, output, name=config.name, version=config.version, training=training)
+    trained = descent.average
+    if parent is not None:
+        # Frames that borrow nothing keep the network that they had, and those that do, as well.
+        trained = joined(parent.net, trained) if config.lent else joined(trained, parent.net.borrowing)
+    weights = save_weights(trained, output, name=config.name, version=config.version, training=training)
     record = json.loads(weights.with_suffix(".json").read_text())
-    parameters = sum(each.numel() for each in descent.average.parameters())
+    parameters = sum(each.numel() for each in trained.parameters())
     weights.with_suffix(".md").write_text(trained_card(record, parameters=parameters))
     return weights
 

@@ -70,7 +70,7 @@ def losses(
     """
     counts, exposure, mate_counts, mate_exposure, target, target_exposure, *lent = batch.split(1, dim=1)  # type: ignore[no-untyped-call]
     # A network that does not know other rows is trained without them.
-    lent = lent if net.architecture.lent else []
+    lent = lent if net.architecture.borrows else []
     with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         shape, rate = posterior(net, counts, exposure, mate_counts, mate_exposure, *lent)
     seen = target_exposure > 0

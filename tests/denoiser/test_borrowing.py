@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,13 +19,13 @@ from bluesky_symdenoise.denoiser.device.posterior import device_posterior
 from bluesky_symdenoise.denoiser.features import features
 from bluesky_symdenoise.denoiser.infer import Denoiser
 from bluesky_symdenoise.denoiser.network import TRUST, Architecture, PriorNet, posterior, trusted
-from bluesky_symdenoise.denoiser.weights import decode, encode
+from bluesky_symdenoise.denoiser.weights import Model, decode, encode
 from bluesky_symdenoise.errors import SymDenoiseError
 from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.neighbours.borrowed import borrowed_evidence
 from bluesky_symdenoise.physics.neighbours.lent import Lent
 from bluesky_symdenoise.physics.symmetry import Symmetry
-from bluesky_symdenoise.training.begin import begin_from
+from bluesky_symdenoise.training.begin import begin_from, joined
 
 CPU = torch.device("cpu")
 STEPS = np.array([-1, 1, -2, 2, -3, 3], float)[:, None]
@@ -154,6 +156,34 @@ def test_weights_that_know_other_rows_are_stored_and_loaded():
     assert decode(encode(net)).architecture == net.architecture
     old = PriorNet(Architecture((16, 16, 32, 32)))
     assert set(old.architecture.to_dict()) == {"channels", "conjugate", "outputs"}
+
+
+def test_frames_that_borrow_nothing_have_a_network_of_their_own(rng):
+    """Beside the network for frames that borrow, the other one is not touched: neither its bits nor its training."""
+    alone, lending = lending_net(), lending_net()
+    alone = PriorNet(replace(alone.architecture, lent=False, leaky_from=None)).requires_grad_(False).eval()
+    torch.nn.init.normal_(alone.head.weight, std=0.1)
+    both = decode(encode(joined(alone, lending)))
+    assert both.architecture == replace(alone.architecture, borrowing=lending.architecture)
+    frames = rng.poisson(1.0, (2, 128, 128)).astype(np.float64)
+    models = [Model(net, "some", "1", "0" * 64) for net in (alone, lending, both)]
+    ours = [Denoiser(model, device="cpu", threads=1) for model in models]
+    single = [each(frames, symmetry="1")["intensity"].values for each in ours]
+    np.testing.assert_array_equal(single[2], single[0])
+    lent = [each(frames, symmetry="1", borrow="both")["intensity"].values for each in ours]
+    np.testing.assert_array_equal(lent[2], lent[1])
+    assert (lent[2] != lent[0]).any()
+    half = both.in_bfloat16()
+    assert half.head.weight.dtype == half.other.head.weight.dtype == torch.float32
+    assert half.other.dtype == torch.bfloat16
+    # Training goes on with either network.
+    net = PriorNet(lending.architecture)
+    begin_from(net, both, what="both")
+    assert torch.equal(net.down[0][0].weight, lending.down[0][0].weight)
+    net = PriorNet(alone.architecture)
+    begin_from(net, both, what="both")
+    assert torch.equal(net.down[0][0].weight, alone.down[0][0].weight)
+    assert encode(joined(both, None)) == encode(alone)
 
 
 def test_a_training_begins_with_the_function_of_its_parent(rng):

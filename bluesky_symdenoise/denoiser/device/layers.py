@@ -92,10 +92,16 @@ class Layers:
         The network, which has own counts in its posterior.
     crew
         Its device, and threads.
+
+    Attributes
+    ----------
+    borrowing
+        Those for frames that borrow photons; None where the network does not know such frames.
     """
 
     def __init__(self, net: PriorNet, crew: Crew) -> None:
         self.net, self.crew, self.dtype = net, crew, net.dtype
+        self.borrowing = self if net.architecture.lent else None if net.other is None else Layers(net.other, crew)
         architecture = net.architecture
         slopes = [architecture.slope(level) for level in range(len(architecture.channels))]
         pairs = [[cast(nn.Conv2d, layer) for layer in list(block.children())[::2]] for block in net.down]

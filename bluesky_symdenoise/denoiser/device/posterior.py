@@ -99,8 +99,10 @@ def _posterior(
         mates = gated_mates(here, symmetry)
     own, mates = _single(Evidence(here.counts, here.exposure)), None if mates is None else _single(mates)
 
-    if lent is not None and not layers.net.architecture.lent:
+    if lent is not None and layers.borrowing is None:
         mates, lent = _as_mates(mates, lent), None
+    elif lent is not None and layers.borrowing is not None:
+        layers = layers.borrowing
     others = [each for each in (mates, lent) if each is not None]
     pooled = None if lent is None else Pooled.of(own, mates, lent, crew)
 
