@@ -18,13 +18,13 @@ from torch.nn import functional as F  # noqa: N812
 from bluesky_symdenoise.denoiser.device.frame import Held
 from bluesky_symdenoise.denoiser.device.gate import Evidence
 from bluesky_symdenoise.denoiser.device.pairs import Pair, pair_sums, summed_columns, summed_rows, tested
-from bluesky_symdenoise.denoiser.device.pools import Pools, halved, repeated
+from bluesky_symdenoise.denoiser.device.pools import Pools, halved, regions_agree, repeated
 from bluesky_symdenoise.denoiser.device.windows import windowed
 from bluesky_symdenoise.physics.fold import BLOCK, GATE_Z, SPOT_BLOCK, SPOT_WINDOW, WINDOWS
 from bluesky_symdenoise.physics.frame import Frame
 from bluesky_symdenoise.physics.neighbours import flux
 from bluesky_symdenoise.physics.neighbours.lent import Lending, Used
-from bluesky_symdenoise.physics.neighbours.pools import LEAST_ALIKE, OWN_SPOT_Z, SPOT_Z, sides
+from bluesky_symdenoise.physics.neighbours.pools import LEAST_ALIKE, OWN_SPOT_Z, REGION_BLOCK, SPOT_Z, sides
 from bluesky_symdenoise.physics.neighbours.share import (
     CELL,
     MOST_EXPOSURES,
@@ -173,6 +173,7 @@ class _Window:
     def agreeing(self, offsets: Floats) -> Tensor:
         """Return 1 in blocks of 2 x 2 pixels where a row may lend, (row, y, x) float32."""
         use = torch.stack([self._accepted(index) for index in range(len(self._counts))])
+        use *= self._regions(self._counts, self._exposure, use)
         wide, spots = self._pools(self._counts * use, self._exposure * use, spot_z=SPOT_Z)
         wide.against_others()
         wide.sides(sides(offsets))
@@ -186,6 +187,13 @@ class _Window:
         sums = self._own_counts, self._own_exposure, counts, exposure
         wide = Pools(*(halved(each) for each in sums), block=BLOCK, windows=WINDOWS, limit=GATE_Z)
         return wide, Pools(*sums, block=SPOT_BLOCK, windows=(SPOT_WINDOW,), limit=spot_z)
+
+    def _regions(self, counts: Tensor, exposure: Tensor, use: Tensor) -> Tensor:
+        """Return 1 in blocks of 2 x 2 pixels of regions where rows have the frame's rate, (row, y, x) float32."""
+        used = use * self._own_exposure.sign() * exposure.sign()
+        images = self._own_counts, self._own_exposure, counts, exposure
+        y, n, z, m = (_coarse(image * used) for image in images)
+        return repeated(regions_agree((y, n), (z, m)), REGION_BLOCK // SPOT_BLOCK)
 
     def _of_scene(self, use: Tensor) -> Tensor:
         """Return 1 for rows that agree where the frame has enough of its counts, (row, 1, 1) float32."""
@@ -274,10 +282,12 @@ class _Window:
         """Return 1 in blocks of 2 x 2 pixels where evidence agrees with the frame's own counts; 0 if it mostly does
         not.
         """
-        both = self._pools(self._blocks(evidence.counts), self._blocks(evidence.exposure), spot_z=OWN_SPOT_Z)
+        counts, exposure = self._blocks(evidence.counts), self._blocks(evidence.exposure)
+        both = self._pools(counts, exposure, spot_z=OWN_SPOT_Z)
         for pools in both:
             pools.against_own()
         use = _staying(*both)
+        use *= self._regions(counts, exposure, use)
         return use * self._of_scene(use)
 
 

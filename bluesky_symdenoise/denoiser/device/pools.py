@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bluesky_symdenoise.denoiser.device.windows import windowed
-from bluesky_symdenoise.physics.neighbours.pools import LEAST_POOL, NEAR, SKEWNESS
+from bluesky_symdenoise.physics.fold import GATE_Z
+from bluesky_symdenoise.physics.neighbours.pools import (
+    LEAST_POOL,
+    LEAST_PRODUCT,
+    NEAR,
+    REGION,
+    REGION_BLOCK,
+    REGION_CHANGE,
+    SKEWNESS,
+)
 
 Pool = tuple[Tensor, Tensor]
 
@@ -132,6 +141,14 @@ def pool_score(one: Pool, other: Pool, *, sigmas: Sequence[float]) -> Tensor:
         score.sub_(skewness.mul_(score.square().sub_(1)).div_(6)).abs_().mul_(known)
         worst = torch.maximum(worst, score)
     return worst
+
+
+def regions_agree(one: Pool, other: Pool) -> Tensor:
+    """Return 1 where whole regions have the same rate, (any, y, x) float32, from sums over blocks of `REGION_BLOCK`."""
+    sigma = REGION / REGION_BLOCK
+    y, n, z, m = (windowed(each.float(), sigma) for each in (*one, *other))
+    change = torch.log((y + 0.5) * m + LEAST_PRODUCT).sub_(torch.log((z + 0.5) * n + LEAST_PRODUCT)).abs_()
+    return 1 - ((pool_score(one, other, sigmas=(sigma,)) > GATE_Z) & (change > REGION_CHANGE)).float()
 
 
 def repeated(blocks: Tensor, block: int) -> Tensor:

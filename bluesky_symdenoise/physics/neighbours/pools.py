@@ -26,6 +26,9 @@ Pool = tuple[Floats, Floats]
 #: Scores from which on a few pixels of a row differ from those of the frame or of other rows; and of all rows together
 #: from the frame's.
 SPOT_Z, OWN_SPOT_Z = 3.5, 2.75
+#: Blocks and standard deviation of the window, in pixels, of whole regions; and the logarithm of the ratio of two rates
+#: from which on a difference there is one of the scenes. Smaller ones are left to the structure function.
+REGION_BLOCK, REGION, REGION_CHANGE = 16, 32.0, 0.03
 #: Numbers of nearest distances whose rows, with the borrowing row, are compared with those further away on one side.
 NEAR = (1, 2, 4)
 #: Least share of a frame's counts where a row must agree with it to be of the same scene.
@@ -33,6 +36,8 @@ LEAST_ALIKE = 0.5
 #: Skewness of a window's sum of binomial numbers, over (1 - 2 p) / (sigma^2 spread): (4 pi)^1.5 / (12 pi^2) /
 #: sqrt(4 pi).
 SKEWNESS = 0.1061
+#: What keeps a logarithm finite where nothing was measured.
+LEAST_PRODUCT = 1e-30
 #: Share of the largest exposure below which a pool has none: what is left of differences of sums.
 LEAST_POOL = 1e-6
 
@@ -82,13 +87,32 @@ def agreeing_pixels(frame: Frame, row: Frame) -> NDArray[np.bool_]:
     return np.asarray(agreeing)
 
 
+def regions_agree(frame: Frame, row: Frame, use: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return where a whole region of a row has the frame's rate, (y, x), by the pixels that are used.
+
+    Scenes that differ little in every place, but everywhere to the same side, are told apart by regions only.
+    """
+    used = use & (frame.exposure > 0) & (row.exposure > 0)
+    images = frame.counts, frame.exposure, row.counts, row.exposure
+    y, n, z, m = (block_sum(image * used, REGION_BLOCK) for image in images)
+    sigma = REGION / REGION_BLOCK
+    around = [ndimage.gaussian_filter(each, sigma, mode="constant", truncate=3.0) for each in (y, n, z, m)]
+    one, other = (
+        np.log((counts + 0.5) * exposure + LEAST_PRODUCT)
+        for counts, exposure in ((around[0], around[3]), (around[2], around[1]))
+    )
+    change = np.abs(one - other)
+    differ = (pool_score((y, n), (z, m), sigmas=(sigma,)) > GATE_Z) & (change > REGION_CHANGE)
+    return ~_of_pixels(differ, REGION_BLOCK, frame)
+
+
 def agreeing_rows(frame: Frame, rows: Sequence[Frame], offsets: Floats) -> NDArray[np.bool_]:
     """Return where each row may lend to a frame, (row, y, x).
 
-    A row must agree with the frame (`agreeing_pixels`) and with the pool of the other rows. Where the rows before and
-    after the frame differ, those stay that differ less from it. Rows further away on one side must agree with the
-    nearest ones and the frame together. Rows that agree with the frame where it has less than half of its counts lend
-    nothing.
+    A row must agree with the frame (`agreeing_pixels`, `regions_agree`) and with the pool of the other rows. Where the
+    rows before and after the frame differ, those stay that differ less from it. Rows further away on one side must
+    agree with the nearest ones and the frame together. Rows that agree with the frame where it has less than half of
+    its counts lend nothing.
 
     Parameters
     ----------
@@ -98,6 +122,7 @@ def agreeing_rows(frame: Frame, rows: Sequence[Frame], offsets: Floats) -> NDArr
         (row, axis) steps from the frame.
     """
     use = np.stack([agreeing_pixels(frame, row) for row in rows])
+    use &= np.stack([regions_agree(frame, row, used) for row, used in zip(rows, use, strict=True)])
     side = sides(offsets)
     distance = np.linalg.norm(offsets, axis=1).round(9)
     wide = _Pools(frame, rows, use, BLOCK, WINDOWS, GATE_Z)
@@ -122,6 +147,7 @@ def agreeing_evidence(frame: Frame, evidence: Frame) -> NDArray[np.bool_]:
         if block == SPOT_BLOCK:
             stay = ndimage.minimum_filter(stay, size=3, mode="nearest")
         use = use & _of_pixels(stay, block, frame)
+    use = use & regions_agree(frame, evidence, use)
     return np.asarray(use & of_scene(frame, use[None])[0])
 
 
