@@ -87,7 +87,8 @@ def features(
     tuple of Tensor
         (batch, 8, y, x) inputs per pixel, the last two being the logarithms of the rate over the local mean by the
         pixel and by its mates, which only the output uses; (batch, 8, y/2, x/2) inputs per block; (batch, 1, y, x)
-        mean rate. Without any mate: four of either, see `ALONE`. Where other rows lend photons: 11 and 12.
+        mean rate. Without any mate: four of either, see `ALONE`. Where other rows lend photons: 12 of either, the last
+        one per pixel being the logarithm of `longer`.
     """
     own = pyramid_means(counts, exposure)
     mated = alone is not None or bool(mate_exposure.any())
@@ -102,18 +103,25 @@ def features(
     def log_rate(y: Tensor, n: Tensor) -> Tensor:
         return torch.log((y + 0.375) / (n * mean + 0.375))
 
-    inputs = [stabilised(counts, exposure), log_mean / 4, exposure.clamp(max=4)]
+    # The layers see a longer exposure where rows lend photons: their mean is that of counts, not of the rate.
+    times = None if alone is None else _at(FINEST, longer(*(F.avg_pool2d(n, 2**FINEST) for n in (exposure, alone[1]))))
+    level = log_mean if times is None else log_mean + torch.log(times)
+
+    def relative(n: Tensor) -> Tensor:
+        return n if times is None else n / times
+
+    inputs = [stabilised(counts, exposure), level / 4, relative(exposure).clamp(max=4)]
     log_rates = [log_rate(counts, exposure)]
     if mated:
         inputs.insert(1, stabilised(mate_counts, mate_exposure))
-        inputs += [torch.log1p(mate_exposure) / 2, _at(FINEST, torch.log(both[0])) - log_mean]
+        inputs += [torch.log1p(relative(mate_exposure)) / 2, _at(FINEST, torch.log(both[0])) - log_mean]
         log_rates.append(log_rate(mate_counts, mate_exposure))
     pyramids = [own, both] if mated else [own]
     coarser = [
-        _at(level - 1, torch.log(means[level - FINEST])) for means in pyramids for level in range(FINEST + 1, COARSEST)
+        _at(each - 1, torch.log(means[each - FINEST])) for means in pyramids for each in range(FINEST + 1, COARSEST)
     ]
     per_block = torch.cat(coarser, dim=1) - F.avg_pool2d(log_mean, 2)
-    if alone is not None:
+    if alone is not None and times is not None:
         without = pyramid_means(*alone)
         apart = [torch.log(one) - torch.log(other) for one, other in zip(without, own, strict=True)]
         # All are zero where nothing is lent.
@@ -123,9 +131,21 @@ def features(
             lent / exposure.clamp(min=LEAST_EXPOSURE),
             _at(FINEST, apart[0]),
         ]
-        further = [_at(level - 1, apart[level - FINEST]) for level in range(FINEST + 1, COARSEST)]
+        log_rates.append(torch.log(times))
+        further = [_at(each - 1, apart[each - FINEST]) for each in range(FINEST + 1, COARSEST)]
         per_block = torch.cat([per_block, *further], dim=1)
     return torch.cat(inputs + log_rates, dim=1), per_block, mean
+
+
+def longer(exposure: Tensor, alone: Tensor) -> Tensor:
+    """Return how many times longer an exposure is with photons of other rows, 1 where nothing was measured without.
+
+    Parameters
+    ----------
+    exposure, alone
+        Sums over blocks of 4 x 4 pixels with and without photons of other rows.
+    """
+    return torch.where(alone > 0, exposure / alone.clamp(min=LEAST_EXPOSURE), 1.0)
 
 
 def _compressed(x: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from bluesky_symdenoise.denoiser.features import (
     ALONE,
     BLOCK_FEATURES,
     COARSEST,
-    LEAST_EXPOSURE,
     LENT_BLOCK_FEATURES,
     LENT_FEATURES,
     LOG_MEAN,
@@ -32,12 +31,12 @@ TO_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 OUTPUTS, LOG_RATES = 3, 2
 KNOWN_OUTPUTS = (OUTPUTS, OUTPUTS + LOG_RATES, OUTPUTS + LOG_RATES + len(TO_NEIGHBOURS))
 LENT_OUTPUT = KNOWN_OUTPUTS[-1]
-#: Inputs per pixel, without the logarithms of rates, by the number with them: of a frame alone, with mates, and with
-#: other rows.
+#: Inputs per pixel of the layers, by the number of all: of a frame alone, with mates, and with other rows. The others,
+#: logarithms of rates and of a longer exposure, only the output uses.
 INPUTS = {
     len(ALONE) + 1: len(ALONE),
     PIXEL_FEATURES + LOG_RATES: PIXEL_FEATURES,
-    PIXEL_FEATURES + LENT_FEATURES + LOG_RATES: PIXEL_FEATURES + LENT_FEATURES,
+    PIXEL_FEATURES + LENT_FEATURES + LOG_RATES + 1: PIXEL_FEATURES + LENT_FEATURES,
 }
 #: Slope of leaky rectifiers below zero.
 SLOPE = 0.1
@@ -200,8 +199,10 @@ class PriorNet(nn.Module):
             x = _joined(cast(nn.Conv2d, first), x, skips.pop())
             for layer in others:
                 x = layer(x)
-        log_mean = 4 * per_pixel[:, at : at + 1]
-        log_rates = per_pixel[:, into:]
+        log_counts = 4 * per_pixel[:, at : at + 1]
+        lent = into > PIXEL_FEATURES
+        log_mean = log_counts - per_pixel[:, -1:] if lent else log_counts
+        log_rates = per_pixel[:, into:-1] if lent else per_pixel[:, into:]
         seen = F.pad(log_mean + log_rates[:, :1], (1, 1, 1, 1), mode="replicate")
         # A few rows at a time stay in the processor's cache.
         rows = CACHED_ROWS if x.device.type == "cpu" else x.shape[2]
@@ -211,24 +212,27 @@ class PriorNet(nn.Module):
                     x[:, :, first : first + rows],
                     log_mean[:, :, 2 * first : 2 * (first + rows)],
                     log_rates[:, :, 2 * first : 2 * (first + rows)],
+                    log_counts[:, :, 2 * first : 2 * (first + rows)],
                     seen[:, :, 2 * first : 2 * (first + rows) + 2],
                 )
                 for first in range(0, x.shape[2], rows)
             ]
         ratio, log_kappa, logit = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
-        return ratio, log_kappa, trusted(logit) if into > PIXEL_FEATURES else None
+        return ratio, log_kappa, trusted(logit) if lent else None
 
-    def _answer(self, x: Tensor, log_mean: Tensor, log_rates: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _answer(
+        self, x: Tensor, log_mean: Tensor, log_rates: Tensor, level: Tensor, seen: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output for some rows from that of the last layer; ``seen``: log rates and a pixel around."""
         out = F.pixel_shuffle(self.head(x.to(self.head.weight.dtype)), 2)
         rates = log_rates.unbind(dim=1)
         mates = rates[1] if len(rates) > 1 else None
-        ratio, log_kappa = combined(out.unbind(dim=1), log_mean[:, 0], (rates[0], mates), seen[:, 0])
+        ratio, log_kappa = combined(out.unbind(dim=1), log_mean[:, 0], (rates[0], mates), level[:, 0], seen[:, 0])
         return ratio.unsqueeze(1), log_kappa.unsqueeze(1), out[:, -1:]
 
 
 def combined(
-    out: Sequence[Tensor], log_mean: Tensor, log_rates: tuple[Tensor, Tensor | None], seen: Tensor
+    out: Sequence[Tensor], log_mean: Tensor, log_rates: tuple[Tensor, Tensor | None], level: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return log of the prior's mean over the local mean, and log of its shape, from the outputs of the last layer.
 
@@ -239,13 +243,15 @@ def combined(
     log_mean, log_rates
         Logarithms of the local mean, and of the rates over it by the pixel and by its mates, if it has any;
         (batch, y, x).
+    level
+        Logarithm of the local mean of counts, with those of other rows; without any, the local mean itself.
     seen
         Logarithm of the pixels' own rates, with one pixel around: (batch, y + 2, x + 2).
     """
     relative, log_kappa, in_sigma = out[:OUTPUTS]
     # The layers may state a rate in two ways: relative to the mean, and as a difference of square roots, like the
     # inputs.
-    difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(log_mean))
+    difference = in_sigma / 2 * torch.rsqrt(1 + torch.exp(level))
     ratio = relative + 2 * torch.copysign(torch.log1p(difference.abs()), difference)
     # On steep slopes, the counts of a pixel and its mates are better than the layers' estimate: they are passed on.
     own, mates = log_rates
@@ -329,13 +335,6 @@ def trusted(logit: Tensor) -> Tensor:
     return torch.sigmoid(logit + TRUST)
 
 
-def pooled_scale(exposure: Tensor, lent_exposure: Tensor) -> Tensor:
-    """Return by how much the photons of other rows lengthen a frame's exposure, at least 1: (batch, 1, ...)."""
-    axes = tuple(range(1, exposure.ndim))
-    own, lent = (each.sum(dim=axes, keepdim=True, dtype=torch.float64) for each in (exposure, lent_exposure))
-    return ((own + lent) / own.clamp(min=LEAST_EXPOSURE)).float()
-
-
 def posterior(
     net: PriorNet,
     counts: Tensor,
@@ -363,15 +362,14 @@ def posterior(
         return y + kappa, n + kappa / mean
     if net.borrowing is None:
         raise TypeError("a network that does not know photons of other rows")
-    net, scale = net.borrowing, pooled_scale(exposure, lent_exposure)
-    alone, lent = (counts, exposure / scale), (lent_counts, lent_exposure / scale)
-    every = counts + lent[0], alone[1] + lent[1]
-    per_pixel, per_block, mean = features(*every, mate_counts, mate_exposure / scale, alone)
+    net = net.borrowing
+    every = counts + lent_counts, exposure + lent_exposure
+    per_pixel, per_block, mean = features(*every, mate_counts, mate_exposure, (counts, exposure))
     ratio, log_kappa, trust = net(per_pixel, per_block)
     assert trust is not None
-    y, n = net.own(counts + trust * lent[0], alone[1] + trust * lent[1])
+    y, n = net.own(counts + trust * lent_counts, exposure + trust * lent_exposure)
     mean, kappa = prior(ratio, log_kappa, mean, y, n)
-    return y + kappa, (n + kappa / mean) * scale
+    return y + kappa, n + kappa / mean
 
 
 def prior(

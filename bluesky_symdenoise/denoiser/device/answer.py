@@ -68,6 +68,7 @@ def answer(net: PriorNet, x: Tensor, inputs: Inputs, prior: Prior, first: int, c
             outputs,
             inputs.log_mean[:, part],
             inputs.rates(part),
+            (inputs.log_mean if inputs.level is None else inputs.level)[:, part],
             inputs.seen[:, part.start : part.stop + 2],
         )
         torch.exp(ratio.add_(inputs.log_mean[:, part]), out=prior.mean[:, part])

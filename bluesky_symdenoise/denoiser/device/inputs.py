@@ -20,6 +20,7 @@ from bluesky_symdenoise.denoiser.features import (
     LEAST_EXPOSURE,
     LENT_FEATURES,
     PIXEL_FEATURES,
+    longer,
     means_of,
 )
 
@@ -61,6 +62,8 @@ class Inputs:
         (batch, y, x) logarithm of the local mean rate; as the next two, of the rows that `rows` was asked for.
     seen
         (batch, y + 2, x + 2) logarithm of the pixel's own rate, the nearest one in a border of one pixel.
+    level
+        Logarithm of the local mean of counts where other rows lend photons, whose exposure is longer; otherwise None.
     log_rates
         Logarithms of the rate over the local mean, by the pixel, and by its mates if there are any.
     """
@@ -75,10 +78,12 @@ class Inputs:
         self._mean = Profile(_wider(logs[0][0], 4)[:, 0], 4)
         self._both = None if mates is None else Profile(_wider(logs[1][0] - logs[0][0], 4)[:, 0], 4)
         self._apart = None if apart is None else Profile(_wider(apart[0], 4)[:, 0], 4)
+        self._longer = None if alone is None else Profile(_wider(_longer(own, alone), 4)[:, 0], 4)
         planes = (len(ALONE) if mates is None else PIXEL_FEATURES) + (0 if alone is None else LENT_FEATURES)
         self.channels = 4 * planes + len(logs) * len(COARSER)
         self._coarser = crew.each(partial(_coarser, pyramids, apart), (FINEST, *COARSER))
         self.log_mean = own.counts.new_empty(own.counts.shape)
+        self.level = None if alone is None else torch.empty_like(self.log_mean)
         # Rows that no part has written yet are read beside a part that ends without overlap: they must be numbers.
         self.seen = own.counts.new_zeros((batch, height + 2, width + 2))
         self.log_rates = [own.counts.new_empty(own.counts.shape) for _ in pyramids]
@@ -109,13 +114,19 @@ class Inputs:
         log_mean = _rows_of([self._mean], first, last)
         mean = torch.exp(log_mean)
         exposure = self.own.exposure[:, part]
+        times = None if self._longer is None else _rows_of([self._longer], first, last)
+        level = log_mean if times is None else torch.log(times).add_(log_mean)
+
+        def relative(image: Tensor) -> Tensor:
+            return image if times is None else image / times
+
         rates = [_roots(self.own.counts[:, part], exposure, mean)]
-        planes = [_stabilised(*rates[0], exposure), log_mean / 4, exposure.clamp(max=4)]
+        planes = [_stabilised(*rates[0], exposure), level / 4, relative(exposure).clamp(max=4)]
         if self.mates is not None and self._both is not None:
             mates = self.mates.exposure[:, part]
             rates.append(_roots(self.mates.counts[:, part], mates, mean))
             planes.insert(1, _stabilised(*rates[1], mates))
-            planes += [torch.log1p(mates).mul_(0.5), _rows_of([self._both], first, last)]
+            planes += [torch.log1p(relative(mates)).mul_(0.5), _rows_of([self._both], first, last)]
         if self.alone is not None and self._apart is not None:
             alone = self.alone.exposure[:, part]
             lent = exposure - alone
@@ -128,6 +139,8 @@ class Inputs:
         if low < high:
             here = slice(low - first, high - first)
             self.log_mean[:, low:high] = log_mean[:, here]
+            if self.level is not None:
+                self.level[:, low:high] = level[:, here]
             for target, (over, under) in zip(self.log_rates, rates, strict=True):
                 torch.log(over[:, here] / under[:, here], out=target[:, low:high])
             self._keep_seen(low, high)
@@ -159,6 +172,11 @@ def _blocks(image: Tensor) -> Tensor:
     """Return sums over 4 x 4 pixels, (batch, 1, y / 4, x / 4)."""
     block = 2**FINEST
     return summed_columns(summed_rows(image, block), block).unsqueeze(1)
+
+
+def _longer(every: Evidence, alone: Evidence) -> Tensor:
+    """Return how many times longer exposures are than alone, (batch, 1, y / 4, x / 4)."""
+    return longer(_blocks(every.exposure), _blocks(alone.exposure))
 
 
 def _roots(counts: Tensor, exposure: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:

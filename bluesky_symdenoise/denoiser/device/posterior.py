@@ -18,7 +18,7 @@ from bluesky_symdenoise.denoiser.device.frame import Held, Kind, alike, held
 from bluesky_symdenoise.denoiser.device.gate import Evidence, gated_mates
 from bluesky_symdenoise.denoiser.device.inputs import Inputs
 from bluesky_symdenoise.denoiser.device.layers import Layers
-from bluesky_symdenoise.denoiser.device.pooled import Pooled
+from bluesky_symdenoise.denoiser.device.pooled import pooled, total_kept, trusting
 from bluesky_symdenoise.denoiser.device.rings import ring_mates
 from bluesky_symdenoise.denoiser.sums import agreeing
 from bluesky_symdenoise.physics.frame import Frame
@@ -104,14 +104,13 @@ def _posterior(
     elif lent is not None and layers.borrowing is not None:
         layers = layers.borrowing
     others = [each for each in (mates, lent) if each is not None]
-    pooled = None if lent is None else Pooled.of(own, mates, lent, crew)
 
     def prior(own: Evidence, mates: Evidence | None, alone: Evidence | None) -> Prior:
         return layers(Inputs(own, mates, crew, alone), part_pixels=choices.part_pixels)
 
-    known = (own, mates, None) if pooled is None else (pooled.every, pooled.mates, pooled.alone)
+    known = (own, mates, None) if lent is None else (pooled(own, lent), mates, own)
     found = prior(*known) if choices.views == 1 else _averaged(prior, *known)
-    used = own if pooled is None or found.trust is None else pooled.trusting(found.trust)
+    used = own if lent is None or found.trust is None else trusting(own, lent, found.trust)
     weight, kappa, factor = posterior(used, found, crew)
     if choices.agree:
         mean = found.mean * factor.float()
@@ -121,7 +120,7 @@ def _posterior(
             target.copy_((shape / agreeing(y, n, y, n, shape, rate, choices.ring))[0, 0])
     else:
         weight /= factor.float()
-    gain = None if pooled is None else pooled.gain(own, used, kappa, weight, crew)
+    gain = None if lent is None else total_kept(own, used, kappa, weight, crew)
     height, width = here.shape
     out = result(own.exposure, used, others, kappa, weight, crew, gain)[:, :, :height, :width]
     return np.asarray(out.cpu().numpy())
